@@ -1,0 +1,80 @@
+"""The only process state: which `Observability` a call reports to.
+
+`current_or_none()` answers in this order: the context's own (`use`), the process default (`install`),
+nothing. Decorated functions ask at call time, so decorating before configuring works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from healthobs.observability import Observability
+
+
+class _Process:
+    """Process-wide state, in slots because every decorated call reads it.
+
+    `active` stays False until the first `install` or `use`: until then a decorated call costs one
+    attribute read.
+    """
+
+    __slots__ = ("active", "default")
+
+    def __init__(self) -> None:
+        self.active: bool = False
+        self.default: Observability | None = None
+
+
+process = _Process()
+override: ContextVar[Observability | None] = ContextVar("healthobs.override", default=None)
+
+#: The HTTP exchange being answered in this context (a `healthobs.http.Exchange`), or None.
+exchange: ContextVar[Any] = ContextVar("healthobs.exchange", default=None)
+
+#: The audit draft of the innermost `@audited` call in this context, or None.
+audit_draft: ContextVar[Any] = ContextVar("healthobs.audit_draft", default=None)
+
+
+def current_or_none() -> Observability | None:
+    """Return the `Observability` in force here, or None when there is none."""
+    if not process.active:
+        return None
+    return override.get() or process.default
+
+
+def install(obs: Observability | None) -> Observability | None:
+    """Make `obs` the process default (None removes it) and return the previous one.
+
+    Example:
+        >>> from healthobs import Observability, Settings, install
+        >>> previous = install(Observability(Settings(service_name="demo")))
+        >>> install(previous).settings.service_name
+        'demo'
+    """
+    previous = process.default
+    process.default = obs
+    if obs is not None:
+        process.active = True
+    return previous
+
+
+@contextmanager
+def use(obs: Observability) -> Iterator[Observability]:
+    """Report to `obs` inside the `with` block, in this context only (threads started inside do not inherit it).
+
+    Example:
+        >>> from healthobs import Observability, Settings, current, use
+        >>> with use(Observability(Settings(service_name="demo"))) as obs:
+        ...     current() is obs
+        True
+    """
+    process.active = True
+    token = override.set(obs)
+    try:
+        yield obs
+    finally:
+        override.reset(token)

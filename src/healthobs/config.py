@@ -1,0 +1,150 @@
+"""Settings: one frozen object, read once, from an injectable mapping.
+
+Precedence: explicit argument > `HEALTHOBS_*` > `OTEL_*` > default. Where OpenTelemetry has a variable,
+that variable is used and not renamed (OpenTelemetry specification, "Environment Variable
+Specification"); sampler, span limits and exporter options are read by its SDK itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from healthobs.exceptions import ConfigurationError
+
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+RedactionMode = Literal["mask", "strict"]
+Audience = Literal["trusted", "all"]
+AuditPolicy = Literal["deny", "alert"]
+
+
+def _env(name: str, default: Any = None, *, otel: str | None = None) -> Any:
+    return field(default=default, metadata={"env": name, "otel": otel})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What an `Observability` is built from.
+
+    Args:
+        service_name: `service.name` of every signal.
+        service_version: `service.version` of every signal.
+        environment: `deployment.environment.name`.
+        prefix: When set, HTTP and decorator metrics also appear under this name, and compliance and
+            outbound metrics take it (`<prefix>_request_duration_seconds`).
+        disabled: Switch all telemetry off (`OTEL_SDK_DISABLED`); audit and health go on.
+        otlp_endpoint: Where spans go (OTLP over HTTP, base URL); None exports nothing.
+        trust_incoming: Continue an incoming `traceparent`; when False, link it from a new root.
+        log_level: Lowest level that is written.
+        capture_stdlib: Route the standard library's root logger through the same redacted JSON lines.
+        redaction: ``mask`` masks what keys, types and patterns identify; ``strict`` also drops free
+            text under unknown keys.
+        max_series: Series per metric before further label values share one overflow series.
+        exemplars: Attach trace ids to histogram samples of sampled requests.
+        headers: Send compliance and security headers.
+        audience: Who gets the compliance headers: ``all``, or only callers that `init_app(trusted=…)` accepts.
+        frameworks: Frameworks named in the `Compliance` header and the control catalogue, in lower
+            case (``hipaa``, ``sox``, ``pci-dss``, ``fda-21cfr11``).
+        endpoints: Serve `/metrics`, `/compliance/status` and `/audit/trail` beside the two probes.
+        audit_database_url: SQLite file of the audit trail (``sqlite:///PATH``); None keeps no trail.
+        audit_key_file: Ed25519 signing key of the checkpoints (PEM), created 0600 when missing.
+        audit_policy: ``deny`` (no answer without a durable entry) or ``alert`` (answer, count, log).
+        audit_retention_days: Retention stated by `/audit/trail`.
+    """
+
+    service_name: str = _env("HEALTHOBS_SERVICE_NAME", "unknown_service", otel="OTEL_SERVICE_NAME")
+    service_version: str = _env("HEALTHOBS_SERVICE_VERSION", "0.0.0")
+    environment: str = _env("HEALTHOBS_ENVIRONMENT", "development")
+    prefix: str | None = _env("HEALTHOBS_PREFIX")
+    disabled: bool = _env("HEALTHOBS_DISABLED", False, otel="OTEL_SDK_DISABLED")
+    otlp_endpoint: str | None = _env("HEALTHOBS_OTLP_ENDPOINT", otel="OTEL_EXPORTER_OTLP_ENDPOINT")
+    trust_incoming: bool = _env("HEALTHOBS_TRUST_INCOMING", True)
+    log_level: LogLevel = _env("HEALTHOBS_LOG_LEVEL", "info", otel="OTEL_LOG_LEVEL")
+    capture_stdlib: bool = _env("HEALTHOBS_CAPTURE_STDLIB", False)
+    redaction: RedactionMode = _env("HEALTHOBS_REDACTION", "mask")
+    max_series: int = _env("HEALTHOBS_MAX_SERIES", 200)
+    exemplars: bool = _env("HEALTHOBS_EXEMPLARS", True)
+    headers: bool = _env("HEALTHOBS_HEADERS", False)
+    audience: Audience = _env("HEALTHOBS_AUDIENCE", "trusted")
+    frameworks: tuple[str, ...] = _env("HEALTHOBS_FRAMEWORKS", ())
+    endpoints: bool = _env("HEALTHOBS_ENDPOINTS", False)
+    audit_database_url: str | None = _env("HEALTHOBS_AUDIT_DATABASE_URL")
+    audit_key_file: Path | None = _env("HEALTHOBS_AUDIT_KEY_FILE")
+    audit_policy: AuditPolicy = _env("HEALTHOBS_AUDIT_POLICY", "deny")
+    audit_retention_days: int = _env("HEALTHOBS_AUDIT_RETENTION_DAYS", 2555)
+
+    def __post_init__(self) -> None:
+        """Check every field and report all problems at once."""
+        problems = [
+            f"{name} must be one of {', '.join(get_args(choices))}"
+            for name, choices in (
+                ("log_level", LogLevel),
+                ("redaction", RedactionMode),
+                ("audience", Audience),
+                ("audit_policy", AuditPolicy),
+            )
+            if getattr(self, name) not in get_args(choices)
+        ]
+        if self.max_series < 1:
+            problems.append("max_series must be at least 1")
+        if self.audit_retention_days < 1:
+            problems.append("audit_retention_days must be at least 1")
+        if self.prefix is not None and not self.prefix.isidentifier():
+            problems.append("prefix must be a Prometheus name part such as 'payment_gateway'")
+        if problems:
+            raise ConfigurationError(*problems)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Read the settings from `environ`, explicit arguments first.
+
+        Args:
+            environ: Where to read from; default `os.environ`.
+            **overrides: Fields that win over the environment.
+
+        Raises:
+            ConfigurationError: With every problem found; values are named by variable, never echoed.
+
+        Example:
+            >>> Settings.from_env({"OTEL_SERVICE_NAME": "billing"}).service_name
+            'billing'
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = dict(overrides)
+        problems: list[str] = []
+        for spec in fields(cls):
+            if spec.name in values:
+                continue
+            for variable in (spec.metadata["env"], spec.metadata["otel"]):
+                if variable and environ.get(variable, "") != "":
+                    try:
+                        values[spec.name] = _parse(spec.name, str(spec.type), environ[variable])
+                    except ValueError as exc:
+                        problems.append(f"{variable} {exc}")
+                    break
+        if problems:
+            raise ConfigurationError(*problems)
+        return cls(**values)
+
+
+def _parse(name: str, kind: str, text: str) -> Any:
+    """Turn an environment variable's text into the field's type."""
+    if kind == "bool":
+        lowered = text.strip().lower()
+        if lowered not in ("true", "false", "1", "0"):
+            raise ValueError("must be true or false")
+        return lowered in ("true", "1")
+    if kind == "int":
+        if not text.strip().isdecimal():
+            raise ValueError("must be a whole number")
+        return int(text)
+    if kind.startswith("tuple"):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind.startswith("Path"):
+        return Path(text)
+    if name == "log_level":
+        return {"warn": "warning", "fatal": "critical"}.get(text.lower(), text.lower())
+    return text
