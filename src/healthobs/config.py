@@ -48,7 +48,10 @@ class Settings:
         audience: Who gets the compliance headers: ``all``, or only callers that `init_app(trusted=…)` accepts.
         frameworks: Frameworks named in the `Compliance` header and the control catalogue, in lower
             case (``hipaa``, ``sox``, ``pci-dss``, ``fda-21cfr11``).
+        trace_response: Send `traceresponse` with the trace and span id (W3C Trace Context Level 2, candidate
+            draft); to the same audience as the compliance headers.
         endpoints: Serve `/metrics`, `/compliance/status` and `/audit/trail` beside the two probes.
+        control_interval_seconds: How often the control engine runs what is due; 0 runs it only on demand.
         audit_database_url: SQLite file of the audit trail (``sqlite:///PATH``); None keeps no trail.
         audit_key_file: Ed25519 signing key of the checkpoints (PEM), created 0600 when missing.
         audit_policy: ``deny`` (no answer without a durable entry) or ``alert`` (answer, count, log).
@@ -70,7 +73,9 @@ class Settings:
     headers: bool = _env("HEALTHOBS_HEADERS", False)
     audience: Audience = _env("HEALTHOBS_AUDIENCE", "trusted")
     frameworks: tuple[str, ...] = _env("HEALTHOBS_FRAMEWORKS", ())
+    trace_response: bool = _env("HEALTHOBS_TRACE_RESPONSE", False)
     endpoints: bool = _env("HEALTHOBS_ENDPOINTS", False)
+    control_interval_seconds: int = _env("HEALTHOBS_CONTROL_INTERVAL_SECONDS", 60)
     audit_database_url: str | None = _env("HEALTHOBS_AUDIT_DATABASE_URL")
     audit_key_file: Path | None = _env("HEALTHOBS_AUDIT_KEY_FILE")
     audit_policy: AuditPolicy = _env("HEALTHOBS_AUDIT_POLICY", "deny")
@@ -90,6 +95,8 @@ class Settings:
         ]
         if self.max_series < 1:
             problems.append("max_series must be at least 1")
+        if self.control_interval_seconds < 0:
+            problems.append("control_interval_seconds must be 0 or more")
         if self.audit_retention_days < 1:
             problems.append("audit_retention_days must be at least 1")
         if self.prefix is not None and not self.prefix.isidentifier():

@@ -1,0 +1,154 @@
+"""Every check of the project, one session each; `nox -l` lists them.
+
+`.ci/run` calls the sessions that gate a change; `nox -s deep` runs what takes long.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_external_run = True
+nox.options.sessions = ["lint", "typing", "tests", "tests_min", "coverage", "package", "docs", "bench"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+# pyenv puts only shims on PATH. The shim of a version that is not the global
+# one exits 127, so nox would report the interpreter as missing and skip it.
+if root := os.environ.get("PYENV_ROOT"):
+    bins = sorted(map(str, Path(root, "versions").glob("3.*/bin")))
+    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *bins])
+# Newer interpreters than the classifiers name are tried where they are found.
+NEWER = [version for version in ("3.14", "3.15") if shutil.which(f"python{version}")]
+
+SERVICES = "./reference_services"
+
+
+def _locked(session: nox.Session, lock: str = "dev") -> None:
+    """Install a lock, then our two distributions without resolving anything."""
+    session.install("--require-hashes", "-r", f"requirements/{lock}.lock")
+    session.install("--no-deps", "--no-build-isolation", ".", SERVICES)
+
+
+def _groups(*names: str) -> list[str]:
+    return nox.project.dependency_groups(PYPROJECT, *names)
+
+
+def _run_tests(session: nox.Session, *arguments: str) -> None:
+    session.run("coverage", "run", "-m", "pytest", *arguments, *session.posargs)
+
+
+@nox.session(python=[*PYTHONS, *NEWER])
+def tests(session: nox.Session) -> None:
+    """Run the whole suite against the newest versions that resolve."""
+    session.install(*_groups("tests"), ".[all]", SERVICES)
+    _run_tests(session)
+
+
+@nox.session(python=PYTHONS[0])
+def tests_min(session: nox.Session) -> None:
+    """Run the whole suite against the lowest versions that the metadata allows."""
+    session.install("--resolution=lowest-direct", *_groups("tests"), ".[all]", SERVICES)
+    _run_tests(session)
+
+
+@nox.session(venv_backend="none")
+def coverage(session: nox.Session) -> None:
+    """Combine what the test sessions measured and hold the bar of `pyproject.toml`."""
+    session.run(sys.executable, "-m", "coverage", "combine", external=True)
+    session.run(sys.executable, "-m", "coverage", "report", external=True)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, the import rules, and that the lock names no index."""
+    _locked(session)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check types with mypy and pyright in strict mode, and that the public API is fully typed."""
+    _locked(session)
+    session.run("mypy", "src", "reference_services/src", "tests/typing", "noxfile.py", "bench")
+    session.run("pyright")
+    session.run("pyright", "--ignoreexternal", "--verifytypes", "healthobs")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build both distributions, check them, and run the suite against the wheels with `src` out of reach."""
+    _locked(session)
+    dist = Path(session.create_tmp(), "dist").resolve()
+    shutil.rmtree(dist, ignore_errors=True)
+    for project in (".", SERVICES):
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), project)
+    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    session.run("check-wheel-contents", *map(str, dist.glob("*.whl")))
+    session.install("--no-deps", "--force-reinstall", *map(str, dist.glob("*.whl")))
+    bare = dist.parent / "bare"
+    shutil.rmtree(bare, ignore_errors=True)
+    ignore = shutil.ignore_patterns(".git", ".nox", ".venv*", "src", "__pycache__", ".hypothesis", ".*_cache")
+    shutil.copytree(".", bare, ignore=ignore)
+    with session.chdir(bare):
+        session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; every unresolved reference and warning is an error."""
+    _locked(session)
+    session.run("sphinx-build", "-n", "-W", "--keep-going", "-E", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Print the table against bare Flask, the hand-written floor and the peers, and hold the exact-count bars."""
+    _locked(session, "bench")
+    session.run("python", "-m", "bench", *session.posargs)
+
+
+@nox.session
+def breaks(session: nox.Session) -> None:
+    """Run the demo green, then with every planted fault, each red exactly where declared."""
+    _locked(session, "run")
+    session.run("healthobs", "demo", "--break", "all")
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the five services over HTTP; first find every planted bug, then find nothing."""
+    _locked(session)
+    session.run("python", "-m", "pytest", "-q", "reference_services/tests/fuzz", "-m", "server", *session.posargs)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Rewrite the hash-pinned locks under `requirements/`; they name no index."""
+    session.install("uv")
+    compile_ = (
+        *("uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-annotate", "--no-header"),
+        *("--python-version", PYTHONS[0], "--no-emit-package", "healthobs"),
+        *("--no-emit-package", "reference-services", "--no-emit-index-url", "--no-emit-find-links"),
+    )
+    local, dev = "requirements/local.in", "requirements/dev.lock"
+    session.run(*compile_, local, "--group", "dev", "-o", dev)
+    session.run(*compile_, local, "-c", dev, "--group", "tests", "-o", "requirements/tests.lock")
+    session.run(*compile_, local, "-c", dev, "-o", "requirements/run.lock")
+    session.run(*compile_, local, "requirements/bench-peers.in", "-o", "requirements/bench.lock")
+
+
+@nox.session
+def deep(session: nox.Session) -> None:
+    """Run what takes long: the tests marked `deep`, and the bench with more rounds."""
+    _locked(session)
+    session.run("python", "-m", "pytest", "-m", "deep", "--timeout", "1800", *session.posargs)

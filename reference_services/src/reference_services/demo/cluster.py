@@ -1,0 +1,171 @@
+"""Starts the five services as an operator would: a process each, under gunicorn, on free loopback ports.
+
+Each service gets a data directory of its own; its standard output (the JSON log lines) goes to a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import urllib3
+
+from reference_services.services import SERVICES
+
+START_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 15.0
+#: The environment variable that tells every service where the named one listens.
+PEER_VARIABLES = {
+    "synthetic-phi-service": "SYNTHETIC_PHI_URL",
+    "payment-gateway": "PAYMENT_GATEWAY_URL",
+    "phi-service": "PHI_SERVICE_URL",
+    "medical-device": "MEDICAL_DEVICE_URL",
+    "auth-service": "AUTH_SERVICE_URL",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An OAuth client of the demo: who it is, what it may do, and its secret of this run."""
+
+    client_id: str
+    scopes: tuple[str, ...]
+    roles: tuple[str, ...]
+    secret: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+
+
+@dataclass(slots=True)
+class Service:
+    """One running service."""
+
+    name: str
+    url: str
+    data_dir: Path
+    log_path: Path
+    process: subprocess.Popen[bytes]
+
+    def log_lines(self) -> list[str]:
+        """Return the lines written to standard output so far."""
+        return self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+    def stop(self) -> None:
+        """Ask the master to stop gracefully, then wait; kill it only when it does not."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(STOP_TIMEOUT_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(STOP_TIMEOUT_SECONDS)
+
+
+class StartError(Exception):
+    """A service did not become ready; carries the end of its output."""
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [listener.getsockname()[1] for listener in sockets]
+    finally:
+        for listener in sockets:
+            listener.close()
+
+
+def _environment(base: Path, urls: Mapping[str, str], otlp_url: str, clients: Path) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_CONFIG", "PYTHONPATH") if name in os.environ}
+    return {
+        **kept,
+        **{PEER_VARIABLES[name]: url for name, url in urls.items()},
+        "OTEL_EXPORTER_OTLP_ENDPOINT": otlp_url,
+        "OTEL_BSP_SCHEDULE_DELAY": "200",
+        "AUTH_CLIENTS_FILE": str(clients),
+        "HEALTHOBS_CONTROL_INTERVAL_SECONDS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(base),
+    }
+
+
+@contextmanager
+def running(
+    base: Path, otlp_url: str, identities: tuple[Identity, ...], extra: Mapping[str, Mapping[str, str]]
+) -> Iterator[dict[str, Service]]:
+    """Start all five services, wait until each is ready, stop them at the end.
+
+    Args:
+        base: An empty directory for data, logs and keys.
+        otlp_url: Where spans go (OTLP/HTTP base URL).
+        identities: The OAuth clients that auth-service is to know.
+        extra: More environment variables by service name; ``*`` means every service.
+
+    Raises:
+        StartError: A service exited or was not ready within a minute.
+    """
+    clients = base / "clients.json"
+    clients.touch(mode=0o600)
+    clients.write_text(json.dumps([_client(identity) for identity in identities]), encoding="utf-8")
+    urls = {
+        name: f"http://127.0.0.1:{port}" for name, port in zip(SERVICES, _free_ports(len(SERVICES)), strict=True)
+    }
+    environment = _environment(base, urls, otlp_url, clients)
+    services: dict[str, Service] = {}
+    try:
+        for name, url in urls.items():
+            more = {**extra.get("*", {}), **extra.get(name, {})}
+            services[name] = _start(name, url, base / name, {**environment, **more})
+        for service in services.values():
+            _wait_ready(service)
+        yield services
+    finally:
+        for service in services.values():
+            service.stop()
+
+
+def _client(identity: Identity) -> dict[str, object]:
+    return {
+        "client_id": identity.client_id,
+        "secret_sha256": sha256(identity.secret.encode()).hexdigest(),
+        "scopes": list(identity.scopes),
+        "roles": list(identity.roles),
+    }
+
+
+def _start(name: str, url: str, data_dir: Path, environment: dict[str, str]) -> Service:
+    data_dir.mkdir()
+    log_path = data_dir.with_suffix(".log")
+    port = url.rpartition(":")[2]
+    with log_path.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", SERVICES[name].module],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**environment, "PORT": port, "OPS_PORT": "0", "HEALTHOBS_DATA_DIR": str(data_dir)},
+            cwd=data_dir,
+        )
+    return Service(name, url, data_dir, log_path, process)
+
+
+def _wait_ready(service: Service) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    with urllib3.PoolManager(retries=False, timeout=2.0) as pool:
+        while time.monotonic() < deadline:
+            if service.process.poll() is not None:
+                raise StartError(f"{service.name} exited:\n" + "\n".join(service.log_lines()[-20:]))
+            try:
+                if pool.request("GET", f"{service.url}/readiness").status == 200:
+                    return
+            except urllib3.exceptions.HTTPError:
+                pass
+            time.sleep(0.05)
+    raise StartError(f"{service.name} was not ready in time:\n" + "\n".join(service.log_lines()[-20:]))
