@@ -128,7 +128,9 @@ def breaks(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Fuzz the five services over HTTP; first find every planted bug, then find nothing."""
     _locked(session)
-    session.run("python", "-m", "pytest", "-q", "reference_services/tests/fuzz", "-m", "server", *session.posargs)
+    session.run(
+        "python", "-m", "pytest", "-q", "reference_services/tests/fuzz", "-m", "server", *session.posargs
+    )
 
 
 @nox.session
@@ -136,7 +138,16 @@ def lock(session: nox.Session) -> None:
     """Rewrite the hash-pinned locks under `requirements/`; they name no index."""
     session.install("uv")
     compile_ = (
-        *("uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-annotate", "--no-header"),
+        *(
+            "uv",
+            "pip",
+            "compile",
+            "--quiet",
+            "--universal",
+            "--generate-hashes",
+            "--no-annotate",
+            "--no-header",
+        ),
         *("--python-version", PYTHONS[0], "--no-emit-package", "healthobs"),
         *("--no-emit-package", "reference-services", "--no-emit-index-url", "--no-emit-find-links"),
     )

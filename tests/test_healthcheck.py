@@ -48,7 +48,9 @@ class TestHealthcheck:
         assert main(["http://127.0.0.1:1/health"]) == 1
         assert capsys.readouterr().err == "unhealthy: ConnectionRefusedError\n"
 
-    @pytest.mark.parametrize("arguments", [[], ["https://127.0.0.1/health"], ["/health"], ["http://a", "http://b"]])
+    @pytest.mark.parametrize(
+        "arguments", [[], ["https://127.0.0.1/health"], ["/health"], ["http://a", "http://b"]]
+    )
     def test_called_wrongly(self, arguments: list[str]) -> None:
         """Anything but one plain-HTTP URL exits 2."""
         assert main(arguments) == 2

@@ -84,7 +84,11 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _environment(base: Path, urls: Mapping[str, str], otlp_url: str, clients: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_CONFIG", "PYTHONPATH") if name in os.environ}
+    kept = {
+        name: os.environ[name]
+        for name in ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_CONFIG", "PYTHONPATH")
+        if name in os.environ
+    }
     return {
         **kept,
         **{PEER_VARIABLES[name]: url for name, url in urls.items()},
@@ -116,7 +120,8 @@ def running(
     clients.touch(mode=0o600)
     clients.write_text(json.dumps([_client(identity) for identity in identities]), encoding="utf-8")
     urls = {
-        name: f"http://127.0.0.1:{port}" for name, port in zip(SERVICES, _free_ports(len(SERVICES)), strict=True)
+        name: f"http://127.0.0.1:{port}"
+        for name, port in zip(SERVICES, _free_ports(len(SERVICES)), strict=True)
     }
     environment = _environment(base, urls, otlp_url, clients)
     services: dict[str, Service] = {}
