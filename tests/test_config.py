@@ -1,0 +1,100 @@
+"""Settings and where they come from."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from healthobs.config import Settings
+from healthobs.exceptions import ConfigurationError
+
+
+class TestSettings:
+    """The frozen settings object."""
+
+    def test_defaults_opt_in(self) -> None:
+        """Nothing that takes something over, or sends something more, is on unless asked for."""
+        settings = Settings()
+        assert not (settings.headers or settings.endpoints or settings.capture_stdlib or settings.trace_response)
+        assert settings.audit_database_url is None
+        assert settings.otlp_endpoint is None
+
+    def test_frozen(self) -> None:
+        """Settings never change after they were read."""
+        with pytest.raises(FrozenInstanceError):
+            Settings().prefix = "other"  # type: ignore[misc]
+
+    def test_all_problems_are_reported_at_once(self) -> None:
+        """An operator sees every problem of one start, not one a start."""
+        with pytest.raises(ConfigurationError) as caught:
+            Settings(
+                log_level="loud",  # type: ignore[arg-type]
+                max_series=0,
+                prefix="not a prefix",
+                audit_retention_days=0,
+                control_interval_seconds=-1,
+            )
+        assert len(caught.value.problems) == 5
+
+    def test_documented(self) -> None:
+        """Each field is described in the docstring."""
+        described = Settings.__doc__ or ""
+        assert [spec.name for spec in fields(Settings) if f"        {spec.name}: " not in described] == []
+
+
+class TestFromEnv:
+    """`Settings.from_env`."""
+
+    def test_precedence(self) -> None:
+        """Explicit argument before HEALTHOBS_* before OTEL_* before the default."""
+        environ = {"OTEL_SERVICE_NAME": "otel", "HEALTHOBS_SERVICE_NAME": "own"}
+        assert Settings.from_env({}).service_name == "unknown_service"
+        assert Settings.from_env({"OTEL_SERVICE_NAME": "otel"}).service_name == "otel"
+        assert Settings.from_env(environ).service_name == "own"
+        assert Settings.from_env(environ, service_name="argument").service_name == "argument"
+
+    def test_types(self) -> None:
+        """Booleans, numbers, lists and paths are parsed from their text."""
+        settings = Settings.from_env(
+            {
+                "OTEL_SDK_DISABLED": "TRUE",
+                "HEALTHOBS_HEADERS": "0",
+                "HEALTHOBS_MAX_SERIES": "17",
+                "HEALTHOBS_FRAMEWORKS": "hipaa, sox,",
+                "HEALTHOBS_AUDIT_KEY_FILE": "/keys/audit.pem",
+                "OTEL_LOG_LEVEL": "WARN",
+            }
+        )
+        assert (settings.disabled, settings.headers, settings.max_series) == (True, False, 17)
+        assert settings.frameworks == ("hipaa", "sox")
+        assert settings.audit_key_file == Path("/keys/audit.pem")
+        assert settings.log_level == "warning"
+
+    def test_empty_is_unset(self) -> None:
+        """An empty variable counts as absent, as the OpenTelemetry specification has it."""
+        assert Settings.from_env({"OTEL_SERVICE_NAME": ""}).service_name == "unknown_service"
+
+    def test_reads_the_process_environment_by_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without a mapping, `os.environ` is read at the call."""
+        monkeypatch.setenv("HEALTHOBS_PREFIX", "from_process")
+        assert Settings.from_env().prefix == "from_process"
+
+    def test_problems_name_the_variable(self) -> None:
+        """Each bad variable is named, all at once."""
+        with pytest.raises(ConfigurationError) as caught:
+            Settings.from_env({"HEALTHOBS_MAX_SERIES": "many", "OTEL_SDK_DISABLED": "perhaps"})
+        assert caught.value.problems == (
+            "OTEL_SDK_DISABLED must be true or false",
+            "HEALTHOBS_MAX_SERIES must be a whole number",
+        )
+
+    @given(st.text(st.characters(codec="ascii", categories=["L"]), min_size=8))
+    def test_no_value_is_echoed(self, secret: str) -> None:
+        """An error never carries what the variable held."""
+        with pytest.raises(ConfigurationError) as caught:
+            Settings.from_env({"HEALTHOBS_MAX_SERIES": secret, "HEALTHOBS_LOG_LEVEL": "info"})
+        assert secret not in str(caught.value)
