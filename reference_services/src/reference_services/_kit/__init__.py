@@ -1,0 +1,12 @@
+"""What the reference services share: settings, routes, problems, tokens, state, idempotency, OpenAPI."""
+
+from __future__ import annotations
+
+from reference_services._kit.app import Kit
+from reference_services._kit.auth import Principal
+from reference_services._kit.launch import launch
+from reference_services._kit.problems import Problem
+from reference_services._kit.settings import ServiceInfo, ServiceSettings
+from reference_services._kit.validation import Model
+
+__all__ = ["Kit", "Model", "Principal", "Problem", "ServiceInfo", "ServiceSettings", "launch"]

@@ -1,0 +1,113 @@
+"""The state of a service: one SQLAlchemy Core engine on SQLite or PostgreSQL, and its schema version.
+
+SQLite transactions begin with BEGIN IMMEDIATE, so a writer waits at its start and never fails half-way with
+SQLITE_BUSY; journal mode and durability are the audit trail's (`healthobs.audit.sqlite`). Parameters never
+appear in exceptions (`hide_parameters`); PostgreSQL's own DETAIL text still can, which redaction drops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from healthobs.audit.sqlite import connect_pragmas
+from sqlalchemy.engine import Connection, Engine, make_url
+
+_READ = {"healthobs_read_only": True}
+#: Kept apart from the service's own tables.
+_META = sa.MetaData()
+_VERSION = sa.Table(
+    "schema_version",
+    _META,
+    sa.Column("one", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.Integer, nullable=False),
+)
+
+
+class SchemaError(Exception):
+    """The database holds another schema version than this code; migrate before starting it."""
+
+
+def make_engine(url: str) -> Engine:
+    """Return an engine for `url` whose transactions are safe for concurrent writers."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
+    if parsed.database and parsed.database != ":memory:":
+        path = Path(parsed.database)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    engine = sa.create_engine(parsed, hide_parameters=True, pool_size=8, max_overflow=24)
+
+    @sa.event.listens_for(engine, "connect")
+    def _connect(dbapi_connection: Any, _record: object) -> None:
+        dbapi_connection.isolation_level = None
+        connect_pragmas(dbapi_connection)
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get("healthobs_read_only")
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Give a connection that takes no write lock; what is read is one snapshot."""
+    with engine.connect().execution_options(**_READ) as connection:
+        yield connection
+
+
+def migrate(
+    engine: Engine,
+    metadata: sa.MetaData,
+    *,
+    version: int = 1,
+    steps: dict[int, Callable[[Connection], None]] | None = None,
+) -> None:
+    """Create the tables of `metadata`, or bring an older schema to `version`, in one transaction.
+
+    Replicas may start together: SQLite serialises them by BEGIN IMMEDIATE, PostgreSQL by an advisory lock.
+
+    Args:
+        engine: Where.
+        metadata: The tables as `version` has them.
+        version: The version this code needs; 1 or more.
+        steps: For each version from 2 on, what brings the schema there from the one before.
+
+    Raises:
+        SchemaError: The database is newer than this code, or a step is missing.
+    """
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(4911023)")
+        _META.create_all(connection)
+        found = connection.execute(sa.select(_VERSION.c.version)).scalar()
+        if found is None:
+            connection.execute(_VERSION.insert().values(one=1, version=version))
+            found = version
+        if found > version:
+            raise SchemaError(f"the database has schema {found}, this code needs {version}: start newer code")
+        for step in range(found + 1, version + 1):
+            if step not in (steps or {}):
+                raise SchemaError(f"no step leads to schema {step}")
+            (steps or {})[step](connection)
+        connection.execute(_VERSION.update().values(version=version))
+        metadata.create_all(connection)
+
+
+def check(engine: Engine, version: int = 1) -> None:
+    """Begin, read the schema version and roll back: the readiness check of a database.
+
+    Raises:
+        SchemaError: The schema has another version.
+        sqlalchemy.exc.SQLAlchemyError: The database does not answer.
+    """
+    with reading(engine) as connection:
+        found = connection.execute(sa.select(_VERSION.c.version)).scalar()
+    if found != version:
+        raise SchemaError(f"the database has schema {found}, this code needs {version}")

@@ -1,0 +1,202 @@
+"""`Idempotency-Key`: the same request twice has one effect and one answer (draft-ietf-httpapi-idempotency-key-header).
+
+The row that remembers the answer commits in the transaction of the business write, so a crash leaves both or
+neither. A second request waits for the first one's transaction, or gets 409 when it meets it in the same
+process. Key, client and body are stored only as HMAC, the answer only encrypted (AES-256-GCM), because
+either may hold protected health information. Answers are kept 24 hours. An error raised from the view rolls
+everything back and is not remembered, so the caller may try again; an error that the view returns is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from healthobs.clock import Clock
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from reference_services._kit.problems import Problem
+
+KEEP_NS = 24 * 3600 * 1_000_000_000
+#: An RFC 9651 string of up to 255 characters, or the same characters bare.
+_KEY = re.compile(r'"([\x20\x21\x23-\x5b\x5d-\x7e]{1,255})"|([\x21\x23-\x5b\x5d-\x7e]{1,255})')
+_NONCE_BYTES = 12
+
+METADATA = sa.MetaData()
+ANSWERS = sa.Table(
+    "idempotency",
+    METADATA,
+    sa.Column("slot", sa.String(64), primary_key=True),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("answer", sa.LargeBinary, nullable=True),
+    sa.Column("created_ns", sa.BigInteger, nullable=False, index=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response as it is remembered and replayed."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    def to_bytes(self) -> bytes:
+        """Return the answer as bytes: one JSON line of status and headers, then the body."""
+        return json.dumps([self.status, self.headers]).encode() + b"\n" + self.body
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Answer:
+        """Return the answer that `to_bytes` wrote."""
+        head, _, body = raw.partition(b"\n")
+        status, headers = json.loads(head)
+        return cls(status, tuple((name, value) for name, value in headers), body)
+
+
+def read_key(header: str | None) -> str:
+    """Return the key of an `Idempotency-Key` header, quoted or bare.
+
+    Raises:
+        Problem: 400 when it is missing, longer than 255 characters, or not printable ASCII.
+    """
+    if header is None:
+        raise Problem(400, "idempotency_key_missing", "Send an Idempotency-Key header with this request.")
+    found = _KEY.fullmatch(header.strip())
+    if found is None:
+        raise Problem(
+            400, "idempotency_key_invalid", "Idempotency-Key must be 1 to 255 printable ASCII characters."
+        )
+    return found.group(1) or found.group(2)
+
+
+def load_secret(path: Path) -> bytes:
+    """Return the 32-byte secret in `path`; make it (mode 0600) when missing. Replicas share one file.
+
+    Raises:
+        ValueError: The file does not hold 32 bytes in hex.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    if not path.exists():
+        fresh.touch(mode=0o600)
+        fresh.write_text(secrets.token_hex(32), encoding="ascii")
+        try:
+            os.link(fresh, path)  # atomic, and does not replace what another worker made meanwhile
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
+    if len(secret) != 32:
+        raise ValueError(f"{path.name} must hold 64 hexadecimal digits; remove it to have a new one made")
+    return secret
+
+
+class Idempotency:
+    """Remembers the answers of idempotent routes in the service's own database.
+
+    Args:
+        secret: 32 bytes; keys of the HMAC and of the encryption are derived from it.
+        clock: Says when an answer is 24 hours old.
+    """
+
+    def __init__(self, secret: bytes, clock: Clock) -> None:
+        self._hmac_key = hmac.digest(secret, b"idempotency fingerprint", "sha256")
+        self._aead = AESGCM(hmac.digest(secret, b"idempotency answer", "sha256"))
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._in_flight: set[str] = set()
+
+    def slot(self, client_id: str, route: str, key: str) -> str:
+        """Return the name under which the answer for this client, route and key is stored."""
+        return self._digest(json.dumps([client_id, route, key]).encode())
+
+    def fingerprint(self, canonical_request: bytes) -> str:
+        """Return what tells this request's content from another's, without telling the content."""
+        return self._digest(canonical_request)
+
+    @contextmanager
+    def exclusive(self, slot: str) -> Iterator[None]:
+        """Hold `slot` for one request of this process.
+
+        Raises:
+            Problem: 409 when another request holds it.
+        """
+        with self._lock:
+            if slot in self._in_flight:
+                raise Problem(
+                    409,
+                    "idempotency_key_in_flight",
+                    "A request with this Idempotency-Key is being answered; retry later.",
+                    headers={"Retry-After": "1"},
+                )
+            self._in_flight.add(slot)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_flight.discard(slot)
+
+    def run(
+        self, connection: Connection, slot: str, fingerprint: str, call: Callable[[], Answer]
+    ) -> tuple[Answer, bool]:
+        """Return the remembered answer and True, or what `call` answers now and False.
+
+        Args:
+            connection: A transaction that the caller commits when this returns, and rolls back when it raises.
+            slot: See `slot`.
+            fingerprint: See `fingerprint`.
+            call: Does the business write on the same connection.
+
+        Raises:
+            Problem: 422 when the key was used for another request.
+        """
+        now = self._clock.wall_ns()
+        connection.execute(ANSWERS.delete().where(ANSWERS.c.created_ns < now - KEEP_NS))
+        if not self._claim(connection, slot, fingerprint, now):
+            return self._recall(connection, slot, fingerprint), True
+        answer = call()
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        sealed = nonce + self._aead.encrypt(nonce, answer.to_bytes(), slot.encode())
+        connection.execute(ANSWERS.update().where(ANSWERS.c.slot == slot).values(answer=sealed))
+        return answer, False
+
+    def _digest(self, data: bytes) -> str:
+        return hmac.new(self._hmac_key, data, hashlib.sha256).hexdigest()
+
+    @staticmethod
+    def _claim(connection: Connection, slot: str, fingerprint: str, now: int) -> bool:
+        """Insert the row unless it is there; RETURNING, since a driver's row count can be -1 here."""
+        insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        statement = (
+            insert(ANSWERS)
+            .values(slot=slot, fingerprint=fingerprint, created_ns=now)
+            .on_conflict_do_nothing()
+            .returning(ANSWERS.c.slot)
+        )
+        return connection.execute(statement).first() is not None
+
+    def _recall(self, connection: Connection, slot: str, fingerprint: str) -> Answer:
+        row = connection.execute(sa.select(ANSWERS).where(ANSWERS.c.slot == slot)).one()
+        if not hmac.compare_digest(row.fingerprint, fingerprint):
+            raise Problem(
+                422,
+                "idempotency_key_reused",
+                "This Idempotency-Key was used for another request; use a new key.",
+            )
+        sealed = bytes(row.answer)
+        opened = self._aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], slot.encode())
+        return Answer.from_bytes(opened)

@@ -1,0 +1,112 @@
+"""A route as data: what it takes, what it returns, who may call it; and how a view's result becomes a response."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+from flask import Response, request
+
+from reference_services._kit import validation
+from reference_services._kit.auth import Principal
+from reference_services._kit.problems import Problem
+
+View = Callable[..., Any]
+#: What a view may return: a model, a plain mapping, None, or one of them with status and headers.
+Returns = Mapping[int, type[pydantic.BaseModel] | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method on one rule.
+
+    Args:
+        method: HTTP method.
+        rule: Flask rule, such as ``/patients/<patient_id>``.
+        view: Called with what its signature names of `body`, `query`, `principal` and the path parameters.
+        summary: One line for OpenAPI.
+        returns: Model of the body for each status; None where there is no body or a free one.
+        body: Model of the request body.
+        query: Model of the query parameters.
+        scope: Scope that the caller's token needs; None leaves the route open.
+        form: Whether the body is a form and not JSON.
+        idempotent: Whether `Idempotency-Key` is required.
+        media: Media type of JSON answers.
+        on_problem: Renders errors in another vocabulary (RFC 6749 §5.2, FHIR); default problem+json.
+    """
+
+    method: str
+    rule: str
+    view: View
+    summary: str
+    returns: Returns
+    body: type[pydantic.BaseModel] | None = None
+    query: type[pydantic.BaseModel] | None = None
+    scope: str | None = None
+    form: bool = False
+    idempotent: bool = False
+    media: str = "application/json"
+    on_problem: Callable[[Problem], Response] | None = None
+
+    def default_status(self) -> int:
+        """Return the status of a result that names none: the lowest success that is declared."""
+        return min(status for status in self.returns if status < 400)
+
+    def arguments(self, principal: Principal | None, path: Mapping[str, Any]) -> dict[str, Any]:
+        """Read and validate the request, and return what the view's signature asks for.
+
+        Raises:
+            Problem: The request is not acceptable.
+        """
+        if any("\0" in value for value in path.values() if isinstance(value, str)):
+            raise Problem(404, "not_found", "Not Found")
+        given: dict[str, Any] = {**path, "principal": principal}
+        given["query"] = validation.query(request, self.query or validation.NoQuery)
+        if self.body is not None:
+            read = validation.form_body if self.form else validation.json_body
+            given["body"] = read(request, self.body)
+        wanted = inspect.signature(self.view).parameters
+        return {name: value for name, value in given.items() if name in wanted}
+
+    def response(self, result: Any) -> Response:
+        """Return the response for what the view returned.
+
+        Raises:
+            TypeError: The result is not what `returns` declares; a fault of the view, so a 500.
+        """
+        if isinstance(result, Response):
+            return result
+        parts = result if isinstance(result, tuple) else (result,)
+        payload, status, headers = (*parts, *(None, None)[len(parts) - 1 :])
+        status = self.default_status() if status is None else status
+        declared = self.returns.get(status)
+        if status not in self.returns or (declared is not None and not isinstance(payload, declared)):
+            raise TypeError(f"{self.method} {self.rule} answers {status} with what it does not declare")
+        response = Response(_encode(payload), status, dict(headers or {}), content_type=self.media)
+        if payload is None:
+            del response.headers["Content-Type"]
+        return response
+
+
+def _encode(payload: Any) -> bytes:
+    if payload is None:
+        return b""
+    if isinstance(payload, pydantic.BaseModel):
+        omit_none = bool(getattr(payload, "omit_none", False))
+        return payload.model_dump_json(by_alias=True, exclude_none=omit_none).encode()
+    return json.dumps(payload, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def canonical_request() -> bytes:
+    """Return the current request's method, path, query and body in one form that equal requests share."""
+    raw = request.get_data(cache=True)
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        body = raw.decode("latin-1")
+    content = [request.method, request.path, sorted(request.args.items(multi=True)), body]
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,192 @@
+"""Checks what comes in: JSON bodies, forms and query strings, against pydantic models.
+
+JSON is read as I-JSON (RFC 7493): UTF-8, no duplicate members, no lone surrogates, no numbers beyond 64 bits;
+no NaN or Infinity (RFC 8259 §6). Errors name a pointer and pydantic's error code, never the value, and
+a pointer stops before the first name that the model does not know, because that name is input too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import pydantic
+from flask import Request
+
+from reference_services._kit.problems import Problem
+
+MAX_BODY_BYTES = 1024 * 1024
+MAX_ERRORS = 50
+_MAX_INTEGER = 2**63 - 1
+_M = TypeVar("_M", bound=pydantic.BaseModel)
+
+
+class Model(pydantic.BaseModel):
+    """Base of every request and response: strict types, no unknown members, immutable, silent about inputs."""
+
+    model_config = pydantic.ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+    #: Whether members that are None are left out of responses (FHIR has no null).
+    omit_none: ClassVar[bool] = False
+
+
+class NoQuery(Model):
+    """A route without query parameters."""
+
+
+class _MalformedError(ValueError):
+    """JSON that parses in Python but is not I-JSON; the argument is the problem's code."""
+
+
+def json_body(request: Request, model: type[_M]) -> _M:
+    """Read the request's JSON body as `model`.
+
+    Raises:
+        Problem: 415 not JSON, 413 over 1 MiB, 400 not well-formed, 422 not valid.
+    """
+    mimetype = request.mimetype
+    if mimetype != "application/json" and not (
+        mimetype.startswith("application/") and mimetype.endswith("+json")
+    ):
+        raise Problem(415, "unsupported_media_type", "Send the body as application/json.")
+    raw = request.get_data(cache=True)
+    _check_json(raw)
+    try:
+        return model.model_validate_json(raw)
+    except pydantic.ValidationError as exc:
+        raise _invalid(exc, model, "The body does not satisfy the schema of this route.") from None
+
+
+def form_body(request: Request, model: type[_M]) -> _M:
+    """Read an `application/x-www-form-urlencoded` body as `model`; a repeated field is refused.
+
+    Raises:
+        Problem: 415 another content type, 413 too large, 422 not valid.
+    """
+    if request.mimetype != "application/x-www-form-urlencoded":
+        raise Problem(415, "unsupported_media_type", "Send the body as application/x-www-form-urlencoded.")
+    return _strings(request.form.lists(), model, "The form does not satisfy the schema of this route.")
+
+
+def query(request: Request, model: type[_M]) -> _M:
+    """Read the query string as `model`; unknown and repeated parameters are refused.
+
+    Raises:
+        Problem: 422 with a pointer to each parameter that is not valid.
+    """
+    return _strings(
+        request.args.lists(), model, "The query parameters do not satisfy the schema of this route."
+    )
+
+
+def _strings(pairs: Iterable[tuple[str, list[str]]], model: type[_M], title: str) -> _M:
+    given = dict(pairs)
+    known = _known_names(model)
+    repeated = [name for name, values in given.items() if len(values) > 1 and name in known]
+    if repeated:
+        raise Problem(422, "invalid_request", title, [(f"/{_escape(name)}", "repeated") for name in repeated])
+    if any("\0" in text for values in given.values() for text in values):
+        raise Problem(422, "invalid_request", title, [("", "nul_character")])
+    flat = {name: values[0] for name, values in given.items()}
+    try:
+        return model.model_validate_strings(flat, strict=False)
+    except pydantic.ValidationError as exc:
+        raise _invalid(exc, model, title) from None
+
+
+def _check_json(raw: bytes) -> None:
+    """Refuse what pydantic's parser lets through: duplicates, NUL, NaN, numbers that overflow a store."""
+    try:
+        json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_constant,
+            parse_int=_integer,
+            parse_float=_number,
+        )
+    except _MalformedError as exc:
+        raise Problem(400, str(exc), "The body is not acceptable JSON (RFC 7493).") from None
+    except (ValueError, RecursionError):
+        raise Problem(400, "malformed_json", "The body is not well-formed JSON in UTF-8.") from None
+    if b"\\u0000" in raw and _has_nul(json.loads(raw)):
+        raise Problem(422, "invalid_request", "Text may not contain U+0000.", [("", "nul_character")])
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _MalformedError("duplicate_member")
+    return members
+
+
+def _constant(_: str) -> NoReturn:
+    raise _MalformedError("not_a_number")
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or not -_MAX_INTEGER <= (value := int(text)) <= _MAX_INTEGER:
+        raise _MalformedError("number_out_of_range")
+    return value
+
+
+def _number(text: str) -> float:
+    if len(text) > 400 or not math.isfinite(value := float(text)):
+        raise _MalformedError("number_out_of_range")
+    return value
+
+
+def _has_nul(document: Any) -> bool:
+    waiting = [document]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            if "\0" in item:
+                return True
+        elif isinstance(item, dict):
+            waiting += item.keys()
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+    return False
+
+
+def _invalid(exc: pydantic.ValidationError, model: type[pydantic.BaseModel], title: str) -> Problem:
+    details = exc.errors(include_url=False, include_context=False, include_input=False)
+    if any(detail["type"] == "json_invalid" for detail in details):
+        return Problem(400, "malformed_json", "The body is not well-formed JSON in UTF-8.")
+    known = _known_names(model)
+    pairs = dict.fromkeys((_pointer(detail["loc"], known), detail["type"]) for detail in details)
+    return Problem(422, "invalid_request", title, list(pairs)[:MAX_ERRORS])
+
+
+def _pointer(location: tuple[int | str, ...], known: frozenset[str]) -> str:
+    """Return an RFC 6901 pointer up to the first name that the schema does not contain."""
+    parts: list[str] = []
+    for part in location:
+        if isinstance(part, str) and part not in known:
+            break
+        parts.append(f"/{_escape(str(part))}")
+    return "".join(parts)
+
+
+def _escape(part: str) -> str:
+    return part.replace("~", "~0").replace("/", "~1")
+
+
+@lru_cache(maxsize=256)
+def _known_names(model: type[pydantic.BaseModel]) -> frozenset[str]:
+    """Return every property name in the schema of `model`, nested models included."""
+    schema = model.model_json_schema(by_alias=True)
+    objects: list[Mapping[str, Any]] = [schema, *schema.get("$defs", {}).values()]
+    names = {name for found in objects for name in found.get("properties", {})}
+    return frozenset(names | set(model.model_fields))

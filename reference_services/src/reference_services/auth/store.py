@@ -1,0 +1,118 @@
+"""What auth-service keeps: clients, failed attempts, revoked token ids. SQLAlchemy Core.
+
+Tokens themselves are not kept, and no secret is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine
+
+from reference_services._kit.database import reading
+from reference_services.auth.domain import LOCKOUT_NS, Failures, OAuthClient, after_failure
+
+METADATA = sa.MetaData()
+CLIENTS = sa.Table(
+    "client",
+    METADATA,
+    sa.Column("client_id", sa.String(128), primary_key=True),
+    sa.Column("secret_sha256", sa.String(64), nullable=False),
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("roles", sa.Text, nullable=False),
+)
+FAILURES = sa.Table(
+    "login_failure",
+    METADATA,
+    sa.Column("slot", sa.String(80), primary_key=True),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("since_ns", sa.BigInteger, nullable=False),
+)
+REVOKED = sa.Table(
+    "revoked_token",
+    METADATA,
+    sa.Column("jti", sa.String(64), primary_key=True),
+    sa.Column("exp", sa.BigInteger, nullable=False, index=True),
+)
+
+
+class Store:
+    """The service's state.
+
+    Args:
+        engine: From the kit; the tables exist.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def replace_clients(self, clients: Iterable[OAuthClient]) -> None:
+        """Make exactly these clients known."""
+        rows = [
+            {
+                "client_id": client.client_id,
+                "secret_sha256": client.secret_sha256,
+                "scopes": json.dumps(client.scopes),
+                "roles": json.dumps(client.roles),
+            }
+            for client in clients
+        ]
+        with self._engine.begin() as connection:
+            connection.execute(CLIENTS.delete())
+            if rows:
+                connection.execute(CLIENTS.insert(), rows)
+
+    def client(self, client_id: str) -> OAuthClient | None:
+        """Return the client, or None."""
+        with reading(self._engine) as connection:
+            row = connection.execute(sa.select(CLIENTS).where(CLIENTS.c.client_id == client_id)).first()
+        if row is None:
+            return None
+        scopes, roles = tuple(json.loads(row.scopes)), tuple(json.loads(row.roles))
+        return OAuthClient(row.client_id, row.secret_sha256, scopes, roles)
+
+    def failures(self, slot: str) -> Failures | None:
+        """Return the failed attempts counted under `slot`."""
+        with reading(self._engine) as connection:
+            return _failures(connection, slot)
+
+    def add_failure(self, slot: str, now_ns: int) -> Failures:
+        """Count one more failed attempt, durably and atomically, and return the new state."""
+        with self._engine.begin() as connection:
+            _ensure(connection, FAILURES, {"slot": slot, "count": 0, "since_ns": now_ns})
+            failures = after_failure(_failures(connection, slot, lock=True), now_ns)
+            changed = FAILURES.update().where(FAILURES.c.slot == slot)
+            connection.execute(changed.values(count=failures.count, since_ns=failures.since_ns))
+        return failures
+
+    def clear_failures(self, slot: str) -> None:
+        """Forget the failed attempts under `slot`, after a successful one."""
+        with self._engine.begin() as connection:
+            connection.execute(FAILURES.delete().where(FAILURES.c.slot == slot))
+
+    def revoke(self, jti: str, exp: int, now_s: int) -> None:
+        """Put a token id on the denylist until it expires; entries that have expired go."""
+        with self._engine.begin() as connection:
+            connection.execute(REVOKED.delete().where(REVOKED.c.exp < now_s - LOCKOUT_NS // 10**9))
+            _ensure(connection, REVOKED, {"jti": jti, "exp": exp})
+
+    def is_revoked(self, jti: str) -> bool:
+        """Tell whether a token id is on the denylist."""
+        with reading(self._engine) as connection:
+            return (
+                connection.execute(sa.select(REVOKED.c.jti).where(REVOKED.c.jti == jti)).first() is not None
+            )
+
+
+def _ensure(connection: Connection, table: sa.Table, row: dict[str, object]) -> None:
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(dialect.insert(table).values(row).on_conflict_do_nothing())
+
+
+def _failures(connection: Connection, slot: str, *, lock: bool = False) -> Failures | None:
+    query = sa.select(FAILURES.c.count, FAILURES.c.since_ns).where(FAILURES.c.slot == slot)
+    row = connection.execute(query.with_for_update() if lock else query).first()
+    return Failures(row[0], row[1]) if row else None

@@ -1,0 +1,153 @@
+"""What is done to the running services after the journey: bad input, hostile callers, broken databases.
+
+Everything here acts from outside: requests, files, SQLite statements on the audit database.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from healthobs.audit.command import main as audit_command
+from reference_services.demo.cluster import Service
+from reference_services.demo.evidence import Evidence, Samples
+from reference_services.demo.journey import CARD, probe
+
+HOSTILE_REQUESTS = 50
+CONTROL_TIMEOUT_SECONDS = 15.0
+AUDIT_FILE = "audit.db"
+#: Whose database is destroyed at the end, and the file's name in its data directory.
+BROKEN = ("phi-service", "phi-service.db")
+JSON = {"Content-Type": "application/json"}
+
+
+def bad_input(services: Mapping[str, Service], evidence: Evidence) -> None:
+    """Send what is wrong in the ways that callers get things wrong."""
+    sent = f'{{"count": "{CARD}"}}'.encode()
+    synthetic = services["synthetic-phi-service"]
+    for path, method, status, request in (
+        ("/synthetic-patient", "POST", 422, {"body": sent, "headers": JSON}),
+        ("/synthetic-patient", "POST", 400, {"body": sent[:-1], "headers": JSON}),
+        ("/synthetic-patient", "POST", 415, {"body": sent, "headers": {"Content-Type": "text/plain"}}),
+        ("/synthetic-patient", "POST", 413, {"body": b" " * (2 << 20), "headers": JSON}),
+        ("/synthetic-patient", "DELETE", 405, {}),
+        (f"/{CARD}", "GET", 404, {}),
+    ):
+        probe(evidence, "bad-input", synthetic, method, path, status, **request)
+    for service in services.values():
+        probe(evidence, "bad-input", service, "GET", f"/{CARD}", 404)
+
+
+def hostile(services: Mapping[str, Service], evidence: Evidence) -> None:
+    """Ask for made-up paths with made-up methods and count the series before and after."""
+    for name, service in services.items():
+        evidence.series_before[name] = Samples.parse(scrape(service)).series()
+        with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
+            for number in range(HOSTILE_REQUESTS):
+                pool.request(f"BREW{chr(65 + number % 26)}", f"{service.url}/.env/{number}")
+        evidence.series_after[name] = Samples.parse(scrape(service)).series()
+
+
+def scrape(service: Service) -> str:
+    """Return the text of `/metrics`."""
+    with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
+        return pool.request("GET", f"{service.url}/metrics").data.decode()
+
+
+def control_states(service: Service) -> dict[str, str]:
+    """Return the state of each control of a service, by id."""
+    with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
+        status: Any = pool.request("GET", f"{service.url}/compliance/status").json()
+    return {control["id"]: control["state"] for control in status["controls"]}
+
+
+def wait_for_control(service: Service, control: str, states: tuple[str, ...]) -> dict[str, str]:
+    """Poll until the control is in one of `states`, or the time is up; return what was seen last."""
+    deadline = time.monotonic() + CONTROL_TIMEOUT_SECONDS
+    while True:
+        seen = control_states(service)
+        if seen.get(control) in states or time.monotonic() > deadline:
+            return seen
+        time.sleep(0.2)
+
+
+def sabotage_controls(services: Mapping[str, Service], evidence: Evidence) -> None:
+    """Drop the audit triggers of one service from outside and wait for its control to notice."""
+    service = services["payment-gateway"]
+    evidence.controls[service.name] = wait_for_control(service, "C-10.3", ("pass", "fail"))
+    connection = sqlite3.connect(service.data_dir / AUDIT_FILE, timeout=20.0)
+    try:
+        triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for (trigger,) in triggers:
+            connection.execute(f'DROP TRIGGER "{trigger}"')
+        connection.commit()
+    finally:
+        connection.close()
+    evidence.controls_after_sabotage[service.name] = wait_for_control(service, "C-10.3", ("fail",))
+
+
+def break_database(services: Mapping[str, Service], evidence: Evidence) -> None:
+    """Destroy a service's database file and ask both probes."""
+    name, filename = BROKEN
+    service = services[name]
+    database = service.data_dir / filename
+    database.write_bytes(b"no database any more " * 512)
+    for suffix in ("-wal", "-journal", "-shm"):
+        database.with_name(filename + suffix).unlink(missing_ok=True)
+    time.sleep(1.2)  # the result of a check is kept for a second
+    probe(evidence, "readiness without a database", service, "GET", "/readiness", 503)
+    probe(evidence, "liveness without a database", service, "GET", "/health", 200)
+
+
+def collect_trails(services: Mapping[str, Service], evidence: Evidence, scratch: Path) -> None:
+    """Copy each trail, verify the copy offline with the command, and read its entries."""
+    for name, service in services.items():
+        copy = scratch / f"{name}-audit.db"
+        source = sqlite3.connect(service.data_dir / AUDIT_FILE, timeout=20.0)
+        target = sqlite3.connect(copy)
+        try:
+            source.backup(target)
+        finally:
+            source.close()
+            target.close()
+        evidence.audit_verify[name] = _verify(copy)
+        evidence.audit[name] = _entries(copy)
+
+
+def _verify(copy: Path) -> tuple[int, str]:
+    import contextlib
+    import io
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        status = audit_command(["verify", str(copy)])
+    return status, output.getvalue().strip()
+
+
+def _entries(copy: Path) -> list[dict[str, Any]]:
+    import json
+
+    connection = sqlite3.connect(f"file:{copy}?mode=ro", uri=True)
+    try:
+        return [json.loads(body) for (body,) in connection.execute("SELECT body FROM entry ORDER BY idx")]
+    finally:
+        connection.close()
+
+
+def collect_disk(services: Mapping[str, Service], evidence: Evidence) -> None:
+    """Read the raw bytes of every file that a service wrote, its log included."""
+    for service in services.values():
+        for path in sorted(service.data_dir.rglob("*")):
+            if path.is_file():
+                evidence.disk[f"{service.name}/{path.relative_to(service.data_dir)}"] = path.read_bytes()
+
+
+def keep(base: Path, target: Path) -> None:
+    """Copy everything that the run wrote to `target`."""
+    shutil.copytree(base, target, dirs_exist_ok=True)

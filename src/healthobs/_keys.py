@@ -1,0 +1,149 @@
+"""What a key says about its value: pass it, mask it, or scan it.
+
+Allow-list first (OpenTelemetry semantic conventions 1.x and healthobs' own fields, exact names), then deny
+by the words in the name, so that `patientSSN`, `patient.dob` and `PATIENT_DOB` are one thing.
+
+Limits: only English names are known; what is unknown is scanned by value, never passed.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+
+
+class Action(IntEnum):
+    """What happens to the value under a key."""
+
+    ALLOW = 0
+    SCAN = 1
+    DENY = 2
+    AGE = 3
+
+
+#: Keys whose values come from code, configuration or a protocol, never from a patient.
+ALLOWED = frozenset(
+    """
+    http.request.method http.request.method_original http.response.status_code http.route
+    http.request.resend_count http.request.body.size http.response.body.size
+    url.scheme url.template server.address server.port client.port network.protocol.name
+    network.protocol.version network.transport network.type network.peer.port
+    error.type exception.type exception.escaped
+    service.name service.version service.namespace service.instance.id
+    host.name host.id host.arch host.type process.pid process.parent_pid process.executable.name
+    process.creation.time thread.id thread.name
+    code.function.name code.file.path code.line.number code.column.number
+    db.system.name db.system db.operation.name db.collection.name db.namespace db.operation.batch.size
+    db.response.status_code
+    messaging.system messaging.operation.name messaging.operation.type messaging.destination.name
+    messaging.batch.message_count rpc.system rpc.service rpc.method rpc.response.status_code
+    rpc.grpc.status_code peer.service feature_flag.key user_agent.synthetic.type
+    healthobs.redacted healthobs.operation healthobs.outcome healthobs.error_id
+    healthobs.exception.frames healthobs.exception.fingerprint healthobs.exception.causes
+    healthobs.audit.index healthobs.audit.action healthobs.time_to_first_byte_seconds
+    timestamp level event service trace_id span_id logger version environment
+    method route endpoint status status_code outcome operation action duration_seconds
+    duration_ms time_to_first_byte_seconds response_bytes component metric signal control state check
+    framework frameworks peer pid port error_id error_type
+    exception_type exception_frames exception_fingerprint exception_causes audit_index
+    """.split()
+)
+_ALLOWED_PREFIXES = ("telemetry.", "otel.", "deployment.", "process.runtime.", "k8s.", "container.", "cloud.", "os.")
+
+#: One of these words in a key masks the value.
+_DENIED = frozenset(
+    """
+    ssn ssns itin dob birth birthday birthdate born death deceased mrn mbi hicn npi medicare medicaid
+    insurance insured subscriber beneficiary email mail emails phone phones fax telephone tel mobile
+    street address addresses city zip zipcode postal postcode county lat lon latitude longitude geo
+    card pan cvv cvc cvv2 iban account acct password passwd pwd passphrase secret secrets token tokens
+    authorization cookie cookies credential credentials apikey jwt bearer license licence passport vin plate
+    biometric photo diagnosis diagnoses icd medication medications prescription allergy allergies
+    symptom symptoms note notes comment comments narrative gender sex race ethnicity religion
+    surname forename firstname lastname fullname nickname username maiden mother father spouse
+    guardian kin patient_name stacktrace traceback body payload statement sql args kwargs params parameters
+    locals query cookies ip ipaddress fhir
+    """.split()
+)
+#: Pairs of words that mask together, though each alone is harmless.
+_DENIED_PAIRS = (
+    frozenset({"social", "security"}),
+    frozenset({"medical", "record"}),
+    frozenset({"api", "key"}),
+    frozenset({"private", "key"}),
+    frozenset({"exception", "message"}),
+    frozenset({"error", "message"}),
+    frozenset({"url", "full"}),
+    frozenset({"url", "path"}),
+    frozenset({"http", "url"}),
+    frozenset({"http", "target"}),
+    frozenset({"http", "path"}),
+    frozenset({"request", "path"}),
+    frozenset({"raw", "path"}),
+    frozenset({"request", "uri"}),
+    frozenset({"request", "url"}),
+    frozenset({"process", "command"}),
+    frozenset({"process", "owner"}),
+)
+#: Words that are identifiers of a person only together with one of `_ID_WORDS`.
+_SUBJECTS = frozenset("patient member person subject plan policy claim encounter chart device serial".split())
+_ID_WORDS = frozenset("id identifier ids number no num nr ref reference mrn key code serial".split())
+#: A name of one of these is no person's name.
+_THINGS = frozenset(
+    """
+    service metric table file operation event check host thread span module function class queue column
+    field header scope logger control job task worker route method db database schema index process program
+    app application component system package product bucket topic stream cluster node pod container image
+    role group policy plan device resource type action command test suite environment region zone tool
+    """.split()
+)
+#: A key that ends in one of these is a measure of the thing, not the thing.
+_MEASURES = frozenset(
+    """
+    count counts total seconds ms us ns size bytes length duration ratio percent rate enabled disabled sent
+    found present valid invalid verified missing required generated type types limit max min version
+    """.split()
+)
+#: Long words that mask even when the key has no word boundaries (`patientname`).
+_GLUED = (
+    "socialsecurity dateofbirth birthdate birthday emailaddress phonenumber patientname patientid firstname "
+    "lastname fullname surname medicalrecord creditcard cardnumber accountnumber ssnumber password"
+).split()
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+
+
+def words(key: str) -> list[str]:
+    """Split a key on camelCase, ``_``, ``.`` and ``-``, in lower case.
+
+    Example:
+        >>> words("patientSSN.last_4")
+        ['patient', 'ssn', 'last', '4']
+    """
+    return [word.lower() for word in _WORD.findall(key)]
+
+
+def classify(key: str, allowed: frozenset[str]) -> Action:
+    """Return what to do with values under `key`; `allowed` are further exact names that pass."""
+    if key in ALLOWED or key in allowed or key.startswith(_ALLOWED_PREFIXES):
+        return Action.ALLOW
+    parts = words(key)
+    if not parts:
+        return Action.SCAN
+    if parts[-1] in ("age", "ages") or parts[-2:] == ["age", "years"]:
+        return Action.SCAN if {"max", "min", "cache"}.intersection(parts) else Action.AGE
+    if parts[-1] in _MEASURES:
+        return Action.SCAN
+    return Action.DENY if _names_a_person(frozenset(parts), "".join(parts)) else Action.SCAN
+
+
+def _names_a_person(parts: frozenset[str], squeezed: str) -> bool:
+    if parts & _DENIED or any(pair <= parts for pair in _DENIED_PAIRS):
+        return True
+    if parts & {"name", "names"} and not parts & _THINGS:
+        return True
+    if "patient" in parts and (parts & {"name", "names"} or parts == {"patient"}):
+        return True
+    if parts & _SUBJECTS and parts & _ID_WORDS:
+        return True
+    return any(word in squeezed for word in _GLUED)

@@ -1,0 +1,135 @@
+"""The telemetry of outgoing HTTP calls: one CLIENT span and two duration samples for each attempt.
+
+OpenTelemetry semantic conventions for HTTP spans and metrics (stable set). Whatever fails in here is
+counted under ``client`` and goes no further.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from healthobs import _runtime
+from healthobs.tracing import format_traceparent
+
+if TYPE_CHECKING:
+    from healthobs.metrics import Instrument
+    from healthobs.observability import Observability
+
+_METRIC: Final = "http_client_request_duration_seconds"
+_SEMCONV_LABELS: Final = (
+    "http_request_method",
+    "server_address",
+    "server_port",
+    "http_response_status_code",
+    "error_type",
+)
+
+
+class Recorder:
+    """Records the calls to one peer.
+
+    Args:
+        peer: The peer's short name.
+        address: Host of its base URL.
+        port: Port of its base URL.
+    """
+
+    def __init__(self, peer: str, address: str, port: int) -> None:
+        self.peer = peer
+        self.address = address
+        self.port = port
+        self._instruments: tuple[Observability, Instrument, Instrument | None] | None = None
+
+    def start(self, method: str, route: str, resend_count: int) -> Recording | None:
+        """Open the span of one attempt; None when nothing is being recorded, or that failed."""
+        obs = _runtime.current_or_none()
+        if obs is None:
+            return None
+        try:
+            attributes: dict[str, str | int] = {
+                "http.request.method": method,
+                "server.address": self.address,
+                "server.port": self.port,
+                "url.template": route,
+            }
+            if resend_count:
+                attributes["http.request.resend_count"] = resend_count
+            wall_ns, monotonic_ns = obs.clock.wall_ns(), obs.clock.monotonic_ns()
+            span = obs.tracing.tracer.start_span(
+                f"{method} {route}", kind=SpanKind.CLIENT, attributes=attributes, start_time=wall_ns
+            )
+            return Recording(obs, self, method, span, wall_ns, monotonic_ns)
+        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            obs.metrics.count_internal_error("client")
+            return None
+
+    def instruments(self, obs: Observability) -> tuple[Instrument, Instrument | None]:
+        """Return the duration histograms of `obs`: the semantic conventions' and the service's own."""
+        held = self._instruments
+        if held is None or held[0] is not obs:
+            prefix, histogram = obs.settings.prefix, obs.metrics.histogram
+            semconv = histogram(_METRIC, "Duration of HTTP client requests.", _SEMCONV_LABELS)
+            own = None
+            if prefix:
+                name = f"{prefix}_outbound_request_duration_seconds"
+                own = histogram(name, "Duration of calls to other services.", ("peer", "method", "status"))
+            held = self._instruments = (obs, semconv, own)
+        return held[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One attempt being recorded."""
+
+    obs: Observability
+    recorder: Recorder
+    method: str
+    span: Span
+    wall_ns: int
+    monotonic_ns: int
+
+    def headers(self) -> dict[str, str]:
+        """Return what makes the peer's telemetry join this one's; never baggage, which may hold anything."""
+        context = self.span.get_span_context()
+        fields: dict[str, str] = {}
+        if context.is_valid:
+            fields["traceparent"] = format_traceparent(context)
+            if context.trace_state:
+                fields["tracestate"] = context.trace_state.to_header()
+        request_id = getattr(_runtime.exchange.get(), "request_id", None)
+        if isinstance(request_id, str) and request_id:
+            fields["X-Request-Id"] = request_id
+        return fields
+
+    def finish(self, status: int | None, error: str) -> None:
+        """Close the span and take the two samples, all with one duration.
+
+        Args:
+            status: Status code of the answer; None when none came.
+            error: A word of a closed vocabulary; empty when the call went well.
+        """
+        try:
+            elapsed_ns = max(0, self.obs.clock.monotonic_ns() - self.monotonic_ns)
+            if status is not None:
+                self.span.set_attribute("http.response.status_code", status)
+            if error:
+                self.span.set_attribute("error.type", error)
+                self.span.set_status(Status(StatusCode.ERROR, error if status is None else None))
+            self.span.end(self.wall_ns + elapsed_ns)
+            self._sample("" if status is None else str(status), error, elapsed_ns / 1e9)
+        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            self.obs.metrics.count_internal_error("client")
+
+    def _sample(self, status: str, error: str, seconds: float) -> None:
+        recorder, method = self.recorder, self.method
+        semconv, own = recorder.instruments(self.obs)
+        context = self.span.get_span_context()
+        exemplar = None
+        if self.obs.settings.exemplars and context.trace_flags.sampled:
+            exemplar = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+        semconv.labels(method, recorder.address, str(recorder.port), status, error).observe(seconds, exemplar)
+        if own is not None:
+            own.labels(recorder.peer, method, status).observe(seconds, exemplar)

@@ -1,0 +1,307 @@
+"""Find identifiers in free text and replace them by marks such as ``[PHI:ssn]``.
+
+The kinds are those of 45 CFR 164.514(b)(2)(i) that have a pattern: telephone and fax numbers, e-mail
+addresses, social security numbers, dates other than a year, IP and MAC addresses, URLs, ages over 89,
+certificate, account and record numbers after a keyword; further card numbers (PCI DSS 3.4), NPI, MBI, DEA,
+VIN, IBAN and UDI.
+
+The scan is staged, so that text without a digit, ``@``, ``:`` or ``=`` costs one search. Work is linear in
+the text: every regular expression begins with a character class or literal, its parts exclude each other,
+and look-ups from a hit go at most to the previous hit; text beyond `SCAN_LIMIT` is replaced, not scanned.
+
+Limits: names, places and relative dates have no pattern and are not found; nor are numbers in words, or
+encoded text (percent-encoding, Base64). Telemetry should carry no free text at all.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+from healthobs import _numbers
+from healthobs._identifiers import is_dea, is_iban, is_vin
+
+#: Characters of a text that are scanned; what follows is replaced by ``[PHI:length]``.
+SCAN_LIMIT = 4096
+#: Last characters of an over-long text that are scanned but not kept: an identifier cut in two would be missed.
+_MARGIN = 128
+
+Finding = tuple[int, int, str]
+
+_TRIGGER = re.compile(r"[0-9@:=]")
+_DIGIT = re.compile(r"[0-9]")
+_MARK = re.compile(r"\[PHI:[a-z_]{1,32}\]")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?![0-9a-f])")
+_EMAIL_STOP = frozenset(" \t\r\n\v\f@<>()[]{},;:\"'=/|\\`?&")
+_URL_END = re.compile(r"[\s<>\"'`\[\]{}|\\^]|\Z")
+_SCHEME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789+.-")
+
+_STRONG = (
+    "medical record|social security|date of birth|birth ?date|birthday|policy (?:number|no)|member id|"
+    "patient (?:id|number|no)|chart (?:number|no)|health plan|subscriber|beneficiary|medicare|medicaid|"
+    "passport|mrn|ssn|npi|mbi|hicn|dea|dob|born|iban|imei|udi|vin|nhs"
+)
+_WEAK = (
+    "account|acct|member|policy|license|licence|serial|device|claim|encounter|admission|certificate|patient|"
+    "record|prescription|plan|chart|card"
+)
+_KEYWORD = re.compile(
+    rf"(?<![a-z])(?:(?P<strong>{_STRONG})|(?:{_WEAK}))(?![a-z])"
+    r"[^a-z0-9\[]{0,4}(?:(?:number|num|no|nr|id|code|is|was|of|on)(?![a-z])[^a-z0-9\[]{0,4}){0,2}"
+    r"(?P<value>[a-z0-9][a-z0-9./_-]*)"
+)
+_OPAQUE_ID = re.compile(r"_{36}|[0-9a-f]{16}|[0-9a-f]{32}")
+_PHONE_AFTER = re.compile(
+    r"(?<![a-z])(?:tele)?(?:phone|fax|mobile|cell|tel)(?![a-z])[^a-z0-9+(\[]{0,4}"
+    r"(?:(?:number|no|is)(?![a-z])[^a-z0-9+(\[]{0,4})?(?P<value>[0-9+(][0-9 ().-]{5,24})"
+)
+_NAMED_FIELD = re.compile(
+    r"(?<![a-z0-9_.-])(?:(?:patient|first|last|full|given|family|middle|maiden|sur|user)?[ _-]?name|address|"
+    r"street|city|zip|diagnosis|password|passwd|pwd|secret|token|authorization|api[ _-]?key|cookie|email|"
+    r"phone|fax|ssn|dob|birth_?date|mrn)[\"']?[ \t]{0,3}[=:](?![:/])[ \t]{0,3}[\"']?(?P<value>[^,;&|\r\n}\]\"']+)"
+)
+_REPR = re.compile(r"\([a-z_][a-z0-9_]*=")
+_AGE = re.compile(
+    r"(?<![a-z])(?:aged?)(?![a-z])[^a-z0-9\[]{0,4}(?:(?:is|was|of)[^a-z0-9\[]{1,3})?(?P<after>[0-9]{2,3})(?![0-9])|"
+    r"(?<![0-9])(?P<before>[0-9]{2,3})(?:[ -]?(?:years?|yrs?)[ -]old|[ -]?y/?o)(?![a-z])"
+)
+_MONTH = (
+    "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
+    "nov(?:ember)?|dec(?:ember)?"
+)
+_YEAR = r"(?:1[89]|20)[0-9]{2}(?![0-9])"
+_DAY = r"(?:3[01]|[12][0-9]|0?[1-9])(?:st|nd|rd|th)?(?![0-9a-z])"
+_MONTH_DATE = re.compile(
+    rf"(?<![a-z])(?:(?:{_MONTH})\.?[ ,-]{{0,3}}(?:{_DAY}(?:[ ,-]{{1,3}}{_YEAR})?|{_YEAR})"
+    rf"|may[ ,-]{{1,3}}(?:{_DAY}[ ,-]{{1,3}}{_YEAR}|{_YEAR}|[0-9]{{1,2}}(?:st|nd|rd|th)))"
+)
+_DAY_MONTH = re.compile(
+    rf"(?:3[01]|[12][0-9]|0?[1-9])(?:st|nd|rd|th)?[ .-]{{0,2}}(?:of )?(?:{_MONTH}|may)(?![a-z])"
+    rf"(?:\.?[ ,.-]{{1,3}}(?:{_YEAR}|[0-9]{{2}}(?![0-9])))?"
+)
+_TOKEN = re.compile(r"[a-z0-9]{9,}")
+_MBI_LETTER = "ac-hjkmnp-rt-y"
+_MBI = re.compile(
+    rf"[1-9][{_MBI_LETTER}][0-9{_MBI_LETTER}][0-9]-?[{_MBI_LETTER}][0-9{_MBI_LETTER}][0-9]-?"
+    rf"[{_MBI_LETTER}]{{2}}[0-9]{{2}}(?![a-z0-9])"
+)
+_SPACED_IBAN = re.compile(r"[a-z]{2}[0-9]{2}(?: [a-z0-9]{4}){2,7}(?: [a-z0-9]{1,3}(?![a-z0-9]))?")
+_UDI = re.compile(r"\(01\)[0-9]{14}(?:\([0-9]{2,4}\)[a-z0-9./_-]{1,30}){0,8}")
+_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}(?![0-9a-z])|[0-9a-f]{2}(?:-[0-9a-f]{2}){5}(?![0-9a-z])")
+_COLONS = re.compile(r"[0-9a-f:]+(?:[0-9.]+)?")
+
+
+def scan(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return `text` with every identifier replaced, and the kinds replaced.
+
+    The very same string comes back when nothing was found, so `is` tells whether it changed.
+
+    Example:
+        >>> scan("call 212-555-0123 about 078-05-1120")
+        ('call [PHI:phone] about [PHI:ssn]', ('phone', 'ssn'))
+    """
+    if len(text) > SCAN_LIMIT and _over_long(text):
+        return _scan_long(text)
+    if text.isascii():
+        if _TRIGGER.search(text) is None and "www." not in text:
+            return text, ()
+        findings = find(text.lower())
+    else:
+        shadow, places = fold(text)
+        findings = [(places[start], places[end - 1] + 1, kind) for start, end, kind in find(shadow)]
+    return _replace(text, findings) if findings else (text, ())
+
+
+def _over_long(text: str) -> bool:
+    """Return whether `text` is too long to scan, not counting the marks of an earlier pass."""
+    return len(text) > 4 * SCAN_LIMIT or len(_MARK.sub("", text)) > SCAN_LIMIT
+
+
+def _scan_long(text: str) -> tuple[str, tuple[str, ...]]:
+    shadow, places = fold(text[:SCAN_LIMIT])
+    limit = SCAN_LIMIT - _MARGIN
+    findings = [
+        (places[start], min(places[end - 1] + 1, limit), kind)
+        for start, end, kind in find(shadow)
+        if places[start] < limit
+    ]
+    kept, kinds = _replace(text[:limit], findings)
+    return kept + "[PHI:length]", (*kinds, "length")
+
+
+def _replace(text: str, findings: list[Finding]) -> tuple[str, tuple[str, ...]]:
+    """Replace the findings in `text`; overlapping ones become one, named after the one that begins first."""
+    findings.sort(key=lambda finding: (finding[0], -finding[1]))
+    parts: list[str] = []
+    kinds: list[str] = []
+    done = 0
+    for start, end, kind in findings:
+        if start >= done:
+            parts += (text[done:start], f"[PHI:{kind}]")
+            kinds.append(kind)
+        done = max(done, end)
+    parts.append(text[done:])
+    return "".join(parts), tuple(kinds)
+
+
+def fold(text: str) -> tuple[str, list[int]]:
+    """Return `text` in ASCII-like lower case for matching, and where each of its characters came from.
+
+    Digits, dashes and blanks of any script become ASCII ones; invisible and combining characters are left
+    out, so that they cannot hide a number.
+    """
+    shadow: list[str] = []
+    places: list[int] = []
+    for place, char in enumerate(text):
+        folded = char.lower() if char < "\x80" else _fold_char(char)
+        if folded:
+            shadow.append(folded)
+            places.append(place)
+    return "".join(shadow), places
+
+
+@lru_cache(maxsize=4096)
+def _fold_char(char: str) -> str:
+    """Fold one non-ASCII character to one character, or to nothing."""
+    digit = unicodedata.digit(char, -1)
+    if digit >= 0:
+        return str(digit)
+    category = unicodedata.category(char)
+    if category in ("Cf", "Mn", "Me"):
+        return ""
+    if category == "Pd" or char == "\u2212":
+        return "-"
+    if category == "Zs":
+        return " "
+    for candidate in (unicodedata.normalize("NFKC", char).lower(), char.lower()):
+        if len(candidate) == 1:
+            return candidate
+    return char
+
+
+def find(shadow: str) -> list[Finding]:
+    """Return every identifier in lower-case `shadow` as (start, end, kind), in no order."""
+    found: list[Finding] = []
+    if "@" in shadow:
+        _emails(shadow, found)
+    if "://" in shadow or "www." in shadow:
+        _urls(shadow, found)
+    if "=" in shadow or ":" in shadow:
+        _named_fields(shadow, found)
+    if shadow.count(":") > 1:
+        _colon_addresses(shadow, found)
+    if _DIGIT.search(shadow):
+        if shadow.count("-") > 3:
+            # A UUID is a surrogate: its digits are no number. Underscores keep the places.
+            shadow = _UUID.sub("_" * 36, shadow)
+        _keyword_numbers(shadow, found)
+        _numbers.find_numbers(shadow, found)
+        _tokens(shadow, found)
+        _ages(shadow, found)
+        for pattern in (_MONTH_DATE, _DAY_MONTH):
+            found += [(*match.span(), "date") for match in pattern.finditer(shadow)]
+    return found
+
+
+def _emails(shadow: str, found: list[Finding]) -> None:
+    done = 0
+    at = shadow.find("@")
+    while at >= 0:
+        start = at
+        while start > done and shadow[start - 1] not in _EMAIL_STOP:
+            start -= 1
+        end = at + 1
+        while end < len(shadow) and shadow[end] not in _EMAIL_STOP:
+            end += 1
+        if start < at and end > at + 1:
+            found.append((start, end, "email"))
+        done = at + 1
+        at = shadow.find("@", done)
+
+
+def _urls(shadow: str, found: list[Finding]) -> None:
+    done = 0
+    for match in re.finditer(r"://|www\.", shadow):
+        start = match.start()
+        if start < done:
+            continue
+        if match.group() == "://":
+            while start > done and shadow[start - 1] in _SCHEME:
+                start -= 1
+        end = _URL_END.search(shadow, match.end())
+        done = len(shadow) if end is None else end.start()
+        found.append((start, done, "url"))
+
+
+def _named_fields(shadow: str, found: list[Finding]) -> None:
+    """Find ``name=John Smith`` and the like, and representations such as ``Patient(name='John')``."""
+    for match in _NAMED_FIELD.finditer(shadow):
+        value = match.group("value")
+        if value.strip() and not value.startswith("[phi:"):
+            found.append((*match.span("value"), "key"))
+    match = _REPR.search(shadow)
+    if match is not None:
+        start = match.start()
+        while start and (shadow[start - 1].isalnum() or shadow[start - 1] in "_."):
+            start -= 1
+        found.append((start, len(shadow), "type"))
+
+
+def _colon_addresses(shadow: str, found: list[Finding]) -> None:
+    for match in _MAC.finditer(shadow):
+        if match.start() == 0 or not shadow[match.start() - 1].isalnum():
+            found.append((*match.span(), "mac"))
+    for match in _COLONS.finditer(shadow):
+        before = shadow[match.start() - 1 : match.start()]
+        after = shadow[match.end() : match.end() + 1]
+        if not before.isalnum() and not after.isalnum() and _numbers.is_ipv6(match.group().rstrip(".")):
+            found.append((*match.span(), "ip"))
+
+
+def _keyword_numbers(shadow: str, found: list[Finding]) -> None:
+    for match in _KEYWORD.finditer(shadow):
+        value = match.group("value").rstrip(".-/_") if match.group("value")[0] != "_" else match.group("value")
+        digits = sum(char.isdigit() for char in value)
+        if match.group("strong"):
+            plain_year = digits == len(value) == 4
+            wanted = digits > 0 and len(value) > 2 and not plain_year
+        else:
+            wanted = digits > 3 and _OPAQUE_ID.fullmatch(value) is None
+        if wanted:
+            found.append((match.start("value"), match.start("value") + len(value), "id"))
+    for match in _PHONE_AFTER.finditer(shadow):
+        value = match.group("value").rstrip(" ().-")
+        if sum(char.isdigit() for char in value) > 6:
+            found.append((match.start("value"), match.start("value") + len(value), "phone"))
+
+
+def _tokens(shadow: str, found: list[Finding]) -> None:
+    """Find identifiers that mix letters and digits."""
+    for match in _TOKEN.finditer(shadow):
+        token = match.group()
+        if len(token) == 9 and is_dea(token):
+            found.append((*match.span(), "dea"))
+        elif len(token) == 17 and is_vin(token):
+            found.append((*match.span(), "vin"))
+        elif 15 <= len(token) <= 34 and is_iban(token):
+            found.append((*match.span(), "iban"))
+    for match in _MBI.finditer(shadow):
+        if match.start() == 0 or not shadow[match.start() - 1].isalnum():
+            found.append((*match.span(), "mbi"))
+    for match in _SPACED_IBAN.finditer(shadow):
+        candidate = match.group()
+        while len(candidate) > 14:
+            if is_iban(candidate.replace(" ", "")):
+                found.append((match.start(), match.start() + len(candidate), "iban"))
+                break
+            candidate = candidate.rpartition(" ")[0]
+    if "(01)" in shadow:
+        found += [(*match.span(), "udi") for match in _UDI.finditer(shadow)]
+
+
+def _ages(shadow: str, found: list[Finding]) -> None:
+    for match in _AGE.finditer(shadow):
+        group = "after" if match.group("after") else "before"
+        if int(match.group(group)) > 89:
+            found.append((*match.span(group), "age"))

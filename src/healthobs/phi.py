@@ -1,0 +1,87 @@
+"""`Phi[T]`: a value that masks itself wherever it is rendered.
+
+A field typed `Phi[str]` cannot reach a log line, a span or an error text by accident: `str`, `repr`,
+`format` and f-strings give ``[PHI:<kind>]``; only `reveal(purpose)` gives the value, and says so in the
+audit entry of the call (45 CFR 164.502(b), minimum necessary; 164.312(b)).
+
+Limits: it is a guard against accidents, not against code that reads private attributes. It is no `str`
+subclass on purpose: `"".join`, regular expressions and C code see through those.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Generic, NoReturn, TypeVar
+
+from healthobs import _runtime
+
+T = TypeVar("T")
+
+_KIND = re.compile(r"[a-z][a-z_]{0,31}")
+_PURPOSE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+
+
+class Phi(Generic[T]):
+    """Wrap `value` so that rendering it gives a mark instead.
+
+    Args:
+        value: What to protect; any type.
+        kind: What it is, for the mark: lower-case letters and underscores, such as ``name``.
+
+    Raises:
+        ValueError: When `kind` is not of that form.
+
+    Example:
+        >>> name = Phi("John Smith", "name")
+        >>> f"patient {name}"
+        'patient [PHI:name]'
+        >>> name.reveal("TREAT")
+        'John Smith'
+    """
+
+    __slots__ = ("__value", "kind")
+
+    def __init__(self, value: T, kind: str = "value") -> None:
+        if _KIND.fullmatch(kind) is None:
+            raise ValueError("kind names the sort of data in lower-case letters, such as 'name'")
+        self.__value = value
+        self.kind = kind
+
+    def reveal(self, purpose: str) -> T:
+        """Return the value, and add kind, purpose and count to the audit entry of the current call.
+
+        Args:
+            purpose: Why, as a code such as ``TREAT`` (HL7 v3 PurposeOfUse); never free text.
+
+        Raises:
+            ValueError: When `purpose` is not a code.
+        """
+        if _PURPOSE.fullmatch(purpose) is None:
+            raise ValueError("purpose is a code such as 'TREAT', not free text")
+        draft: Any = _runtime.audit_draft.get()
+        if draft is not None:
+            name = f"revealed.{self.kind}.{purpose}"
+            draft.details[name] = draft.details.get(name, 0) + 1
+        return self.__value
+
+    def __str__(self) -> str:
+        return f"[PHI:{self.kind}]"
+
+    __repr__ = __str__
+
+    def __format__(self, format_spec: str) -> str:
+        return str(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Phi) and bool(self.__value == other.__value)  # pyright: ignore[reportUnknownMemberType]
+
+    __hash__ = None  # type: ignore[assignment]  # a hash of the value would be a token of it
+
+    def __copy__(self) -> Phi[T]:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Phi[T]:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("Phi values are not pickled, because a pickle holds them in the clear; reveal() first")

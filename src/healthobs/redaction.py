@@ -1,0 +1,277 @@
+"""Redaction: the one choke point that every signal passes on its way out.
+
+Order of decision for a value: its type (`Phi`, what is no primitive), then its key (allow-list, deny by
+words), then its content (a staged scan for identifiers). Whatever goes wrong inside yields a mark, never
+the value, and never an exception. Basis: 45 CFR 164.514(b)(2) (the eighteen identifiers), 164.502(b)
+(minimum necessary), PCI DSS 4.0 requirements 3.3 and 3.4.
+
+Marks: ``[PHI:<kind>]`` for a pattern, ``[PHI:key]`` for a denied key, ``[PHI:type]`` for a value that is no
+primitive, ``[PHI:strict]`` for unknown text in strict mode, ``[PHI:length]`` for what is too long to scan,
+``[PHI:error]`` for a fault of the redactor. A mark never holds a part of the value.
+
+Limits: see `healthobs._scan`: free text can name a person without any pattern. Use strict mode, or keep
+free text out of telemetry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Literal, cast
+from uuid import UUID
+
+from healthobs._failures import ExceptionFacts, describe_exception
+from healthobs._keys import Action, classify
+from healthobs._scan import scan
+from healthobs.phi import Phi
+
+__all__ = ["ExceptionFacts", "Phi", "Redactor", "describe_exception"]
+
+_MAX_DEPTH = 4
+_MAX_ITEMS = 1000
+_MAX_KEYS = 2048
+_MAX_KEY_LENGTH = 128
+#: Numbers with as many digits as a date or an SSN are scanned as text.
+_LONG_NUMBER = 10_000_000
+_SCALARS = (str, int, float, bool)
+
+
+class Redactor:
+    """Mask what identifies a person.
+
+    Args:
+        mode: ``mask`` scans text under unknown keys; ``strict`` replaces it.
+        allowed_keys: Exact key names whose primitive values pass, besides the semantic conventions.
+        on_redaction: Called with signal and kind for each mark made; its faults are swallowed.
+
+    Example:
+        >>> redactor = Redactor()
+        >>> redactor.mapping({"patient_name": "John Smith", "note_count": 3, "step": "call 212-555-0123"})
+        {'patient_name': '[PHI:key]', 'note_count': 3, 'step': 'call [PHI:phone]'}
+    """
+
+    def __init__(
+        self,
+        mode: Literal["mask", "strict"] = "mask",
+        *,
+        allowed_keys: Iterable[str] = (),
+        on_redaction: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self.mode = mode
+        self._strict = mode == "strict"
+        self._allowed = frozenset(allowed_keys)
+        self._on_redaction = on_redaction
+        self._actions: dict[str, Action] = {}
+
+    def value(self, key: str, value: object, *, signal: str = "log") -> Any:
+        """Return `value` as it may leave under `key`: JSON-safe, and the same object when nothing changed.
+
+        Args:
+            key: Name of the attribute, field or label.
+            value: Anything.
+            signal: ``log``, ``trace``, ``metric`` or ``audit``, for the counter.
+
+        Returns:
+            A primitive, None, a list or a dict; a mark where the value may not leave.
+        """
+        try:
+            return _Walk(self, signal).value(key, value, _MAX_DEPTH)
+        except Exception:  # noqa: BLE001  # fail closed: no fault may let the value through
+            return self._mark(signal, "error")
+
+    def text(self, text: str, *, signal: str = "log") -> str:
+        """Return free `text` with every identifier replaced; the same object when there was none.
+
+        Example:
+            >>> Redactor().text("seen on 2024-03-01 by a@b.org")
+            'seen on [PHI:date] by [PHI:email]'
+        """
+        try:
+            redacted, kinds = scan(str.__str__(text))
+            for kind in kinds:
+                self._count(signal, kind)
+        except Exception:  # noqa: BLE001  # fail closed
+            return self._mark(signal, "error")
+        return redacted if kinds else text
+
+    def mapping(self, fields: Mapping[str, object], *, signal: str = "log") -> dict[str, Any]:
+        """Return the redacted copy of `fields`, nested values to depth 4; keys are scanned too."""
+        try:
+            return _Walk(self, signal).mapping(fields, _MAX_DEPTH)
+        except Exception:  # noqa: BLE001  # fail closed
+            return {"redaction": self._mark(signal, "error")}
+
+    def changed(self, attributes: Mapping[str, Any], *, signal: str = "trace") -> dict[str, Any] | None:
+        """Return the redacted copy of `attributes`, or None when every one of them may leave as it is.
+
+        Telemetry whose keys are all allow-listed costs one look-up per attribute here.
+        """
+        actions = self._actions
+        for key, value in attributes.items():
+            if actions.get(key) is Action.ALLOW and type(value) in _SCALARS:
+                continue
+            if self.value(key, value, signal="") is not value or self.key(key, signal="") != key:
+                return self.mapping(attributes, signal=signal)
+        return None
+
+    def key(self, key: object, *, signal: str = "log") -> str:
+        """Return `key` as it may leave: scanned like text, and masked when it is no short plain name."""
+        if type(key) is not str:
+            if type(key) not in _SCALARS:
+                return self._mark(signal, "key")
+            key = str(key)
+        if key in self._actions:  # only keys that were scanned clean are remembered
+            return key
+        clean = self.text(key, signal=signal)
+        return clean if len(clean) <= _MAX_KEY_LENGTH else self._mark(signal, "key")
+
+    def action(self, key: str) -> Action:
+        """Return what happens to values under `key`."""
+        known = self._actions.get(key)
+        if known is not None:
+            return known
+        action = classify(key, self._allowed)
+        if len(key) <= _MAX_KEY_LENGTH and scan(key)[0] is key:
+            if len(self._actions) >= _MAX_KEYS:
+                self._actions.clear()  # keys made of data must not grow the memory
+            self._actions[key] = action
+        return action
+
+    @property
+    def strict(self) -> bool:
+        """Whether unknown text is replaced rather than scanned."""
+        return self._strict
+
+    def _mark(self, signal: str, kind: str) -> str:
+        self._count(signal, kind)
+        return f"[PHI:{kind}]"
+
+    def _count(self, signal: str, kind: str) -> None:
+        if self._on_redaction is None or not signal:
+            return
+        try:
+            self._on_redaction(signal, kind)
+        except Exception:  # noqa: BLE001, S110  # a broken counter must not break the caller or the redaction
+            pass
+
+
+class _Walk:
+    """One pass over one value or mapping, with a budget of items, so that nesting cannot multiply the work."""
+
+    __slots__ = ("_left", "_redactor", "_signal")
+
+    def __init__(self, redactor: Redactor, signal: str) -> None:
+        self._redactor = redactor
+        self._signal = signal
+        self._left = _MAX_ITEMS
+
+    def value(self, key: str, value: object, depth: int) -> Any:
+        kind = type(value)
+        action = self._redactor.action(key)
+        if action is Action.ALLOW and (kind is str or kind is int or kind is bool):
+            return value
+        if isinstance(value, Phi):
+            return self._mark(cast("Phi[object]", value).kind)
+        if value is None:
+            return None
+        if action is Action.DENY:
+            return value if value in _MARKS or value == "" else self._mark("key")
+        if isinstance(value, str):
+            return self._string(value, action)
+        if isinstance(value, (bool, int, float, Decimal)):
+            return self._number(value, action)
+        return self._other(key, value, depth)
+
+    def mapping(self, fields: Mapping[Any, object], depth: int) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in fields.items():
+            self._left -= 1
+            if self._left < 0:
+                result["redaction"] = self._mark("length")
+                break
+            name = self._redactor.key(key, signal=self._signal)
+            unique, number = name, 2
+            while unique in result:
+                unique, number = f"{name}_{number}", number + 1
+            try:
+                result[unique] = self.value(key if type(key) is str else name, value, depth)
+            except Exception:  # noqa: BLE001  # one bad value must not cost the others
+                result[unique] = self._mark("error")
+        return result
+
+    def _string(self, value: str, action: Action) -> Any:
+        plain = value if type(value) is str else str.__str__(value)
+        if action is Action.ALLOW or not plain:
+            return plain
+        if self._redactor.strict:
+            return plain if plain in _MARKS else self._mark("strict")
+        return self._redactor.text(plain, signal=self._signal)
+
+    def _number(self, value: float | Decimal, action: Action) -> Any:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, int) and type(value) is not int:
+            value = int.__add__(value, 0)
+        if isinstance(value, Decimal):
+            return self._redactor.text(str(value), signal=self._signal)
+        if action is not Action.ALLOW and abs(value) < math.inf:
+            if action is Action.AGE and value > 89:
+                return self._mark("age")
+            if abs(value) >= _LONG_NUMBER and value == int(value):
+                digits = str(abs(int(value)))
+                if len(digits) > 40:
+                    return self._mark("number")
+                scanned = self._redactor.text(digits, signal=self._signal)
+                if scanned is not digits:
+                    return scanned
+        # JSON has no NaN and no infinity (RFC 8259 §6).
+        return value if isinstance(value, int) or math.isfinite(value) else str(value)
+
+    def _other(self, key: str, value: object, depth: int) -> Any:
+        if isinstance(value, Enum):
+            return self.value(key, value.value, depth - 1) if depth else self._mark("type")
+        if isinstance(value, UUID):
+            return self._string(str(value), self._redactor.action(key))
+        if isinstance(value, (date, time)):
+            return self._mark("date")
+        if isinstance(value, timedelta):
+            return value.total_seconds()
+        if depth > 0:
+            if isinstance(value, (list, tuple)):
+                return self._sequence(key, cast("list[object] | tuple[object, ...]", value), depth - 1)
+            if isinstance(value, (set, frozenset)):
+                items = self._sequence(key, list(cast("set[object]", value)), depth - 1)
+                return sorted(items, key=str)
+            if isinstance(value, Mapping):
+                return self._nested(key, cast("Mapping[object, object]", value), depth - 1)
+        return self._mark("type")
+
+    def _nested(self, key: str, value: Mapping[object, object], depth: int) -> Any:
+        if self._redactor.strict and self._redactor.action(key) is not Action.ALLOW:
+            return self._mark("strict")
+        result = self.mapping(value, depth)
+        same = type(value) is dict and len(result) == len(value)
+        return value if same and all(result.get(k, _MISSING) is v for k, v in value.items()) else result  # type: ignore[call-overload]
+
+    def _sequence(self, key: str, items: list[object] | tuple[object, ...], depth: int) -> Any:
+        result: list[Any] = []
+        for item in items:
+            self._left -= 1
+            if self._left < 0:
+                result.append(self._mark("length"))
+                break
+            result.append(self.value(key, item, depth))
+        same = type(items) in (list, tuple) and len(result) == len(items)
+        if same and all(new is old for new, old in zip(result, items, strict=True)):
+            return items
+        return result
+
+    def _mark(self, kind: str) -> str:
+        return self._redactor._mark(self._signal, kind)  # pyright: ignore[reportPrivateUsage]
+
+
+_MISSING = object()
+_MARKS: frozenset[object] = frozenset({"[PHI:key]", "[PHI:strict]", "[PHI:type]", "[PHI:error]", "[PHI:length]"})

@@ -1,0 +1,45 @@
+"""Generate `docs/reference/settings.md` from the code; without `--write`, fail when the page is stale."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from healthobs.config import Settings
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/reference/settings.md"
+HEADER = """# Settings
+
+`healthobs.Settings` is one frozen object, read once. Precedence: explicit argument, then `HEALTHOBS_*`, then the
+OpenTelemetry variable where there is one, then the default. Sampler, span limits and exporter options are read by the
+OpenTelemetry SDK from its own variables.
+
+| Field | Type | Default | Variables |
+| --- | --- | --- | --- |
+"""
+
+
+def page() -> str:
+    """Return the page's text."""
+    rows = []
+    for spec in fields(Settings):
+        variables = ", ".join(f"`{name}`" for name in (spec.metadata["env"], spec.metadata["otel"]) if name)
+        kind = str(spec.type).replace("|", "\\|")
+        rows.append(f"| `{spec.name}` | `{kind}` | `{spec.default!r}` | {variables} |")
+    return HEADER + "\n".join(rows) + "\n\nWhat each field means is in the class: {py:class}`healthobs.config.Settings`.\n"
+
+
+def main() -> int:
+    """Write the page, or compare it."""
+    if "--write" in sys.argv[1:]:
+        PAGE.write_text(page(), encoding="utf-8")
+        return 0
+    if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
+        print("docs/reference/settings.md is stale: run `python tools/settings_page.py --write`", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
