@@ -18,6 +18,7 @@ import uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, TracebackType
+from typing import cast
 
 _MAX_FRAMES = 20
 _MAX_CAUSES = 8
@@ -100,16 +101,20 @@ def _causes(exc: BaseException) -> list[BaseException]:
     """Return causes, contexts and group members, breadth first, each once."""
     seen: list[BaseException] = [exc]
     for current in seen:
-        cause = current.__cause__
-        if cause is None and not current.__suppress_context__:
-            cause = current.__context__
-        nearby = [] if cause is None else [cause]
-        if isinstance(current, BaseExceptionGroup):
-            nearby += current.exceptions
-        seen += [one for one in nearby if not any(one is known for known in seen)][: _MAX_CAUSES + 1 - len(seen)]
-        if len(seen) > _MAX_CAUSES:
-            break
+        for one in _nearby(current):
+            if len(seen) <= _MAX_CAUSES and not any(one is known for known in seen):
+                seen.append(one)
     return seen[1:]
+
+
+def _nearby(exc: BaseException) -> list[BaseException]:
+    cause = exc.__cause__
+    if cause is None and not exc.__suppress_context__:
+        cause = exc.__context__
+    nearby = [] if cause is None else [cause]
+    if isinstance(exc, BaseExceptionGroup):
+        nearby += cast("BaseExceptionGroup[BaseException]", exc).exceptions
+    return nearby
 
 
 def _error_id(exc: BaseException) -> str:

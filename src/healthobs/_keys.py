@@ -12,6 +12,10 @@ import re
 from enum import IntEnum
 
 
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 class Action(IntEnum):
     """What happens to the value under a key."""
 
@@ -22,8 +26,7 @@ class Action(IntEnum):
 
 
 #: Keys whose values come from code, configuration or a protocol, never from a patient.
-ALLOWED = frozenset(
-    """
+ALLOWED = _set("""
     http.request.method http.request.method_original http.response.status_code http.route
     http.request.resend_count http.request.body.size http.response.body.size
     url.scheme url.template server.address server.port client.port network.protocol.name
@@ -46,13 +49,20 @@ ALLOWED = frozenset(
     duration_ms time_to_first_byte_seconds response_bytes component metric signal control state check
     framework frameworks peer pid port error_id error_type
     exception_type exception_frames exception_fingerprint exception_causes audit_index
-    """.split()
+    """)
+_ALLOWED_PREFIXES = (
+    "telemetry.",
+    "otel.",
+    "deployment.",
+    "process.runtime.",
+    "k8s.",
+    "container.",
+    "cloud.",
+    "os.",
 )
-_ALLOWED_PREFIXES = ("telemetry.", "otel.", "deployment.", "process.runtime.", "k8s.", "container.", "cloud.", "os.")
 
 #: One of these words in a key masks the value.
-_DENIED = frozenset(
-    """
+_DENIED = _set("""
     ssn ssns itin dob birth birthday birthdate born death deceased mrn mbi hicn npi medicare medicaid
     insurance insured subscriber beneficiary email mail emails phone phones fax telephone tel mobile
     street address addresses city zip zipcode postal postcode county lat lon latitude longitude geo
@@ -63,8 +73,7 @@ _DENIED = frozenset(
     surname forename firstname lastname fullname nickname username maiden mother father spouse
     guardian kin patient_name stacktrace traceback body payload statement sql args kwargs params parameters
     locals query cookies ip ipaddress fhir
-    """.split()
-)
+    """)
 #: Pairs of words that mask together, though each alone is harmless.
 _DENIED_PAIRS = (
     frozenset({"social", "security"}),
@@ -86,29 +95,25 @@ _DENIED_PAIRS = (
     frozenset({"process", "owner"}),
 )
 #: Words that are identifiers of a person only together with one of `_ID_WORDS`.
-_SUBJECTS = frozenset("patient member person subject plan policy claim encounter chart device serial".split())
-_ID_WORDS = frozenset("id identifier ids number no num nr ref reference mrn key code serial".split())
+_SUBJECTS = _set("patient member person subject plan policy claim encounter chart device serial")
+_ID_WORDS = _set("id identifier ids number no num nr ref reference mrn key code serial")
 #: A name of one of these is no person's name.
-_THINGS = frozenset(
-    """
+_THINGS = _set("""
     service metric table file operation event check host thread span module function class queue column
     field header scope logger control job task worker route method db database schema index process program
     app application component system package product bucket topic stream cluster node pod container image
     role group policy plan device resource type action command test suite environment region zone tool
-    """.split()
-)
+    """)
 #: A key that ends in one of these is a measure of the thing, not the thing.
-_MEASURES = frozenset(
-    """
+_MEASURES = _set("""
     count counts total seconds ms us ns size bytes length duration ratio percent rate enabled disabled sent
     found present valid invalid verified missing required generated type types limit max min version
-    """.split()
-)
+    """)
 #: Long words that mask even when the key has no word boundaries (`patientname`).
-_GLUED = (
+_GLUED = _set(
     "socialsecurity dateofbirth birthdate birthday emailaddress phonenumber patientname patientid firstname "
     "lastname fullname surname medicalrecord creditcard cardnumber accountnumber ssnumber password"
-).split()
+)
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
@@ -142,7 +147,7 @@ def _names_a_person(parts: frozenset[str], squeezed: str) -> bool:
         return True
     if parts & {"name", "names"} and not parts & _THINGS:
         return True
-    if "patient" in parts and (parts & {"name", "names"} or parts == {"patient"}):
+    if "patient" in parts and (parts & {"name", "names"} or len(parts) == 1):
         return True
     if parts & _SUBJECTS and parts & _ID_WORDS:
         return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 
 from healthobs._identifiers import (
     is_card,
@@ -28,6 +28,7 @@ _GROUP = re.compile(r"[0-9]+")
 _TIME = re.compile(r"[t ][0-9]{2}:?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]{1,9})?)?(?:z|[+-][0-9]{2}:?[0-9]{2})?")
 _WIDEST = 5
 _SHORTEST_RUN = 6
+_IPV6_LENGTH = 45  # 8 groups of 4 with an embedded IPv4 address
 
 #: Takes the digit groups and the separators between them; returns the kind or None.
 Check = Callable[[list[str], list[str]], str | None]
@@ -79,6 +80,8 @@ def _month_and_year(groups: list[str], separators: list[str]) -> str | None:
 
 def _ipv4(groups: list[str], separators: list[str]) -> str | None:
     dotted = all(separator == "." for separator in separators)
+    if groups[1:] == ["0", "0", "0"]:
+        return None  # a version (`Chrome/120.0.0.0`), no host
     return "ip" if dotted and all(int(group) < 256 for group in groups) else None
 
 
@@ -97,8 +100,10 @@ _SHAPES: dict[tuple[int, ...], Check] = {
 
 
 def is_ipv6(text: str) -> bool:
-    """Return whether `text` is an IPv6 address with at least one digit group."""
-    if text.count(":") < 2 or not text.strip(":"):
+    """Return whether `text` is an IPv6 address; ``a::b`` without any digit is rather a name in code."""
+    if not 3 <= len(text) <= _IPV6_LENGTH or text.count(":") < 2:
+        return False
+    if _GROUP.search(text) is None:
         return False
     try:
         ipaddress.IPv6Address(text)
@@ -122,18 +127,13 @@ def find_numbers(shadow: str, found: list[tuple[int, int, str]]) -> None:
 
 def _grouped(shadow: str, offset: int, run: str, found: list[tuple[int, int, str]]) -> None:
     spans = [(match.start() + offset, match.end() + offset) for match in _GROUP.finditer(run)]
-    first = _international(shadow, spans, found)
-    while first < len(spans):
-        for width in range(min(_WIDEST, len(spans) - first), 0, -1):
-            start, end = spans[first][0], spans[first + width - 1][1]
-            window = spans[first : first + width]
-            kind = _bare(shadow, start, end) if width == 1 else _window(shadow, window)
-            if kind is not None:
-                _add(shadow, start, end, kind, found)
-                first += width
-                break
-        else:
-            first += 1
+    _international(shadow, spans, found)
+    # Every window is looked at, also inside a hit: in `2-2024-01-02` the month and year found first must not
+    # hide the date. Overlapping findings are replaced as one.
+    for first, (start, end) in enumerate(spans):
+        _add(shadow, start, end, _bare(shadow, start, end), found)
+        for stop in range(first + 2, min(first + _WIDEST, len(spans)) + 1):
+            _add(shadow, start, spans[stop - 1][1], _window(shadow, spans[first:stop]), found)
 
 
 def _window(shadow: str, window: list[tuple[int, int]]) -> str | None:
@@ -141,14 +141,14 @@ def _window(shadow: str, window: list[tuple[int, int]]) -> str | None:
     if check is None:
         return None
     groups = [shadow[start:end] for start, end in window]
-    separators = [shadow[left[1] : right[0]].strip() or " " for left, right in zip(window, window[1:], strict=False)]
+    separators = [shadow[left[1] : right[0]].strip() or " " for left, right in pairwise(window)]
     return check(groups, separators)
 
 
-def _international(shadow: str, spans: list[tuple[int, int]], found: list[tuple[int, int, str]]) -> int:
-    """Take a number written with a country code (ITU-T E.164, 8 to 15 digits); return the groups it took."""
+def _international(shadow: str, spans: list[tuple[int, int]], found: list[tuple[int, int, str]]) -> None:
+    """Find a number written with a country code (ITU-T E.164, 8 to 15 digits)."""
     if shadow[spans[0][0] - 1 : spans[0][0]] != "+":
-        return 0
+        return
     digits = 0
     taken = 0
     for start, end in spans:
@@ -156,10 +156,8 @@ def _international(shadow: str, spans: list[tuple[int, int]], found: list[tuple[
             break
         digits += end - start
         taken += 1
-    if digits < 8:
-        return 0
-    found.append((spans[0][0] - 1, spans[taken - 1][1], "phone"))
-    return taken
+    if digits >= 8:
+        found.append((spans[0][0] - 1, spans[taken - 1][1], "phone"))
 
 
 def _bare(shadow: str, start: int, end: int) -> str | None:

@@ -16,22 +16,28 @@ encoded text (percent-encoding, Base64). Telemetry should carry no free text at 
 from __future__ import annotations
 
 import re
-import unicodedata
-from functools import lru_cache
 
 from healthobs import _numbers
+from healthobs._fold import fold
 from healthobs._identifiers import is_dea, is_iban, is_vin
 
 #: Characters of a text that are scanned; what follows is replaced by ``[PHI:length]``.
 SCAN_LIMIT = 4096
 #: Last characters of an over-long text that are scanned but not kept: an identifier cut in two would be missed.
 _MARGIN = 128
+#: Hardly any text needs three; one that needs more is made to, and is replaced whole.
+_MAX_PASSES = 8
 
 Finding = tuple[int, int, str]
+
+#: Kinds that another kind found at the same place names better.
+_VAGUE = {"id": 1, "key": 2}
 
 _TRIGGER = re.compile(r"[0-9@:=]")
 _DIGIT = re.compile(r"[0-9]")
 _MARK = re.compile(r"\[PHI:[a-z_]{1,32}\]")
+_MARK_FOLDED = re.compile(r"\[phi:[a-z_]{1,32}\]")
+_UUID_LENGTH = 36
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?![0-9a-f])")
 _EMAIL_STOP = frozenset(" \t\r\n\v\f@<>()[]{},;:\"'=/|\\`?&")
 _URL_END = re.compile(r"[\s<>\"'`\[\]{}|\\^]|\Z")
@@ -47,25 +53,37 @@ _WEAK = (
     "record|prescription|plan|chart|card"
 )
 _KEYWORD = re.compile(
+    # The value is only looked at: in `device serial number 8812` the first keyword must not take the second.
     rf"(?<![a-z])(?:(?P<strong>{_STRONG})|(?:{_WEAK}))(?![a-z])"
-    r"[^a-z0-9\[]{0,4}(?:(?:number|num|no|nr|id|code|is|was|of|on)(?![a-z])[^a-z0-9\[]{0,4}){0,2}"
-    r"(?P<value>[a-z0-9][a-z0-9./_-]*)"
+    r"(?=[^a-z0-9\[]{0,4}(?:(?:number|num|no|nr|id|code|is|was|of|on)(?![a-z])[^a-z0-9\[]{0,4}){0,2}"
+    r"(?P<value>[a-z0-9][a-z0-9./_-]{0,255}))"
 )
-_OPAQUE_ID = re.compile(r"_{36}|[0-9a-f]{16}|[0-9a-f]{32}")
+_VALUE_REST = re.compile(r"[a-z0-9./_-]*")
+_PLAIN_YEAR = re.compile(r"(?:1[89]|20)[0-9]{2}")
+_OPAQUE_ID = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
 _PHONE_AFTER = re.compile(
     r"(?<![a-z])(?:tele)?(?:phone|fax|mobile|cell|tel)(?![a-z])[^a-z0-9+(\[]{0,4}"
-    r"(?:(?:number|no|is)(?![a-z])[^a-z0-9+(\[]{0,4})?(?P<value>[0-9+(][0-9 ().-]{5,24})"
+    r"(?:(?:number|no|is)(?![a-z])[^a-z0-9+(\[]{0,4})?(?P<value>[0-9+(][0-9 ().-]{5,})"
 )
 _NAMED_FIELD = re.compile(
     r"(?<![a-z0-9_.-])(?:(?:patient|first|last|full|given|family|middle|maiden|sur|user)?[ _-]?name|address|"
     r"street|city|zip|diagnosis|password|passwd|pwd|secret|token|authorization|api[ _-]?key|cookie|email|"
-    r"phone|fax|ssn|dob|birth_?date|mrn)[\"']?[ \t]{0,3}[=:](?![:/])[ \t]{0,3}[\"']?(?P<value>[^,;&|\r\n}\]\"']+)"
+    r"phone|fax|ssn|dob|birth_?date|mrn)[\"']?[ \t]{0,3}[=:](?![:/])[ \t]{0,3}"
+    # A quoted value ends at its quote; a bare one at the next `key=`, or at the end of the line.
+    r"(?:\"(?P<double>[^\"\r\n]*)|'(?P<single>[^'\r\n]*)"
+    r"|(?P<bare>(?:(?![,;&|\s]\s?[a-z0-9_.]{1,30}[=:])[^\r\n}\]])+))"
 )
+_BEARER = re.compile(r"bearer [a-z0-9._~+/=-]{8,}")
+_JWT = re.compile(r"(?<![a-z0-9_-])ey[a-z0-9_-]{8,}\.[a-z0-9_-]{4,}\.[a-z0-9_-]*")
 _REPR = re.compile(r"\([a-z_][a-z0-9_]*=")
 _AGE = re.compile(
     r"(?<![a-z])(?:aged?)(?![a-z])[^a-z0-9\[]{0,4}(?:(?:is|was|of)[^a-z0-9\[]{1,3})?(?P<after>[0-9]{2,3})(?![0-9])|"
     r"(?<![0-9])(?P<before>[0-9]{2,3})(?:[ -]?(?:years?|yrs?)[ -]old|[ -]?y/?o)(?![a-z])"
 )
+_MONTH_NAMES = (
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "december",
+)  # fmt: skip
 _MONTH = (
     "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
     "nov(?:ember)?|dec(?:ember)?"
@@ -77,9 +95,18 @@ _MONTH_DATE = re.compile(
     rf"|may[ ,-]{{1,3}}(?:{_DAY}[ ,-]{{1,3}}{_YEAR}|{_YEAR}|[0-9]{{1,2}}(?:st|nd|rd|th)))"
 )
 _DAY_MONTH = re.compile(
-    rf"(?:3[01]|[12][0-9]|0?[1-9])(?:st|nd|rd|th)?[ .-]{{0,2}}(?:of )?(?:{_MONTH}|may)(?![a-z])"
-    rf"(?:\.?[ ,.-]{{1,3}}(?:{_YEAR}|[0-9]{{2}}(?![0-9])))?"
+    r"(?<![0-9])(?:3[01]|[12][0-9]|0?[1-9])(?:st|nd|rd|th)?[ .-]{0,2}(?:of )?"
+    rf"(?:(?:{_MONTH})(?![a-z])(?:\.?[ ,.-]{{1,3}}(?:{_YEAR}|[0-9]{{2}}(?![0-9])))?|may[ ,.-]{{1,3}}{_YEAR})"
 )
+_WORD = re.compile(r"[a-z]+")
+#: Every keyword, age and month pattern contains one of these as a whole word.
+_TELLING_WORDS = frozenset(
+    _WORD.findall(
+        f"{_STRONG} {_WEAK} telephone telefax phone fax mobile cell tel age aged old yo y bearer sept birthdate"
+    )
+).union(*((name, name[:3]) for name in _MONTH_NAMES)) - {"of", "no", "id", "number"}
+#: A short date (`1/2/50`) or IPv4 address has four digits; every other number or token has more.
+_FEWEST_DIGITS = 4
 _TOKEN = re.compile(r"[a-z0-9]{9,}")
 _MBI_LETTER = "ac-hjkmnp-rt-y"
 _MBI = re.compile(
@@ -101,10 +128,25 @@ def scan(text: str) -> tuple[str, tuple[str, ...]]:
         >>> scan("call 212-555-0123 about 078-05-1120")
         ('call [PHI:phone] about [PHI:ssn]', ('phone', 'ssn'))
     """
+    result, kinds = _scan_once(text)
+    # A mark can lay bare what the identifier before it hid (`0NAME=x`), so scan until nothing more is found.
+    more, passes = kinds, 1
+    while more:
+        if passes == _MAX_PASSES:
+            return "[PHI:length]", (*kinds, "length")
+        result, more = _scan_once(result)
+        kinds += more
+        passes += 1
+    return result, kinds
+
+
+def _scan_once(text: str) -> tuple[str, tuple[str, ...]]:
     if len(text) > SCAN_LIMIT and _over_long(text):
         return _scan_long(text)
     if text.isascii():
         if _TRIGGER.search(text) is None and "www." not in text:
+            return text, ()
+        if len(text) == _UUID_LENGTH and _UUID.fullmatch(text):
             return text, ()
         findings = find(text.lower())
     else:
@@ -132,7 +174,7 @@ def _scan_long(text: str) -> tuple[str, tuple[str, ...]]:
 
 def _replace(text: str, findings: list[Finding]) -> tuple[str, tuple[str, ...]]:
     """Replace the findings in `text`; overlapping ones become one, named after the one that begins first."""
-    findings.sort(key=lambda finding: (finding[0], -finding[1]))
+    findings.sort(key=lambda finding: (finding[0], _VAGUE.get(finding[2], 0), -finding[1]))
     parts: list[str] = []
     kinds: list[str] = []
     done = 0
@@ -145,63 +187,41 @@ def _replace(text: str, findings: list[Finding]) -> tuple[str, tuple[str, ...]]:
     return "".join(parts), tuple(kinds)
 
 
-def fold(text: str) -> tuple[str, list[int]]:
-    """Return `text` in ASCII-like lower case for matching, and where each of its characters came from.
-
-    Digits, dashes and blanks of any script become ASCII ones; invisible and combining characters are left
-    out, so that they cannot hide a number.
-    """
-    shadow: list[str] = []
-    places: list[int] = []
-    for place, char in enumerate(text):
-        folded = char.lower() if char < "\x80" else _fold_char(char)
-        if folded:
-            shadow.append(folded)
-            places.append(place)
-    return "".join(shadow), places
-
-
-@lru_cache(maxsize=4096)
-def _fold_char(char: str) -> str:
-    """Fold one non-ASCII character to one character, or to nothing."""
-    digit = unicodedata.digit(char, -1)
-    if digit >= 0:
-        return str(digit)
-    category = unicodedata.category(char)
-    if category in ("Cf", "Mn", "Me"):
-        return ""
-    if category == "Pd" or char == "\u2212":
-        return "-"
-    if category == "Zs":
-        return " "
-    for candidate in (unicodedata.normalize("NFKC", char).lower(), char.lower()):
-        if len(candidate) == 1:
-            return candidate
-    return char
-
-
 def find(shadow: str) -> list[Finding]:
     """Return every identifier in lower-case `shadow` as (start, end, kind), in no order."""
     found: list[Finding] = []
+    if "[phi:" in shadow:
+        # The words in marks of an earlier pass are no keywords; brackets end whatever stands before.
+        shadow = _MARK_FOLDED.sub(lambda mark: "]" * len(mark.group()), shadow)
     if "@" in shadow:
         _emails(shadow, found)
     if "://" in shadow or "www." in shadow:
         _urls(shadow, found)
     if "=" in shadow or ":" in shadow:
         _named_fields(shadow, found)
-    if shadow.count(":") > 1:
-        _colon_addresses(shadow, found)
-    if _DIGIT.search(shadow):
+    if shadow.count(":") > 1 or shadow.count("-") > 4:
+        _hex_addresses(shadow, found)
+    digits = len(_DIGIT.findall(shadow))
+    if digits:
         if shadow.count("-") > 3:
             # A UUID is a surrogate: its digits are no number. Underscores keep the places.
             shadow = _UUID.sub("_" * 36, shadow)
-        _keyword_numbers(shadow, found)
-        _numbers.find_numbers(shadow, found)
-        _tokens(shadow, found)
-        _ages(shadow, found)
-        for pattern in (_MONTH_DATE, _DAY_MONTH):
-            found += [(*match.span(), "date") for match in pattern.finditer(shadow)]
+        if not _TELLING_WORDS.isdisjoint(_WORD.findall(shadow)):
+            _after_words(shadow, found)
+        if digits >= _FEWEST_DIGITS:
+            _numbers.find_numbers(shadow, found)
+            _tokens(shadow, found)
+        if "ey" in shadow:
+            found += [(*match.span(), "secret") for match in _JWT.finditer(shadow)]
     return found
+
+
+def _after_words(shadow: str, found: list[Finding]) -> None:
+    """Find what only a word beside it gives away; dear, so one look at the words decides whether to try."""
+    _keyword_numbers(shadow, found)
+    _ages(shadow, found)
+    for pattern, kind in ((_MONTH_DATE, "date"), (_DAY_MONTH, "date"), (_BEARER, "secret")):
+        found += [(*match.span(), kind) for match in pattern.finditer(shadow)]
 
 
 def _emails(shadow: str, found: list[Finding]) -> None:
@@ -237,21 +257,22 @@ def _urls(shadow: str, found: list[Finding]) -> None:
 def _named_fields(shadow: str, found: list[Finding]) -> None:
     """Find ``name=John Smith`` and the like, and representations such as ``Patient(name='John')``."""
     for match in _NAMED_FIELD.finditer(shadow):
-        value = match.group("value")
-        if value.strip() and not value.startswith("[phi:"):
-            found.append((*match.span("value"), "key"))
-    match = _REPR.search(shadow)
-    if match is not None:
-        start = match.start()
+        group = match.lastgroup or "bare"
+        value = match.group(group)
+        if value.strip("] "):
+            found.append((*match.span(group), "key"))
+    representation = _REPR.search(shadow)
+    if representation is not None:
+        start = representation.start()
         while start and (shadow[start - 1].isalnum() or shadow[start - 1] in "_."):
             start -= 1
         found.append((start, len(shadow), "type"))
 
 
-def _colon_addresses(shadow: str, found: list[Finding]) -> None:
-    for match in _MAC.finditer(shadow):
-        if match.start() == 0 or not shadow[match.start() - 1].isalnum():
-            found.append((*match.span(), "mac"))
+def _hex_addresses(shadow: str, found: list[Finding]) -> None:
+    found += [
+        (*match.span(), "mac") for match in _MAC.finditer(shadow) if _begins_word(shadow, match.start())
+    ]
     for match in _COLONS.finditer(shadow):
         before = shadow[match.start() - 1 : match.start()]
         after = shadow[match.end() : match.end() + 1]
@@ -260,16 +281,21 @@ def _colon_addresses(shadow: str, found: list[Finding]) -> None:
 
 
 def _keyword_numbers(shadow: str, found: list[Finding]) -> None:
+    done = 0
     for match in _KEYWORD.finditer(shadow):
-        value = match.group("value").rstrip(".-/_") if match.group("value")[0] != "_" else match.group("value")
+        value = match.group("value").rstrip(".-/_")
         digits = sum(char.isdigit() for char in value)
         if match.group("strong"):
-            plain_year = digits == len(value) == 4
-            wanted = digits > 0 and len(value) > 2 and not plain_year
+            wanted = digits > 0 and len(value) > 2 and _PLAIN_YEAR.fullmatch(value) is None
         else:
             wanted = digits > 3 and _OPAQUE_ID.fullmatch(value) is None
         if wanted:
-            found.append((match.start("value"), match.start("value") + len(value), "id"))
+            end = match.start("value") + len(value)
+            if end > done and match.end("value") - match.start("value") > 255:
+                rest = _VALUE_REST.match(shadow, end)
+                end = end if rest is None else rest.end()
+            found.append((match.start("value"), end, "id"))
+            done = end
     for match in _PHONE_AFTER.finditer(shadow):
         value = match.group("value").rstrip(" ().-")
         if sum(char.isdigit() for char in value) > 6:
@@ -286,9 +312,16 @@ def _tokens(shadow: str, found: list[Finding]) -> None:
             found.append((*match.span(), "vin"))
         elif 15 <= len(token) <= 34 and is_iban(token):
             found.append((*match.span(), "iban"))
-    for match in _MBI.finditer(shadow):
-        if match.start() == 0 or not shadow[match.start() - 1].isalnum():
-            found.append((*match.span(), "mbi"))
+    found += [
+        (*match.span(), "mbi") for match in _MBI.finditer(shadow) if _begins_word(shadow, match.start())
+    ]
+    if shadow.count(" ") > 1:
+        _spaced_ibans(shadow, found)
+    if "(01)" in shadow:
+        found += [(*match.span(), "udi") for match in _UDI.finditer(shadow)]
+
+
+def _spaced_ibans(shadow: str, found: list[Finding]) -> None:
     for match in _SPACED_IBAN.finditer(shadow):
         candidate = match.group()
         while len(candidate) > 14:
@@ -296,8 +329,10 @@ def _tokens(shadow: str, found: list[Finding]) -> None:
                 found.append((match.start(), match.start() + len(candidate), "iban"))
                 break
             candidate = candidate.rpartition(" ")[0]
-    if "(01)" in shadow:
-        found += [(*match.span(), "udi") for match in _UDI.finditer(shadow)]
+
+
+def _begins_word(shadow: str, start: int) -> bool:
+    return start == 0 or not shadow[start - 1].isalnum()
 
 
 def _ages(shadow: str, found: list[Finding]) -> None:

@@ -42,6 +42,8 @@ class Settings:
         capture_stdlib: Route the standard library's root logger through the same redacted JSON lines.
         redaction: ``mask`` masks what keys, types and patterns identify; ``strict`` also drops free
             text under unknown keys.
+        allowed_keys: Exact names of log fields and span attributes that never hold a person's data, though
+            their names look like it; their plain values pass redaction.
         max_series: Series per metric before further label values share one overflow series.
         exemplars: Attach trace ids to histogram samples of sampled requests.
         headers: Send compliance and security headers.
@@ -68,6 +70,7 @@ class Settings:
     log_level: LogLevel = _env("HEALTHOBS_LOG_LEVEL", "info", otel="OTEL_LOG_LEVEL")
     capture_stdlib: bool = _env("HEALTHOBS_CAPTURE_STDLIB", False)
     redaction: RedactionMode = _env("HEALTHOBS_REDACTION", "mask")
+    allowed_keys: tuple[str, ...] = _env("HEALTHOBS_ALLOWED_KEYS", ())
     max_series: int = _env("HEALTHOBS_MAX_SERIES", 200)
     exemplars: bool = _env("HEALTHOBS_EXEMPLARS", True)
     headers: bool = _env("HEALTHOBS_HEADERS", False)

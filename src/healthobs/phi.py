@@ -11,7 +11,7 @@ subclass on purpose: `"".join`, regular expressions and C code see through those
 from __future__ import annotations
 
 import re
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 from healthobs import _runtime
 
@@ -73,7 +73,9 @@ class Phi(Generic[T]):
         return str(self)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Phi) and bool(self.__value == other.__value)  # pyright: ignore[reportUnknownMemberType]
+        if not isinstance(other, Phi):
+            return NotImplemented
+        return bool(self.__value == cast("Phi[object]", other).__value)
 
     __hash__ = None  # type: ignore[assignment]  # a hash of the value would be a token of it
 
@@ -84,4 +86,6 @@ class Phi(Generic[T]):
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("Phi values are not pickled, because a pickle holds them in the clear; reveal() first")
+        raise TypeError(
+            "Phi values are not pickled, because a pickle holds them in the clear; reveal() first"
+        )

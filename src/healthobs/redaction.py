@@ -15,6 +15,7 @@ free text out of telemetry.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, time, timedelta
@@ -77,6 +78,9 @@ class Redactor:
         Returns:
             A primitive, None, a list or a dict; a mark where the value may not leave.
         """
+        kind = type(value)
+        if self._actions.get(key) is Action.ALLOW and (kind is str or kind is int or kind is bool):
+            return value
         try:
             return _Walk(self, signal).value(key, value, _MAX_DEPTH)
         except Exception:  # noqa: BLE001  # fail closed: no fault may let the value through
@@ -109,9 +113,18 @@ class Redactor:
 
         Telemetry whose keys are all allow-listed costs one look-up per attribute here.
         """
-        actions = self._actions
+        actions, strict = self._actions, self._strict
         for key, value in attributes.items():
-            if actions.get(key) is Action.ALLOW and type(value) in _SCALARS:
+            # Only keys that were scanned clean are remembered, so a known action vouches for the key itself.
+            action = actions.get(key)
+            kind = cast("type[object]", type(value))
+            if action is Action.ALLOW and kind in _SCALARS:
+                continue
+            if action is Action.SCAN and (
+                (kind is str and not strict and not scan(value)[1])
+                or kind is bool
+                or (kind is int and -_LONG_NUMBER < value < _LONG_NUMBER)
+            ):
                 continue
             if self.value(key, value, signal="") is not value or self.key(key, signal="") != key:
                 return self.mapping(attributes, signal=signal)
@@ -120,9 +133,12 @@ class Redactor:
     def key(self, key: object, *, signal: str = "log") -> str:
         """Return `key` as it may leave: scanned like text, and masked when it is no short plain name."""
         if type(key) is not str:
-            if type(key) not in _SCALARS:
+            if isinstance(key, str):
+                key = str.__str__(key)
+            elif type(key) in _SCALARS:
+                key = str(key)
+            else:
                 return self._mark(signal, "key")
-            key = str(key)
         if key in self._actions:  # only keys that were scanned clean are remembered
             return key
         clean = self.text(key, signal=signal)
@@ -152,10 +168,10 @@ class Redactor:
     def _count(self, signal: str, kind: str) -> None:
         if self._on_redaction is None or not signal:
             return
-        try:
+        with contextlib.suppress(
+            Exception
+        ):  # a broken counter must break neither the caller nor the redaction
             self._on_redaction(signal, kind)
-        except Exception:  # noqa: BLE001, S110  # a broken counter must not break the caller or the redaction
-            pass
 
 
 class _Walk:
@@ -178,7 +194,7 @@ class _Walk:
         if value is None:
             return None
         if action is Action.DENY:
-            return value if value in _MARKS or value == "" else self._mark("key")
+            return value if type(value) is str and value in _MARKS else self._mark("key")
         if isinstance(value, str):
             return self._string(value, action)
         if isinstance(value, (bool, int, float, Decimal)):
@@ -196,8 +212,12 @@ class _Walk:
             unique, number = name, 2
             while unique in result:
                 unique, number = f"{name}_{number}", number + 1
+            if name != key and "[PHI:" in name:
+                # A key made of an identifier makes its value one about that person.
+                result[unique] = self._mark("key")
+                continue
             try:
-                result[unique] = self.value(key if type(key) is str else name, value, depth)
+                result[unique] = self.value(name, value, depth)
             except Exception:  # noqa: BLE001  # one bad value must not cost the others
                 result[unique] = self._mark("error")
         return result
@@ -208,6 +228,8 @@ class _Walk:
             return plain
         if self._redactor.strict:
             return plain if plain in _MARKS else self._mark("strict")
+        if action is Action.AGE and len(plain) < 4 and plain.isdecimal() and int(plain) > 89:
+            return self._mark("age")
         return self._redactor.text(plain, signal=self._signal)
 
     def _number(self, value: float | Decimal, action: Action) -> Any:
@@ -227,8 +249,10 @@ class _Walk:
                 scanned = self._redactor.text(digits, signal=self._signal)
                 if scanned is not digits:
                     return scanned
-        # JSON has no NaN and no infinity (RFC 8259 §6).
-        return value if isinstance(value, int) or math.isfinite(value) else str(value)
+        # JSON has no NaN and no infinity (RFC 8259 §6); these are the words of protobuf's JSON mapping.
+        if isinstance(value, int) or math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
     def _other(self, key: str, value: object, depth: int) -> Any:
         if isinstance(value, Enum):
@@ -252,9 +276,7 @@ class _Walk:
     def _nested(self, key: str, value: Mapping[object, object], depth: int) -> Any:
         if self._redactor.strict and self._redactor.action(key) is not Action.ALLOW:
             return self._mark("strict")
-        result = self.mapping(value, depth)
-        same = type(value) is dict and len(result) == len(value)
-        return value if same and all(result.get(k, _MISSING) is v for k, v in value.items()) else result  # type: ignore[call-overload]
+        return self.mapping(value, depth)
 
     def _sequence(self, key: str, items: list[object] | tuple[object, ...], depth: int) -> Any:
         result: list[Any] = []
@@ -273,5 +295,9 @@ class _Walk:
         return self._redactor._mark(self._signal, kind)  # pyright: ignore[reportPrivateUsage]
 
 
-_MISSING = object()
-_MARKS: frozenset[object] = frozenset({"[PHI:key]", "[PHI:strict]", "[PHI:type]", "[PHI:error]", "[PHI:length]"})
+_KINDS = (
+    "age card date dea email error iban id ip key length mac mbi npi number phone secret ssn strict type udi url "
+    "value vin"
+)
+#: Marks that a second pass leaves alone; a closed list, because a name in this form is still a name.
+_MARKS = frozenset(f"[PHI:{kind}]" for kind in _KINDS.split())

@@ -26,9 +26,9 @@ FUZZER = Identity("fuzzer", SCOPES, ("clinician",))
 BUGS = {
     "bug-crash": ("synthetic-phi-service", "Server error"),
     "bug-wrong-schema": ("synthetic-phi-service", "Response violates schema"),
-    "bug-undocumented-status": ("synthetic-phi-service", "Undocumented HTTP status code"),
+    "bug-undocumented-status": ("synthetic-phi-service", "Undocumented status code"),
     "bug-wrong-content-type": ("synthetic-phi-service", "Undocumented Content-Type"),
-    "bug-accepts-anything": ("synthetic-phi-service", "API accepted schema-violating request"),
+    "bug-accepts-anything": ("synthetic-phi-service", "Schema-violating request accepted"),
 }
 
 

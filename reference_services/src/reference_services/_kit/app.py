@@ -6,7 +6,7 @@ decorators validate, authorise, audit and document in one place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pydantic
 import sqlalchemy as sa
 from flask import Flask, Response, request
-from healthobs import Observability, audited, classified, tokens
-from healthobs import flask as healthobs_flask
-from healthobs.audit import annotate
-from healthobs.client import Client
-from healthobs.endpoints import Request as EndpointRequest
 from sqlalchemy.engine import Connection, Engine
 from werkzeug.exceptions import HTTPException
 
+from healthobs import Observability, audited, classified, tokens
+from healthobs import flask as healthobs_flask
+from healthobs._runtime import exchange
+from healthobs.audit import annotate
+from healthobs.client import Client
+from healthobs.endpoints import Request as EndpointRequest
+from healthobs.exceptions import AuditWriteError
 from reference_services._kit import database, idempotency, openapi
 from reference_services._kit.auth import Authenticator, Jwks, Principal, fetch_jwks
 from reference_services._kit.problems import Problem, of_status, render
@@ -46,6 +48,17 @@ class Index(Model):
     version: str
     description: str
     links: dict[str, str]
+
+
+class _App(Flask):
+    """Flask whose unhandled exceptions go to the exchange's span and the redacted log, not to standard error."""
+
+    def log_exception(self, exc_info: Any) -> None:
+        kit: Kit = self.extensions["reference_services"]
+        answering = exchange.get()
+        if answering is not None:
+            answering.error = exc_info[1]
+        kit.log.error("unhandled_exception", exc_info=exc_info[1])
 
 
 class Kit:
@@ -78,12 +91,13 @@ class Kit:
         self._clients: dict[str, Client] = {}
         self._schema_version: int | None = None
         self.jwks: Jwks = tokens.CachedJwks(self._fetch_jwks)
-        self.app = Flask("reference_services", static_folder=None)
+        self.app = _App("reference_services", static_folder=None)
         self.app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
         self.app.url_map.merge_slashes = False
         self.app.extensions["reference_services"] = self
         self.app.register_error_handler(HTTPException, _http_error)
         self.app.register_error_handler(Problem, render)
+        self.app.register_error_handler(AuditWriteError, _audit_error)
         self.app.register_error_handler(sa.exc.OperationalError, self._store_error)
         self.app.register_error_handler(sa.exc.TimeoutError, self._store_error)
 
@@ -135,7 +149,8 @@ class Kit:
             handler = self._handler(operation)
             if audit is not None:
                 handler = audited(audit, resource_type=resource_type)(handler)
-            handler = classified(conf=conf or self.info.conf, frameworks=self.info.frameworks)(handler)
+            if conf is not None:
+                handler = classified(conf=conf, frameworks=self.info.frameworks)(handler)
             endpoint = f"{method} {rule}"
             self.app.add_url_rule(rule, endpoint.replace(".", "_"), handler, methods=[method])
             return view
@@ -250,7 +265,7 @@ class Kit:
             self.obs.health.register(name, check)
         self.get("/", returns={200: Index}, summary="Name, version and links")(self._index)
         self.get("/openapi.json", returns={200: None}, summary="This description")(self._openapi)
-        return healthobs_flask.init_app(self.app, self.obs, authorize=self._authorize)
+        return healthobs_flask.init_app(self.app, self.obs, authorize=self._authorize, conf=self.info.conf)
 
     def close(self) -> None:
         """Close connections and flush telemetry that this service owns."""
@@ -357,6 +372,14 @@ class Kit:
 def _of_http(exc: HTTPException) -> Problem:
     headers = {name: value for name, value in exc.get_headers() if name.lower() != "content-type"}
     return of_status(exc.code or 500, headers)
+
+
+def _audit_error(_: AuditWriteError) -> Response:
+    return render(
+        Problem(
+            503, "audit_unavailable", "The audit store does not answer; retry.", headers={"Retry-After": "1"}
+        )
+    )
 
 
 def _http_error(exc: HTTPException) -> Any:

@@ -14,7 +14,6 @@ from healthobs import tokens
 from healthobs.client import Client
 from healthobs.clock import Clock
 from healthobs.exceptions import ClientError, TokenError
-
 from reference_services._kit.problems import Problem
 
 Jwks = Callable[[], Mapping[str, Any]]

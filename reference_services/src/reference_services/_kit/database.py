@@ -7,14 +7,16 @@ appear in exceptions (`hide_parameters`); PostgreSQL's own DETAIL text still can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from healthobs.audit.sqlite import connect_pragmas
 from sqlalchemy.engine import Connection, Engine, make_url
+
+from healthobs.audit.sqlite import connect_pragmas
+from healthobs.exceptions import ConfigurationError
 
 _READ = {"healthobs_read_only": True}
 #: Kept apart from the service's own tables.
@@ -32,20 +34,26 @@ class SchemaError(Exception):
 
 
 def make_engine(url: str) -> Engine:
-    """Return an engine for `url` whose transactions are safe for concurrent writers."""
+    """Return an engine for `url` whose transactions are safe for concurrent writers.
+
+    Raises:
+        ConfigurationError: SQLite without a file: each of its connections would be a database of its own.
+    """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
-    if parsed.database and parsed.database != ":memory:":
-        path = Path(parsed.database)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
+    if not parsed.database or parsed.database == ":memory:":
+        raise ConfigurationError("DATABASE_URL must name a file (sqlite:///PATH) or a PostgreSQL database")
+    path = Path(parsed.database)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
     engine = sa.create_engine(parsed, hide_parameters=True, pool_size=8, max_overflow=24)
 
     @sa.event.listens_for(engine, "connect")
     def _connect(dbapi_connection: Any, _record: object) -> None:
         dbapi_connection.isolation_level = None
-        connect_pragmas(dbapi_connection)
+        for statement in connect_pragmas():
+            dbapi_connection.execute(statement).close()
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -67,7 +75,7 @@ def migrate(
     metadata: sa.MetaData,
     *,
     version: int = 1,
-    steps: dict[int, Callable[[Connection], None]] | None = None,
+    steps: Mapping[int, Callable[[Connection], None]] | None = None,
 ) -> None:
     """Create the tables of `metadata`, or bring an older schema to `version`, in one transaction.
 

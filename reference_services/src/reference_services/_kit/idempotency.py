@@ -24,10 +24,10 @@ from typing import Any
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from healthobs.clock import Clock
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
+from healthobs.clock import Clock
 from reference_services._kit.problems import Problem
 
 KEEP_NS = 24 * 3600 * 1_000_000_000

@@ -6,7 +6,6 @@ import os
 from typing import NoReturn
 
 from healthobs import gunicorn
-
 from reference_services._kit.settings import ServiceInfo, ServiceSettings
 
 

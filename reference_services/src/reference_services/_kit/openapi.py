@@ -1,7 +1,7 @@
-"""OpenAPI 3.1 from the routes and their models, and its 3.0.3 copy.
+"""OpenAPI 3.1 from the routes and their models.
 
 The document is made from what runs, so it cannot disagree with it; a committed copy shows each change in
-review. The 3.0.3 copy keeps what that version can say (JSON Schema 2020-12 has more words).
+review.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ OPERATIONAL_LINKS: Mapping[str, str] = {
     "GET /audit/trail": "Audit entries (scope audit:read)",
 }
 _PARAMETER = re.compile(r"<(?:(?P<kind>[a-z]+)(?:\([^)]*\))?:)?(?P<name>[a-z_]+)>")
+_CONVERTERS: Mapping[str | None, dict[str, Any]] = {
+    "int": {"type": "integer", "minimum": 0},
+    "uuid": {"type": "string", "format": "uuid"},
+}
 _REF = "#/components/schemas/{model}"
 _Mode = Literal["validation", "serialization"]
 _Key = tuple[type[pydantic.BaseModel], _Mode]
@@ -148,8 +152,8 @@ def _operation_id(operation: Operation) -> str:
 
 def _path_parameters(operation: Operation) -> Iterable[dict[str, Any]]:
     for found in _PARAMETER.finditer(operation.rule):
-        kind = "integer" if found["kind"] == "int" else "string"
-        yield {"name": found["name"], "in": "path", "required": True, "schema": {"type": kind}}
+        schema = _CONVERTERS.get(found["kind"], {"type": "string"})
+        yield {"name": found["name"], "in": "path", "required": True, "schema": dict(schema)}
 
 
 def _query_parameters(operation: Operation) -> Iterable[dict[str, Any]]:
@@ -173,6 +177,8 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 def _response(
     model: type[pydantic.BaseModel] | None, media: str, refs: Mapping[Any, Any], status: int
 ) -> dict[str, Any]:
+    if status >= 400 and model is None:
+        return _problem(refs)
     described: dict[str, Any] = {"description": "Success" if status < 400 else "Refused"}
     if model is not None:
         described["content"] = {media: {"schema": refs[model, "serialization"]}}
@@ -223,47 +229,3 @@ def _operational(refs: Mapping[Any, Any]) -> dict[str, Any]:
         "/compliance/status": get("Controls", {200: anything, 409: anything}),
         "/audit/trail": trail,
     }
-
-
-def to_30(doc: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the OpenAPI 3.0.3 copy of a 3.1 document that `document` made."""
-    copy = _schema_30(doc)
-    copy["openapi"] = "3.0.3"
-    copy["info"]["license"].pop("identifier")
-    return copy
-
-
-def _schema_30(node: Any) -> Any:
-    if isinstance(node, list):
-        return [_schema_30(item) for item in node]
-    if not isinstance(node, Mapping):
-        return node
-    made = {word: _schema_30(value) for word, value in node.items()}
-    if "const" in made and not isinstance(made["const"], dict):
-        made["enum"] = [made.pop("const")]
-    for word in ("exclusiveMinimum", "exclusiveMaximum"):
-        limit = made.get(word)
-        if isinstance(limit, (int, float)) and not isinstance(limit, bool):
-            made[word.replace("exclusiveM", "m")] = limit
-            made[word] = True
-    if isinstance(made.get("examples"), list):
-        made["example"] = made.pop("examples")[0]
-    if isinstance(made.get("prefixItems"), list):
-        made["items"] = {"anyOf": made.pop("prefixItems")}
-    choices = made.get("anyOf")
-    if isinstance(choices, list) and {"type": "null"} in choices:
-        rest = [choice for choice in choices if choice != {"type": "null"}]
-        del made["anyOf"]
-        made.update(
-            {
-                "nullable": True,
-                **(
-                    rest[0]
-                    if len(rest) == 1 and "$ref" not in rest[0]
-                    else {"allOf": rest}
-                    if len(rest) == 1
-                    else {"anyOf": rest}
-                ),
-            }
-        )
-    return made

@@ -9,7 +9,10 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 
 from flask import Response
-from healthobs import http
+from opentelemetry import trace
+
+from healthobs._runtime import exchange
+from healthobs.problems import problem as make_problem
 
 #: Codes of the errors that no view raises itself, by HTTP status.
 CODES: Mapping[int, str] = {
@@ -77,12 +80,16 @@ def of_status(status: int, headers: Mapping[str, str] | None = None) -> Problem:
 
 
 def render(problem: Problem) -> Response:
-    """Return `problem` as an `application/problem+json` response."""
-    made = http.problem(
+    """Return `problem` as an `application/problem+json` response that names the request and its trace."""
+    span = trace.get_current_span().get_span_context()
+    answering = exchange.get()
+    made = make_problem(
         problem.status,
         problem.code,
         problem.title,
         errors=problem.errors,
+        trace_id=f"{span.trace_id:032x}" if span.is_valid else "",
+        request_id="" if answering is None else answering.request_id,
         headers=list(problem.headers.items()),
     )
-    return Response(made.body, made.status, made.headers)
+    return Response(made.body, made.status, list(made.headers))

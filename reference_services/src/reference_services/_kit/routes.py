@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pydantic
@@ -37,6 +37,7 @@ class Operation:
         idempotent: Whether `Idempotency-Key` is required.
         media: Media type of JSON answers.
         on_problem: Renders errors in another vocabulary (RFC 6749 §5.2, FHIR); default problem+json.
+        wanted: Names of the view's parameters.
     """
 
     method: str
@@ -51,6 +52,11 @@ class Operation:
     idempotent: bool = False
     media: str = "application/json"
     on_problem: Callable[[Problem], Response] | None = None
+    wanted: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read the view's signature once."""
+        object.__setattr__(self, "wanted", frozenset(inspect.signature(self.view).parameters))
 
     def default_status(self) -> int:
         """Return the status of a result that names none: the lowest success that is declared."""
@@ -62,15 +68,14 @@ class Operation:
         Raises:
             Problem: The request is not acceptable.
         """
-        if any("\0" in value for value in path.values() if isinstance(value, str)):
+        if not all(map(_storable, path.values())):
             raise Problem(404, "not_found", "Not Found")
         given: dict[str, Any] = {**path, "principal": principal}
         given["query"] = validation.query(request, self.query or validation.NoQuery)
         if self.body is not None:
             read = validation.form_body if self.form else validation.json_body
             given["body"] = read(request, self.body)
-        wanted = inspect.signature(self.view).parameters
-        return {name: value for name, value in given.items() if name in wanted}
+        return {name: value for name, value in given.items() if name in self.wanted}
 
     def response(self, result: Any) -> Response:
         """Return the response for what the view returned.
@@ -80,16 +85,24 @@ class Operation:
         """
         if isinstance(result, Response):
             return result
-        parts = result if isinstance(result, tuple) else (result,)
-        payload, status, headers = (*parts, *(None, None)[len(parts) - 1 :])
-        status = self.default_status() if status is None else status
+        parts: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
+        payload = parts[0]
+        status: int = parts[1] if len(parts) > 1 else self.default_status()
+        headers: Mapping[str, str] = parts[2] if len(parts) > 2 else {}
         declared = self.returns.get(status)
-        if status not in self.returns or (declared is not None and not isinstance(payload, declared)):
+        # A plain mapping is taken as it is: the fast path of large answers, held to the model by tests.
+        wrong = isinstance(payload, pydantic.BaseModel) and not (declared and isinstance(payload, declared))
+        if status not in self.returns or wrong:
             raise TypeError(f"{self.method} {self.rule} answers {status} with what it does not declare")
-        response = Response(_encode(payload), status, dict(headers or {}), content_type=self.media)
+        response = Response(_encode(payload), status, dict(headers), content_type=self.media)
         if payload is None:
             del response.headers["Content-Type"]
         return response
+
+
+def _storable(value: object) -> bool:
+    """Tell whether a path parameter could name something: no store holds U+0000 or more than 64 bits."""
+    return "\0" not in value if isinstance(value, str) else not isinstance(value, int) or value < 2**63
 
 
 def _encode(payload: Any) -> bytes:

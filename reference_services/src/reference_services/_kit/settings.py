@@ -43,6 +43,7 @@ class ServiceInfo:
         phi: Whether it holds protected health information.
         conf: HL7 v3 confidentiality of its answers by default (U L M N R V).
         audit: Whether it keeps an audit trail.
+        telemetry_keys: Names of log fields that redaction lets pass here, because their values are nobody's.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ServiceInfo:
     phi: bool
     conf: str = "N"
     audit: bool = True
+    telemetry_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +141,7 @@ def _observability(info: ServiceInfo, environ: Mapping[str, str], data_dir: Path
         "prefix": info.prefix,
         "frameworks": info.frameworks,
         "endpoints": True,
+        "allowed_keys": info.telemetry_keys,
     }
     shown: dict[str, object] = {"headers": True, "audience": "all", "capture_stdlib": True}
     overrides |= {name: on for name, on in shown.items() if not environ.get(f"HEALTHOBS_{name.upper()}")}

@@ -49,8 +49,7 @@ class WsgiPool:
             query_string=parts.query,
             base_url=f"{parts.scheme}://{parts.netloc}/",
             method=method,
-            headers=dict(headers),
-            input_stream=None,
+            headers=list(headers.items()),
             data=body,
         )
         try:

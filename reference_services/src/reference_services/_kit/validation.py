@@ -59,6 +59,8 @@ def json_body(request: Request, model: type[_M]) -> _M:
         mimetype.startswith("application/") and mimetype.endswith("+json")
     ):
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise Problem(415, "unsupported_media_type", "Send the body without a content coding.")
     raw = request.get_data(cache=True)
     _check_json(raw)
     try:

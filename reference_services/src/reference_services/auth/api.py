@@ -10,18 +10,27 @@ import hmac
 import json
 import stat
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import pydantic
 from flask import Flask, Response, request
+
 from healthobs import Observability
 from healthobs.audit import annotate
 from healthobs.exceptions import ConfigurationError, TokenError
 from healthobs.tokens import Claims, Verifier
-
-from reference_services._kit import Kit, Model, Problem, ServiceInfo, ServiceSettings
+from reference_services._kit import Kit, Problem, ServiceInfo, ServiceSettings
 from reference_services.auth import domain
 from reference_services.auth.domain import OAuthClient, OAuthError, SigningKey
+from reference_services.auth.models import (
+    Form,
+    Introspection,
+    Keys,
+    Metadata,
+    OAuthErrorAnswer,
+    TokenAnswer,
+    TokenForm,
+    TokenReferenceForm,
+)
 from reference_services.auth.store import METADATA, Store
 
 if TYPE_CHECKING:
@@ -48,84 +57,6 @@ _SEVERITY = {
     "foreign_revocation": "medium",
     "token_revoked": "low",
 }
-
-
-class _Form(Model):
-    """RFC 6749 §3.2: unknown parameters are ignored, empty ones count as left out."""
-
-    model_config = pydantic.ConfigDict(extra="ignore")
-
-    client_id: str = pydantic.Field("", max_length=128)
-    client_secret: str = pydantic.Field("", max_length=512, json_schema_extra={"format": "password"})
-
-
-class TokenForm(_Form):
-    """Body of `POST /token`."""
-
-    grant_type: str = pydantic.Field(max_length=128, examples=[GRANT])
-    scope: str = pydantic.Field("", max_length=2048)
-
-
-class TokenReferenceForm(_Form):
-    """Body of `POST /introspect` and `POST /revoke`."""
-
-    token: str = pydantic.Field(min_length=1, max_length=65536)
-    token_type_hint: str = pydantic.Field("", max_length=128)
-
-
-class TokenAnswer(Model):
-    """RFC 6749 §5.1."""
-
-    access_token: str
-    token_type: Literal["Bearer"]
-    expires_in: int
-    scope: str
-
-
-class Introspection(Model):
-    """RFC 7662 §2.2; nothing but `active` for a token that is not."""
-
-    omit_none = True
-
-    active: bool
-    scope: str | None = None
-    client_id: str | None = None
-    token_type: str | None = None
-    exp: int | None = None
-    iat: int | None = None
-    sub: str | None = None
-    aud: str | None = None
-    iss: str | None = None
-    jti: str | None = None
-    roles: list[str] | None = None
-
-
-class OAuthErrorAnswer(Model):
-    """RFC 6749 §5.2."""
-
-    error: str
-    error_description: str
-
-
-class Keys(Model):
-    """A JWK Set (RFC 7517 §5)."""
-
-    keys: list[dict[str, str]]
-
-
-class Metadata(Model):
-    """Authorization server metadata (RFC 8414 §2)."""
-
-    issuer: str
-    token_endpoint: str
-    jwks_uri: str
-    introspection_endpoint: str
-    revocation_endpoint: str
-    grant_types_supported: list[str]
-    response_types_supported: list[str]
-    token_endpoint_auth_methods_supported: list[str]
-    introspection_endpoint_auth_methods_supported: list[str]
-    revocation_endpoint_auth_methods_supported: list[str]
 
 
 class Service:
@@ -241,7 +172,7 @@ class Service:
             revocation_endpoint_auth_methods_supported=methods,
         )
 
-    def authenticated(self, form: _Form) -> OAuthClient:
+    def authenticated(self, form: Form) -> OAuthClient:
         """Return the calling client; unknown, wrong and locked out are answered alike.
 
         Raises:
@@ -310,12 +241,12 @@ def _render(problem: Problem, action: str | None = None) -> Response:
     return Response(body, status, {**NO_STORE, **known}, content_type="application/json")
 
 
-def _load_clients(kit: Kit, store: Store) -> None:
-    if not kit.settings.environ.get("AUTH_CLIENTS_FILE"):
-        return
+def _clients(settings: ServiceSettings) -> list[OAuthClient] | None:
+    """Read the clients file; None when none is named, which leaves the known clients as they are."""
+    if not settings.environ.get("AUTH_CLIENTS_FILE"):
+        return None
     try:
-        text = kit.settings.file("AUTH_CLIENTS_FILE", "").read_text(encoding="utf-8")
-        store.replace_clients(domain.read_clients(text))
+        return domain.read_clients(settings.file("AUTH_CLIENTS_FILE", "").read_text(encoding="utf-8"))
     except OSError:
         raise ConfigurationError("AUTH_CLIENTS_FILE names a file that cannot be read") from None
     except domain.ClientsFileError as error:
@@ -333,10 +264,14 @@ def create_app(
     Raises:
         ConfigurationError: The clients file is wrong.
     """
+    settings = settings or ServiceSettings.from_env(INFO)
+    clients = _clients(settings)
     kit = Kit(INFO, settings, obs=obs, transport=transport)
     kit.migrate(METADATA)
     service = Service(kit)
-    _load_clients(kit, service.store)
+    kit.app.extensions[INFO.name] = service
+    if clients is not None:
+        service.store.replace_clients(clients)
     refusals: dict[int, Any] = {400: OAuthErrorAnswer, 401: OAuthErrorAnswer}
     form: dict[str, Any] = {"form": True, "on_problem": _render}
     kit.post(

@@ -55,6 +55,11 @@ class Service:
     log_path: Path
     process: subprocess.Popen[bytes]
 
+    @property
+    def audit_path(self) -> Path:
+        """The SQLite file of the service's audit trail."""
+        return self.data_dir / f"{SERVICES[self.name].prefix}.audit.db"
+
     def log_lines(self) -> list[str]:
         """Return the lines written to standard output so far."""
         return self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()

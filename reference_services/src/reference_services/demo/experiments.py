@@ -5,7 +5,9 @@ Everything here acts from outside: requests, files, SQLite statements on the aud
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import io
+import json
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -21,9 +23,8 @@ from reference_services.demo.journey import CARD, probe
 
 HOSTILE_REQUESTS = 50
 CONTROL_TIMEOUT_SECONDS = 15.0
-AUDIT_FILE = "audit.db"
 #: Whose database is destroyed at the end, and the file's name in its data directory.
-BROKEN = ("phi-service", "phi-service.db")
+BROKEN = ("phi-service", "phi.db")
 JSON = {"Content-Type": "application/json"}
 
 
@@ -81,7 +82,7 @@ def sabotage_controls(services: Mapping[str, Service], evidence: Evidence) -> No
     """Drop the audit triggers of one service from outside and wait for its control to notice."""
     service = services["payment-gateway"]
     evidence.controls[service.name] = wait_for_control(service, "C-10.3", ("pass", "fail"))
-    connection = sqlite3.connect(service.data_dir / AUDIT_FILE, timeout=20.0)
+    connection = sqlite3.connect(service.audit_path, timeout=20.0)
     try:
         triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
         for (trigger,) in triggers:
@@ -109,7 +110,7 @@ def collect_trails(services: Mapping[str, Service], evidence: Evidence, scratch:
     """Copy each trail, verify the copy offline with the command, and read its entries."""
     for name, service in services.items():
         copy = scratch / f"{name}-audit.db"
-        source = sqlite3.connect(service.data_dir / AUDIT_FILE, timeout=20.0)
+        source = sqlite3.connect(service.audit_path, timeout=20.0)
         target = sqlite3.connect(copy)
         try:
             source.backup(target)
@@ -121,9 +122,6 @@ def collect_trails(services: Mapping[str, Service], evidence: Evidence, scratch:
 
 
 def _verify(copy: Path) -> tuple[int, str]:
-    import contextlib
-    import io
-
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = audit_command(["verify", str(copy)])
@@ -131,8 +129,6 @@ def _verify(copy: Path) -> tuple[int, str]:
 
 
 def _entries(copy: Path) -> list[dict[str, Any]]:
-    import json
-
     connection = sqlite3.connect(f"file:{copy}?mode=ro", uri=True)
     try:
         return [json.loads(body) for (body,) in connection.execute("SELECT body FROM entry ORDER BY idx")]
@@ -146,8 +142,3 @@ def collect_disk(services: Mapping[str, Service], evidence: Evidence) -> None:
         for path in sorted(service.data_dir.rglob("*")):
             if path.is_file():
                 evidence.disk[f"{service.name}/{path.relative_to(service.data_dir)}"] = path.read_bytes()
-
-
-def keep(base: Path, target: Path) -> None:
-    """Copy everything that the run wrote to `target`."""
-    shutil.copytree(base, target, dirs_exist_ok=True)

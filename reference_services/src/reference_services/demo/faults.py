@@ -47,7 +47,7 @@ class Fault:
 
 def _edit_audit_entry(services: Mapping[str, Service]) -> None:
     """Rewrite one entry of phi-service's trail with the owner's rights."""
-    connection = sqlite3.connect(services["phi-service"].data_dir / "audit.db", timeout=20.0)
+    connection = sqlite3.connect(services["phi-service"].audit_path, timeout=20.0)
     try:
         for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             connection.execute(f'DROP TRIGGER "{trigger}"')

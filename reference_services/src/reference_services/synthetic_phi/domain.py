@@ -1,4 +1,4 @@
-"""Makes fictitious patients and tells what about a record proves that it is fictitious.
+"""Makes fictitious patients.
 
 Patient *i* depends on `(seed, i, GENERATOR_VERSION)` alone: its bits are SHAKE128 of them (FIPS 202), so a
 batch split anywhere, on any machine and Python, gives the same patients. Every identifier lies in a range
@@ -16,27 +16,20 @@ Limits: names and birth dates are drawn freely, so a namesake can exist; distrib
 
 from __future__ import annotations
 
-import re
+import json
 import struct
-from bisect import bisect
-from collections.abc import Callable, Iterable, Sequence
-from datetime import date, timedelta
-from hashlib import shake_128
-from itertools import accumulate
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from datetime import date
+from hashlib import sha256, shake_128
+from typing import Any, Final
 
-from reference_services.synthetic_phi import tables
+from reference_services.synthetic_phi import draws, tables
 from reference_services.synthetic_phi.tables import GENERATOR_VERSION as GENERATOR_VERSION
 
-_T = TypeVar("_T")
 Patient = dict[str, Any]
 
-#: Ages are counted to this day, so that a patient never changes.
-REFERENCE_DAY: Final = date(2025, 1, 1)
 MAX_SEED: Final = 2**53 - 1  # a JSON number that every language holds exactly (RFC 7493 §2.2)
 MAX_INDEX: Final = 2**31 - 1
-ICD_10_CM: Final = "http://hl7.org/fhir/sid/icd-10-cm"
-LOINC: Final = "http://loinc.org"
 MRN_SYSTEM: Final = "urn:oid:2.999.1.1"
 SSN_SYSTEM: Final = "urn:oid:2.999.1.2"
 SECURITY: Final = {
@@ -50,41 +43,12 @@ PHI_TAGS: Final = (
     "identifiers",
 )  # fmt: skip
 
-_SLOTS: Final = 4096
-_DRAWS: Final = struct.Struct("<32I")
-_BASE36: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+#: SHA-256 of the first 100 patients of seed 0 as compact JSON: what this version makes, for ever.
+KNOWN_ANSWER: Final = "a71ef2a0a72076dcd99bfbf6596329fcfc20ea0f8dac86197508f47bf7c031cd"
+
+_DRAWS: Final = struct.Struct("<16x28I")  # the first 16 bytes become the id
 _BASE32: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_VALUE: Final = {character: value for value, character in enumerate(_BASE36)}
-
-
-def _spread(weighted: Iterable[tuple[_T, int]]) -> tuple[_T, ...]:
-    """Return 4,096 entries in which each item is as frequent as its weight: a weighted draw is one index."""
-    pairs = [(item, weight) for item, weight in weighted if weight]
-    limits = list(accumulate(weight for _, weight in pairs))
-    return tuple(pairs[bisect(limits, slot * limits[-1] // _SLOTS)][0] for slot in range(_SLOTS))
-
-
-def _band_conditions(sex: str, band: int) -> tuple[tables.Condition, ...]:
-    youngest, oldest = band * tables.BAND_YEARS, (band + 1) * tables.BAND_YEARS - 1
-    return _spread(
-        (condition, condition.weight)
-        for condition in tables.CONDITIONS
-        if sex in condition.sexes and condition.youngest <= youngest and oldest <= condition.oldest
-    )
-
-
-_CELLS = _spread(
-    ((sex, band), weights[place])
-    for band, weights in enumerate(tables.PYRAMID)
-    for place, sex in enumerate("MF")
-)
-_CONDITIONS = {
-    (sex, band): _band_conditions(sex, band) for sex in "MF" for band in range(len(tables.PYRAMID))
-}
-_NAMES = {"F": _spread(tables.FEMALE_NAMES), "M": _spread(tables.MALE_NAMES)}
-_SURNAMES = _spread(tables.SURNAMES)
-_STATES = _spread(tables.STATES)
-_NO_SHIFT: Final = (0, 0, 0, 0)
+_VARIANT: Final = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}  # RFC 9562 §4.1
 
 
 def patients(seed: int, first: int, count: int) -> list[Patient]:
@@ -104,60 +68,64 @@ def patient(seed: int, index: int) -> Patient:
         True
     """
     name = f"healthobs.synthetic/{tables.GENERATOR_VERSION}/{seed}/{index}"
-    draw = _DRAWS.unpack(shake_128(name.encode()).digest(_DRAWS.size))
-    cell = _CELLS[draw[0] % _SLOTS]
+    bits = shake_128(name.encode()).digest(_DRAWS.size)
+    draw = _DRAWS.unpack(bits)
+    cell = draws.CELLS[draw[0] % draws.SLOTS]
     sex, band = cell
-    first_name, last_name = _NAMES[sex][draw[1] % _SLOTS], _SURNAMES[draw[2] % _SLOTS]
-    days = (band * tables.BAND_YEARS + draw[3] % tables.BAND_YEARS) * 365.2425 + 1 + draw[4] % 365
-    born = REFERENCE_DAY - timedelta(days=int(days))
+    first_name, last_name = draws.NAMES[sex][draw[1] % draws.SLOTS], draws.SURNAMES[draw[2] % draws.SLOTS]
+    age = band * tables.BAND_YEARS + draw[3] % tables.BAND_YEARS
     mrn = _mrn(draw[5] << 8 | draw[6] & 0xFF)
     ssn = f"9{draw[7] % 100:02d}-00-{1 + draw[8] % 9999:04d}"
     conditions = _diagnoses(cell, draw[9:15])
-    mailbox = f"{first_name}.{last_name}.{draw[15] % 10_000:04d}".lower()
+    mailbox = f"{first_name}.{last_name}.{draw[15] % 10_000}".lower()
+    area_code = tables.AREA_CODES[draw[16] % len(tables.AREA_CODES)]
     return {
-        "id": f"{draw[16]:08x}-{draw[17] >> 16:04x}-4{draw[17] & 0xFFF:03x}"
-        f"-{0x8000 | draw[18] >> 18:04x}-{draw[19]:08x}{draw[20] & 0xFFFF:04x}",
+        "id": _uuid(bits[:16].hex()),
         "first_name": first_name,
         "last_name": last_name,
         "gender": "female" if sex == "F" else "male",
-        "date_of_birth": born.isoformat(),
+        "date_of_birth": date.fromordinal(draws.FIRST_BIRTH_DAYS[age] + draw[4] % 365).isoformat(),
         "medical_record_number": mrn,
         "ssn": ssn,
         "address": {
-            "line": f"{1 + draw[21] % 9899} {tables.STREETS[draw[22] % len(tables.STREETS)]}",
-            "city": tables.CITIES[draw[23] % len(tables.CITIES)],
-            "state": _STATES[draw[24] % _SLOTS],
-            "postal_code": f"{draw[25] % 500:05d}",
+            "line": f"{1 + draw[17] % 9899} {tables.STREETS[draw[18] % len(tables.STREETS)]}",
+            "city": tables.CITIES[draw[19] % len(tables.CITIES)],
+            "state": draws.STATES[draw[20] % draws.SLOTS],
+            "postal_code": f"00{draw[21] % 500:03d}",
             "country": "US",
         },
         "telecom": [
-            {
-                "system": "phone",
-                "value": f"({tables.AREA_CODES[draw[26] % len(tables.AREA_CODES)]}) 555-01{draw[27] % 100:02d}",
-            },
-            {"system": "email", "value": f"{mailbox}@{tables.EMAIL_DOMAINS[draw[28] % 2]}"},
+            {"system": "phone", "value": f"({area_code}) 555-01{draw[22] % 100:02d}"},
+            {"system": "email", "value": f"{mailbox}@{tables.EMAIL_DOMAINS[draw[23] % 2]}"},
         ],
         "diagnosis": [condition.display for condition in conditions],
-        "conditions": [
-            {"code": condition.code, "system": ICD_10_CM, "display": condition.display}
-            for condition in conditions
-        ],
-        "vitals": _vitals(band, conditions, draw[29], draw[30]),
+        "conditions": [draws.CODINGS[condition.code] for condition in conditions],
+        "vitals": _vitals(band, conditions, draw[24], draw[25]),
         "identifiers": [{"system": MRN_SYSTEM, "value": mrn}, {"system": SSN_SYSTEM, "value": ssn}],
         "meta": {"security": [SECURITY]},
-        "created_at": f"2024-{1 + draw[31] % 12:02d}-{1 + (draw[31] >> 8) % 28:02d}T{(draw[31] >> 16) % 24:02d}:00:00Z",
+        "created_at": f"2025-01-01T{draw[26] % 24:02d}:{draw[27] % 60:02d}:00Z",
         "phi_tags": list(PHI_TAGS),
     }
 
 
-def _diagnoses(cell: tuple[str, int], draws: Sequence[int]) -> list[tables.Condition]:
+def fingerprint(made: Sequence[Patient]) -> str:
+    """Return the SHA-256 of patients as compact JSON."""
+    return sha256(json.dumps(made, separators=(",", ":")).encode()).hexdigest()
+
+
+def self_test() -> bool:
+    """Tell whether this process generates what `GENERATOR_VERSION` promises (a known-answer test)."""
+    return fingerprint(patients(0, 0, 100)) == KNOWN_ANSWER
+
+
+def _diagnoses(cell: tuple[str, int], bits: Sequence[int]) -> list[tables.Condition]:
     """Draw one to four distinct diagnoses that the cell's sex and age allow; the old have more."""
     _, band = cell
-    wanted = 1 + (draws[0] % 100 < 30 + 3 * band) + (draws[1] % 100 < 4 * band) + (draws[1] >> 16) % 100 // 90
+    wanted = 1 + (bits[0] % 100 < 30 + 3 * band) + (bits[1] % 100 < 4 * band) + (bits[1] >> 16) % 100 // 90
     drawn: dict[str, tables.Condition] = {}
-    table = _CONDITIONS[cell]
-    for bits in draws[2:]:
-        condition = table[bits % _SLOTS]
+    table = draws.CONDITIONS[cell]
+    for slot in bits[2:]:
+        condition = table[slot % draws.SLOTS]
         drawn.setdefault(condition.group or condition.code, condition)
         if len(drawn) == wanted:
             break
@@ -167,24 +135,33 @@ def _diagnoses(cell: tuple[str, int], draws: Sequence[int]) -> list[tables.Condi
 def _vitals(band: int, conditions: Sequence[tables.Condition], one: int, two: int) -> list[dict[str, Any]]:
     """Return vital signs that fit the age and move with the diagnoses."""
     child = max(0, 4 - band)
-    values = [
-        (116 + band if not child else 112 - 7 * child) + one % 17 - 8,
-        (72 + band // 3 if not child else 70 - 4 * child) + (one >> 8) % 11 - 5,
-        (72 if not child else 74 + 10 * child) + two % 21 - 10,
-        98 - (two >> 8) % 3,
-    ]
+    systolic = (112 - 7 * child if child else 116 + band) + one % 17 - 8
+    diastolic = (70 - 4 * child if child else 72 + band // 3) + (one >> 8) % 11 - 5
+    heart_rate = 72 + 10 * child + two % 21 - 10
+    saturation = 98 - (two >> 8) % 3
     for condition in conditions:
-        shift = tables.VITAL_SHIFTS.get(condition.code, _NO_SHIFT)
-        values = [value + moved for value, moved in zip(values, shift, strict=True)]
+        shift = tables.VITAL_SHIFTS.get(condition.code)
+        if shift is not None:
+            systolic += shift[0]
+            diastolic += shift[1]
+            heart_rate += shift[2]
+            saturation += shift[3]
     return [
-        {"code": code, "system": LOINC, "display": display, "value": value, "unit": unit}
-        for (code, display, unit), value in zip(tables.VITALS, values, strict=True)
+        {**draws.SYSTOLIC, "value": systolic},
+        {**draws.DIASTOLIC, "value": diastolic},
+        {**draws.HEART_RATE, "value": heart_rate},
+        {**draws.SATURATION, "value": saturation},
     ]
+
+
+def _uuid(digits: str) -> str:
+    """Return 32 hexadecimal digits as a UUID of version 4 (RFC 9562 §5.4)."""
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
 
 
 def _mrn(number: int) -> str:
     """Return a medical record number: ``SYN-``, 40 bits in base 32, a check character."""
-    text = "".join(_BASE32[number >> shift & 31] for shift in (35, 30, 25, 20, 15, 10, 5, 0))
+    text = "".join([_BASE32[number >> shift & 31] for shift in (35, 30, 25, 20, 15, 10, 5, 0)])
     return f"SYN-{text}{check_character(text)}"
 
 
@@ -197,77 +174,5 @@ def check_character(text: str) -> str:
     """
     product = 36
     for character in text:
-        product = ((product + _VALUE[character]) % 36 or 36) * 2 % 37
-    return _BASE36[(37 - product) % 36]
-
-
-# ---- what proves that a record is synthetic
-
-_SSN = re.compile(r"9[0-9]{2}-00-[0-9]{4}", re.ASCII)
-_PHONE = re.compile(r"\([2-9][0-9]{2}\) 555-01[0-9]{2}", re.ASCII)
-_EMAIL = re.compile(r"[a-z0-9.-]+@example\.(?:org|com|net)", re.ASCII)
-_POSTAL_CODE = re.compile(r"00[0-4][0-9]{2}", re.ASCII)
-_OID = re.compile(r"urn:oid:2\.999(?:\.[0-9]+)*", re.ASCII)
-
-
-def _is_mrn(value: Any) -> bool:
-    text = value.removeprefix("SYN-") if isinstance(value, str) and value.startswith("SYN-") else ""
-    return len(text) == 9 and set(text) <= _VALUE.keys() and check_character(text[:-1]) == text[-1]
-
-
-def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
-
-
-def _each(value: Any, rule: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and rule(item) for item in value)
-
-
-def _is_contact(item: dict[str, Any]) -> bool:
-    pattern = {"phone": _PHONE, "email": _EMAIL}.get(str(item.get("system")))
-    return pattern is not None and _matches(pattern)(item.get("value"))
-
-
-#: What proves a member synthetic by itself, and the words for it.
-PROOFS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
-    "ssn": (_matches(_SSN), "unassignable_range"),
-    "medical_record_number": (_is_mrn, "synthetic_prefix_and_check_character"),
-    "telecom": (lambda value: _each(value, _is_contact), "reserved_for_examples"),
-    "address": (
-        lambda value: isinstance(value, dict) and _matches(_POSTAL_CODE)(value.get("postal_code")),
-        "unused_postal_prefix",
-    ),
-    "identifiers": (
-        lambda value: _each(value, lambda item: _matches(_OID)(item.get("system"))),
-        "example_oid_arc",
-    ),
-    "meta": (
-        lambda value: isinstance(value, dict)
-        and _each(value.get("security"), lambda item: item.get("code") == "HTEST"),
-        "test_data_tag",
-    ),
-}
-
-
-def verify(record: Patient, seed: int | None = None, index: int = 0) -> dict[str, tuple[bool, str]]:
-    """Return for each member whether it is proven synthetic, and by what.
-
-    A range proves a member by itself. With the `seed` and `index` that a record was made from, every member
-    that equals the regenerated one is proven too, names and dates included.
-
-    Args:
-        record: Members of a patient; those that the generator does not know are never proven.
-        seed: Seed of the record, when known.
-        index: Its index under that seed.
-    """
-    remade: Patient = {} if seed is None else patient(seed, index)
-    verdicts: dict[str, tuple[bool, str]] = {}
-    for name, value in record.items():
-        rule, reason = PROOFS.get(name, (None, ""))
-        if name in remade and remade[name] == value:
-            verdicts[name] = (True, "regenerated")
-        elif rule is not None and rule(value):
-            verdicts[name] = (True, reason)
-        else:
-            verdicts[name] = (False, "outside_reserved_range" if rule else "no_reserved_range_exists")
-    return verdicts
+        product = draws.STEPS[product][character]
+    return draws.BASE36[(37 - product) % 36]

@@ -1,0 +1,1 @@
+"""medical-device: devices by UDI, their observations, alarms, calibrations and signed records, port 8084."""

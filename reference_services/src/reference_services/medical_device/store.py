@@ -1,0 +1,208 @@
+"""What medical-device keeps. SQLAlchemy Core inside the caller's transaction.
+
+An observation's key is its primary key, so a repeated batch changes nothing; whether a row was new is told by
+RETURNING, because a driver's row count can be -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from reference_services.medical_device.domain import Alarm, Key, Observation
+
+METADATA = sa.MetaData()
+_ID = sa.String(36)
+_SHORT = sa.String(64)
+DEVICES = sa.Table(
+    "device",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("device_identifier", sa.String(14), nullable=False),
+    sa.Column("serial", sa.String(20), nullable=False),
+    sa.Column("lot", sa.String(20)),
+    sa.Column("manufactured", sa.String(10)),
+    sa.Column("expiry", sa.String(10)),
+    sa.Column("name", sa.String(80), nullable=False),
+    sa.Column("status", _SHORT, nullable=False),
+    sa.Column("registered_ns", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("device_identifier", "serial"),
+)
+OBSERVATIONS = sa.Table(
+    "observation",
+    METADATA,
+    sa.Column("device_id", _ID, sa.ForeignKey("device.id"), primary_key=True),
+    sa.Column("code", _SHORT, primary_key=True),
+    sa.Column("effective_ms", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("value", _SHORT, nullable=False),
+    sa.Column("unit", _SHORT, nullable=False),
+    sa.Column("validity", _SHORT, nullable=False),
+    sa.Column("flags", _SHORT, nullable=False),
+)
+ALARMS = sa.Table(
+    "alarm",
+    METADATA,
+    sa.Column("device_id", _ID, sa.ForeignKey("device.id"), primary_key=True),
+    sa.Column("cause", _SHORT, primary_key=True),
+    sa.Column("kind", _SHORT, nullable=False),
+    sa.Column("priority", _SHORT, nullable=False),
+    sa.Column("first_ms", sa.BigInteger, nullable=False),
+    sa.Column("last_ms", sa.BigInteger, nullable=False),
+    sa.Column("count", sa.Integer, nullable=False),
+)
+CALIBRATIONS = sa.Table(
+    "calibration",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("device_id", _ID, sa.ForeignKey("device.id"), nullable=False, index=True),
+    sa.Column("as_found", _SHORT, nullable=False),
+    sa.Column("as_left", _SHORT, nullable=False),
+    sa.Column("performed_by", _SHORT, nullable=False),
+    sa.Column("due", sa.String(10), nullable=False),
+    sa.Column("recorded_by", sa.String(128), nullable=False),
+    sa.Column("recorded_ns", sa.BigInteger, nullable=False),
+)
+SIGNATURES = sa.Table(
+    "signature",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("kind", _SHORT, nullable=False),
+    sa.Column("record_id", _ID, nullable=False, index=True),
+    sa.Column("jws", sa.Text, nullable=False),
+    sa.Column("signed_ns", sa.BigInteger, nullable=False),
+)
+#: Kind of record that can be signed -> its table.
+RECORDS: Mapping[str, sa.Table] = {"devices": DEVICES, "calibrations": CALIBRATIONS}
+
+
+def _insert(connection: Connection, table: sa.Table) -> Any:
+    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(table)
+
+
+def add_device(connection: Connection, values: Mapping[str, Any]) -> bool:
+    """Insert a device; False when one with its identifier and serial number is there."""
+    statement = _insert(connection, DEVICES).values(**values).on_conflict_do_nothing().returning(DEVICES.c.id)
+    return connection.execute(statement).first() is not None
+
+
+def add(connection: Connection, table: sa.Table, values: Mapping[str, Any]) -> None:
+    """Insert one row."""
+    connection.execute(table.insert().values(**values))
+
+
+def record(connection: Connection, kind: str, record_id: str) -> dict[str, Any] | None:
+    """Return a record as stored, which is what a signature covers, or None."""
+    table = RECORDS[kind]
+    row = connection.execute(sa.select(table).where(table.c.id == record_id)).mappings().first()
+    return None if row is None else dict(row)
+
+
+def calibration_due(connection: Connection, device_id: str) -> str | None:
+    """Return the due date of the latest calibration, or None when there is none."""
+    query = sa.select(CALIBRATIONS.c.due).where(CALIBRATIONS.c.device_id == device_id)
+    row = connection.execute(query.order_by(CALIBRATIONS.c.recorded_ns.desc()).limit(1)).first()
+    return None if row is None else str(row.due)
+
+
+def ingest(
+    connection: Connection, device_id: str, batch: Sequence[Observation], validities: Sequence[str]
+) -> tuple[set[Key], dict[Key, tuple[Decimal, str]]]:
+    """Store what is new; return its keys, and value and unit of what was there already.
+
+    The keys within `batch` are distinct.
+    """
+    if not batch:
+        return set(), {}
+    rows = [
+        {
+            "device_id": device_id, "code": item.code, "effective_ms": item.effective_ms, "sequence": item.sequence,
+            "value": item.value, "unit": item.unit, "validity": validity, "flags": " ".join(item.flags),
+        }
+        for item, validity in zip(batch, validities, strict=True)
+    ]  # fmt: skip
+    key = (OBSERVATIONS.c.code, OBSERVATIONS.c.effective_ms, OBSERVATIONS.c.sequence)
+    statement = _insert(connection, OBSERVATIONS).on_conflict_do_nothing().returning(*key)
+    new: set[Key] = {
+        (row.code, row.effective_ms, row.sequence) for row in connection.execute(statement, rows)
+    }
+    return new, _stored(connection, device_id, [item.key for item in batch if item.key not in new])
+
+
+def _stored(connection: Connection, device_id: str, keys: Sequence[Key]) -> dict[Key, tuple[Decimal, str]]:
+    if not keys:
+        return {}
+    table = OBSERVATIONS.c
+    query = sa.select(OBSERVATIONS).where(
+        table.device_id == device_id, sa.tuple_(table.code, table.effective_ms, table.sequence).in_(keys)
+    )
+    found = (
+        Observation(row.code, row.value, row.unit, row.effective_ms, row.sequence)
+        for row in connection.execute(query)
+    )
+    return {item.key: item.same_as for item in found}
+
+
+def raise_alarms(connection: Connection, device_id: str, alarms: Iterable[Alarm]) -> list[Alarm]:
+    """Store alarms, whatever order they come in; return those whose cause was not in force yet."""
+    new = []
+    for alarm in alarms:
+        fields = {
+            name: getattr(alarm, name)
+            for name in ("cause", "kind", "priority", "first_ms", "last_ms", "count")
+        }
+        made = _insert(connection, ALARMS).values(device_id=device_id, **fields).on_conflict_do_nothing()
+        if connection.execute(made.returning(ALARMS.c.cause)).first() is not None:
+            new.append(alarm)
+            continue
+        this = sa.and_(ALARMS.c.device_id == device_id, ALARMS.c.cause == alarm.cause)
+        earlier, later = ALARMS.c.first_ms > alarm.first_ms, ALARMS.c.last_ms < alarm.last_ms
+        connection.execute(
+            ALARMS.update()
+            .where(this)
+            .values(
+                first_ms=sa.case((earlier, alarm.first_ms), else_=ALARMS.c.first_ms),
+                last_ms=sa.case((later, alarm.last_ms), else_=ALARMS.c.last_ms),
+                count=ALARMS.c.count + alarm.count,
+            )
+        )
+    return new
+
+
+def alarms(connection: Connection, limit: int) -> tuple[int, list[dict[str, Any]]]:
+    """Return how many alarms there are, and the `limit` latest."""
+    total = connection.execute(sa.select(sa.func.count()).select_from(ALARMS)).scalar_one()
+    query = (
+        sa.select(ALARMS).order_by(ALARMS.c.last_ms.desc(), ALARMS.c.device_id, ALARMS.c.cause).limit(limit)
+    )
+    return total, [dict(row) for row in connection.execute(query).mappings()]
+
+
+def counts(connection: Connection, column: sa.Column[str]) -> dict[str, int]:
+    """Count the rows of a table by the values of one of its columns."""
+    query = sa.select(column, sa.func.count()).group_by(column)
+    return {str(value): int(count) for value, count in connection.execute(query)}
+
+
+def signatures(
+    connection: Connection, kind: str | None = None, record_id: str | None = None
+) -> list[dict[str, Any]]:
+    """Return the signatures on a record, or all of them, oldest first."""
+    query = sa.select(SIGNATURES).order_by(SIGNATURES.c.signed_ns, SIGNATURES.c.id)
+    if kind is not None:
+        query = query.where(SIGNATURES.c.kind == kind, SIGNATURES.c.record_id == record_id)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def identifiers(connection: Connection) -> list[str]:
+    """Return the device identifiers of all devices."""
+    return [
+        str(found)
+        for found in connection.execute(sa.select(DEVICES.c.device_identifier).distinct()).scalars()
+    ]

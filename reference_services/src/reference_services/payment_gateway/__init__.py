@@ -1,0 +1,1 @@
+"""payment-gateway: card tokens and payments with dual control, port 8082."""

@@ -1,0 +1,136 @@
+"""Where sealed records and blind indexes live. SQLAlchemy Core; no column holds anything readable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from reference_services.phi.crypto import Vault
+
+METADATA = sa.MetaData()
+PATIENTS = sa.Table(
+    "patient",
+    METADATA,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("dek", sa.Text, nullable=False),
+    sa.Column("record", sa.Text, nullable=False),
+)
+IDENTIFIERS = sa.Table(
+    "identifier_index",
+    METADATA,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("patient_id", sa.String(36), sa.ForeignKey("patient.id"), nullable=False, index=True),
+)
+
+
+class IdentifierTaken(Exception):  # noqa: N818 - an outcome, named as such
+    """Another record has one of these identifiers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """One version of one record."""
+
+    id: str
+    version: int
+    record: Mapping[str, Any]
+
+
+class Store:
+    """Reads and writes records inside the caller's transaction.
+
+    Args:
+        vault: Seals what is written.
+    """
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+
+    def create(self, connection: Connection, patient_id: str, record: Mapping[str, Any]) -> Patient:
+        """Store version 1 of a record.
+
+        Raises:
+            IdentifierTaken: One of its identifiers belongs to another record.
+        """
+        key, wrapped = self._vault.new_key(patient_id)
+        sealed = self._vault.encrypt(key, patient_id, 1, _encode(record))
+        connection.execute(PATIENTS.insert().values(id=patient_id, version=1, dek=wrapped, record=sealed))
+        self._index(connection, patient_id, record)
+        return Patient(patient_id, 1, record)
+
+    def read(self, connection: Connection, patient_id: str) -> Patient | None:
+        """Return the current version, or None.
+
+        Raises:
+            SealError: The stored record does not open.
+        """
+        row = connection.execute(sa.select(PATIENTS).where(PATIENTS.c.id == patient_id)).first()
+        if row is None:
+            return None
+        key = self._vault.unwrap(patient_id, row.dek)
+        plain = self._vault.decrypt(key, patient_id, row.version, row.record)
+        return Patient(patient_id, row.version, json.loads(plain))
+
+    def exists(self, connection: Connection, patient_id: str) -> bool:
+        """Tell whether there is a record, without opening it."""
+        return (
+            connection.execute(sa.select(PATIENTS.c.id).where(PATIENTS.c.id == patient_id)).first()
+            is not None
+        )
+
+    def update(
+        self, connection: Connection, patient_id: str, expected: int, record: Mapping[str, Any]
+    ) -> Patient | None:
+        """Store the version after `expected`; None when the current version is another one, or none.
+
+        Raises:
+            IdentifierTaken: One of its identifiers belongs to another record.
+        """
+        wrapped = connection.execute(sa.select(PATIENTS.c.dek).where(PATIENTS.c.id == patient_id)).scalar()
+        if wrapped is None:
+            return None
+        version = expected + 1
+        key = self._vault.unwrap(patient_id, wrapped)
+        sealed = self._vault.encrypt(key, patient_id, version, _encode(record))
+        current = (PATIENTS.c.id == patient_id) & (PATIENTS.c.version == expected)
+        changed = PATIENTS.update().where(current).values(version=version, record=sealed)
+        if connection.execute(changed.returning(PATIENTS.c.id)).first() is None:
+            return None
+        connection.execute(IDENTIFIERS.delete().where(IDENTIFIERS.c.patient_id == patient_id))
+        self._index(connection, patient_id, record)
+        return Patient(patient_id, version, record)
+
+    def find(self, connection: Connection, system: str, value: str) -> Patient | None:
+        """Return the record with this identifier, found by its blind index."""
+        digest = self._vault.blind_index(system, value)
+        found = sa.select(IDENTIFIERS.c.patient_id).where(IDENTIFIERS.c.digest == digest)
+        patient_id = connection.execute(found).scalar()
+        return None if patient_id is None else self.read(connection, patient_id)
+
+    def raw(self, connection: Connection, limit: int) -> list[tuple[str, int, str, str]]:
+        """Return id, version, wrapped key and sealed record of some rows, as stored."""
+        rows = connection.execute(sa.select(PATIENTS).order_by(PATIENTS.c.id).limit(limit))
+        return [(row.id, row.version, row.dek, row.record) for row in rows]
+
+    def _index(self, connection: Connection, patient_id: str, record: Mapping[str, Any]) -> None:
+        identifiers: Iterable[Mapping[str, str]] = record.get("identifiers") or ()
+        digests = {self._vault.blind_index(item["system"], item["value"]) for item in identifiers}
+        insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        for digest in sorted(
+            digests
+        ):  # one order for all writers, so that none waits for another in a circle
+            statement = insert(IDENTIFIERS).values(digest=digest, patient_id=patient_id)
+            added = connection.execute(statement.on_conflict_do_nothing().returning(IDENTIFIERS.c.digest))
+            if added.first() is None:
+                raise IdentifierTaken
+
+
+def _encode(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()

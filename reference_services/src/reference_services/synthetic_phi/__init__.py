@@ -1,0 +1,1 @@
+"""synthetic-phi-service (port 8081): fictitious patients for tests and demonstrations."""

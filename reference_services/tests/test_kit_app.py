@@ -1,0 +1,595 @@
+"""The kit: settings, problems, tokens, transactions, peers and the description of itself."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import yaml
+from joserfc import jwt
+from joserfc.jwk import RSAKey
+from openapi_spec_validator import OpenAPIV30SpecValidator, OpenAPIV31SpecValidator
+from sqlalchemy.exc import OperationalError
+from werkzeug.exceptions import Conflict, TooManyRequests
+
+from healthobs import ConfigurationError
+from healthobs.exceptions import ClientError
+from reference_services import openapi as openapi_tool
+from reference_services import services
+from reference_services._kit import Model, Principal, Problem, ServiceSettings, database, launch
+from reference_services._kit import openapi as kit_openapi
+from reference_services._kit.openapi30 import to_30
+from reference_services._kit.settings import DEFAULT_AUDIENCE, DEFAULT_ISSUER, PEERS
+from reference_services._kit.transport import WsgiPool
+
+METADATA = sa.MetaData()
+THINGS = sa.Table("things", METADATA, sa.Column("name", sa.String(20), primary_key=True))
+KEY = RSAKey.generate_key(2048, parameters={"kid": "k1"}, private=True)
+
+
+class Thing(Model):
+    """A model with an optional member."""
+
+    name: str
+    size: int | None = None
+
+
+class Sparse(Thing):
+    """A model that leaves null members out."""
+
+    omit_none = True
+
+
+def token(bench: Any, *, scope: str = "thing:read", lifetime: int = 60, **changes: object) -> dict[str, str]:
+    now = bench.kit.clock.wall_ns() // 1_000_000_000
+    claims = {
+        "iss": DEFAULT_ISSUER, "aud": DEFAULT_AUDIENCE, "sub": "client-1", "client_id": "client-1",
+        "jti": "j", "iat": now, "exp": now + lifetime, "scope": scope, "roles": ["nurse"], **changes,
+    }  # fmt: skip
+    made = jwt.encode({"alg": "RS256", "kid": "k1", "typ": "at+jwt"}, claims, KEY)
+    return {"Authorization": f"Bearer {made}"}
+
+
+def keys() -> dict[str, Any]:
+    return {"keys": [{**KEY.as_dict(private=False), "use": "sig", "alg": "RS256"}]}
+
+
+def nothing() -> dict[str, str]:
+    return {}
+
+
+class TestServiceSettings:
+    """`ServiceSettings.from_env`."""
+
+    def test_defaults(self, bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without variables a service listens on its own port of the loopback address, state under .healthobs."""
+        monkeypatch.chdir(tmp_path)
+        made = ServiceSettings.from_env(bench.info, {})
+        assert (made.host, made.port, made.workers, made.threads) == ("127.0.0.1", 8099, 1, 16)
+        assert made.data_dir == tmp_path / ".healthobs"
+        assert made.database_url == f"sqlite:///{tmp_path}/.healthobs/bench.db"
+        assert made.observability.audit_database_url == f"sqlite:///{tmp_path}/.healthobs/bench.audit.db"
+        assert made.observability.audit_key_file == tmp_path / ".healthobs/bench.audit.key"
+        assert made.peers["auth-service"] == "http://127.0.0.1:8085"
+
+    def test_variables_win(self, bench: Any) -> None:
+        """Every place can be set."""
+        made = ServiceSettings.from_env(
+            bench.info,
+            {
+                "HOST": "0.0.0.0", "PORT": "9", "WORKERS": "2", "THREADS": "8", "DATABASE_URL": "sqlite:///x.db",
+                "AUDIT_DATABASE_URL": "sqlite:///a.db", "AUDIT_KEY_FILE": "/k", "AUTH_SERVICE_URL": "http://auth/",
+                "AUTH_ISSUER": "i", "AUTH_AUDIENCE": "a", "HEALTHOBS_HEADERS": "false", "OWN_FILE": "/own",
+            },
+        )  # fmt: skip
+        assert (made.host, made.port, made.workers, made.threads) == ("0.0.0.0", 9, 2, 8)
+        assert (made.database_url, made.issuer, made.audience) == ("sqlite:///x.db", "i", "a")
+        assert made.observability.audit_database_url == "sqlite:///a.db"
+        assert str(made.observability.audit_key_file) == "/k"
+        assert made.observability.headers is False
+        assert made.peers["auth-service"] == "http://auth"
+        assert str(made.file("OWN_FILE", "other")) == "/own"
+        assert made.file("OTHER_FILE", "other") == made.data_dir / "other"
+
+    @pytest.mark.parametrize("value", ["0", "65536", "x", "-1", "٣", "9" * 5000])
+    def test_wrong_numbers(self, bench: Any, value: str) -> None:
+        """All wrong numbers are named at once, without their value."""
+        with pytest.raises(ConfigurationError) as raised:
+            ServiceSettings.from_env(bench.info, {"PORT": value, "WORKERS": "none"})
+        assert raised.value.problems == (
+            "PORT must be a whole number from 1 to 65535",
+            "WORKERS must be a whole number from 1 to 64",
+        )
+
+    def test_secrets_do_not_show(self, bench: Any) -> None:
+        """Neither the database URL nor the environment appears in the representation."""
+        made = ServiceSettings.from_env(bench.info, {"DATABASE_URL": "postgresql://u:hunter2@h/d"})
+        assert "hunter2" not in repr(made)
+
+    def test_peers_match_the_manifest(self) -> None:
+        """The peers' default ports are the services' own."""
+        assert {name: port for name, (_, port) in PEERS.items()} == {
+            name: service.port for name, service in services.SERVICES.items()
+        }
+
+
+class TestProblems:
+    """Errors as RFC 9457 problems."""
+
+    @pytest.fixture
+    def client(self, bench: Any) -> Any:
+        """Give a service whose routes fail in every way."""
+        raisers = {
+            "problem": Problem(409, "taken", "Taken.", [("/name", "taken")], {"X-Why": "it is"}),
+            "conflict": Conflict(),
+            "busy": TooManyRequests(retry_after=3),
+            "store": OperationalError("SELECT", {}, Exception("219-09-9999")),
+            "fault": RuntimeError("219-09-9999"),
+        }
+
+        @bench.kit.get("/raise/<what>", returns={200: None}, summary="Raise")
+        def view(what: str) -> None:
+            raise raisers[what]
+
+        @bench.kit.get("/wrong", returns={200: Thing}, summary="Undeclared status")
+        def wrong() -> Any:
+            return Thing(name="a"), 202
+
+        @bench.kit.get("/wrong-model", returns={200: Thing}, summary="Undeclared model")
+        def wrong_model() -> Any:
+            return Sparse.__base__.__base__()
+
+        @bench.kit.get(
+            "/oauth",
+            returns={200: None},
+            summary="OAuth",
+            on_problem=lambda p: bench.kit.app.make_response(({"error": p.code}, 400)),
+        )
+        def oauth() -> None:
+            raise Problem(400, "invalid_request", "No.")
+
+        return bench.client()
+
+    @pytest.mark.parametrize(
+        ("method", "path", "status", "code"),
+        [
+            ("GET", "/nowhere", 404, "not_found"),
+            ("DELETE", "/", 405, "method_not_allowed"),
+            ("GET", "/raise/problem", 409, "taken"),
+            ("GET", "/raise/conflict", 409, "conflict"),
+            ("GET", "/raise/busy", 429, "too_many_requests"),
+            ("GET", "/raise/store", 503, "store_unavailable"),
+            ("GET", "/raise/fault", 500, "internal_error"),
+            ("GET", "/wrong", 500, "internal_error"),
+            ("GET", "/wrong-model", 500, "internal_error"),
+        ],
+    )
+    def test_every_error_is_a_problem(
+        self, client: Any, bench: Any, method: str, path: str, status: int, code: str
+    ) -> None:
+        """Errors of the router, of views and of the store are problem+json, without the cause's text."""
+        answer = client.open(path, method=method)
+        assert (answer.status_code, answer.content_type) == (status, "application/problem+json")
+        assert answer.get_json()["code"] == code
+        assert "219-09-9999" not in answer.get_data(as_text=True) + bench.log.getvalue()
+
+    def test_details(self, client: Any) -> None:
+        """A problem carries its errors and headers; the router's own headers stay."""
+        raised = client.get("/raise/problem")
+        assert raised.get_json()["errors"] == [{"pointer": "/name", "code": "taken"}]
+        assert raised.headers["X-Why"] == "it is"
+        assert "GET" in client.delete("/").headers["Allow"]
+        assert client.get("/raise/busy").headers["Retry-After"] == "3"
+        assert client.get("/raise/store").headers["Retry-After"] == "1"
+
+    def test_another_vocabulary(self, client: Any) -> None:
+        """A route can render its problems in the words of its own protocol."""
+        answer = client.get("/oauth")
+        assert (answer.status_code, answer.get_json()) == (400, {"error": "invalid_request"})
+        assert client.get("/oauth?x=1").get_json() == {"error": "invalid_request"}
+
+    def test_a_slash_too_many_is_not_found(self, client: Any) -> None:
+        """The router does not redirect, which would echo the path."""
+        assert client.get("/raise//problem").status_code == 404
+
+
+class TestResults:
+    """What a view may return."""
+
+    @pytest.fixture
+    def client(self, bench: Any) -> Any:
+        """Give a service whose routes return in every way."""
+        kit = bench.kit
+        for method in ("get", "put", "patch", "delete", "post"):
+            register = getattr(kit, method)
+            register("/things", returns={200: Thing}, summary=method)(lambda: Thing(name="a"))
+        kit.get("/sparse", returns={200: Sparse}, summary="x")(lambda: Sparse(name="a"))
+        kit.get("/mapping", returns={203: Thing}, media="application/fhir+json", summary="x")(
+            lambda: {"name": "é"}
+        )
+        kit.delete("/none", returns={204: None}, summary="x")(lambda: None)
+        kit.get("/raw", returns={200: None}, summary="x")(lambda: kit.app.make_response(("raw", 418)))
+        kit.get("/full", returns={201: Thing}, summary="x")(
+            lambda: (Thing(name="b"), 201, {"Location": "/b"})
+        )
+        return bench.client()
+
+    @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "POST"])
+    def test_methods(self, client: Any, method: str) -> None:
+        """Every method can be registered on one rule."""
+        assert client.open("/things", method=method).get_json() == {"name": "a", "size": None}
+
+    def test_forms_of_a_result(self, client: Any) -> None:
+        """A model, a mapping, nothing, a response, or one with status and headers."""
+        assert client.get("/sparse").data == b'{"name":"a"}'
+        mapping = client.get("/mapping")
+        assert (mapping.status_code, mapping.content_type) == (203, "application/fhir+json")
+        assert mapping.data == '{"name":"é"}'.encode()
+        none = client.delete("/none")
+        assert (none.status_code, none.data, none.content_type) == (204, b"", None)
+        assert client.get("/raw").status_code == 418
+        full = client.get("/full")
+        assert (full.status_code, full.headers["Location"]) == (201, "/b")
+
+    def test_head_has_no_body(self, client: Any) -> None:
+        """HEAD is answered wherever GET is."""
+        answer = client.head("/things")
+        assert (answer.status_code, answer.data) == (200, b"")
+
+    def test_index(self, client: Any) -> None:
+        """The root names the service and its routes."""
+        body = client.get("/").get_json()
+        assert (body["service"], body["version"]) == ("bench-service", "1.2.3")
+        assert body["links"]["DELETE /none"] == "x"
+        assert "GET /health" in body["links"]
+
+
+class TestTokens:
+    """Bearer tokens on a route."""
+
+    @pytest.fixture
+    def client(self, bench: Any) -> Any:
+        """Give a service with one protected route."""
+        bench.kit.jwks = keys
+
+        @bench.kit.get(
+            "/things",
+            returns={200: None},
+            scope="thing:read",
+            audit="thing.read",
+            resource_type="Thing",
+            summary="x",
+        )
+        def things(principal: Principal) -> dict[str, Any]:
+            principal.require_role("nurse", "clinician")
+            return {"subject": principal.subject, "client": principal.client_id, "roles": principal.roles}
+
+        return bench.client()
+
+    def test_a_good_token(self, client: Any, bench: Any) -> None:
+        """The view gets the caller, and the audit entry names it."""
+        answer = client.get("/things", headers=token(bench))
+        assert answer.get_json() == {"subject": "client-1", "client": "client-1", "roles": ["nurse"]}
+        entry = bench.obs.audit.read(action="thing.read").entries[-1]
+        assert (entry["outcome"], entry["actor"]["id"]) == ("ok", "client-1")
+
+    @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic abc", "abc"])
+    def test_no_token(self, client: Any, header: str | None) -> None:
+        """Without a bearer token it is 401 with a bare challenge (RFC 6750 §3.1)."""
+        answer = client.get("/things", headers={} if header is None else {"Authorization": header})
+        assert (answer.status_code, answer.get_json()["code"]) == (401, "token_missing")
+        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="bench-service"'
+
+    @pytest.mark.parametrize(
+        ("changes", "code"),
+        [
+            ({"lifetime": -60}, "expired"),
+            ({"iss": "https://other.example"}, "wrong_issuer"),
+            ({"aud": "other"}, "wrong_audience"),
+        ],
+    )
+    def test_a_bad_token(self, client: Any, bench: Any, changes: dict[str, Any], code: str) -> None:
+        """A refused token is 401 with its code; the attempt is audited as denied."""
+        answer = client.get("/things", headers=token(bench, **changes))
+        assert (answer.status_code, answer.get_json()["code"]) == (401, code)
+        assert 'error="invalid_token"' in answer.headers["WWW-Authenticate"]
+        assert bench.obs.audit.read(action="thing.read").entries[-1]["outcome"] == "denied"
+
+    def test_no_scope(self, client: Any, bench: Any) -> None:
+        """A token without the route's scope is 403 and names the scope."""
+        answer = client.get("/things", headers=token(bench, scope="thing:write thing:readx"))
+        assert (answer.status_code, answer.get_json()["code"]) == (403, "scope_missing")
+        assert 'scope="thing:read"' in answer.headers["WWW-Authenticate"]
+
+    def test_no_role(self, client: Any, bench: Any) -> None:
+        """A caller without the role is 403."""
+        answer = client.get("/things", headers=token(bench, roles=["billing"]))
+        assert (answer.status_code, answer.get_json()["code"]) == (403, "role_required")
+
+    def test_no_keys(self, client: Any, bench: Any, make_bench: Any) -> None:
+        """While the issuer's keys cannot be had nothing is judged: 503, and try again."""
+
+        def down() -> dict[str, Any]:
+            raise ClientError("down")
+
+        other = make_bench("other")
+        other.kit.jwks = down
+        other.kit.get("/x", returns={200: None}, scope="x", summary="x")(nothing)
+        answer = other.client().get("/x", headers=token(other))
+        assert (answer.status_code, answer.get_json()["code"]) == (503, "keys_unavailable")
+        assert answer.headers["Retry-After"] == "2"
+
+    def test_the_trail_needs_its_scope(self, client: Any, bench: Any) -> None:
+        """`/audit/trail` is for callers with audit:read."""
+        assert client.get("/audit/trail").status_code == 401
+        assert client.get("/audit/trail", headers=token(bench)).status_code in {401, 403}
+        assert client.get("/audit/trail", headers=token(bench, scope="audit:read")).status_code == 200
+
+
+class TestPeers:
+    """Calls to other services."""
+
+    def test_keys_come_from_auth_service(self, make_bench: Any) -> None:
+        """Keys are fetched through the traced client, once for many tokens."""
+        calls: list[str] = []
+
+        def auth(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            calls.append(environ["PATH_INFO"] + " " + environ.get("HTTP_TRACEPARENT", ""))
+            start_response("200 OK", [("Content-Type", "application/json")])
+            return [json.dumps(keys()).encode()]
+
+        bench = make_bench("caller", transport={"auth-service": auth})
+        bench.kit.get("/x", returns={200: None}, scope="thing:read", summary="x")(nothing)
+        client = bench.client()
+        trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+        headers = {**token(bench), "traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+        assert [client.get("/x", headers=headers).status_code for _ in range(3)] == [200, 200, 200]
+        assert len(calls) == 1
+        assert calls[0].startswith("/.well-known/jwks.json 00-" + trace_id)
+
+    @pytest.mark.parametrize(("status", "body"), [("500 X", b"{}"), ("200 OK", b"[]"), ("200 OK", b"x")])
+    def test_no_keys_from_auth_service(self, make_bench: Any, status: str, body: bytes) -> None:
+        """An answer that is no key set is 503 for the caller, not 401."""
+
+        def auth(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            start_response(status, [("Content-Type", "application/json")])
+            return [body]
+
+        bench = make_bench("caller", transport={"auth-service": auth})
+        bench.kit.get("/x", returns={200: None}, scope="thing:read", summary="x")(nothing)
+        assert bench.client().get("/x", headers=token(bench)).status_code == 503
+
+    def test_the_transport_carries_everything(self) -> None:
+        """Method, path, query, headers and body arrive; status, headers and body come back."""
+        seen: dict[str, Any] = {}
+
+        def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            seen.update(environ, body=environ["wsgi.input"].read())
+            start_response("207 Multi", [("X-A", "b")])
+            return [b"one", b"two"]
+
+        answer = WsgiPool(app).request(
+            "PUT", "http://peer:80/a%2Fb%20c/d?x=1&y=%26", headers={"X-Up": "1", "Content-Type": "text/x"}, body=b"in",
+            timeout=1.0, retries=False, redirect=False,
+        )  # fmt: skip
+        assert (answer.status, answer.headers["X-A"], answer.data) == (207, "b", b"onetwo")
+        assert (seen["REQUEST_METHOD"], seen["PATH_INFO"], seen["QUERY_STRING"]) == (
+            "PUT",
+            "/a/b c/d",
+            "x=1&y=%26",
+        )
+        assert (seen["HTTP_X_UP"], seen["CONTENT_TYPE"], seen["body"]) == ("1", "text/x", b"in")
+
+
+class TestDatabase:
+    """Transactions and schema versions."""
+
+    def test_a_transaction_commits_or_rolls_back(self, bench: Any) -> None:
+        """What a block writes is kept when it ends and gone when it raises; inner blocks join the outer."""
+        kit = bench.kit
+        kit.migrate(METADATA)
+        with kit.transaction() as outer, kit.transaction() as inner, kit.reading() as reader:
+            assert outer is inner is reader
+            inner.execute(THINGS.insert().values(name="kept"))
+
+        def fail() -> None:
+            with kit.transaction():
+                with kit.transaction() as inner:
+                    inner.execute(THINGS.insert().values(name="lost"))
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
+        with kit.reading() as connection:
+            assert connection.execute(sa.select(THINGS.c.name)).scalars().all() == ["kept"]
+
+    def test_a_reader_does_not_wait_for_the_writer_to_begin(self, bench: Any) -> None:
+        """Reading works while another thread holds the write lock."""
+        kit = bench.kit
+        kit.migrate(METADATA)
+        done: list[int] = []
+
+        def read() -> None:
+            with kit.reading() as connection:
+                done.append(connection.execute(sa.select(sa.func.count()).select_from(THINGS)).scalar_one())
+
+        with kit.transaction():
+            thread = threading.Thread(target=read)
+            thread.start()
+            thread.join(3)
+        assert done == [0]
+
+    def test_writers_queue_at_the_start(self, bench: Any) -> None:
+        """Eight read-then-write transactions all succeed: none fails for having read too early."""
+        kit = bench.kit
+        kit.migrate(METADATA)
+
+        def add(number: int) -> None:
+            with kit.transaction() as connection:
+                count = connection.execute(sa.select(sa.func.count()).select_from(THINGS)).scalar_one()
+                connection.execute(THINGS.insert().values(name=f"{number}-{count}"))
+
+        threads = [threading.Thread(target=add, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        with kit.reading() as connection:
+            names = connection.execute(sa.select(THINGS.c.name)).scalars().all()
+        assert sorted(int(name.split("-")[1]) for name in names) == list(range(8))
+
+    def test_files_are_private(self, bench: Any) -> None:
+        """The database is readable by its owner only."""
+        bench.kit.migrate(METADATA)
+        assert (bench.settings.data_dir / "bench.db").stat().st_mode & 0o777 == 0o600
+
+    def test_steps_bring_an_older_schema_up(self, bench: Any) -> None:
+        """Each missing step runs once, in order."""
+        engine, ran = bench.kit.engine, []
+        database.migrate(engine, METADATA)
+        steps = {number: lambda _connection, number=number: ran.append(number) for number in (2, 3)}
+        database.migrate(engine, METADATA, version=3, steps=steps)
+        database.migrate(engine, METADATA, version=3, steps=steps)
+        assert ran == [2, 3]
+        database.check(engine, 3)
+
+    def test_a_newer_schema_stops_the_start(self, bench: Any) -> None:
+        """Code does not touch a schema it does not know, and is not ready on it."""
+        engine = bench.kit.engine
+        database.migrate(engine, METADATA, version=5)
+        with pytest.raises(database.SchemaError, match="has schema 5"):
+            database.migrate(engine, METADATA, version=4)
+        with pytest.raises(database.SchemaError, match="has schema 5"):
+            database.check(engine, 4)
+
+    def test_a_missing_step_stops_the_start(self, bench: Any) -> None:
+        """Without a step nothing is changed."""
+        engine = bench.kit.engine
+        database.migrate(engine, METADATA)
+        with pytest.raises(database.SchemaError, match="no step leads to schema 2"):
+            database.migrate(engine, METADATA, version=2)
+        database.check(engine, 1)
+
+    def test_parameters_stay_out_of_exceptions(self, bench: Any) -> None:
+        """An exception of the store does not show what was written."""
+        kit = bench.kit
+        kit.migrate(METADATA)
+        same = [{"name": "219-09-9999"}] * 2
+        with pytest.raises(sa.exc.IntegrityError) as raised, kit.transaction() as connection:
+            connection.execute(THINGS.insert(), same)
+        assert "219-09-9999" not in str(raised.value)
+
+    def test_readiness_follows_the_database(self, bench: Any) -> None:
+        """The readiness check fails when the schema is gone."""
+        bench.kit.migrate(METADATA)
+        client = bench.client()
+        assert client.get("/readiness").get_json()["checks"]["database"] == "ready"
+        with bench.kit.transaction() as connection:
+            connection.execute(sa.text("DROP TABLE schema_version"))
+        with pytest.raises(OperationalError):
+            database.check(bench.kit.engine)
+
+    @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+    def test_memory_database(self, url: str) -> None:
+        """A database that every thread would have for itself is refused."""
+        with pytest.raises(ConfigurationError, match="must name a file"):
+            database.make_engine(url)
+
+
+class TestOpenapi:
+    """The description of a service."""
+
+    @pytest.fixture
+    def document(self, bench: Any) -> dict[str, Any]:
+        """Give the description of a service with every kind of route."""
+        kit = bench.kit
+        kit.post(
+            "/things/<thing_id>/parts/<int:number>", body=Thing, query=Sparse, returns={201: Thing, 204: None},
+            scope="thing:write", idempotent=True, summary="Make",
+        )(lambda: None)  # fmt: skip
+        kit.post("/form", body=Thing, form=True, returns={200: None}, summary="Form")(lambda: None)
+        kit.finish()
+        return kit_openapi.document(kit.info, kit.operations)
+
+    def test_both_versions_are_valid(self, document: dict[str, Any]) -> None:
+        """The 3.1 document and its 3.0.3 copy satisfy their specifications."""
+        OpenAPIV31SpecValidator(document).validate()
+        OpenAPIV30SpecValidator(to_30(document)).validate()
+
+    def test_a_route_is_described(self, document: dict[str, Any]) -> None:
+        """Parameters, header, body, answers and security of a route are all there."""
+        made = document["paths"]["/things/{thing_id}/parts/{number}"]["post"]
+        assert [(p["name"], p["in"], p["schema"]["type"]) for p in made["parameters"]] == [
+            ("thing_id", "path", "string"), ("number", "path", "integer"), ("name", "query", "string"),
+            ("size", "query", "integer"), ("Idempotency-Key", "header", "string"),
+        ]  # fmt: skip
+        assert list(made["requestBody"]["content"]) == ["application/json"]
+        assert set(made["responses"]) == {
+            "201", "204", "400", "401", "403", "404", "409", "413", "415", "422", "500", "503",
+        }  # fmt: skip
+        assert made["security"] == [{"bearer": []}]
+        form = document["paths"]["/form"]["post"]
+        assert list(form["requestBody"]["content"]) == ["application/x-www-form-urlencoded"]
+
+    def test_null_becomes_nullable(self, document: dict[str, Any]) -> None:
+        """3.0 has no null type."""
+        size = to_30(document)["components"]["schemas"]["Thing"]["properties"]["size"]
+        assert (size["nullable"], size["type"]) == (True, "integer")
+
+    def test_words_of_31_are_translated(self) -> None:
+        """const, numeric exclusive limits, examples and tuples have 3.0 forms."""
+        schema = {
+            "const": "a", "exclusiveMinimum": 0, "examples": [1], "prefixItems": [{"type": "string"}],
+            "anyOf": [{"$ref": "#/x"}, {"type": "null"}],
+        }  # fmt: skip
+        doc = {
+            "info": {"license": {"identifier": "x"}},
+            "s": schema,
+            "t": {"anyOf": [{}, {"type": "null"}, {"a": 1}]},
+        }
+        copy = to_30(doc)
+        assert copy["s"] == {
+            "enum": ["a"], "minimum": 0, "exclusiveMinimum": True, "example": 1,
+            "items": {"anyOf": [{"type": "string"}]}, "nullable": True, "allOf": [{"$ref": "#/x"}],
+        }  # fmt: skip
+        assert copy["t"] == {"nullable": True, "anyOf": [{}, {"a": 1}]}
+
+    def test_the_tool_writes_and_checks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """`--check` fails on a missing or changed file and passes after `--write`."""
+        (tmp_path / "synthetic_phi").mkdir()
+        monkeypatch.setattr(openapi_tool, "__file__", str(tmp_path / "openapi.py"))
+        name = "synthetic-phi-service"
+        assert openapi_tool.main(["--check", name]) == 1
+        assert openapi_tool.main(["--write", name]) == 0
+        assert openapi_tool.main(["--check", name]) == 0
+        path = tmp_path / "synthetic_phi" / "openapi.yaml"
+        assert yaml.safe_load(path.read_text())["openapi"] == "3.1.0"
+        path.write_text(path.read_text().replace("/health:", "/healthy:"))
+        capsys.readouterr()
+        assert openapi_tool.main(["--check", name]) == 1
+        assert capsys.readouterr().err.startswith("synthetic_phi/openapi.yaml differs from the routes")
+
+
+class TestLaunch:
+    """The start under gunicorn."""
+
+    def test_gunicorn_gets_the_settings(
+        self, bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The launcher hands host, port, workers and threads to gunicorn and makes the data folder."""
+        served: dict[str, Any] = {}
+        monkeypatch.setattr(
+            "healthobs.gunicorn.serve", lambda uri, **options: served.update(uri=uri, **options)
+        )
+        monkeypatch.setenv("HEALTHOBS_DATA_DIR", str(tmp_path / "data"))
+        monkeypatch.setenv("PORT", "1234")
+        launch(bench.info, "x:create_app()")
+        assert (served["uri"], served["host"], served["port"]) == ("x:create_app()", "127.0.0.1", 1234)
+        assert (served["workers"], served["threads"]) == (1, 16)
+        assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,438 @@
+"""Tests of phi-service over HTTP: views, versions, encryption at rest, audit, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import stat
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reference_services.synthetic_phi import domain as synthetic
+
+FIELDS = (
+    "first_name",
+    "last_name",
+    "date_of_birth",
+    "gender",
+    "address",
+    "telecom",
+    "identifiers",
+    "conditions",
+)
+PURPOSE = {"clinician": "TREAT", "billing": "HPAYMT", "researcher": "HRESCH"}
+
+
+def record(index: int = 0, **changes: Any) -> dict[str, Any]:
+    made = synthetic.patient(42, index)
+    return {**{name: made[name] for name in FIELDS}, **changes}
+
+
+class Phi:
+    """phi-service with what a test asks it most."""
+
+    def __init__(self, world: Any, folder: Path) -> None:
+        self.world = world
+        self.folder = folder / "phi-service"
+        self.client = world.client("phi-service")
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        role: str = "clinician",
+        purpose: str | None = None,
+        json: Any = None,
+        **headers: str,
+    ) -> Any:
+        """Make a request as the client of a role, for the role's purpose unless told otherwise."""
+        scope = "patient:write" if method == "PUT" or path == "/patients" else "patient:read"
+        stated = PURPOSE.get(role, "") if purpose is None else purpose
+        sent = {
+            **self.world.bearer(scope, role=role),
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
+        if stated:
+            sent["Purpose-Of-Use"] = stated
+        return self.client.open(path, method=method, json=json, headers=sent)
+
+    def create(self, body: dict[str, Any], key: str | None = None, **options: Any) -> Any:
+        """Store a record."""
+        return self.call("POST", "/patients", json=body, Idempotency_Key=key or str(uuid.uuid4()), **options)
+
+    def made(self, index: int = 0) -> str:
+        """Store a record and return its id."""
+        answer = self.create(record(index))
+        assert answer.status_code == 201, answer.get_data(as_text=True)
+        return str(answer.get_json()["id"])
+
+    def sample(self, name: str, **labels: str) -> float:
+        """Return a metric's value."""
+        return self.world.obs("phi-service").metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def entries(self, action: str) -> list[dict[str, Any]]:
+        """Return the audit entries of an action."""
+        return list(self.world.obs("phi-service").audit.read(action=action).entries)
+
+    def raw(self) -> bytes:
+        """Return every byte that the service wrote."""
+        return b"".join(path.read_bytes() for path in self.folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def phi(world: Any, tmp_path: Path) -> Phi:
+    """A running phi-service."""
+    return Phi(world, tmp_path)
+
+
+class TestCreate:
+    """`POST /patients`."""
+
+    def test_stored_and_read_again(self, phi: Phi) -> None:
+        """The answer is the record, with its id, version, place and tag."""
+        answer = phi.create(record())
+        assert answer.status_code == 201
+        body = answer.get_json()
+        assert {name: body[name] for name in FIELDS} == record()
+        assert (body["view"], body["version"]) == ("full", 1)
+        assert answer.headers["Location"] == f"/patients/{body['id']}"
+        assert answer.headers["ETag"] == 'W/"1"'
+        assert phi.call("GET", answer.headers["Location"]).get_json() == body
+
+    def test_same_key_makes_one_record(self, phi: Phi) -> None:
+        """A repeated request gets the first one's answer."""
+        first, again = phi.create(record(), key="k"), phi.create(record(), key="k")
+        assert first.get_json()["id"] == again.get_json()["id"]
+        assert again.headers["Idempotent-Replayed"] == "true"
+
+    def test_identifier_of_another_record(self, phi: Phi) -> None:
+        """Two records never share an identifier, and the refusal stores nothing."""
+        phi.made()
+        answer = phi.create(record(1, identifiers=[*record(1)["identifiers"], record()["identifiers"][1]]))
+        assert (answer.status_code, answer.get_json()["code"]) == (409, "identifier_taken")
+        assert phi.create(record(1)).status_code == 201
+
+    @pytest.mark.parametrize(
+        ("changes", "pointer"),
+        [
+            ({"telecom": [{"system": "phone", "value": "(212) 736-5000"}]}, "/telecom"),
+            (
+                {"identifiers": [{"system": "http://hl7.org/fhir/sid/us-ssn", "value": "078-05-1120"}]},
+                "/identifiers",
+            ),
+            ({"address": {**record()["address"], "postal_code": "10118"}}, "/address"),
+        ],
+    )
+    def test_unproven_is_refused_outside_production(
+        self, phi: Phi, changes: dict[str, Any], pointer: str
+    ) -> None:
+        """What might be a real person's never gets in, and is not echoed."""
+        answer = phi.create(record(**changes))
+        assert (answer.status_code, answer.get_json()["code"]) == (422, "not_proven_synthetic")
+        assert [error["pointer"] for error in answer.get_json()["errors"]] == [pointer]
+        assert "736-5000" not in answer.get_data(as_text=True)
+
+    def test_production_takes_it(self, world: Any, tmp_path: Path) -> None:
+        """Real patients belong in production."""
+        world.environ["phi-service"] = {"HEALTHOBS_ENVIRONMENT": "production"}
+        answer = Phi(world, tmp_path).create(record(telecom=[{"system": "phone", "value": "(212) 736-5000"}]))
+        assert answer.status_code == 201
+
+    def test_nobody_can_tell(self, phi: Phi) -> None:
+        """Without the verifier nothing is stored: the guard fails closed."""
+        kit = phi.world["phi-service"].extensions["reference_services"]
+        kit._clients["synthetic-phi-service"] = Down()
+        answer = phi.create(record())
+        assert (answer.status_code, answer.get_json()["code"]) == (503, "verifier_unavailable")
+
+    @pytest.mark.parametrize(
+        ("changes", "pointer"),
+        [
+            ({"date_of_birth": "2999-01-01"}, "/date_of_birth"),
+            ({"date_of_birth": "17.05.1970"}, "/date_of_birth"),
+            ({"date_of_birth": 0}, "/date_of_birth"),
+            ({"gender": "x"}, "/gender"),
+            ({"identifiers": []}, "/identifiers"),
+            ({"first_name": ""}, "/first_name"),
+            ({"ssn": "078-05-1120"}, ""),
+        ],
+    )
+    def test_bad_input(self, phi: Phi, changes: dict[str, Any], pointer: str) -> None:
+        """A precise pointer, no echo."""
+        answer = phi.create(record(**changes))
+        assert answer.status_code == 422
+        assert [error["pointer"] for error in answer.get_json()["errors"]] == [pointer]
+        assert "078-05" not in answer.get_data(as_text=True)
+
+    @pytest.mark.parametrize("role", ["billing", "researcher", "nurse", "admin"])
+    def test_only_treatment_writes(self, phi: Phi, role: str) -> None:
+        """Scope alone is not enough."""
+        assert phi.create(record(), role=role).status_code == 403
+
+
+class Down:
+    """A peer that does not answer."""
+
+    def request(self, *_args: Any, **_options: Any) -> Any:
+        """Fail as the client does."""
+        from healthobs.exceptions import ClientError
+
+        raise ClientError("down")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class TestRead:
+    """`GET /patients/{id}`: role and purpose decide."""
+
+    def test_billing(self, phi: Phi) -> None:
+        """Demographics and identifiers; the diagnosis is withheld, and the audit entry says so."""
+        key = phi.made()
+        body = phi.call("GET", f"/patients/{key}", role="billing").get_json()
+        assert (body["view"], "conditions" in body) == ("billing", False)
+        assert body["identifiers"] == record()["identifiers"]
+        (entry,) = phi.entries("patient.read")
+        assert entry["details"] == {"view": "billing", "withheld": "conditions"}
+
+    def test_researcher(self, phi: Phi) -> None:
+        """De-identified: not even the id comes back."""
+        answer = phi.call("GET", f"/patients/{phi.made()}", role="researcher")
+        body = answer.get_json()
+        assert body.keys() <= {"view", "gender", "conditions", "birth_year", "age_group", "zip3"}
+        for name in ("first_name", "last_name", "date_of_birth"):
+            assert record()[name] not in answer.get_data(as_text=True)
+
+    @pytest.mark.parametrize(
+        ("role", "purpose"),
+        [
+            ("clinician", ""),
+            ("clinician", "HPAYMT"),
+            ("billing", "TREAT"),
+            ("researcher", "TREAT"),
+            ("nurse", "TREAT"),
+            ("admin", "TREAT"),
+            ("clinician", "078-05-1120"),
+        ],
+    )
+    def test_other_pairs(self, phi: Phi, role: str, purpose: str) -> None:
+        """Refused, counted and audited; the header's text is not kept."""
+        key = phi.made()
+        answer = phi.call("GET", f"/patients/{key}", role=role, purpose=purpose)
+        assert (answer.status_code, answer.get_json()["code"]) == (403, "purpose_not_permitted")
+        (entry,) = phi.entries("patient.read")
+        assert (entry["outcome"], entry["subject"]) == ("denied", key)
+        assert "078-05-1120" not in json.dumps(entry)
+
+    def test_without_token_or_scope(self, phi: Phi) -> None:
+        """401 and 403, both audited."""
+        key = phi.made()
+        assert phi.client.get(f"/patients/{key}").status_code == 401
+        other = phi.world.bearer("device:read", role="clinician")
+        assert phi.client.get(f"/patients/{key}", headers=other).status_code == 403
+        assert [entry["outcome"] for entry in phi.entries("patient.read")] == ["denied", "denied"]
+
+    def test_unknown(self, phi: Phi) -> None:
+        """No such record; and a path that is no id reaches no record at all."""
+        assert phi.call("GET", f"/patients/{uuid.uuid4()}").status_code == 404
+        assert phi.call("GET", "/patients/078-05-1120").status_code == 404
+
+    def test_counted_as_audited(self, phi: Phi) -> None:
+        """Samples and entries agree."""
+        key = phi.made()
+        phi.call("GET", f"/patients/{key}")
+        phi.call("GET", f"/patients/{key}", role="nurse", purpose="TREAT")
+        phi.call("GET", f"/patients/{uuid.uuid4()}")
+        counted = {
+            outcome: phi.sample(
+                "phi_records_accessed_total", resource="patient", purpose="TREAT", outcome=outcome
+            )
+            for outcome in ("ok", "denied", "failed")
+        }
+        assert counted == {"ok": 2, "denied": 1, "failed": 1}
+        assert [entry["outcome"] for entry in phi.entries("patient.read")].count("ok") == 1
+
+    @pytest.mark.parametrize(("role", "status"), [("billing", 200), ("device-engineer", 200)])
+    def test_head_tells_existence_only(self, phi: Phi, role: str, status: int) -> None:
+        """Another service may ask whether a patient exists, without a purpose and without seeing anything."""
+        key = phi.made()
+        answer = phi.call("HEAD", f"/patients/{key}", role=role)
+        assert (answer.status_code, answer.data, "ETag" in answer.headers) == (status, b"", False)
+        assert phi.call("HEAD", f"/patients/{uuid.uuid4()}", role=role).status_code == 404
+        assert [entry["details"]["view"] for entry in phi.entries("patient.read")] == [
+            "existence",
+            "existence",
+        ]
+
+
+class TestUpdate:
+    """`PUT /patients/{id}` needs the current version."""
+
+    def test_next_version(self, phi: Phi) -> None:
+        """The record is replaced, its old identifiers no longer find it."""
+        key = phi.made()
+        answer = phi.call("PUT", f"/patients/{key}", json=record(1), If_Match='W/"1"')
+        assert (answer.status_code, answer.headers["ETag"], answer.get_json()["version"]) == (200, 'W/"2"', 2)
+        assert phi.call("GET", f"/patients/{key}").get_json()["last_name"] == record(1)["last_name"]
+        old, new = ({"identifier": record(index)["identifiers"][0]} for index in (0, 1))
+        assert phi.call("POST", "/patients/search", json=old).get_json()["total"] == 0
+        assert phi.call("POST", "/patients/search", json=new).get_json()["total"] == 1
+
+    def test_missing_if_match(self, phi: Phi) -> None:
+        """428: no change without having read."""
+        assert phi.call("PUT", f"/patients/{phi.made()}", json=record()).status_code == 428
+
+    @pytest.mark.parametrize("stated", ['W/"2"', 'W/"0"', "*", "nonsense"])
+    def test_stale(self, phi: Phi, stated: str) -> None:
+        """412, counted, nothing changed."""
+        key = phi.made()
+        assert phi.call("PUT", f"/patients/{key}", json=record(1), If_Match=stated).status_code == 412
+        assert phi.call("GET", f"/patients/{key}").get_json()["version"] == 1
+        assert phi.sample("phi_version_conflicts_total") == 1
+
+    def test_two_writers_of_one_version(self, phi: Phi) -> None:
+        """One wins, the other learns it."""
+        key = phi.made()
+        answers = [
+            phi.call("PUT", f"/patients/{key}", json=record(), If_Match='W/"1"').status_code for _ in range(2)
+        ]
+        assert answers == [200, 412]
+
+    def test_identifier_of_another_record(self, phi: Phi) -> None:
+        """Refused as a whole: the old version stays."""
+        key = phi.made()
+        phi.made(1)
+        assert phi.call("PUT", f"/patients/{key}", json=record(1), If_Match='W/"1"').status_code == 409
+        assert phi.call("GET", f"/patients/{key}").get_json()["version"] == 1
+        assert (
+            phi.call("POST", "/patients/search", json={"identifier": record()["identifiers"][0]}).get_json()[
+                "total"
+            ]
+            == 1
+        )
+
+    def test_unknown(self, phi: Phi) -> None:
+        """Nothing is made by PUT."""
+        assert (
+            phi.call("PUT", f"/patients/{uuid.uuid4()}", json=record(), If_Match='W/"1"').status_code == 404
+        )
+
+    def test_only_treatment_writes(self, phi: Phi) -> None:
+        """Billing may see, not change."""
+        assert (
+            phi.call(
+                "PUT", f"/patients/{phi.made()}", json=record(), role="billing", If_Match='W/"1"'
+            ).status_code
+            == 403
+        )
+
+
+class TestSearch:
+    """`POST /patients/search`: the identifier is in the body, never in a URL."""
+
+    def test_found(self, phi: Phi) -> None:
+        """By system and value together, in the caller's view."""
+        key = phi.made()
+        for identifier in record()["identifiers"]:
+            body = phi.call(
+                "POST", "/patients/search", json={"identifier": identifier}, role="billing"
+            ).get_json()
+            assert (body["total"], body["patients"][0]["id"], body["patients"][0]["view"]) == (
+                1,
+                key,
+                "billing",
+            )
+        assert {entry["subject"] for entry in phi.entries("patient.search")} == {key}
+
+    def test_not_found(self, phi: Phi) -> None:
+        """The right value under another system is another identifier."""
+        phi.made()
+        identifier = {**record()["identifiers"][0], "system": "urn:oid:2.999.9"}
+        assert phi.call("POST", "/patients/search", json={"identifier": identifier}).get_json() == {
+            "total": 0,
+            "patients": [],
+        }
+
+    def test_researchers_may_not(self, phi: Phi) -> None:
+        """Looking up an identifier would undo the de-identification."""
+        phi.made()
+        answer = phi.call(
+            "POST", "/patients/search", json={"identifier": record()["identifiers"][0]}, role="researcher"
+        )
+        assert answer.status_code == 403
+
+
+class TestAtRest:
+    """45 CFR 164.312(a)(2)(iv): nothing readable on the disk."""
+
+    def test_no_plain_value_in_any_file(self, phi: Phi) -> None:
+        """Not in the database, its journal, the audit trail or the idempotency memory."""
+        phi.made()
+        made, written = record(), phi.raw()
+        values = [
+            made["first_name"],
+            made["last_name"],
+            made["date_of_birth"],
+            made["address"]["line"],
+            made["conditions"][0]["display"],
+        ]
+        values += [item["value"] for item in (*made["telecom"], *made["identifiers"])]
+        assert [value for value in values if value.encode() in written] == []
+        assert b"hx1." in written
+
+    def test_keys_are_private(self, phi: Phi) -> None:
+        """0600, and a readable one makes the service unready."""
+        service = phi.world["phi-service"].extensions["phi-service"]
+        for name in ("phi.kek", "phi.index.key"):
+            assert stat.S_IMODE((phi.folder / name).stat().st_mode) == 0o600
+        assert service.key_is_private()
+        (phi.folder / "phi.kek").chmod(0o640)
+        assert not service.key_is_private()
+
+    def test_altered_row(self, phi: Phi) -> None:
+        """A record changed behind the service's back is a 500 that tells nothing, audited as an error, and counted."""
+        key = phi.made()
+        connection = sqlite3.connect(phi.folder / "phi.db")
+        connection.execute("UPDATE patient SET record = replace(record, 'hx1', 'hx2')")
+        connection.commit()
+        connection.close()
+        answer = phi.call("GET", f"/patients/{key}")
+        assert answer.status_code == 500
+        assert phi.sample("phi_encryption_operations_total", op="decrypt", result="failed") == 1
+        assert phi.entries("patient.read")[0]["outcome"] == "error"
+
+
+class TestTelemetry:
+    """No patient's data in spans, logs or metrics; one trace over the services."""
+
+    def test_nothing_leaks(self, phi: Phi) -> None:
+        """Every planted value is searched for in all of it."""
+        key = phi.made()
+        phi.call("GET", f"/patients/{key}", role="billing")
+        phi.call("POST", "/patients/search", json={"identifier": record()["identifiers"][0]})
+        phi.create(record(last_name=""))
+        obs = phi.world.obs("phi-service")
+        left = json.dumps(phi.world.log_lines("phi-service")) + obs.metrics.exposition(None)[1].decode()
+        left += "".join(span.to_json() for span in phi.world.spans("phi-service"))
+        left += json.dumps(
+            [
+                entry
+                for action in ("patient.create", "patient.read", "patient.search")
+                for entry in phi.entries(action)
+            ]
+        )
+        made = record()
+        values = [made["last_name"], made["date_of_birth"], made["address"]["line"]]
+        values += [item["value"] for item in (*made["telecom"], *made["identifiers"])]
+        assert [value for value in values if value in left] == []
+
+    def test_verification_is_in_the_same_trace(self, phi: Phi) -> None:
+        """The hop to synthetic-phi-service continues the caller's trace."""
+        trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+        phi.create(record(), traceparent=f"00-{trace}-00f067aa0ba902b7-01")
+        for service in ("phi-service", "synthetic-phi-service"):
+            assert trace in {format(span.context.trace_id, "032x") for span in phi.world.spans(service)}

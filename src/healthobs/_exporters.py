@@ -1,0 +1,327 @@
+"""Span exporters: one that redacts what passes through it, and one made late enough to survive a fork.
+
+Redaction happens in the exporter, because the SDK freezes a span before a processor sees its end
+(OpenTelemetry trace SDK, "OnEnding"); it runs off the caller's thread when spans are batched.
+
+Limits: the SDK turns attribute values of unknown types into text when they are set, so an object's `repr`
+arrives here as a string and is masked by its form only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, Status
+
+from healthobs.redaction import Redactor
+
+_logger = logging.getLogger(__name__)
+
+#: Marks an exception event as ours: only those may carry a message, because it is a literal of the code.
+OUR_EXCEPTION = "healthobs.exception.fingerprint"
+_MARK = re.compile(r"\[PHI:([a-z_]+)\]")
+_RESOURCES_KEPT = 16
+_NAMES_KEPT = 1024
+
+
+class RedactingSpanExporter(SpanExporter):
+    """Export redacted copies of spans through `inner`.
+
+    Redacted are: name, status description, attributes, events with their names, links, resource,
+    instrumentation scope and trace state. A span in which nothing changes is passed on itself, uncopied.
+    Whatever the inner exporter raises is counted and answered with `FAILURE`.
+
+    Args:
+        inner: The exporter that sends.
+        redactor: What decides.
+        on_error: Called with ``tracing`` for each export that raised, and each span that could not be
+            redacted and was dropped.
+    """
+
+    def __init__(
+        self, inner: SpanExporter, redactor: Redactor, *, on_error: Callable[[str], None] | None = None
+    ) -> None:
+        self.inner = inner
+        self.failures = 0
+        self._redactor = redactor
+        self._on_error = on_error
+        self._clean_names: set[str] = set()
+        self._resources: dict[int, tuple[Resource, Resource]] = {}
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Redact `spans` and hand them to the inner exporter; never raises."""
+        safe: list[ReadableSpan] = []
+        for span in spans:
+            try:
+                safe.append(self._redact(span))
+            except Exception:  # noqa: BLE001  # fail closed: what cannot be redacted is dropped and counted
+                self._failed()
+        try:
+            return self.inner.export(safe)
+        except Exception:  # noqa: BLE001  # a fault of telemetry is not the caller's
+            self._failed()
+            return SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """Shut the inner exporter down."""
+        try:
+            self.inner.shutdown()
+        except Exception:  # noqa: BLE001
+            self._failed()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Flush the inner exporter."""
+        try:
+            return self.inner.force_flush(timeout_millis)
+        except Exception:  # noqa: BLE001
+            self._failed()
+            return False
+
+    def _failed(self) -> None:
+        self.failures += 1
+        if self.failures == 1:
+            # No exception text: an exporter's error may quote the span.
+            _logger.warning("exporting spans failed; further failures are only counted")
+        if self._on_error is not None:
+            with contextlib.suppress(Exception):  # nowhere left to tell
+                self._on_error("tracing")
+
+    def _redact(self, span: ReadableSpan) -> ReadableSpan:
+        """Return `span` itself when all of it may leave, else a redacted copy."""
+        # The copy is a plain dict: iterating the SDK's attributes costs a call per key.
+        attributes = cast("dict[str, Any]", span.attributes or {}).copy()
+        changed = self._redactor.changed(attributes)
+        if changed is None and self._is_plain(span):
+            return span
+        return self._copy(span, attributes, changed)
+
+    def _is_plain(self, span: ReadableSpan) -> bool:
+        """Return whether nothing but the attributes can carry data; most spans are so."""
+        name, context, parent = span.name, span.context, span.parent
+        return (
+            (name in self._clean_names or self._remember(name))
+            and not span.events
+            and not span.links
+            and not span.status.description
+            and (context is None or not context.trace_state)
+            and (parent is None or not parent.trace_state)
+            and self._resource(span.resource) is span.resource
+            and self._scope(span.instrumentation_scope) is span.instrumentation_scope
+        )
+
+    def _remember(self, name: str) -> bool:
+        """Return whether `name` may leave as it is, and keep the answer when it may."""
+        if self._redactor.text(name, signal="") is not name:
+            return False
+        if len(self._clean_names) >= _NAMES_KEPT:
+            self._clean_names.clear()  # names made of data must not grow the memory
+        self._clean_names.add(name)
+        return True
+
+    def _copy(
+        self, span: ReadableSpan, attributes: dict[str, Any], changed: dict[str, Any] | None
+    ) -> ReadableSpan:
+        redactor = self._redactor
+        name = _without(redactor.text(span.name, signal="trace"), attributes, changed)
+        context, parent = _bare(span.context, redactor), _bare(span.parent, redactor)
+        resource, scope = self._resource(span.resource), self._scope(span.instrumentation_scope)
+        events, status = [self._event(event) for event in span.events], self._status(span, attributes)
+        links = [self._link(link) for link in span.links]
+        unchanged = (
+            changed is None
+            and name is span.name
+            and resource is span.resource
+            and status is span.status
+            and context is span.context
+            and parent is span.parent
+            and scope is span.instrumentation_scope
+            and all(new is old for new, old in zip(events, span.events, strict=True))
+            and all(new is old for new, old in zip(links, span.links, strict=True))
+        )
+        if unchanged:
+            return span
+        return _Copy(
+            span,
+            name=name,
+            context=context,
+            parent=parent,
+            resource=resource,
+            attributes=attributes if changed is None else {**changed, "healthobs.redacted": _kinds(changed)},
+            events=events,
+            links=links,
+            status=status,
+            scope=scope,
+        )
+
+    def _event(self, event: Event) -> Event:
+        attributes = dict(event.attributes or {})
+        changed = self._attributes(attributes)
+        if event.name == "exception" and OUR_EXCEPTION in attributes and "exception.message" in attributes:
+            # Our own event carries a message only when it is a literal of the raising code.
+            message = self._redactor.text(str(attributes["exception.message"]), signal="trace")
+            changed = {**(changed or attributes), "exception.message": message}
+            if changed == attributes:
+                changed = None
+        name = self._redactor.text(event.name, signal="trace")
+        if changed is None and name is event.name:
+            return event
+        return Event(name, attributes if changed is None else changed, event.timestamp)
+
+    def _link(self, link: Link) -> Link:
+        attributes = dict(link.attributes or {})
+        changed = self._attributes(attributes)
+        context = _bare(link.context, self._redactor)
+        if changed is None and context is link.context:
+            return link
+        return Link(context, attributes if changed is None else changed)
+
+    def _attributes(self, attributes: Mapping[str, Any]) -> dict[str, Any] | None:
+        return self._redactor.changed(attributes) if attributes else None
+
+    def _status(self, span: ReadableSpan, attributes: Mapping[str, Any]) -> Status:
+        """Keep a description only as far as it is the exception's type; the SDK's own holds the message."""
+        status = span.status
+        description = status.description
+        if not description:
+            return status
+        types = {str(attributes.get("error.type", ""))}
+        types.update(str((event.attributes or {}).get("exception.type", "")) for event in span.events)
+        if description in types:
+            return status
+        kind = description.partition(":")[0]
+        if kind in types or kind in {one.rpartition(".")[2] for one in types}:
+            return Status(status.status_code, kind)
+        clean = self._redactor.value("status.description", description, signal="trace")
+        return status if clean is description else Status(status.status_code, str(clean))
+
+    def _resource(self, resource: Resource) -> Resource:
+        """Redact a resource once: a provider has one, and its forked child another."""
+        known = self._resources.get(id(resource))
+        if known is not None and known[0] is resource:
+            return known[1]
+        changed = self._redactor.changed(resource.attributes)
+        clean = resource if changed is None else Resource(changed, resource.schema_url)
+        if len(self._resources) > _RESOURCES_KEPT:
+            self._resources.clear()
+        self._resources[id(resource)] = (resource, clean)
+        return clean
+
+    def _scope(self, scope: InstrumentationScope | None) -> InstrumentationScope | None:
+        if scope is None or not scope.attributes:
+            return scope
+        changed = self._attributes(scope.attributes)
+        if changed is None:
+            return scope
+        return InstrumentationScope(scope.name, scope.version, scope.schema_url, changed)
+
+
+class _Copy(ReadableSpan):
+    """A redacted span; it keeps the counts of what the original dropped."""
+
+    def __init__(
+        self,
+        original: ReadableSpan,
+        *,
+        name: str,
+        context: SpanContext | None,
+        parent: SpanContext | None,
+        resource: Resource,
+        attributes: Mapping[str, Any],
+        events: Sequence[Event],
+        links: Sequence[Link],
+        status: Status,
+        scope: InstrumentationScope | None,
+    ) -> None:
+        super().__init__(
+            name=name,
+            context=context,
+            parent=parent,
+            resource=resource,
+            attributes=attributes,
+            events=events,
+            links=links,
+            kind=original.kind,
+            status=status,
+            start_time=original.start_time,
+            end_time=original.end_time,
+            instrumentation_scope=scope,
+        )
+        self._dropped = (original.dropped_attributes, original.dropped_events, original.dropped_links)
+
+    @property
+    def dropped_attributes(self) -> int:
+        return self._dropped[0]
+
+    @property
+    def dropped_events(self) -> int:
+        return self._dropped[1]
+
+    @property
+    def dropped_links(self) -> int:
+        return self._dropped[2]
+
+
+def _kinds(attributes: Mapping[str, Any]) -> str:
+    """Return the kinds masked in `attributes` with their counts, such as ``key=1,ssn=2``."""
+    # Keys and values are redacted already, so writing them out shows marks only.
+    counts = Counter(_MARK.findall(repr(attributes)))
+    return ",".join(f"{kind}={count}" for kind, count in sorted(counts.items()))
+
+
+def _without(name: str, before: Mapping[str, Any], after: Mapping[str, Any] | None) -> str:
+    """Take values that were masked out of the span's name: instrumentation puts raw paths there."""
+    for key, clean in (after or {}).items():
+        raw = before.get(key)
+        if clean == "[PHI:key]" and isinstance(raw, str) and len(raw) > 2 and raw in name:
+            name = name.replace(raw, "[PHI:key]")
+    return name
+
+
+def _bare(context: Any, redactor: Redactor) -> Any:
+    """Return `context` without a trace state in which something was found: it comes from outside."""
+    if context is None or not context.trace_state:
+        return context
+    header = context.trace_state.to_header()
+    if redactor.text(header, signal="trace") is header:
+        return context
+    return SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags)
+
+
+class LazyExporter(SpanExporter):
+    """Make the real exporter at the first export, and again in a forked child.
+
+    An exporter holds sockets and threads; one made before a fork would share them between processes.
+    """
+
+    def __init__(self, make: Callable[[], SpanExporter]) -> None:
+        self._make = make
+        self._exporter: SpanExporter | None = None
+        self._pid = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Export through this process's exporter."""
+        pid = os.getpid()
+        if self._exporter is None or self._pid != pid:
+            self._exporter, self._pid = self._make(), pid
+        return self._exporter.export(spans)
+
+    def shutdown(self) -> None:
+        """Shut down what this process has made."""
+        if self._exporter is not None and self._pid == os.getpid():
+            self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Flush what this process has made."""
+        if self._exporter is None or self._pid != os.getpid():
+            return True
+        return self._exporter.force_flush(timeout_millis)

@@ -1,0 +1,99 @@
+"""What the decorators of one function ask for together: a frozen plan, and what it becomes under one `Observability`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from healthobs.exceptions import InstrumentationError
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Count calls: in the shared family, or in a counter of one's own."""
+
+    metric: str | None = None
+    documentation: str = ""
+    amount: Callable[[Any], float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """Append one entry a call."""
+
+    action: str
+    resource_type: str | None = None
+    policy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """State the confidentiality of the response."""
+
+    conf: str
+    frameworks: tuple[str, ...] = ()
+    purpose: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """Record a span."""
+
+    kind: str = "internal"
+    attributes: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The parts that were asked for; None or False is a part that was not.
+
+    Args:
+        name: Name of the span and value of the label ``operation``; None takes the function's.
+        capture: Names of arguments that may be recorded on the span and the log line.
+    """
+
+    name: str | None = None
+    traced: Traced | None = None
+    timed: bool = False
+    counted: tuple[Counted, ...] = ()
+    in_flight: bool = False
+    logged: str | None = None
+    audited: Audited | None = None
+    classified: Classified | None = None
+    capture: tuple[str, ...] = ()
+    error_if: Callable[[Any], bool] | None = field(default=None, compare=False)
+
+    def merged(self, other: Plan) -> Plan:
+        """Return both plans as one.
+
+        Raises:
+            InstrumentationError: Both ask for the same part, or name the operation differently.
+        """
+        changes: dict[str, Any] = {}
+        for spec in fields(self):
+            mine, theirs = getattr(self, spec.name), getattr(other, spec.name)
+            if not theirs:
+                continue
+            if spec.name == "counted":
+                changes["counted"] = _counters(mine, theirs)
+            elif spec.name == "capture":
+                changes["capture"] = (*mine, *(name for name in theirs if name not in mine))
+            elif not mine:
+                changes[spec.name] = theirs
+            elif spec.name == "name":
+                if mine != theirs:
+                    raise InstrumentationError("two decorators name the operation differently: name it once")
+            else:
+                raise InstrumentationError(f"the part '{spec.name}' was asked for twice: remove one decorator")
+        return replace(self, **changes)
+
+
+def _counters(mine: tuple[Counted, ...], theirs: tuple[Counted, ...]) -> tuple[Counted, ...]:
+    taken = {part.metric for part in mine}
+    if any(part.metric in taken for part in theirs):
+        raise InstrumentationError("the part 'counted' was asked for twice: remove one decorator")
+    return (*mine, *theirs)
+
+
+Attributes = Mapping[str, Any]

@@ -1,0 +1,94 @@
+"""The standard library's logging and warnings, taken up into redacted lines and given back as they were.
+
+Limits: a logger with handlers of its own and ``propagate = False`` keeps them; messages that were formatted
+by the caller (f-strings) are scanned for patterns only.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from healthobs.redaction import Redactor
+
+#: Loggers whose messages below a level carry raw paths and query strings.
+_NOISY = {"urllib3": logging.WARNING, "werkzeug": logging.WARNING, "gunicorn.access": logging.CRITICAL}
+_LEVELS = ((50, "critical"), (40, "error"), (30, "warning"), (20, "info"))
+
+#: Takes level name, event and fields.
+Emit = Callable[[str, str, Mapping[str, object] | None], None]
+
+
+class StdlibCapture:
+    """Replace the root logger's handlers by one that redacts, until `undo`.
+
+    Args:
+        emit: Writes one line.
+        redactor: Decides on the arguments of a message before they are put into it.
+        level: The root logger's level in the meantime.
+    """
+
+    def __init__(self, emit: Emit, redactor: Redactor, level: int) -> None:
+        root, warner = logging.getLogger(), logging.getLogger("py.warnings")
+        self._handlers, self._level = root.handlers[:], root.level
+        self._warning_handlers = warner.handlers[:]
+        showing = warnings.showwarning
+        logging.captureWarnings(True)
+        self._took_warnings = warnings.showwarning is not showing
+        root.handlers[:] = [_Handler(emit, redactor)]
+        root.setLevel(level)
+
+    def undo(self) -> None:
+        """Give handlers, level and warnings back."""
+        root = logging.getLogger()
+        root.handlers[:] = self._handlers
+        root.setLevel(self._level)
+        if self._took_warnings:
+            logging.captureWarnings(False)
+        logging.getLogger("py.warnings").handlers[:] = self._warning_handlers
+
+
+class _Handler(logging.Handler):
+    """Turn records into lines."""
+
+    def __init__(self, emit: Emit, redactor: Redactor) -> None:
+        super().__init__()
+        self._emit_line = emit
+        self._redactor = redactor
+
+    def createLock(self) -> None:  # noqa: N802  # the name is the standard library's
+        """Have no lock: the line writer has one that survives a fork."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line for `record`."""
+        lowest = _NOISY.get(record.name, _NOISY.get(record.name.partition(".")[0], 0))
+        if record.levelno < lowest:
+            return
+        fields: dict[str, object] = {"logger": record.name}
+        if record.exc_info:
+            fields["exc_info"] = record.exc_info
+        self._emit_line(_level_name(record.levelno), self._message(record), fields)
+
+    def _message(self, record: logging.LogRecord) -> str:
+        """Return the message, with its arguments redacted one by one."""
+        template: Any = record.msg
+        if not isinstance(template, str):
+            return "[PHI:type]"
+        redact = self._redactor.value
+        try:
+            if isinstance(record.args, Mapping):
+                return template % {key: redact(key, value) for key, value in record.args.items()}
+            arguments = record.args or ()
+            return (
+                template % tuple(redact("argument", value) for value in arguments) if arguments else template
+            )
+        except Exception:  # noqa: BLE001  # a mark under %d, or a wrong template: the template alone says enough
+            return template
+
+
+def _level_name(number: int) -> str:
+    """Return our name of a level; levels in between count as the one below."""
+    return next((name for level, name in _LEVELS if number >= level), "debug")

@@ -1,0 +1,93 @@
+"""What an audited call tells about itself while it runs: the draft, and `annotate` to fill it.
+
+The decorator makes the draft, the code it wraps annotates it, and the trail turns it into an entry. Nothing
+here imports a database or cryptography, so domain code may import it freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
+
+from healthobs import _runtime
+from healthobs.exceptions import InstrumentationError
+
+#: What a value in `details` may be. Floats are left out: RFC 8785 can write them, people cannot read them back.
+DetailValue = str | int | bool
+
+
+@dataclass(slots=True)
+class AuditDraft:
+    """An entry in the making.
+
+    Args:
+        action: What was done, as ``noun.verb`` (``patient.read``).
+        outcome: ``ok``, ``denied``, ``failed`` or ``error``.
+        actor: Opaque id of who did it; never a name.
+        actor_kind: What the actor is (``client``, ``user``, ``system``).
+        subject: Opaque token of the person it was about; never a medical record number.
+        resource_type: Kind of the thing it touched.
+        resource_id: Opaque id of that thing.
+        purpose: Why, as a v3 PurposeOfUse code (``TREAT``).
+        classification: v3 Confidentiality code of what was touched (``R``).
+        reason: Free text, redacted; for break-glass and refusals.
+        details: Further facts, redacted; values are text, whole numbers or booleans.
+
+    Example:
+        >>> AuditDraft("patient.read", actor="client-1").as_mapping()["actor"]
+        'client-1'
+    """
+
+    action: str
+    outcome: str = "ok"
+    actor: str | None = None
+    actor_kind: str | None = None
+    subject: str | None = None
+    resource_type: str | None = None
+    resource_id: str | None = None
+    purpose: str | None = None
+    classification: str | None = None
+    reason: str | None = None
+    details: dict[str, DetailValue] = field(default_factory=dict[str, DetailValue])
+
+    def as_mapping(self) -> dict[str, object]:
+        """Return the fields by name, as `AuditTrail.append` takes them."""
+        return {name: getattr(self, name) for name in FIELDS}
+
+
+#: Names that a draft has and `annotate` takes.
+FIELDS = tuple(spec.name for spec in fields(AuditDraft))
+_KNOWN = frozenset(FIELDS)
+
+
+def annotate(**values: Any) -> None:
+    """Set fields of the audit entry that the surrounding `@audited` call will write.
+
+    `details` are merged key by key; every other field is replaced. Outside an audited call nothing happens,
+    so that a function can be used in both.
+
+    Args:
+        **values: Fields of `AuditDraft`.
+
+    Raises:
+        InstrumentationError: A name that no draft has, or details that are no mapping.
+
+    Example:
+        >>> annotate(subject="subject-17", details={"view": "clinician"})
+    """
+    if not _KNOWN.issuperset(values):
+        raise InstrumentationError(
+            f"annotate() takes {', '.join(FIELDS)}; put further facts into details={{...}}"
+        )
+    details = values.get("details")
+    if details is not None and not isinstance(details, Mapping):
+        raise InstrumentationError("annotate(details=...) takes a mapping of names to values")
+    draft: AuditDraft | None = _runtime.audit_draft.get()
+    if draft is None:
+        return
+    for name, value in values.items():
+        if name != "details":
+            setattr(draft, name, value)
+    if details:
+        draft.details = {**draft.details, **cast("Mapping[str, DetailValue]", details)}

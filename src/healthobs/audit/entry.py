@@ -1,0 +1,166 @@
+"""One audit entry: its fields, its canonical bytes (RFC 8785, JCS) and its salt.
+
+What is recorded follows 45 CFR 164.312(b) and PCI DSS 4.0 requirement 10.2.2 (who, what, when, outcome,
+origin, what it touched). The canonical form makes the bytes, and so the leaf, depend on the content alone; the
+random salt makes a leaf useless for guessing the content, should the body be erased one day.
+
+Limits: identifiers (actor, subject, resource) are taken as the caller gives them: they must be opaque.
+`reason` and `details` pass redaction. Floats, nulls in details and nested details are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, cast
+
+from opentelemetry import trace
+
+from healthobs import _runtime
+from healthobs.audit.draft import FIELDS
+from healthobs.clock import rfc3339
+from healthobs.exceptions import AuditWriteError
+from healthobs.redaction import Redactor
+
+#: Format of the entries that this release writes (`v` of the body).
+FORMAT = 1
+SALT_BYTES = 16
+#: Longer text is cut; no honest identifier is longer, and a caller must not be able to fill the disk.
+MAX_TEXT = 256
+MAX_REASON = 1_024
+MAX_DETAILS = 64
+#: Integers beyond it are not exact in every JSON reader (RFC 8785 §3.2.2.3, RFC 7493 §2.2).
+MAX_INTEGER = 2**53 - 1
+
+_IDS = ("trace_id", "span_id", "request_id")
+_KNOWN = frozenset((*FIELDS, *_IDS))
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
+
+
+def canonical(value: Any) -> str:
+    """Return the RFC 8785 form of JSON made of text, whole numbers, booleans, nulls, lists and objects.
+
+    Example:
+        >>> canonical({"b": [1, True], "a": "\\u20ac"})
+        '{"a":"€","b":[1,true]}'
+    """
+    return json.dumps(_ordered(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _ordered(value: Any) -> Any:
+    """Order the members of every object by UTF-16 code units (RFC 8785 §3.2.3)."""
+    if isinstance(value, dict):
+        members = cast("dict[str, Any]", value)
+        return {name: _ordered(members[name]) for name in sorted(members, key=_utf16)}
+    if isinstance(value, list):
+        return [_ordered(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def _utf16(name: str) -> bytes:
+    return name.encode("utf-16-be")
+
+
+def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redactor: Redactor) -> bytes:
+    """Return the canonical bytes of the entry that `draft` describes, as it happened here and now.
+
+    Args:
+        draft: Fields of `AuditDraft`; `trace_id`, `span_id` and `request_id` win over those of the context.
+        service: Who writes.
+        moment: When it happened.
+        redactor: Decides on `reason` and `details`.
+
+    Raises:
+        AuditWriteError: A field is unknown, missing or of the wrong type; the message names it, never its value.
+    """
+    unknown = len(draft.keys() - _KNOWN)
+    if unknown:
+        raise AuditWriteError(
+            f"the audit entry has {unknown} unknown field(s); use {', '.join(FIELDS)} and put the rest into details"
+        )
+    reason = _text(draft, "reason", MAX_REASON)
+    body: dict[str, Any] = {
+        "v": FORMAT,
+        "time": rfc3339(moment),
+        "service": service,
+        "action": _word(draft, "action"),
+        "outcome": _word(draft, "outcome", "ok"),
+        "actor": {"id": _text(draft, "actor"), "kind": _text(draft, "actor_kind")},
+        "subject": _text(draft, "subject"),
+        "resource": {"type": _text(draft, "resource_type"), "id": _text(draft, "resource_id")},
+        "purpose": _text(draft, "purpose"),
+        "classification": _text(draft, "classification"),
+        "reason": None if reason is None else redactor.text(reason, signal="audit"),
+        "details": _details(draft.get("details"), redactor),
+        "salt": os.urandom(SALT_BYTES).hex(),
+        **_context_ids(draft),
+    }
+    return canonical(body).encode()
+
+
+def _context_ids(draft: Mapping[str, object]) -> dict[str, str | None]:
+    """Return the ids that tie the entry to the other signals of the same call."""
+    ids = {name: _text(draft, name) for name in _IDS}
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid and ids["trace_id"] is None:
+        ids["trace_id"] = f"{context.trace_id:032x}"
+        ids["span_id"] = ids["span_id"] or f"{context.span_id:016x}"
+    if ids["request_id"] is None:
+        request_id = getattr(_runtime.exchange.get(), "request_id", None)
+        ids["request_id"] = clean(request_id, MAX_TEXT) if isinstance(request_id, str) else None
+    return ids
+
+
+def _word(draft: Mapping[str, object], name: str, default: str | None = None) -> str:
+    value = draft.get(name)
+    value = default if value is None else value
+    if not isinstance(value, str) or not _WORD.fullmatch(value):
+        raise AuditWriteError(
+            f"the audit entry's {name} must be a short name such as 'patient.read': letters, digits and _ . : / -"
+        )
+    return value
+
+
+def _text(draft: Mapping[str, object], name: str, limit: int = MAX_TEXT) -> str | None:
+    value = draft.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise AuditWriteError(f"the audit entry's {name} must be text or None")
+    return clean(value, limit)
+
+
+def clean(text: str, limit: int) -> str:
+    """Return `text` cut to `limit` characters, as valid Unicode (RFC 7493 §2.1 forbids lone surrogates)."""
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return text.encode("utf-8", "replace").decode()
+
+
+def _details(details: object, redactor: Redactor) -> dict[str, Any]:
+    """Return the redacted details; a mark takes the place of what may not be recorded."""
+    if details is None:
+        return {}
+    if not isinstance(details, Mapping):
+        raise AuditWriteError("the audit entry's details must be a mapping of names to values")
+    facts = cast("Mapping[object, object]", details)
+    if len(facts) > MAX_DETAILS:
+        raise AuditWriteError(f"the audit entry has more than {MAX_DETAILS} details; record a count instead")
+    checked: dict[str, str | int | bool] = {}
+    for name, value in facts.items():
+        if not isinstance(name, str) or not isinstance(value, (str, int)):
+            raise AuditWriteError(
+                "the audit entry's details take text, whole numbers and booleans under text names"
+            )
+        if isinstance(value, str):
+            checked[clean(name, MAX_TEXT)] = clean(value, MAX_REASON)
+        elif -MAX_INTEGER <= value <= MAX_INTEGER:
+            checked[clean(name, MAX_TEXT)] = value
+        else:
+            raise AuditWriteError(
+                "a whole number in the audit entry's details needs more than 53 bits; pass it as text"
+            )
+    return redactor.mapping(checked, signal="audit")

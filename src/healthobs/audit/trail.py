@@ -1,0 +1,357 @@
+"""The audit trail: append, read, prove, verify, in front of store and writer.
+
+An append returns when its entry is durable, under a signed checkpoint, or raises. 45 CFR 164.312(b) (audit
+controls), 164.312(c) (integrity), 21 CFR 11.10(e) (time-stamped trail that changes do not obscure), PCI DSS
+4.0 requirement 10.
+
+Limits: one SQLite file on a local disk. The trail signs for itself: keep checkpoints elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import sqlite3
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from healthobs.audit import entry, keys, merkle, reading, store, verification
+from healthobs.audit.checkpoint import Signer, Verifier, open_checkpoint
+from healthobs.audit.draft import AuditDraft
+from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof, Page, Receipt, Verification
+from healthobs.audit.writer import Writer
+from healthobs.clock import Clock
+from healthobs.exceptions import AuditError, AuditWriteError, ConfigurationError
+from healthobs.redaction import Redactor
+
+_PROBE_BUSY_MILLIS = 400
+_CHANGES = {
+    "UPDATE": "UPDATE entry SET body = NULL WHERE idx = (SELECT max(idx) FROM entry)",
+    "DELETE": "DELETE FROM entry WHERE idx = (SELECT max(idx) FROM entry)",
+    "REPLACE": "REPLACE INTO entry (idx, leaf, body) SELECT idx, leaf, NULL FROM entry ORDER BY idx DESC LIMIT 1",
+    "gap": "INSERT INTO entry (idx, leaf, body) SELECT max(idx) + 2, zeroblob(32), NULL FROM entry",
+}
+
+
+class AuditTrail:
+    """A tamper-evident log of what was done to whose data. Made by `open_trail`; safe in threads and forks.
+
+    Args:
+        path: The database file, with its schema.
+        signer: Signs checkpoints; its name is the log's origin.
+        service: `service` of each entry.
+        clock: When.
+        redactor: Decides on `reason` and `details`.
+        timeout_seconds: How long an append waits for the disk before it raises.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        signer: Signer,
+        *,
+        service: str,
+        clock: Clock,
+        redactor: Redactor,
+        timeout_seconds: float,
+    ) -> None:
+        self.path = path
+        self.origin = signer.name
+        self.vkey = signer.vkey
+        self._signer = signer
+        self._verifier = Verifier(signer.vkey)
+        self._service = service
+        self._clock = clock
+        self._redactor = redactor
+        self._timeout_seconds = timeout_seconds
+        self._closed = False
+        #: One writer per process id: after a fork the child finds none of its own and starts afresh.
+        self._writers: dict[int, Writer] = {}
+        self._finalizer = weakref.finalize(self, _stop, self._writers)
+
+    def append(self, draft: Mapping[str, object] | AuditDraft) -> Receipt:
+        """Record an entry and return once it is durable.
+
+        Args:
+            draft: Fields of `AuditDraft`, at least `action`; `trace_id`, `span_id` and `request_id` win over
+                those of the current span and request.
+
+        Raises:
+            AuditWriteError: The entry is malformed, or is not durable; what it records must not be answered.
+
+        Example:
+            >>> receipt = trail.append({"action": "patient.read", "actor": "client-1", "subject": "s-17"})
+            >>> receipt.index
+            0
+        """
+        body = entry.encode(
+            draft.as_mapping() if isinstance(draft, AuditDraft) else draft,
+            service=self._service,
+            moment=self._clock.now(),
+            redactor=self._redactor,
+        )
+        return self._writer().append(body, self._timeout_seconds)
+
+    def read(
+        self,
+        *,
+        start: datetime | str | None = None,
+        end: datetime | str | None = None,
+        actor: str | None = None,
+        action: str | None = None,
+        subject: str | None = None,
+        resource_id: str | None = None,
+        trace_id: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """Return entries that match every filter given, newest first.
+
+        Args:
+            start: Earliest time, inclusive (RFC 3339 or datetime; without a zone, UTC).
+            end: Latest time, exclusive.
+            actor: Exact actor id.
+            action: Exact action.
+            subject: Exact subject token.
+            resource_id: Exact resource id.
+            trace_id: Exact trace id.
+            limit: Entries on the page, 1 to 1000.
+            cursor: `next_cursor` of the page before.
+
+        Raises:
+            ValueError: A limit, time or cursor is invalid; the message names which.
+            AuditError: The store cannot be read.
+        """
+        equal = {"actor": actor, "action": action, "subject": subject, "resource_id": resource_id}
+        equal["trace_id"] = trace_id
+        with self._reading() as connection:
+            return reading.page(connection, start=start, end=end, equal=equal, limit=limit, cursor=cursor)
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the latest signed checkpoint; it covers every entry.
+
+        Raises:
+            AuditError: There is none, or it was not signed with this trail's key.
+        """
+        with self._reading() as connection:
+            _, note = store.head(connection)
+        return open_checkpoint(note or "", self._verifier)
+
+    def verify(self, *, known: tuple[str, ...] = ()) -> Verification:
+        """Recompute everything and hold it against every checkpoint; see `healthobs.audit.verification`.
+
+        Args:
+            known: Notes of checkpoints that were kept elsewhere.
+
+        Raises:
+            AuditError: The store cannot be read at all, or a note in `known` is not this log's.
+        """
+        with self._reading() as connection:
+            return verification.verify(connection, self._verifier, known)
+
+    def inclusion_proof(self, index: int, size: int | None = None) -> InclusionProof:
+        """Return the proof that entry `index` is in the log of `size` entries (default: all).
+
+        Raises:
+            ValueError: There is no such entry at that size.
+            AuditError: The store cannot be read.
+        """
+        with self._reading() as connection:
+            return inclusion(connection, index, size)
+
+    def consistency_proof(self, old: int, new: int | None = None) -> ConsistencyProof:
+        """Return the proof that the log of `new` entries (default: all) starts with that of `old`.
+
+        Raises:
+            ValueError: The sizes are not 1 <= old <= new <= the log's.
+            AuditError: The store cannot be read.
+        """
+        with self._reading() as connection:
+            return consistency(connection, old, new)
+
+    def health(self) -> None:
+        """Return when an append could succeed now, as far as can be told without one.
+
+        Raises:
+            AuditError: The store cannot be locked for writing, or its latest checkpoint is not ours.
+        """
+        if self._closed:
+            raise AuditError("the audit trail is closed")
+        with self._guarded(store.connect) as connection:
+            connection.execute(f"PRAGMA busy_timeout = {_PROBE_BUSY_MILLIS}")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                size, note = store.head(connection)
+            finally:
+                connection.execute("ROLLBACK")
+        if open_checkpoint(note or "", self._verifier).size != size:
+            raise AuditError("the audit trail's entries are not those of its latest checkpoint")
+
+    def accepted_changes(self) -> tuple[str, ...]:
+        """Try to change, delete, replace and misnumber an entry, and undo it; return what was not refused.
+
+        Empty is good. Nothing is left behind: the attempts run in one transaction that is rolled back.
+
+        Raises:
+            AuditError: The store cannot be written to, so nothing can be said.
+        """
+        accepted: list[str] = []
+        with self._guarded(store.connect) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                size, _ = store.head(connection)
+                connection.execute(
+                    "INSERT INTO entry (idx, leaf, body) VALUES (?, zeroblob(32), '{}')", (size,)
+                )
+                for name, statement in _CHANGES.items():
+                    connection.execute("SAVEPOINT attempt")
+                    with contextlib.suppress(sqlite3.IntegrityError):
+                        connection.execute(statement)
+                        accepted.append(name)
+                    connection.execute("ROLLBACK TO attempt")
+            finally:
+                connection.execute("ROLLBACK")
+        return tuple(accepted)
+
+    def close(self) -> None:
+        """Write what waits and stop; appending afterwards raises, reading does not. Harmless twice."""
+        self._closed = True
+        self._finalizer()
+
+    def _writer(self) -> Writer:
+        """Return this process's writer. Without a lock, because a fork may leave any lock held for ever."""
+        if self._closed:
+            raise AuditWriteError("the audit trail is closed; append before close()")
+        writer = self._writers.get(os.getpid())
+        if writer is None:
+            for inherited in list(self._writers.values()):
+                inherited.abandon()
+            writer = self._writers.setdefault(os.getpid(), Writer(self.path, self._signer))
+        return writer
+
+    def _reading(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        return self._guarded(store.connect_read_only)
+
+    @contextmanager
+    def _guarded(self, connect: Callable[[Path], sqlite3.Connection]) -> Iterator[sqlite3.Connection]:
+        """Give a connection for one task, and turn SQLite's errors into ours, without its texts."""
+        try:
+            with contextlib.closing(connect(self.path)) as connection:
+                yield connection
+        except (sqlite3.Error, OSError) as exc:
+            name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
+            raise AuditError(
+                f"the audit store cannot be used ({name}); check the file and its disk"
+            ) from None
+
+
+def _stop(writers: dict[int, Writer]) -> None:
+    writer = writers.get(os.getpid())
+    if writer is not None:
+        writer.stop()
+
+
+def inclusion(connection: sqlite3.Connection, index: int, size: int | None) -> InclusionProof:
+    """Return an inclusion proof from the log behind `connection`; see `AuditTrail.inclusion_proof`."""
+    size = _size(connection, size)
+    path = merkle.inclusion_path(index, size, lambda start, end: store.subtree(connection, start, end))
+    (leaf,) = store.leaves(connection, index, index + 1)
+    return InclusionProof(index, size, leaf, path)
+
+
+def consistency(connection: sqlite3.Connection, old: int, new: int | None) -> ConsistencyProof:
+    """Return a consistency proof from the log behind `connection`; see `AuditTrail.consistency_proof`."""
+    new = _size(connection, new)
+    path = merkle.consistency_path(old, new, lambda start, end: store.subtree(connection, start, end))
+    return ConsistencyProof(old, new, path)
+
+
+def _size(connection: sqlite3.Connection, size: int | None) -> int:
+    total, _ = store.head(connection)
+    if size is not None and size > total:
+        raise ValueError("the size is more than the log has")
+    return total if size is None else size
+
+
+def open_trail(
+    url: str,
+    *,
+    service: str,
+    key_file: Path | None = None,
+    clock: Clock | None = None,
+    origin: str | None = None,
+    redactor: Redactor | None = None,
+    timeout_seconds: float = 10.0,
+) -> AuditTrail:
+    """Open the audit trail at `url`, which is made first when missing.
+
+    Args:
+        url: ``sqlite:///PATH``; the file belongs to the trail alone.
+        service: Name of the service, in each entry and in the origin of a new log.
+        key_file: Ed25519 key in PEM form, made 0600 when missing; default the database file's name and ``.key``.
+        clock: Default the system's.
+        origin: Origin of a new log; default ``healthobs.example/<service>/<random>``. An existing log keeps its
+            own, and another one given here is refused.
+        redactor: What `reason` and `details` pass; default the ``mask`` mode.
+        timeout_seconds: How long an append waits for the disk before it raises.
+
+    Raises:
+        ConfigurationError: URL, key file or origin cannot be used, or cryptography is not installed.
+        AuditError: The file is no audit trail, or of a newer format.
+    """
+    path = store.path_of(url)
+    key_file = key_file or path.with_name(path.name + ".key")
+    store.create_file(path)
+    try:
+        signer = _initialise(path, key_file, service, origin)
+    except (sqlite3.Error, OSError) as exc:
+        name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
+        raise AuditError(
+            f"the audit database cannot be opened ({name}); check the file and its disk"
+        ) from None
+    return AuditTrail(
+        path,
+        signer,
+        service=service,
+        clock=clock or Clock(),
+        redactor=redactor or Redactor(),
+        timeout_seconds=timeout_seconds,
+    )
+
+
+def _initialise(path: Path, key_file: Path, service: str, origin: str | None) -> Signer:
+    """Make schema and key where missing, one process at a time, and return the signer of the log."""
+    with path.with_name(path.name + ".lock").open("ab") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        with contextlib.closing(store.connect(path)) as connection:
+            known = store.read_log(connection)
+            if known is not None:
+                return _known_signer(known, key_file, origin)
+            log_id = secrets.token_hex(4)
+            signer = Signer(origin or f"healthobs.example/{service}/{log_id}", keys.load_or_create(key_file))
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                note = signer.checkpoint(0, merkle.EMPTY_ROOT).note
+                store.create_schema(connection, signer.name, signer.vkey, note)
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            return signer
+
+
+def _known_signer(known: tuple[str, str], key_file: Path, origin: str | None) -> Signer:
+    """Return the signer of an existing log; its key must be the one that the log was made with."""
+    if origin is not None and origin != known[0]:
+        raise ConfigurationError("the audit trail has another origin; leave origin unset to keep its own")
+    signer = Signer(known[0], keys.load(key_file))
+    if signer.vkey != known[1]:
+        raise ConfigurationError(
+            "the audit key file does not hold the key of this trail; restore it from where you keep it"
+        )
+    return signer

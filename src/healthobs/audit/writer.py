@@ -1,0 +1,259 @@
+"""Group commit: one thread per process takes what waits, extends the tree, signs, commits, and answers.
+
+A batch is one transaction, so each entry it acknowledges is on disk under a signed checkpoint. Between
+processes a lock on a side file orders the batches (fair, unlike SQLite's own busy handler, which backs off),
+and BEGIN IMMEDIATE excludes everybody else. Before it signs, the writer checks that what it extends is what
+was signed last: a log never signs two histories (C2SP tlog-checkpoint, "Signatures").
+
+Limits: the order of entries is the order of commits, which can differ from their times by milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from healthobs.audit import store
+from healthobs.audit.checkpoint import NoteError, Signer, Verifier, open_checkpoint
+from healthobs.audit.merkle import CompactRange, leaf_hash
+from healthobs.audit.records import Checkpoint, Receipt
+from healthobs.exceptions import AuditError, AuditWriteError
+
+#: Entries in one transaction; more would only make the first of them wait longer.
+MAX_BATCH = 1_000
+#: Entries that may wait; beyond it the store is too slow, and memory must not pay for it.
+MAX_WAITING = 20_000
+_STOP_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _Job:
+    body: str
+    leaf: bytes
+    done: Future[Receipt] = field(default_factory=Future[Receipt])
+
+
+class Writer:
+    """The writing side of one log in one process.
+
+    Args:
+        path: The database file; it must exist and hold the schema.
+        signer: Signs checkpoints under the log's origin.
+    """
+
+    def __init__(self, path: Path, signer: Signer) -> None:
+        self.pid = os.getpid()
+        self._path = path
+        self._signer = signer
+        self._verifier = Verifier(signer.vkey)
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._start_lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        self._connection: sqlite3.Connection | None = None
+        self._inode: tuple[int, int] | None = None
+        self._lock_file: int | None = None
+        #: The tree as last committed or loaded, and the note over it; None when it must be loaded.
+        self._tree: tuple[CompactRange, str] | None = None
+        #: The highest checkpoint this process has seen; the log may never be found below it.
+        self._floor: Checkpoint | None = None
+
+    def append(self, body: bytes, timeout_seconds: float) -> Receipt:
+        """Return once the entry is durable.
+
+        Raises:
+            AuditWriteError: It is not, or nobody can tell within the time.
+        """
+        if self._queue.qsize() >= MAX_WAITING:
+            raise AuditWriteError(
+                "too many audit entries wait for the disk; reduce the load or use a faster one"
+            )
+        job = _Job(body.decode(), leaf_hash(body))
+        self._start()
+        self._queue.put(job)
+        try:
+            return job.done.result(timeout_seconds)
+        except TimeoutError:
+            job.done.cancel()  # not begun: it never will be; begun: it may still be recorded
+            raise AuditWriteError(
+                f"the audit store did not confirm the entry within {timeout_seconds:g} s; "
+                "look for a process that holds its lock, or a slow disk"
+            ) from None
+
+    def _start(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            return
+        with self._start_lock:
+            if self._stopped:
+                raise AuditWriteError("the audit trail is closed; append before close()")
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="healthobs-audit", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    raise AuditWriteError("no thread can be started for the audit trail") from None
+                self._thread = thread
+
+    def stop(self) -> None:
+        """Write what waits, then end the thread and close everything."""
+        with self._start_lock:
+            already, self._stopped = self._stopped, True
+        if self._thread is not None and not already:
+            self._queue.put(None)
+            self._thread.join(_STOP_SECONDS)
+
+    def abandon(self) -> None:
+        """Let go, in a forked child, of what belongs to the parent.
+
+        The connection is kept open and unused: closing it here could disturb the parent's files.
+        """
+        if self._lock_file is not None:
+            os.close(self._lock_file)  # the parent's own descriptor keeps its lock
+            self._lock_file = None
+
+    def _run(self) -> None:
+        """Take jobs until told to stop; nothing that goes wrong ends the thread."""
+        going = True
+        while going:
+            batch: list[_Job] = []
+            job = self._queue.get()
+            while True:
+                if job is None:
+                    going = False
+                    break
+                if job.done.set_running_or_notify_cancel():
+                    batch.append(job)
+                if len(batch) >= MAX_BATCH:
+                    break
+                try:
+                    job = self._queue.get_nowait()
+                except Empty:
+                    break
+            if batch:
+                self._settle(batch)
+        self._refuse_the_rest()
+        self._close()
+
+    def _refuse_the_rest(self) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                job = self._queue.get_nowait()
+                if job is not None and job.done.set_running_or_notify_cancel():
+                    job.done.set_exception(AuditWriteError("the audit trail is closed"))
+
+    def _settle(self, batch: list[_Job]) -> None:
+        """Commit a batch and answer its callers, one way or the other."""
+        try:
+            checkpoint, first = self._commit(batch)
+        except Exception as exc:  # noqa: BLE001  # whatever it is, the callers must hear of it
+            self._close()
+            reason = _reason(exc)
+            for job in batch:
+                job.done.set_exception(AuditWriteError(f"the audit store refused the entry: {reason}"))
+            return
+        origin, size, root = checkpoint.origin, checkpoint.size, checkpoint.root
+        for index, job in enumerate(batch, first):
+            job.done.set_result(Receipt(origin, index, size, root))
+
+    def _commit(self, batch: list[_Job]) -> tuple[Checkpoint, int]:
+        connection = self._connected()
+        lock_file = self._locking()
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            tree = self._current_tree(connection).copy()
+            first = tree.size
+            tiles = [node for job in batch for node in tree.append(job.leaf)]
+            checkpoint = self._signer.checkpoint(tree.size, tree.root())
+            rows = ((index, job.leaf, job.body) for index, job in enumerate(batch, first))
+            store.insert(connection, rows, tiles, tree.size, checkpoint.note)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            raise
+        finally:
+            fcntl.flock(lock_file, fcntl.LOCK_UN)
+        self._tree = tree, checkpoint.note
+        self._floor = checkpoint
+        return checkpoint, first
+
+    def _connected(self) -> sqlite3.Connection:
+        """Return the connection; open it anew when the file under the name is another one."""
+        status = self._path.stat()
+        inode = status.st_dev, status.st_ino
+        if self._connection is not None and inode != self._inode:
+            self._close()
+        if self._connection is None:
+            self._connection = store.connect(self._path)
+            self._inode = inode
+        return self._connection
+
+    def _locking(self) -> int:
+        if self._lock_file is None:
+            name = self._path.with_name(self._path.name + ".lock")
+            self._lock_file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return self._lock_file
+
+    def _current_tree(self, connection: sqlite3.Connection) -> CompactRange:
+        """Return the tree of what is stored, after what others appended was checked against their checkpoint.
+
+        Raises:
+            AuditError: What is stored is not what was signed, or less than this process has seen.
+        """
+        size, note = store.head(connection)
+        if self._tree is not None and note == self._tree[1] and size == self._tree[0].size:
+            return self._tree[0]
+        try:
+            latest = open_checkpoint(note or "", self._verifier)
+        except NoteError:
+            raise AuditError("its latest checkpoint was not signed with this service's key") from None
+        if latest.size != size:
+            raise AuditError("its entries are not those of its latest checkpoint; run healthobs audit verify")
+        tree = self._extended(connection, size)
+        if tree.root() != latest.root or not self._extends_floor(connection, size):
+            raise AuditError("its entries do not match its signed checkpoints; run healthobs audit verify")
+        self._tree = tree, latest.note
+        self._floor = latest
+        return tree
+
+    def _extended(self, connection: sqlite3.Connection, size: int) -> CompactRange:
+        if self._tree is None or size < self._tree[0].size:
+            return store.load_range(connection, size)
+        tree = self._tree[0].copy()
+        for leaf in store.leaves(connection, tree.size, size):
+            tree.append(leaf)
+        return tree
+
+    def _extends_floor(self, connection: sqlite3.Connection, size: int) -> bool:
+        floor = self._floor
+        if floor is None:
+            return True
+        return floor.size <= size and store.load_range(connection, floor.size).root() == floor.root
+
+    def _close(self) -> None:
+        """Drop what may be broken; the next batch opens it anew."""
+        self._tree = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+
+def _reason(exc: Exception) -> str:
+    """Say what went wrong without any value: SQLite's code, the system's word, or our own text."""
+    if isinstance(exc, sqlite3.Error):
+        return getattr(exc, "sqlite_errorname", None) or type(exc).__name__
+    if isinstance(exc, OSError):
+        return exc.strerror or type(exc).__name__
+    return str(exc) if isinstance(exc, AuditError) else type(exc).__name__

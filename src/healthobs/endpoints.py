@@ -1,0 +1,226 @@
+"""Health, readiness, metrics, compliance and audit endpoints, without I/O: a request in, a response out.
+
+Probes and scrapes are open; the audit trail and the evidence behind compliance states need a principal
+with the scope ``audit:read`` or ``compliance:read``, and reading the trail is itself an entry
+(PCI DSS 10.2.1.3). Nothing here is a constant.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from healthobs.exceptions import AuditError
+from healthobs.problems import Response, problem
+
+if TYPE_CHECKING:
+    from healthobs.observability import Observability
+
+AUDIT_SCOPE = "audit:read"
+COMPLIANCE_SCOPE = "compliance:read"
+MAX_LIMIT = 1000
+LIVENESS = ("/health", "/livez")
+READINESS = ("/readiness", "/readyz", "/startupz")
+OPERATIONAL = ("/metrics", "/compliance/status", "/audit/trail")
+
+
+class Request(NamedTuple):
+    """What an endpoint needs of a request; header names in lower case."""
+
+    method: str
+    path: str
+    query: Mapping[str, Sequence[str]]
+    headers: Mapping[str, str]
+
+
+class Principal(Protocol):
+    """Who asks."""
+
+    @property
+    def subject(self) -> str:
+        """An opaque identifier."""
+        ...
+
+
+#: Returns the caller when its credentials carry the scope, else None.
+Authorize = Callable[[Request, str], "Principal | None"]
+
+
+class _Refused(Exception):  # noqa: N818 - a response, not an error
+    def __init__(self, status: int, code: str, errors: Sequence[tuple[str, str]] = ()) -> None:
+        self.status, self.code, self.errors = status, code, errors
+        super().__init__(code)
+
+
+class Endpoints:
+    """The endpoints of one service.
+
+    Args:
+        obs: What they show.
+        authorize: Checks credentials; without it, what needs a scope answers 403.
+    """
+
+    def __init__(self, obs: Observability, authorize: Authorize | None = None) -> None:
+        self._obs = obs
+        self._authorize = authorize
+        table: dict[str, Callable[[Request], Response]] = dict.fromkeys(LIVENESS, self._liveness)
+        table |= dict.fromkeys(READINESS, self._readiness)
+        if obs.settings.endpoints:
+            handlers = (self._metrics, self._compliance, self._audit_trail)
+            table |= dict(zip(OPERATIONAL, handlers, strict=True))
+        self.paths: Mapping[str, Callable[[Request], Response]] = table
+        self._probes = obs.metrics.counter(
+            "healthobs_probe_requests_total", "Requests to operational endpoints", ("probe", "code")
+        )
+
+    def handle(self, request: Request) -> Response | None:
+        """Answer, or return None when the path is not an endpoint."""
+        handler = self.paths.get(request.path)
+        if handler is None:
+            return None
+        response = self._answer(handler, request)
+        self._probes.labels(request.path, str(response.status)).inc()
+        return response
+
+    def _answer(self, handler: Callable[[Request], Response], request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            return _problem(405, "method_not_allowed", headers=[("Allow", "GET, HEAD")])
+        try:
+            return handler(request)
+        except _Refused as refused:
+            headers = [("WWW-Authenticate", "Bearer")] if refused.status == 401 else []
+            return _problem(refused.status, refused.code, refused.errors, headers)
+        except AuditError:
+            return _problem(503, "audit_unavailable")
+
+    def _liveness(self, _request: Request) -> Response:
+        return _json(*self._obs.health.liveness())
+
+    def _readiness(self, _request: Request) -> Response:
+        return _json(*self._obs.health.readiness())
+
+    def _metrics(self, request: Request) -> Response:
+        content_type, body = self._obs.metrics.exposition(request.headers.get("accept"))
+        return Response(200, [("Content-Type", content_type)], body)
+
+    def _compliance(self, request: Request) -> Response:
+        engine = self._obs.controls
+        if engine is None:
+            raise _Refused(404, "no_controls")
+        gate = _flag(request, "gate")
+        detail = "authorization" in request.headers and self._principal(request, COMPLIANCE_SCOPE) is not None
+        status = 409 if gate and not engine.gate_open() else 200
+        return _json(status, engine.status(detail=detail))
+
+    def _audit_trail(self, request: Request) -> Response:
+        trail = self._obs.audit
+        if trail is None:
+            raise _Refused(404, "no_audit_trail")
+        principal = self._principal(request, AUDIT_SCOPE)
+        filters = _filters(request)
+        trail.append({"action": "audit.read", "actor": principal.subject, "actor_kind": "client", "outcome": "ok"})
+        page = trail.read(**filters)
+        checkpoint = trail.checkpoint()
+        return _json(
+            200,
+            {
+                "total_entries": page.total,
+                "retention_days": self._obs.settings.audit_retention_days,
+                "checkpoint": {
+                    "origin": checkpoint.origin,
+                    "size": checkpoint.size,
+                    "root": base64.b64encode(checkpoint.root).decode(),
+                },
+                "recent_entries": [_shown(entry) for entry in page.entries],
+                "next_cursor": page.next_cursor,
+            },
+        )
+
+    def _principal(self, request: Request, scope: str) -> Principal:
+        if self._authorize is None:
+            raise _Refused(403, "no_authorization_configured")
+        if "authorization" not in request.headers:
+            raise _Refused(401, "credentials_required")
+        principal = self._authorize(request, scope)
+        if principal is None:
+            raise _Refused(403, "scope_required")
+        return principal
+
+
+def _flag(request: Request, name: str) -> bool:
+    values = request.query.get(name, ())
+    if list(values) not in ([], ["0"], ["1"]):
+        raise _Refused(422, "invalid_query", [(f"/{name}", "must_be_0_or_1")])
+    return list(values) == ["1"]
+
+
+_TEXT_FILTERS = {
+    "actor": "actor",
+    "action": "action",
+    "transaction_id": "resource_id",
+    "trace_id": "trace_id",
+    "cursor": "cursor",
+}
+
+
+def _filters(request: Request) -> dict[str, Any]:
+    """Turn the query into the arguments of `AuditTrail.read`; every problem is named, no value echoed."""
+    read: dict[str, Any] = {}
+    errors: list[tuple[str, str]] = []
+    for name, values in request.query.items():
+        if len(values) != 1:
+            errors.append((f"/{name}", "repeated"))
+        elif name in _TEXT_FILTERS:
+            read[_TEXT_FILTERS[name]] = values[0]
+        elif name in ("start_date", "end_date"):
+            try:
+                moment = datetime.fromisoformat(values[0])
+            except ValueError:
+                errors.append((f"/{name}", "must_be_rfc3339"))
+                continue
+            if moment.tzinfo is None:
+                errors.append((f"/{name}", "must_name_its_offset"))
+            read["start" if name == "start_date" else "end"] = moment
+        elif name == "limit":
+            if not (values[0].isascii() and values[0].isdecimal() and 1 <= int(values[0][:9]) <= MAX_LIMIT):
+                errors.append(("/limit", f"must_be_1_to_{MAX_LIMIT}"))
+            else:
+                read["limit"] = int(values[0])
+        else:
+            errors.append(("/", "unknown_parameter"))
+    if errors:
+        raise _Refused(422, "invalid_query", errors)
+    return read
+
+
+def _shown(entry: Mapping[str, Any]) -> dict[str, Any]:
+    actor, resource = entry.get("actor") or {}, entry.get("resource") or {}
+    return {
+        "index": entry["index"],
+        "timestamp": entry["time"],
+        "action": entry["action"],
+        "user": actor.get("id"),
+        "outcome": entry["outcome"],
+        "resource_type": resource.get("type"),
+        "resource_id": resource.get("id"),
+        "transaction_id": resource.get("id"),
+        "purpose": entry.get("purpose"),
+        "details": entry.get("details") or {},
+        "trace_id": entry.get("trace_id"),
+        "request_id": entry.get("request_id"),
+        "hash": entry["hash"],
+    }
+
+
+def _json(status: int, body: Mapping[str, Any]) -> Response:
+    content = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    return Response(status, [("Content-Type", "application/json")], content)
+
+
+def _problem(
+    status: int, code: str, errors: Sequence[tuple[str, str]] = (), headers: Sequence[tuple[str, str]] = ()
+) -> Response:
+    return problem(status, code, errors=errors, headers=headers)

@@ -1,0 +1,76 @@
+"""Flask: one `init_app`. The only module that imports Flask.
+
+It puts the WSGI middleware around the application; no before or after hooks are used, so an
+application without it answers byte for byte as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from flask import Flask
+
+from healthobs._runtime import install, process
+from healthobs.endpoints import Authorize
+from healthobs.exceptions import ConfigurationError
+from healthobs.observability import Observability
+from healthobs.wsgi import Middleware
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+EXTENSION = "healthobs"
+
+
+def init_app(
+    app: Flask,
+    obs: Observability,
+    *,
+    authorize: Authorize | None = None,
+    trusted: Callable[[WSGIEnvironment], bool] | None = None,
+    conf: str = "N",
+) -> Flask:
+    """Give `app` traces, metrics, access lines, headers and the operational endpoints that `obs` asks for.
+
+    The first `Observability` becomes the process default when there is none, so that work outside
+    requests reports too. Undo it with `remove_app`.
+
+    Args:
+        app: The application.
+        obs: Where to record.
+        authorize: Checks credentials for `/audit/trail` and compliance evidence.
+        trusted: Says whether a caller may see compliance headers when the audience is ``trusted``.
+        conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+
+    Returns:
+        The same application.
+
+    Raises:
+        ConfigurationError: The application has been initialised already.
+
+    Example:
+        >>> from flask import Flask
+        >>> from healthobs import Observability, Settings
+        >>> app = init_app(Flask("demo"), Observability(Settings(service_name="demo")))
+        >>> app.test_client().get("/health").json["status"]
+        'healthy'
+    """
+    if EXTENSION in app.extensions:
+        raise ConfigurationError("healthobs is on this application already: call init_app once")
+    obs.health.adopt_pending()
+    if process.default is None:
+        install(obs)
+    middleware = Middleware(app.wsgi_app, obs, authorize=authorize, trusted=trusted, conf=conf)
+    app.extensions[EXTENSION] = middleware
+    app.wsgi_app = middleware  # type: ignore[method-assign]
+    return app
+
+
+def remove_app(app: Flask) -> Flask:
+    """Take healthobs off `app` again; its answers are as before `init_app`."""
+    middleware = app.extensions.pop(EXTENSION)
+    app.wsgi_app = middleware.app  # type: ignore[method-assign]
+    if process.default is middleware.obs:
+        install(None)
+    return app

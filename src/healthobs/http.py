@@ -1,0 +1,282 @@
+"""One HTTP exchange, without I/O: from the request's facts to span, metrics, access line and headers.
+
+Standards: OpenTelemetry semantic conventions for HTTP (stable), W3C Trace Context level 1, RFC 9110
+(methods), RFC 9457 (problem details). One pair of clock readings serves all signals. Nothing of path,
+query, headers or body is recorded; `url.path` is the route template, a deliberate deviation.
+
+Limits: baggage is not read.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as otel_context
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    set_span_in_context,
+)
+
+from healthobs import headers as header_fields
+from healthobs._exposition import PrefixCollector
+from healthobs._plan import Classified
+from healthobs.redaction import describe_exception
+from healthobs.tracing import parse_traceparent, record_exception
+
+if TYPE_CHECKING:
+    from healthobs.audit import Receipt
+    from healthobs.observability import Observability
+
+METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
+OTHER = "_OTHER"
+UNMATCHED = "unmatched"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_ERROR_STATUS = Status(StatusCode.ERROR)
+_DURATION = "http_server_request_duration_seconds"
+_ACTIVE = "http_server_active_requests"
+_DURATION_LABELS = (
+    "http_request_method",
+    "url_scheme",
+    "http_route",
+    "http_response_status_code",
+    "error_type",
+    "network_protocol_version",
+)
+
+
+class HttpServer:
+    """What all exchanges of one application share: instruments and prebuilt headers.
+
+    Args:
+        obs: Where to record.
+        conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+    """
+
+    def __init__(self, obs: Observability, *, conf: str = "N") -> None:
+        self.obs = obs
+        settings, metrics = obs.settings, obs.metrics
+        self.on = not settings.disabled
+        self.duration = metrics.histogram(_DURATION, "Duration of HTTP server requests", _DURATION_LABELS)
+        self.active = metrics.gauge(
+            _ACTIVE, "HTTP server requests in progress", ("http_request_method", "url_scheme")
+        )
+        if settings.prefix:
+            for view in _views(settings.prefix):
+                metrics.show_also_as(view)
+        self._default = Classified(conf, settings.frameworks)
+        self._headers: dict[Classified, list[tuple[str, str]]] = {}
+
+    def headers(self, classified: Classified | None, *, trusted: bool) -> list[tuple[str, str]]:
+        """Return the prebuilt header list for this classification; not to be changed."""
+        settings = self.obs.settings
+        if not settings.headers:
+            return []
+        if settings.audience != "all" and not trusted:
+            return list(header_fields.SECURITY)
+        part = classified or self._default
+        known = self._headers.get(part)
+        if known is None:
+            known = self._headers[part] = [
+                *header_fields.compliance(
+                    conf=part.conf,
+                    frameworks=part.frameworks or settings.frameworks,
+                    purpose=part.purpose,
+                    retention_days=settings.audit_retention_days,
+                ),
+                *header_fields.SECURITY,
+            ]
+        return known
+
+
+def _views(prefix: str) -> tuple[PrefixCollector, PrefixCollector]:
+    labels = {"http_route": "endpoint", "http_request_method": "method", "http_response_status_code": "status"}
+    return (
+        PrefixCollector(_DURATION, f"{prefix}_request_duration_seconds", "Request duration in seconds", labels),
+        PrefixCollector(_ACTIVE, f"{prefix}_active_requests", "Number of active requests", {}),
+    )
+
+
+class Exchange:
+    """One request and its response.
+
+    Args:
+        server: What it shares with the others.
+        method: Request method as received.
+        scheme: ``http`` or ``https``.
+        host: Server name, port (for `server.address`, `server.port`).
+        protocol: Protocol version such as ``1.1``.
+        traceparent: The header as received, or None.
+        request_id: `X-Request-Id` as received, or None.
+        trusted: Whether the caller may see compliance headers when the audience is ``trusted``.
+    """
+
+    __slots__ = (
+        "_active", "_classified", "_context", "_method", "_protocol", "_receipt", "_route", "_scheme", "_server",
+        "_start_ns", "_token", "_trusted", "_wall_ns", "error", "request_id", "span", "status",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        server: HttpServer,
+        method: str,
+        scheme: str,
+        host: tuple[str, str],
+        protocol: str,
+        traceparent: str | None,
+        request_id: str | None,
+        *,
+        trusted: bool = False,
+    ) -> None:
+        obs = server.obs
+        self._server = server
+        self._method = method if method in METHODS else OTHER
+        self._scheme = scheme
+        self._protocol = protocol
+        self._classified: Classified | None = None
+        self._receipt: Receipt | None = None
+        self._route = UNMATCHED
+        self._token: Any = None
+        self._trusted = trusted
+        self.status = 0
+        self.error: BaseException | None = None
+        self.request_id = new_request_id(request_id)
+        self._wall_ns = obs.clock.wall_ns()
+        self._start_ns = obs.clock.monotonic_ns()
+        self._active = server.active.labels(self._method, scheme) if server.on else None
+        if self._active is not None:
+            self._active.inc()
+        self.span = self._start_span(host, traceparent)
+        self._context = set_span_in_context(self.span)
+
+    def _start_span(self, host: tuple[str, str], traceparent: str | None) -> Span:
+        remote = parse_traceparent(traceparent) if traceparent else None
+        parent, links = None, None
+        if remote is not None:
+            if self._server.obs.settings.trust_incoming:
+                parent = set_span_in_context(NonRecordingSpan(remote), otel_context.Context())
+            else:
+                links = [Link(remote)]
+        attributes: dict[str, Any] = {
+            "http.request.method": self._method,
+            "url.scheme": self._scheme,
+            "server.address": host[0],
+            "network.protocol.version": self._protocol,
+        }
+        if host[1].isdecimal():
+            attributes["server.port"] = int(host[1])
+        return self._server.obs.tracing.tracer.start_span(
+            self._method if self._method != OTHER else "HTTP",
+            parent if parent is not None else otel_context.Context(),
+            SpanKind.SERVER,
+            attributes,
+            links,
+            self._wall_ns,
+        )
+
+    def enter(self) -> None:
+        """Make the server span current."""
+        self._token = otel_context.attach(self._context)
+
+    def leave(self) -> None:
+        """Give the thread its own context back."""
+        if self._token is not None:
+            otel_context.detach(self._token)
+            self._token = None
+
+    def classify(self, part: Classified) -> None:
+        """State the response's classification (`@classified`)."""
+        self._classified = part
+
+    def receipt(self, receipt: Receipt) -> None:
+        """Remember the audit receipt for the response's header."""
+        self._receipt = receipt
+
+    def respond(self, status: int, route: str | None) -> list[tuple[str, str]]:
+        """Note status and route template, and return the headers to add.
+
+        Args:
+            status: The response's status.
+            route: The route's template; None when none matched.
+        """
+        self.status = status
+        if route is not None:
+            self._route = route
+        server = self._server
+        added = [("X-Request-Id", self.request_id), *server.headers(self._classified, trusted=self._trusted)]
+        if self._receipt is not None and server.obs.settings.headers:
+            receipt = self._receipt
+            added.append(header_fields.receipt(receipt.origin, receipt.index, receipt.root))
+        if server.obs.settings.trace_response and (self._trusted or server.obs.settings.audience == "all"):
+            context = self.span.get_span_context()
+            if context.is_valid:
+                added.append(("traceresponse", _traceresponse(context)))
+        return added
+
+    def finish(self, response_bytes: int) -> None:
+        """End every signal with one duration; called once, when the body was closed."""
+        server = self._server
+        obs = server.obs
+        duration_ns = obs.clock.monotonic_ns() - self._start_ns
+        seconds = duration_ns / 1e9
+        status = self.status or 500
+        code = str(status)
+        error = "" if self.error is None else type(self.error).__qualname__
+        if not error and status >= 500:
+            error = code
+        if self._active is not None:
+            self._active.dec()
+        span = self.span
+        context = span.get_span_context()
+        exemplar = None
+        if span.is_recording():
+            self._end_span(span, status, error)
+            if obs.settings.exemplars:
+                exemplar = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+        span.end(self._wall_ns + duration_ns)
+        if server.on:
+            child = server.duration.labels(
+                self._method, self._scheme, self._route, code, error, self._protocol
+            )
+            child.observe(seconds, exemplar)
+        obs.logs.access(
+            {
+                "trace_id": f"{context.trace_id:032x}" if context.is_valid else "",
+                "span_id": f"{context.span_id:016x}" if context.is_valid else "",
+                "method": self._method,
+                "route": self._route,
+                "status": status,
+                "duration_seconds": seconds,
+                "response_bytes": response_bytes,
+                "request_id": self.request_id,
+            }
+        )
+
+    def _end_span(self, span: Span, status: int, error: str) -> None:
+        route = self._route
+        attributes: dict[str, Any] = {"http.response.status_code": status}
+        if route != UNMATCHED:
+            span.update_name(f"{self._method} {route}")
+            attributes["http.route"] = attributes["url.path"] = route
+        if self.error is not None:
+            record_exception(span, describe_exception(self.error))
+        elif error:
+            attributes["error.type"] = error
+            span.set_status(_ERROR_STATUS)
+        span.set_attributes(attributes)
+
+
+def _traceresponse(context: SpanContext) -> str:
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def new_request_id(received: str | None) -> str:
+    """Return the caller's request id when it is well-formed, else a new one."""
+    return received if received and _REQUEST_ID.match(received) else str(uuid.uuid4())

@@ -1,0 +1,267 @@
+"""Logs: one redacted JSON object per line, with the ids of the current span.
+
+``{"timestamp", "level", "event", "service", "trace_id", "span_id", …fields}``; timestamps are RFC 3339 with
+microseconds in UTC. One `write` per line, so that threads and forked processes do not mix lines. structlog
+loggers and, when asked, the standard library's root logger give the same lines; neither is configured
+globally.
+
+Limits: text is scanned for patterns, not understood: put values into fields, not into the event. Loggers of
+other libraries with handlers of their own and `propagate = False` are not captured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO, cast
+
+import structlog
+from opentelemetry import trace
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+from healthobs._stdlib_logs import StdlibCapture
+from healthobs.clock import Clock
+from healthobs.config import Settings
+from healthobs.redaction import Redactor, describe_exception
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_ALIASES = {"warn": "warning", "exception": "error", "fatal": "critical"}
+_NEVER = 1_000
+# Line separators of Unicode that JSON leaves alone, but at which readers split lines.
+_SEPARATORS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+def _unknown(_value: object) -> str:
+    """Stand in for a value that JSON cannot hold."""
+    return "[PHI:type]"
+
+
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_unknown)
+_ASCII_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False, default=_unknown)
+
+
+class Logs:
+    """Write JSON lines.
+
+    Args:
+        settings: Service name and lowest level; `disabled` writes nothing.
+        redactor: Decides on every field and event.
+        clock: When.
+        stream: Where; default the `sys.stdout` of the moment of writing.
+        on_error: Called with ``logs`` for each line that could not be written.
+
+    Example:
+        >>> import io
+        >>> stream = io.StringIO()
+        >>> logs = Logs(Settings(service_name="demo"), Redactor(), Clock(lambda: 0), stream)
+        >>> logs.emit("info", "patient_found", {"mrn": "A-1234", "count": 1})
+        >>> line = json.loads(stream.getvalue())
+        >>> line["timestamp"], line["event"], line["mrn"], line["count"]
+        ('1970-01-01T00:00:00.000000Z', 'patient_found', '[PHI:key]', 1)
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        redactor: Redactor,
+        clock: Clock,
+        stream: TextIO | None = None,
+        *,
+        on_error: Callable[[str], None] | None = None,
+    ) -> None:
+        self.failures = 0
+        self._service = settings.service_name
+        self._lowest = _NEVER if settings.disabled else _LEVELS[settings.log_level]
+        self._root_level = _LEVELS[settings.log_level]
+        self._redactor = redactor
+        self._clock = clock
+        self._stream = stream
+        self._on_error = on_error
+        self._second = (-1, "")
+        self._capture: StdlibCapture | None = None
+        self._lock = threading.RLock()
+        _protect_in_forks(self)
+
+    def emit(self, level: str, event: str, fields: Mapping[str, object] | None = None) -> None:
+        """Write one line; never raises.
+
+        Args:
+            level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``; unknown ones count as ``info``.
+            event: What happened, a literal such as ``payment_declined``.
+            fields: Values; `exc_info` (an exception, a tuple or True) adds the exception's facts.
+        """
+        level = _ALIASES.get(level, level)
+        if _LEVELS.get(level, 20) < self._lowest:
+            return
+        try:
+            self._write(self._line(level if level in _LEVELS else "info", event, fields))
+        except Exception:  # noqa: BLE001  # a fault of telemetry is not the caller's
+            self._failed()
+
+    def access(self, fields: Mapping[str, Any]) -> None:
+        """Write the ``http_request`` line of one exchange, whose fields are safe already.
+
+        Args:
+            fields: Values made by the exchange from closed vocabularies and numbers, never from a request's
+                content; `trace_id` and `span_id` among them stand for the current span's.
+        """
+        if self._lowest > 20:
+            return
+        try:
+            line: dict[str, Any] = {
+                "timestamp": self._timestamp(),
+                "level": "info",
+                "event": "http_request",
+                "service": self._service,
+            }
+            if "trace_id" not in fields:
+                line["trace_id"], line["span_id"] = _current_ids()
+            line.update(fields)
+            self._write(line)
+        except Exception:  # noqa: BLE001  # a fault of telemetry is not the caller's
+            self._failed()
+
+    def get_logger(self, name: str | None = None) -> FilteringBoundLogger:
+        """Return a structlog logger that writes the same lines; structlog's own set-up is not touched.
+
+        Args:
+            name: Goes into the field `logger`.
+        """
+        level = logging.CRITICAL if self._lowest == _NEVER else self._lowest
+        logger = structlog.wrap_logger(
+            None,
+            processors=[structlog.contextvars.merge_contextvars, self._from_structlog],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+            context_class=dict,
+        )
+        bound = logger if name is None else logger.bind(logger=name)
+        return cast("FilteringBoundLogger", bound)
+
+    def capture_stdlib(self) -> None:
+        """Put one redacting handler in place of the root logger's handlers, and take up `warnings`.
+
+        `release_stdlib` gives everything back as it was. Calling it twice changes nothing;
+        nor does calling it when telemetry is disabled.
+        """
+        if self._capture is None and self._lowest != _NEVER:
+            self._capture = StdlibCapture(self.emit, self._redactor, self._root_level)
+
+    def release_stdlib(self) -> None:
+        """Undo `capture_stdlib`."""
+        if self._capture is not None:
+            self._capture.undo()
+            self._capture = None
+
+    def _from_structlog(self, _logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
+        event = event_dict.pop("event", "")
+        self.emit(method, event if isinstance(event, str) else "[PHI:type]", event_dict)
+        raise structlog.DropEvent
+
+    def _line(self, level: str, event: str, fields: Mapping[str, object] | None) -> dict[str, Any]:
+        trace_id, span_id = _current_ids()
+        line: dict[str, Any] = {
+            "timestamp": self._timestamp(),
+            "level": level,
+            "event": self._redactor.text(event),
+            "service": self._service,
+            "trace_id": trace_id,
+            "span_id": span_id,
+        }
+        if not fields:
+            return line
+        plain = {key: value for key, value in fields.items() if key not in ("exc_info", "stack_info")}
+        exc = _exception(fields.get("exc_info"))
+        failure = {} if exc is None else self._exception_fields(exc)
+        for key, value in self._redactor.mapping(plain).items():
+            name = key
+            while name in line or name in failure:
+                name = f"field_{name}"
+            line[name] = value
+        line.update(failure)
+        return line
+
+    def _exception_fields(self, exc: BaseException) -> dict[str, Any]:
+        facts = describe_exception(exc)
+        fields: dict[str, Any] = {
+            "exception_type": facts.type,
+            "exception_frames": facts.frames,
+            "exception_fingerprint": facts.fingerprint,
+            "error_id": facts.error_id,
+        }
+        if facts.causes:
+            fields["exception_causes"] = facts.causes
+        if facts.message is not None:
+            fields["exception_message"] = self._redactor.text(facts.message)
+        return fields
+
+    def _timestamp(self) -> str:
+        """Format the wall time as RFC 3339; the part down to the second is kept from line to line."""
+        seconds, nanoseconds = divmod(self._clock.wall_ns(), 1_000_000_000)
+        second, text = self._second
+        if second != seconds:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+            self._second = (seconds, text)
+        return f"{text}.{nanoseconds // 1000:06d}Z"
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            text = _JSON.encode(line)
+        except ValueError:  # NaN or infinity in a line that skipped redaction
+            text = _JSON.encode(self._redactor.mapping(line))
+        if not text.isascii():
+            text = text.translate(_SEPARATORS)
+        stream = self._stream or sys.stdout
+        with self._lock:
+            try:
+                stream.write(text + "\n")
+            except UnicodeEncodeError:  # a lone surrogate, or a stream that is not UTF-8
+                stream.write(_ASCII_JSON.encode(line) + "\n")
+            stream.flush()
+
+    def _failed(self) -> None:
+        self.failures += 1
+        if self._on_error is not None:
+            with contextlib.suppress(Exception):  # nowhere left to tell
+                self._on_error("logs")
+
+
+def _current_ids() -> tuple[str, str]:
+    context = trace.get_current_span().get_span_context()
+    if not context.trace_id:
+        return "", ""
+    return f"{context.trace_id:032x}", f"{context.span_id:016x}"
+
+
+def _exception(exc_info: object) -> BaseException | None:
+    """Return the exception that `exc_info` means, in any of the forms of the standard library."""
+    if isinstance(exc_info, BaseException):
+        return exc_info
+    if isinstance(exc_info, tuple):
+        parts = cast("tuple[object, ...]", exc_info)
+        return parts[1] if len(parts) == 3 and isinstance(parts[1], BaseException) else None
+    return sys.exc_info()[1] if exc_info else None
+
+
+def _protect_in_forks(logs: Logs) -> None:
+    """Hold the lock over a fork, so that a child never inherits half a line or a lock nobody will release."""
+    reference = weakref.ref(logs)
+
+    def with_lock(action: Callable[[Any], object]) -> Callable[[], None]:
+        def run() -> None:
+            alive = reference()
+            if alive is not None:
+                action(alive._lock)  # pyright: ignore[reportPrivateUsage]
+
+        return run
+
+    release = with_lock(lambda lock: lock.release())
+    os.register_at_fork(
+        before=with_lock(lambda lock: lock.acquire()), after_in_parent=release, after_in_child=release
+    )

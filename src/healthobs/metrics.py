@@ -1,0 +1,251 @@
+"""Metrics: instruments on prometheus_client that stay bounded, and the exposition of a registry.
+
+Formats: Prometheus text exposition 0.0.4 and OpenMetrics 1.0, by content negotiation. HTTP metrics are
+recorded once, under the stable OpenTelemetry names, and shown a second time under the service's prefix.
+
+Limits: in multiprocess mode (`PROMETHEUS_MULTIPROC_DIR`) exemplars are not shown, and a second registry
+of one process that records raises, because its samples would mix with the first one's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from healthobs._exposition import PrefixCollector, render
+from healthobs.config import Settings
+from healthobs.exceptions import LabelError, MetricNameError
+from healthobs.redaction import Redactor
+
+#: Go's `DefBuckets`, in seconds; explicit, because the Python client's defaults have three bounds more.
+DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+OVERFLOW = "_other"
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\Z")
+_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*\Z")
+_RESERVED = frozenset({"le", "quantile"})
+
+
+class Child(Protocol):
+    """One series: the part of prometheus_client's children that is used."""
+
+    def inc(self, amount: float = 1) -> None:
+        """Add."""
+
+    def dec(self, amount: float = 1) -> None:
+        """Subtract (gauges)."""
+
+    def set(self, value: float) -> None:
+        """Set (gauges)."""
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """Record one measurement (histograms)."""
+
+
+class Instrument:
+    """A counter, gauge or histogram whose number of series is capped.
+
+    Args:
+        metric: The prometheus_client metric.
+        shape: What it was declared as.
+        metrics: Where overflow is counted and label values are redacted.
+    """
+
+    def __init__(self, metric: Any, shape: tuple[Any, ...], metrics: Metrics) -> None:
+        self.name: str = shape[1]
+        self._metric = metric
+        self._shape = shape
+        self._labelnames: tuple[str, ...] = shape[2]
+        self._metrics = metrics
+        self._children: dict[tuple[str, ...], Child] = {}
+        self._lock = threading.Lock()
+        self._overflowed = False
+        if not self._labelnames:
+            self._children[()] = metric
+
+    def labels(self, *values: str) -> Child:
+        """Return the series of these label values; beyond the cap, the shared overflow series.
+
+        Args:
+            *values: One value per declared label, in order.
+
+        Raises:
+            LabelError: The number of values is not the number of labels.
+        """
+        child = self._children.get(values)
+        return child if child is not None else self._new(values)
+
+    def seed(self, *rows: tuple[str, ...]) -> None:
+        """Create series in advance at 0: one born above 0 is invisible to `rate()`."""
+        for row in rows:
+            self.labels(*row)
+
+    def inc(self, amount: float = 1) -> None:
+        """Add `amount` (counters without labels: at least 0)."""
+        self._children[()].inc(amount)
+
+    def dec(self, amount: float = 1) -> None:
+        """Subtract `amount` (gauges without labels)."""
+        self._children[()].dec(amount)
+
+    def set(self, value: float) -> None:
+        """Set the value (gauges without labels)."""
+        self._children[()].set(value)
+
+    def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
+        """Record one measurement (histograms without labels)."""
+        self._children[()].observe(value, exemplar)
+
+    def _new(self, values: tuple[str, ...]) -> Child:
+        if len(values) != len(self._labelnames):
+            raise LabelError(f"{self.name} takes {len(self._labelnames)} label values, not {len(values)}")
+        with self._lock:
+            known = self._children.get(values)
+            if known is not None:
+                return known
+            if len(self._children) >= self._metrics.max_series:
+                return self._overflow()
+            clean = tuple(self._metrics.clean(value) for value in values)
+            child = cast("Child", self._metric.labels(*clean))
+            self._children[values] = child
+            return child
+
+    def _overflow(self) -> Child:
+        if self._labelnames != ("metric",):  # the overflow counter must not count itself
+            self._metrics.overflow.labels(self.name).inc()
+        return cast("Child", self._metric.labels(*(OVERFLOW,) * len(self._labelnames)))
+
+
+class Metrics:
+    """The instruments of one `Observability`.
+
+    Args:
+        settings: Prefix, series cap and build information.
+        registry: Where the metrics are registered; default a new one.
+        redactor: Cleans label values.
+
+    Example:
+        >>> metrics = Metrics(Settings())
+        >>> metrics.counter("claims_total", "Claims received", ("kind",)).labels("dental").inc()
+        >>> b'claims_total{kind="dental"} 1.0' in metrics.exposition(None)[1]
+        True
+    """
+
+    def __init__(
+        self, settings: Settings, *, registry: CollectorRegistry | None = None, redactor: Redactor | None = None
+    ) -> None:
+        self.registry = CollectorRegistry(auto_describe=True) if registry is None else registry
+        self.multiprocess = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
+        self.max_series = settings.max_series
+        self._redactor = redactor
+        self._instruments: dict[str, Instrument] = {}
+        self._lock = threading.RLock()
+        self.overflow = self.counter("healthobs_label_overflow_total", "Label sets beyond the cap", ("metric",))
+        self.redactions = self.counter(
+            "healthobs_redactions_total", "Values masked before they left", ("signal", "kind")
+        )
+        self._errors = self.counter("healthobs_internal_errors_total", "Faults of telemetry itself", ("component",))
+        build = self.gauge(
+            "healthobs_build_info", "What runs", ("service", "version"), multiprocess_mode="mostrecent"
+        )
+        build.labels(settings.service_name, settings.service_version).set(1)
+        self._views: tuple[PrefixCollector, ...] = ()
+
+    def counter(self, name: str, documentation: str, labelnames: Sequence[str] = ()) -> Instrument:
+        """Return the counter called `name` (ends in ``_total``).
+
+        Raises:
+            MetricNameError: The name is invalid, or taken by another shape.
+            LabelError: A label name is invalid.
+        """
+        return self._instrument(Counter, name, documentation, labelnames, {})
+
+    def gauge(
+        self, name: str, documentation: str, labelnames: Sequence[str] = (), *, multiprocess_mode: str = "livesum"
+    ) -> Instrument:
+        """Return the gauge called `name`; `multiprocess_mode` says how workers' values combine."""
+        return self._instrument(Gauge, name, documentation, labelnames, {"multiprocess_mode": multiprocess_mode})
+
+    def histogram(
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Sequence[str] = (),
+        *,
+        buckets: Sequence[float] = DEFAULT_BUCKETS,
+    ) -> Instrument:
+        """Return the histogram called `name`; `buckets` are upper bounds in the unit that the name ends in."""
+        return self._instrument(Histogram, name, documentation, labelnames, {"buckets": tuple(buckets)})
+
+    def count_internal_error(self, component: str) -> None:
+        """Count a fault of telemetry; never raises."""
+        try:
+            self._errors.labels(component).inc()
+        except Exception:  # noqa: BLE001, S110 - counting a fault must not be one
+            pass
+
+    def count_redaction(self, signal: str, kind: str) -> None:
+        """Count one masked value."""
+        self.redactions.labels(signal, kind).inc()
+
+    def clean(self, value: str) -> str:
+        """Return a label value without what patterns identify as PHI."""
+        return value if self._redactor is None else self._redactor.text(value, signal="metric")
+
+    def show_also_as(self, view: PrefixCollector) -> None:
+        """Expose one more view of samples that are recorded already."""
+        self._views = (*self._views, view)
+
+    def exposition(self, accept: str | None) -> tuple[str, bytes]:
+        """Return content type and body for a scrape.
+
+        Args:
+            accept: The `Accept` header; OpenMetrics is sent only when it is asked for.
+        """
+        return render(self.collect(), accept)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric family, the prefixed views included."""
+        families = list(_without_created(self._collector().collect()))
+        yield from families
+        by_name: Mapping[str, Metric] = {family.name: family for family in families}
+        for view in self._views:
+            yield from view.views(by_name)
+
+    def _collector(self) -> Collector:
+        if not self.multiprocess:
+            return cast("Collector", self.registry)
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        return cast("Collector", MultiProcessCollector(CollectorRegistry()))
+
+    def _instrument(
+        self, kind: Any, name: str, documentation: str, labelnames: Sequence[str], options: dict[str, Any]
+    ) -> Instrument:
+        labels = tuple(labelnames)
+        if not _NAME.match(name):
+            raise MetricNameError(f"metric name must match {_NAME.pattern[:-2]}: see prometheus.io naming")
+        wrong = [label for label in labels if not _LABEL.match(label) or label in _RESERVED]
+        if wrong or len(set(labels)) != len(labels):
+            raise LabelError(f"{name} has label names that are invalid, reserved or repeated")
+        shape = (kind, name, labels, tuple(sorted(options.items())))
+        with self._lock:
+            known = self._instruments.get(name)
+            if known is None:
+                metric = kind(name, documentation, labels, registry=self.registry, **options)
+                known = self._instruments[name] = Instrument(metric, shape, self)
+            elif known._shape != shape:  # noqa: SLF001
+                raise MetricNameError(f"{name} is taken by an instrument of another kind, labels or buckets")
+            return known
+
+
+def _without_created(families: Iterable[Metric]) -> Iterator[Metric]:
+    for family in families:
+        family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+        yield family

@@ -1,0 +1,140 @@
+"""`Observability`: one frozen object that owns tracer provider, registry, logs, audit trail, health and controls.
+
+Several can live in one process. Nothing global is touched: the process default is `install`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from healthobs._runtime import current_or_none
+from healthobs.clock import Clock
+from healthobs.config import Settings
+from healthobs.exceptions import AuditError
+from healthobs.health import Health
+from healthobs.logs import Logs
+from healthobs.metrics import Metrics
+from healthobs.redaction import Redactor
+from healthobs.tracing import Tracing, build_tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.sdk.trace.id_generator import IdGenerator
+    from prometheus_client import CollectorRegistry
+
+    from healthobs.audit import AuditTrail
+    from healthobs.compliance import Control, ControlEngine
+
+
+class Observability:
+    """Everything one service records with.
+
+    Args:
+        settings: What to build.
+        clock: Wall and monotonic clock of every signal.
+        span_exporters: Where spans go besides `settings.otlp_endpoint`; each is wrapped by the redactor.
+        simple_spans: Export each span when it ends, on the caller's thread (for tests).
+        id_generator: Makes trace and span ids.
+        registry: Prometheus registry to record in; default a new one.
+        log_stream: Where log lines go; default standard output.
+        audit: The audit trail; default the one that `settings.audit_database_url` names, if any.
+        controls: Controls of the service, besides the library's own.
+
+    Raises:
+        ConfigurationError: The settings ask for an extra that is not installed.
+
+    Example:
+        >>> obs = Observability(Settings(service_name="demo"))
+        >>> obs.audit is None
+        True
+        >>> obs.close()
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        span_exporters: Sequence[SpanExporter] = (),
+        simple_spans: bool = False,
+        id_generator: IdGenerator | None = None,
+        registry: CollectorRegistry | None = None,
+        log_stream: TextIO | None = None,
+        audit: AuditTrail | None = None,
+        controls: Sequence[Control] = (),
+    ) -> None:
+        self.settings: Final = settings
+        self.clock: Final = clock or Clock()
+        self.redactor: Final = Redactor(
+            settings.redaction, allowed_keys=settings.allowed_keys, on_redaction=self._count_redaction
+        )
+        self.metrics: Final = Metrics(settings, registry=registry, redactor=self.redactor)
+        failed = self.metrics.count_internal_error
+        self.tracing: Final[Tracing] = build_tracing(
+            settings,
+            self.redactor,
+            exporters=span_exporters,
+            id_generator=id_generator,
+            simple=simple_spans,
+            on_error=failed,
+        )
+        self.logs: Final = Logs(settings, self.redactor, self.clock, log_stream, on_error=failed)
+        if settings.capture_stdlib:
+            self.logs.capture_stdlib()
+        self._owns_audit = audit is None
+        self.audit: Final = audit if audit is not None else self._open_audit()
+        self.health: Final = Health(settings.service_name, settings.service_version, self.clock)
+        self.controls: Final[ControlEngine | None] = None
+        object.__setattr__(self, "_frozen", True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse changes after construction."""
+        if getattr(self, "_frozen", False):
+            raise AttributeError("an Observability is frozen: build another one with other settings")
+        object.__setattr__(self, name, value)
+
+    def flush(self, timeout_seconds: float = 5.0) -> bool:
+        """Export what is queued; return whether everything was sent in time."""
+        return self.tracing.flush(int(timeout_seconds * 1000))
+
+    def close(self) -> None:
+        """Flush and release what this object opened; a passed audit trail stays open."""
+        self.tracing.close()
+        self.logs.release_stdlib()
+        if self._owns_audit and self.audit is not None:
+            with contextlib.suppress(AuditError):
+                self.audit.close()
+
+    def _open_audit(self) -> AuditTrail | None:
+        if self.settings.audit_database_url is None:
+            return None
+        from healthobs.audit import open_trail
+
+        return open_trail(
+            self.settings.audit_database_url,
+            service=self.settings.service_name,
+            key_file=self.settings.audit_key_file,
+            clock=self.clock,
+        )
+
+    def _count_redaction(self, signal: str, kind: str) -> None:
+        self.metrics.count_redaction(signal, kind)
+
+
+@cache
+def _nothing() -> Observability:
+    """Return the one that records nothing."""
+    return Observability(Settings(disabled=True))
+
+
+def current() -> Observability:
+    """Return the `Observability` in force here; one that records nothing when there is none.
+
+    Example:
+        >>> current().settings.disabled
+        True
+    """
+    return current_or_none() or _nothing()

@@ -1,0 +1,57 @@
+"""A response without I/O, and problem details as one (RFC 9457): a code, never what the caller sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+
+class Response(NamedTuple):
+    """Status, header fields, body."""
+
+    status: int
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+
+def problem(
+    status: int,
+    code: str,
+    title: str | None = None,
+    *,
+    detail: str | None = None,
+    errors: Sequence[tuple[str, str]] = (),
+    trace_id: str = "",
+    request_id: str = "",
+    headers: Sequence[tuple[str, str]] = (),
+) -> Response:
+    """Return a problem details response (RFC 9457).
+
+    Args:
+        status: HTTP status.
+        code: A word of the service's own vocabulary, such as ``not_found``.
+        title: Short summary; default the status's phrase.
+        detail: A sentence written by the service; never what the caller sent.
+        errors: Pairs of JSON pointer (RFC 6901) and code.
+        trace_id: The exchange's trace id.
+        request_id: Its request id; becomes `instance`.
+        headers: More header fields.
+    """
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": title or HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+    }
+    if detail:
+        body["detail"] = detail
+    if errors:
+        body["errors"] = [{"pointer": pointer, "code": what} for pointer, what in errors]
+    if trace_id:
+        body["trace_id"] = trace_id
+    if request_id:
+        body["instance"] = f"urn:uuid:{request_id}"
+    content = json.dumps(body, separators=(",", ":")).encode()
+    return Response(status, [("Content-Type", "application/problem+json"), *headers], content)

@@ -1,0 +1,496 @@
+"""The redactor: type, then key, then content; it never raises, never passes on error and never echoes."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import json
+import pickle
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from healthobs import _runtime
+from healthobs._keys import ALLOWED, Action, classify, words
+from healthobs.redaction import Phi, Redactor
+
+NEEDLE = "078-05-1120"
+
+
+@dataclass
+class Patient:
+    """What a service might log by mistake."""
+
+    name: str = "John Smith"
+
+
+class Broken:
+    """An object whose every rendering fails, with the needle in the error."""
+
+    def __str__(self) -> str:
+        raise ValueError(NEEDLE)
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError(NEEDLE)
+
+    def __hash__(self) -> int:
+        raise ValueError(NEEDLE)
+
+
+class BrokenMapping(Mapping[str, object]):
+    """A mapping that fails half-way, with the needle in the error."""
+
+    def __getitem__(self, key: str) -> object:
+        raise ValueError(NEEDLE)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a", "b"])
+
+    def __len__(self) -> int:
+        return 2
+
+
+class Colour(enum.Enum):
+    """A plain enumeration."""
+
+    RED = "red"
+    ODD = (1, 2)
+
+
+class Level(enum.IntEnum):
+    """An enumeration of numbers."""
+
+    LOW = 1
+
+
+class Word(enum.StrEnum):
+    """An enumeration of words."""
+
+    STEP = "step"
+
+
+class TestPhi:
+    """`Phi`: shows a mark, reveals on purpose."""
+
+    def test_every_rendering_is_a_mark(self) -> None:
+        """No conversion to text gives the value."""
+        name = Phi("John Smith", "name")
+        shown = {
+            str(name),
+            repr(name),
+            f"{name}",
+            f"{name!r:>5}",
+            f"{name}",
+            format(name, ">40"),
+            f"{[name]}"[1:-1],
+        }
+        assert shown == {"[PHI:name]"}
+
+    def test_reveal_returns_the_value(self) -> None:
+        """With a purpose the value comes out as it went in."""
+        value = object()
+        assert Phi(value).reveal("TREAT") is value
+
+    def test_reveal_is_counted_in_the_audit_entry_of_the_call(self) -> None:
+        """Kind, purpose and count go into the entry in progress (45 CFR 164.312(b))."""
+        draft = SimpleNamespace(details={})
+        token = _runtime.audit_draft.set(draft)
+        try:
+            for purpose in ("TREAT", "TREAT", "HPAYMT"):
+                Phi("x", "name").reveal(purpose)
+        finally:
+            _runtime.audit_draft.reset(token)
+        assert draft.details == {"revealed.name.TREAT": 2, "revealed.name.HPAYMT": 1}
+
+    @pytest.mark.parametrize("purpose", ["", "for John Smith", "1", "x" * 65])
+    def test_a_purpose_is_a_code(self, purpose: str) -> None:
+        """Free text would carry PHI into the audit entry, and the refusal does not quote it."""
+        with pytest.raises(ValueError, match="purpose is a code such as 'TREAT', not free text"):
+            Phi("x").reveal(purpose)
+
+    @pytest.mark.parametrize("kind", ["", "Name", "a b", "x" * 33, "[PHI"])
+    def test_a_kind_is_a_word(self, kind: str) -> None:
+        """The kind is shown, so it may not hold data."""
+        with pytest.raises(ValueError, match="kind names the sort of data"):
+            Phi("x", kind)
+
+    def test_is_not_pickled(self) -> None:
+        """A pickle would hold the value in the clear."""
+        with pytest.raises(TypeError, match="not pickled"):
+            pickle.dumps(Phi("x"))
+
+    def test_copies_are_the_same(self) -> None:
+        """Copying a structure keeps the protection."""
+        phi = Phi(["x"])
+        assert copy.copy(phi) is phi
+        assert copy.deepcopy([phi])[0] is phi
+
+    def test_equality_compares_values_among_phis_only(self) -> None:
+        """A Phi never equals its bare value, so a comparison cannot probe it."""
+        assert Phi("x") == Phi("x", "name")
+        assert Phi("x") != Phi("y")
+        assert Phi("x") != "x"
+
+    def test_has_no_hash_and_no_attributes(self) -> None:
+        """Neither `hash` nor `vars` tells about the value."""
+        with pytest.raises(TypeError):
+            hash(Phi("x"))
+        assert not hasattr(Phi("x"), "__dict__")
+
+    def test_json_does_not_show_it(self) -> None:
+        """The standard encoder refuses, and its error names the type only."""
+        with pytest.raises(TypeError, match="Object of type Phi is not JSON serializable"):
+            json.dumps(Phi(NEEDLE))
+
+
+class TestClassify:
+    """`classify`: what a key says about its value."""
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "patientSSN", "patient.dob", "PATIENT_DOB", "dateOfBirth", "patientname", "first-name", "name",
+            "http.request.header.authorization", "url.full", "url.path", "url.query", "http.target", "http.url",
+            "db.statement", "db.query.text", "exception.message", "exception.stacktrace", "user.email", "phone2",
+            "homeAddress", "zip", "card_number", "cvv", "access_token", "clientSecret", "apiKey", "password",
+            "member_id", "device.serial", "patient", "patient_id", "medical_record", "account", "ip", "note",
+            "diagnosis.code", "http.request.header.cookie", "body", "process.command_args", "client.address",
+        ],
+    )  # fmt: skip
+    def test_denies_by_the_words_in_the_key(self, key: str) -> None:
+        """camelCase, dots, dashes and underscores are all word boundaries."""
+        assert classify(key, frozenset()) is Action.DENY
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "step", "className", "classname", "file_name", "operation.name", "table_name", "token_count",
+            "patient_count", "patients_generated_total", "address_type", "email_sent", "user_agent.original",
+            "request_id", "message", "cache_age", "max_age", "sender", "passed", "", "\u540d\u524d", "capital",
+            "shipment", "session", "description",
+        ],
+    )  # fmt: skip
+    def test_scans_what_it_does_not_know(self, key: str) -> None:
+        """Names of things and measures are no identifiers of a person."""
+        assert classify(key, frozenset()) is Action.SCAN
+
+    @pytest.mark.parametrize("key", [*sorted(ALLOWED), "telemetry.sdk.name", "k8s.pod.name", "mine"])
+    def test_allows_the_conventions_and_what_it_is_told(self, key: str) -> None:
+        """The allow-list wins over the words: `service.name` is no person's name."""
+        assert classify(key, frozenset({"mine"})) is Action.ALLOW
+
+    @pytest.mark.parametrize("key", ["age", "patient.age", "patientAge", "age_years"])
+    def test_knows_ages(self, key: str) -> None:
+        """Ages over 89 identify (45 CFR 164.514(b)(2)(i)(C))."""
+        assert classify(key, frozenset()) is Action.AGE
+
+    def test_splits_words(self) -> None:
+        """Runs of capitals are one word."""
+        assert words("HTTPRequest.patientSSN-last_4") == ["http", "request", "patient", "ssn", "last", "4"]
+
+
+class TestValue:
+    """`Redactor.value`: one value under its key."""
+
+    @pytest.mark.parametrize("value", ["2024-01-02", 19500301, True, "4bf92f3577b34da6a3ce929d0e0e4736", 1.5])
+    def test_allow_listed_primitives_pass_unread(self, value: object) -> None:
+        """Ids and timestamps under our own keys are not identifiers."""
+        assert Redactor(allowed_keys=["mine"]).value("mine", value) is value
+
+    @pytest.mark.parametrize("key", ["http.route", "step", "patient.name"])
+    @pytest.mark.parametrize("value", [Phi(NEEDLE, "ssn"), [Phi(NEEDLE, "ssn")], {"a": Phi(NEEDLE, "ssn")}])
+    def test_phi_is_masked_under_any_key(self, key: str, value: object) -> None:
+        """The type decides before the key does."""
+        shown = json.dumps(Redactor().value(key, value))
+        assert "[PHI:" in shown
+        assert NEEDLE not in shown
+
+    @pytest.mark.parametrize(
+        "value",
+        [b"x", bytearray(b"x"), object(), Patient(), Broken(), Patient, len, 1j, iter([1]), ValueError("x")],
+    )
+    @pytest.mark.parametrize("key", ["step", "http.route"])
+    def test_what_is_no_primitive_is_masked(self, key: str, value: object) -> None:
+        """Its rendering is never called."""
+        assert Redactor().value(key, value) == "[PHI:type]"
+
+    @pytest.mark.parametrize("value", ["x", "", 1, 1.5, True, ["x"], {"a": 1}, Broken(), Decimal(1)])
+    def test_denied_keys_mask_everything(self, value: object) -> None:
+        """Under a key that names an identifier nothing passes, not even a number."""
+        assert Redactor().value("patient.name", value) == "[PHI:key]"
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            (None, None),
+            ("plain", "plain"),
+            (42, 42),
+            (78051120, 78051120),
+            (780511209, "[PHI:ssn]"),
+            (-780511209, "[PHI:ssn]"),
+            (780511209.0, "[PHI:ssn]"),
+            (4111111111111111, "[PHI:card]"),
+            (10**60, "[PHI:number]"),
+            (0.1234567891, 0.1234567891),
+            (float("nan"), "NaN"),
+            (float("inf"), "Infinity"),
+            (float("-inf"), "-Infinity"),
+            (Decimal("12.50"), "12.50"),
+            (Level.LOW, 1),
+            (Word.STEP, "step"),
+            (Colour.RED, "red"),
+            (Colour.ODD, (1, 2)),
+            (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+            (date(1950, 3, 1), "[PHI:date]"),
+            (datetime(1950, 3, 1), "[PHI:date]"),  # noqa: DTZ001
+            (time(1, 2), "[PHI:date]"),
+            (timedelta(seconds=90), 90.0),
+            ([1, NEEDLE], [1, "[PHI:ssn]"]),
+            ((1, "b"), (1, "b")),
+            ({2, 1}, [1, 2]),
+            (OrderedDict(a=1), {"a": 1}),
+        ],
+    )
+    def test_unknown_keys_are_scanned(self, value: object, expected: object) -> None:
+        """Primitives keep their type unless they identify; containers are searched."""
+        result = Redactor().value("step", value)
+        assert result == expected
+        assert type(result) is type(expected)
+
+    @pytest.mark.parametrize(
+        ("age", "expected"), [(89, 89), (90, "[PHI:age]"), ("94", "[PHI:age]"), ("42", "42")]
+    )
+    def test_ages_over_89_are_masked(self, age: object, expected: object) -> None:
+        """Safe harbor lets ages up to 89 pass."""
+        assert Redactor().value("patient.age", age) == expected
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [("x", "[PHI:strict]"), ("", ""), (3, 3), (True, True), (1.5, 1.5), ({"a": 1}, "[PHI:strict]"),
+         (["x", 2], ["[PHI:strict]", 2]), (UUID(int=1), "[PHI:strict]"), (None, None)],
+    )  # fmt: skip
+    def test_strict_mode_drops_unknown_text(self, value: object, expected: object) -> None:
+        """Only numbers pass under keys that nobody vouched for."""
+        assert Redactor("strict").value("step", value) == expected
+
+    def test_strict_mode_keeps_allow_listed_keys(self) -> None:
+        """What is vouched for passes in both modes."""
+        assert Redactor("strict").value("http.route", "/patients/{id}") == "/patients/{id}"
+
+    def test_a_str_subclass_cannot_hide_its_text(self) -> None:
+        """Only the characters count, not what the subclass answers."""
+
+        class Sly(str):
+            __slots__ = ()
+
+            def __str__(self) -> str:
+                return "clean"
+
+            def lower(self) -> str:
+                return "clean"
+
+        result = Redactor().value("step", Sly(NEEDLE))
+        assert result == "[PHI:ssn]"
+        assert type(Redactor().value("http.route", Sly("x"))) is str
+
+    def test_nesting_beyond_four_is_masked(self) -> None:
+        """Depth is bounded."""
+        value: Any = NEEDLE
+        for _ in range(6):
+            value = [value]
+        assert Redactor().value("step", value) == [[[["[PHI:type]"]]]]
+
+    def test_a_cycle_ends(self) -> None:
+        """A structure that holds itself is cut at the depth limit."""
+        cycle: list[Any] = []
+        cycle.append(cycle)
+        assert Redactor().value("step", cycle) == [[[["[PHI:type]"]]]]
+
+    def test_width_is_bounded(self) -> None:
+        """A budget of items holds for the whole value, however it branches."""
+        wide = [[list(range(100))] * 100] * 100
+        flat = json.dumps(Redactor().value("step", wide))
+        assert flat.count(",") < 2_000
+        assert "[PHI:length]" in flat
+
+    def test_an_allow_listed_primitive_passes_at_once_the_second_time(self) -> None:
+        """The decision about a key is remembered."""
+        redactor = Redactor()
+        assert [redactor.value("http.route", "/x"), redactor.value("http.route", "/x")] == ["/x", "/x"]
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_a_second_pass_changes_nothing(self, mode: Any) -> None:
+        """What was masked stays as it was masked."""
+        redactor = Redactor(mode)
+        fields = {
+            "patient.name": "J",
+            "step": f"x {NEEDLE}",
+            "b": b"x",
+            "n": 780511209,
+            "d": date(1950, 1, 1),
+        }
+        once = redactor.mapping(fields)
+        assert redactor.mapping(once) == once
+
+    def test_a_name_in_the_form_of_a_mark_is_still_a_name(self) -> None:
+        """The marks that pass are a closed list."""
+        assert Redactor().value("patient.name", "[PHI:smith]") == "[PHI:key]"
+        assert Redactor().value("patient.name", "[PHI:key]") == "[PHI:key]"
+
+
+class TestMapping:
+    """`Redactor.mapping`: fields with their keys."""
+
+    def test_keys_are_scanned_too(self) -> None:
+        """A dictionary keyed by an identifier leaks neither it nor what it is told of that person."""
+        result = Redactor().mapping({NEEDLE: 1, "a": {"john@example.org": 2, "987-65-4321": 3}})
+        assert result == {
+            "[PHI:ssn]": "[PHI:key]",
+            "a": {"[PHI:email]": "[PHI:key]", "[PHI:ssn]": "[PHI:key]"},
+        }
+
+    def test_keys_that_become_equal_stay_apart(self) -> None:
+        """Masking two keys must not lose a field."""
+        result = Redactor().mapping({"078-05-1120": 1, "078-05-1121": 2, "078-05-1122": 3})
+        assert result == dict.fromkeys(["[PHI:ssn]", "[PHI:ssn]_2", "[PHI:ssn]_3"], "[PHI:key]")
+
+    def test_keys_that_are_no_text(self) -> None:
+        """Numbers are written out, objects are masked."""
+        fields: Any = {5: 1, None: 2, Word.STEP: 3, 780511209: 4, "k" * 200: 5}
+        assert list(Redactor().mapping(fields)) == ["5", "[PHI:key]", "step", "[PHI:ssn]", "[PHI:key]_2"]
+
+    def test_one_broken_value_does_not_cost_the_others(self) -> None:
+        """Each field fails closed by itself."""
+        result = Redactor().mapping({"a": 1, "b": BrokenMapping(), "c": 2})
+        assert result == {"a": 1, "b": "[PHI:error]", "c": 2}
+
+    def test_a_broken_mapping_fails_closed(self) -> None:
+        """Nothing is passed and nothing is raised."""
+        assert Redactor().mapping(BrokenMapping()) == {"redaction": "[PHI:error]"}
+
+    def test_a_flood_of_fields_is_cut(self) -> None:
+        """The number of fields is bounded."""
+        result = Redactor().mapping({f"f{n}": n for n in range(5_000)})
+        assert len(result) == 1_001
+        assert result["redaction"] == "[PHI:length]"
+
+
+class TestFaults:
+    """Whatever goes wrong inside yields a mark."""
+
+    def test_a_fault_of_the_scan_masks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The value is not passed because it could not be read."""
+
+        def fail(_text: str) -> tuple[str, tuple[str, ...]]:
+            raise RuntimeError(NEEDLE)
+
+        counted: Counter[tuple[str, str]] = Counter()
+        redactor = Redactor(on_redaction=lambda signal, kind: counted.update([(signal, kind)]))
+        monkeypatch.setattr("healthobs.redaction.scan", fail)
+        assert redactor.text("x", signal="trace") == "[PHI:error]"
+        assert redactor.value("step", "x") == "[PHI:error]"
+        assert redactor.mapping({"step": "x"}) == {"[PHI:error]": "[PHI:key]"}
+        assert redactor.changed({"step": "x"}) == {"[PHI:error]": "[PHI:key]"}
+        assert counted["trace", "error"] >= 1
+
+    def test_each_mark_is_counted_by_signal_and_kind(self) -> None:
+        """The hook feeds `healthobs_redactions_total{signal,kind}`."""
+        counted: Counter[tuple[str, str]] = Counter()
+        redactor = Redactor(on_redaction=lambda signal, kind: counted.update([(signal, kind)]))
+        redactor.mapping({"dob": 1, "step": f"{NEEDLE} a@b.org", "o": object()}, signal="trace")
+        redactor.text(NEEDLE)
+        expected = {("trace", "key"): 1, ("trace", "ssn"): 1, ("trace", "email"): 1, ("trace", "type"): 1}
+        assert counted == {**expected, ("log", "ssn"): 1}
+
+    def test_a_broken_counter_changes_nothing(self) -> None:
+        """A fault in the hook reaches neither the caller nor the result."""
+
+        def broken(signal: str, kind: str) -> None:
+            raise RuntimeError(signal + kind)
+
+        assert Redactor(on_redaction=broken).text(NEEDLE) == "[PHI:ssn]"
+
+    def test_keys_made_of_data_do_not_grow_the_memory(self) -> None:
+        """The cache of key actions is bounded."""
+        redactor = Redactor()
+        for number in range(5_000):
+            redactor.value(f"field{number}x", "y")
+        assert len(redactor._actions) <= 2_048
+
+
+class TestChanged:
+    """`Redactor.changed`: the exporter's question."""
+
+    def test_nothing_to_do_is_none(self) -> None:
+        """Attributes that may all leave are not copied."""
+        attributes = {"http.route": "/x", "http.response.status_code": 200, "step": "plain", "n": (1, 2)}
+        redactor = Redactor()
+        assert [redactor.changed(attributes), redactor.changed(attributes)] == [None, None]
+
+    @pytest.mark.parametrize(
+        "attributes",
+        [{"http.route": "/x", "step": NEEDLE}, {"patient.name": "J"}, {NEEDLE: 1}, {"a": b"x"}, {"a": (1, NEEDLE)},
+         {"http.route": b"x"}],
+    )  # fmt: skip
+    def test_anything_else_is_the_redacted_copy(self, attributes: dict[str, Any]) -> None:
+        """One finding, in a key or a value, and the whole mapping is redacted."""
+        redactor = Redactor()
+        assert redactor.changed(attributes) == Redactor().mapping(attributes)
+        assert NEEDLE not in str(redactor.changed(attributes))
+
+    def test_marks_are_counted_once(self) -> None:
+        """Looking does not count, masking does."""
+        counted: list[str] = []
+        Redactor(on_redaction=lambda _signal, kind: counted.append(kind)).changed({"step": NEEDLE})
+        assert counted == ["ssn"]
+
+
+plain = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.binary(max_size=5)
+)
+planted = st.sampled_from(
+    [NEEDLE, f"x {NEEDLE}", NEEDLE.encode(), Phi(NEEDLE), ValueError(NEEDLE), SimpleNamespace(ssn=NEEDLE)]
+) | st.builds(Broken)
+keys = st.one_of(st.text(max_size=10), st.sampled_from(["step", "ssn", NEEDLE, f"k {NEEDLE}"]), st.integers())
+trees = st.recursive(
+    st.one_of(plain, planted),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(keys, inner, max_size=4),
+    ),
+    max_leaves=25,
+)
+
+
+class TestProperties:
+    """What holds for any value."""
+
+    @given(st.text(max_size=12), trees, st.sampled_from(["mask", "strict"]))
+    def test_the_needle_never_comes_out(self, key: str, tree: object, mode: Any) -> None:
+        """Nested, in keys, in bytes, in objects and in exceptions: the result is JSON without it."""
+        redactor = Redactor(mode)
+        shown = json.dumps([redactor.value(key, tree), redactor.mapping({key: tree})], allow_nan=False)
+        assert NEEDLE not in shown
+
+    @given(st.dictionaries(st.text(max_size=12), trees, max_size=4))
+    def test_a_second_pass_changes_nothing(self, fields: dict[str, object]) -> None:
+        """Redaction is idempotent."""
+        redactor = Redactor()
+        once = redactor.mapping(fields)
+        assert json.dumps(redactor.mapping(once)) == json.dumps(once)
+
+    def test_the_needle_is_seen_without_redaction(self) -> None:
+        """The property above would notice: the same dump without redaction shows the needle."""
+        assert NEEDLE in json.dumps({"a": [f"x {NEEDLE}"]})

@@ -1,0 +1,278 @@
+"""Identifiers in free text: each kind is found, clean text stays as it is, and hostile text costs no more."""
+
+from __future__ import annotations
+
+import string
+import time
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from healthobs._identifiers import is_card, luhn
+from healthobs._scan import SCAN_LIMIT, find, scan
+
+FOUND = [
+    ("078-05-1120", "ssn"),
+    ("078 05 1120", "ssn"),
+    ("078.05.1120", "ssn"),
+    ("987-65-4321", "ssn"),
+    ("078051120", "ssn"),
+    ("212-555-0123", "phone"),
+    ("(212) 555-0123", "phone"),
+    ("(212)555-0123", "phone"),
+    ("212.555.0123", "phone"),
+    ("1-212-555-0123", "phone"),
+    ("+1 (212) 555-0123", "phone"),
+    ("+442079460958", "phone"),
+    ("+44 20 7946 0958", "phone"),
+    ("12125550123", "phone"),
+    ("2125550123", "phone"),
+    ("555-0123", "phone"),
+    ("john.smith@example.org", "email"),
+    ("root@localhost", "email"),
+    ("2024-03-01", "date"),
+    ("1950-3-1", "date"),
+    ("03/01/1950", "date"),
+    ("3/1/50", "date"),
+    ("31.12.1949", "date"),
+    ("19500301", "date"),
+    ("03011950", "date"),
+    ("03/1950", "date"),
+    ("2024-03-01T10:30:00.123456Z", "date"),
+    ("20240301T103000Z", "date"),
+    ("2024-03-01 10:30:00+02:00", "date"),
+    ("March 1, 1950", "date"),
+    ("1st of March 1950", "date"),
+    ("01-Mar-1950", "date"),
+    ("sept. 2024", "date"),
+    ("May 5th", "date"),
+    ("5 May 1950", "date"),
+    ("192.168.10.24", "ip"),
+    ("2001:db8::8a2e:370:7334", "ip"),
+    ("::ffff:192.0.2.1", "ip"),
+    ("00:1a:2b:3c:4d:5e", "mac"),
+    ("00-1A-2B-3C-4D-5E", "mac"),
+    ("https://phi.example/patients/john-smith", "url"),
+    ("www.example.org/john", "url"),
+    ("4111111111111111", "card"),
+    ("4111 1111 1111 1111", "card"),
+    ("4111-1111-1111-1111", "card"),
+    ("3782 822463 10005", "card"),
+    ("1234567893", "npi"),
+    ("1EG4-TE5-MK73", "mbi"),
+    ("1EG4TE5MK73", "mbi"),
+    ("AB1234563", "dea"),
+    ("1HGCM82633A004352", "vin"),
+    ("GB29NWBK60161331926819", "iban"),
+    ("GB29 NWBK 6016 1331 9268 19", "iban"),
+    ("(01)00884838000032(17)251231(10)A1B2", "udi"),
+    ("12345678901234567890123", "number"),
+    ("eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln", "secret"),
+    ("\uff10\uff17\uff18-05-1120", "ssn"),
+    ("078\u2013\u200b05\u20111120", "ssn"),
+    ("0\u030378-05-1120", "ssn"),
+    ("john\uff20example.org", "email"),
+    ("\u0660\u0667\u0668-\u0660\u0665-\u0661\u0661\u0662\u0660", "ssn"),
+]
+
+AFTER_A_KEYWORD = [
+    ("MRN: A-1234", "id"),
+    ("mrn 77", None),
+    ("medical record number is 991827", "id"),
+    ("account 00123456", "id"),
+    ("Acct# 8812-3391", "id"),
+    ("policy no. H8837721", "id"),
+    ("patient id 8812", "id"),
+    ("device serial number SN-88213", "id"),
+    ("phone: 0221 4567 89", "phone"),
+    ("aged 94", "age"),
+    ("94-year-old", "age"),
+    ("94 y/o", "age"),
+    ("age: 101", "age"),
+    ("Authorization: Bearer abcdefghijk1", "secret"),
+    ("name=John Smith", "key"),
+    ('{"name": "John O\'Brien"}', "key"),
+    ("password: hunter2", "key"),
+    ("Patient(name='John', age=5)", "type"),
+]
+
+CLEAN = [
+    "",
+    "payment_declined",
+    "took 12.5 ms for 3 items",
+    "retry 3 of 5 in 0.25 s",
+    "GET /patients/{patient_id} 200",
+    "at 10:30:00 the pool had 16 threads",
+    "HTTP/1.1 503 Service Unavailable",
+    "healthobs 0.1.0 on Python 3.11.2",
+    "550e8400-e29b-41d4-a716-446655440000",
+    "4bf92f3577b34da6a3ce929d0e0e4736",
+    "00f067aa0ba902b7",
+    "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    "healthobs.redaction:Redactor.value:120",
+    "ratio 3.141592653589 of 0.123456789",
+    "1700000000.123456 seconds",
+    "std::vector a::b",
+    "BP 120/80, pulse 72",
+    "Mozilla/5.0 (X11; Linux x86_64) Chrome/120.0.0.0 Safari/537.36",
+    "aged 42, 35 years old",
+    "May 5 workers start",
+    "60 days retention, 2555 days kept",
+    "section 164.312(b)",
+    "page 100-2000",
+    "status: ok",
+    "key=value",
+    "10,000,000 rows",
+    "caf\u00e9 \u2192 na\u00efve \u2603 42",
+]
+
+
+class TestScan:
+    """`scan`: text in, text with marks and the kinds out."""
+
+    @pytest.mark.parametrize(("needle", "kind"), FOUND)
+    @pytest.mark.parametrize("frame", ["{}", "about {} today", "({})", "a\n{}\n", "x={},"])
+    def test_finds_each_kind_wherever_it_stands(self, needle: str, kind: str, frame: str) -> None:
+        """An identifier is replaced whole, whatever stands around it."""
+        text, kinds = scan(frame.format(needle))
+        assert needle not in text
+        assert kind in kinds
+        assert text.replace("\n", " ").count("[PHI:") == len(kinds)
+
+    @pytest.mark.parametrize(("text", "kind"), AFTER_A_KEYWORD)
+    def test_finds_what_only_a_keyword_gives_away(self, text: str, kind: str | None) -> None:
+        """A record or account number has no form of its own; the word before it tells."""
+        expected = () if kind is None else (kind,)
+        assert scan(text)[1] == expected
+
+    @pytest.mark.parametrize("text", CLEAN)
+    def test_leaves_clean_text_alone(self, text: str) -> None:
+        """Text without an identifier comes back as the same object."""
+        redacted, kinds = scan(text)
+        assert (redacted, kinds) == (text, ())
+        assert redacted is text
+
+    def test_keeps_the_text_around_a_finding(self) -> None:
+        """Only the identifier goes."""
+        assert scan("call 212-555-0123 about 078-05-1120 now")[0] == "call [PHI:phone] about [PHI:ssn] now"
+
+    def test_a_finding_inside_another_does_not_hide_the_rest(self) -> None:
+        """`2-2024` reads as a month, yet the date that begins in it is replaced whole."""
+        assert scan("2-2024-01-02")[0] == "[PHI:date]"
+
+    def test_a_text_that_keeps_revealing_more_is_replaced(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The passes are bounded; when they do not end, nothing of the text leaves."""
+        monkeypatch.setattr("healthobs._scan._scan_once", lambda text: (f"{text}x", ("id",)))
+        assert scan("some 1 text")[0] == "[PHI:length]"
+
+    def test_a_long_record_number_goes_whole(self) -> None:
+        """However long it is, no part of it stays."""
+        assert scan("mrn " + "a1" * 400 + " rest")[0] == "mrn [PHI:id] rest"
+
+    def test_a_number_with_too_many_digits_for_a_telephone_is_cut_there(self) -> None:
+        """Fifteen digits are the most that E.164 allows; what follows is looked at on its own."""
+        assert scan("+44 20 7946 0958 12345 6")[0] == "[PHI:phone] 12345 6"
+        assert scan("+44 20")[1] == ()
+
+    def test_letters_without_a_counterpart_are_kept(self) -> None:
+        """Folding is for matching only."""
+        text = "\u0130\ufb01\u01c5 \u2212 2125550123"
+        assert scan(text)[0] == "\u0130\ufb01\u01c5 \u2212 [PHI:phone]"
+
+    def test_a_card_with_a_wrong_check_digit_is_no_card(self) -> None:
+        """The Luhn check keeps other long numbers."""
+        assert scan("order 4111111111111112")[1] == ()
+
+
+class TestScanLimit:
+    """Text beyond the limit is replaced, never passed."""
+
+    def test_replaces_the_tail(self) -> None:
+        """What is not scanned does not leave."""
+        text, kinds = scan("a " * SCAN_LIMIT + "078-05-1120")
+        assert "1120" not in text
+        assert kinds == ("length",)
+        assert len(text) <= SCAN_LIMIT
+
+    @pytest.mark.parametrize("offset", range(0, 160, 3))
+    def test_an_identifier_on_the_edge_is_never_cut_in_two(self, offset: int) -> None:
+        """Half an identifier is still part of one."""
+        text, _ = scan("x " * ((SCAN_LIMIT - offset) // 2) + "078-05-1120 " + "y " * 200)
+        assert "078" not in text
+
+    @pytest.mark.parametrize(
+        "unit",
+        ["1", "1-", "1 ", "1.", "a@", "@", "a:", ":", "://", "www.", "jan ", "name=", "mrn ", "(a", "f(a=", "ey",
+         "ey-.", "1a", "a1", "0-", "aa-", "aa:", "gb29 ", "(01)", "may 5", "+1 ", "(", "age ", "1/2/", "٣", "\u200b1",
+         "[PHI:ssn]", "bearer ", "policy no ", "99 year", "phone ("],
+    )  # fmt: skip
+    def test_hostile_text_is_bounded(self, unit: str) -> None:
+        """Forty kilobytes made to provoke backtracking cost at most four scans of what fits the limit."""
+        began = time.process_time()
+        text, _ = scan(unit * (40_960 // len(unit)))
+        assert len(text) <= 4 * SCAN_LIMIT
+        assert time.process_time() - began < 5  # quadratic work would take minutes; this is no benchmark
+
+    @pytest.mark.parametrize("unit", ["1-", "a@a", "name=x ", "(a=", "ey1.", "1 jan ", "mrn 1 "])
+    def test_findings_grow_no_faster_than_the_text(self, unit: str) -> None:
+        """Twice the text gives at most about twice the findings, so nothing is counted over and over."""
+        short, long = find(unit * 200), find(unit * 400)
+        assert len(long) <= 2 * len(short) + 8
+
+
+def _with_check_digit(body: str) -> str:
+    return next(body + digit for digit in string.digits if luhn(body + digit))
+
+
+digits = st.text("0123456789", min_size=1)
+
+
+def _digits(count: int) -> st.SearchStrategy[str]:
+    return st.text("0123456789", min_size=count, max_size=count)
+
+
+ssns = st.builds("{}-{}-{}".format, _digits(3), _digits(2), _digits(4))
+phones = st.builds("({}) {}-{}".format, _digits(3), _digits(3), _digits(4))
+emails = st.builds("{}@{}.org".format, st.text("abcxyz.", min_size=1), st.text("abcxyz", min_size=1))
+dates = st.builds(
+    "{:04d}-{:02d}-{:02d}".format, st.integers(1850, 2099), st.integers(1, 12), st.integers(1, 31)
+)
+cards = st.builds(lambda head, body: _with_check_digit(head + body), st.sampled_from("23456"), _digits(14))
+# `120.0.0.0` is a version, no host.
+addresses = st.ip_addresses(v=4).map(str).filter(lambda text: not text.endswith(".0.0.0"))
+records = st.builds("MRN {}".format, st.integers(1000, 10**9))
+needles = st.one_of(ssns, phones, emails, dates, cards, addresses, records)
+around = st.text(st.characters(codec="utf-8"), max_size=40)
+
+
+class TestScanProperties:
+    """What holds for any text."""
+
+    @given(around, needles, around)
+    def test_a_planted_identifier_never_comes_out(self, before: str, needle: str, after: str) -> None:
+        """Whatever stands around it, as long as a blank ends it."""
+        text, _ = scan(f"{before}; {needle} ;{after}")
+        assert needle.removeprefix("MRN ") not in text
+
+    @given(st.lists(st.one_of(needles, around, st.sampled_from(["[PHI:ssn]", "name=", "mrn ", "://", "1-"]))))
+    def test_a_second_pass_changes_nothing(self, parts: list[str]) -> None:
+        """Redaction is idempotent: marks are never taken for identifiers, nor joined with what follows."""
+        once, _ = scan("".join(parts))
+        assert scan(once)[0] == once
+
+    @given(st.text(max_size=200))
+    def test_nothing_is_invented(self, text: str) -> None:
+        """Outside its marks the result is the input, in order."""
+        result = scan(text)[0]
+        position = 0
+        for piece in result.split("[PHI:"):
+            kept = piece if piece is result.split("[PHI:")[0] else piece.partition("]")[2]
+            position = text.index(kept, position) + len(kept)
+        assert position <= len(text)
+
+    @given(cards)
+    @example("4111111111111111")
+    def test_generated_cards_are_cards(self, card: str) -> None:
+        """The generator of this module plants what it says."""
+        assert is_card(card)
