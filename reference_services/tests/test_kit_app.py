@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 from openapi_spec_validator import OpenAPIV30SpecValidator, OpenAPIV31SpecValidator
 from sqlalchemy.exc import OperationalError
-from werkzeug.exceptions import Conflict, TooManyRequests
+from werkzeug.exceptions import Conflict, HTTPException, TooManyRequests
+from werkzeug.routing import RequestRedirect
 
 from healthobs import ConfigurationError
 from healthobs.exceptions import ClientError
@@ -95,6 +97,14 @@ class TestServiceSettings:
         assert str(made.file("OWN_FILE", "other")) == "/own"
         assert made.file("OTHER_FILE", "other") == made.data_dir / "other"
 
+    def test_with_and_without_a_trail(self, bench: Any) -> None:
+        """A service without a trail is given none; places named in healthobs' own variables are kept."""
+        without = ServiceSettings.from_env(replace(bench.info, audit=False), {})
+        assert without.observability.audit_database_url is None
+        named = {"HEALTHOBS_AUDIT_DATABASE_URL": "sqlite:///a", "HEALTHOBS_AUDIT_KEY_FILE": "/b"}
+        kept = ServiceSettings.from_env(bench.info, named).observability
+        assert (kept.audit_database_url, str(kept.audit_key_file)) == ("sqlite:///a", "/b")
+
     @pytest.mark.parametrize("value", ["0", "65536", "x", "-1", "٣", "9" * 5000])
     def test_wrong_numbers(self, bench: Any, value: str) -> None:
         """All wrong numbers are named at once, without their value."""
@@ -127,6 +137,8 @@ class TestProblems:
             "problem": Problem(409, "taken", "Taken.", [("/name", "taken")], {"X-Why": "it is"}),
             "conflict": Conflict(),
             "busy": TooManyRequests(retry_after=3),
+            "moved": RequestRedirect("/nowhere"),
+            "odd": type("Odd", (HTTPException,), {"code": 499})(),
             "store": OperationalError("SELECT", {}, Exception("219-09-9999")),
             "fault": RuntimeError("219-09-9999"),
         }
@@ -191,6 +203,23 @@ class TestProblems:
         answer = client.get("/oauth")
         assert (answer.status_code, answer.get_json()) == (400, {"error": "invalid_request"})
         assert client.get("/oauth?x=1").get_json() == {"error": "invalid_request"}
+
+    def test_an_abort_inside_a_view(self, client: Any) -> None:
+        """A redirect stays one; a status without a name is a problem all the same."""
+        moved = client.get("/raise/moved")
+        assert (moved.status_code, moved.headers["Location"]) == (308, "/nowhere")
+        assert client.get("/raise/odd").get_json()["code"] == "error"
+
+    def test_no_audit_no_answer(self, bench: Any) -> None:
+        """When the entry cannot be written the audited route is 503, and others go on."""
+        bench.kit.get("/audited", returns={200: None}, audit="thing.read", summary="x")(nothing)
+        client = bench.client()
+        assert client.get("/audited").status_code == 200
+        bench.obs.audit.close()
+        answer = client.get("/audited")
+        assert (answer.status_code, answer.get_json()["code"]) == (503, "audit_unavailable")
+        assert answer.headers["Retry-After"] == "1"
+        assert client.get("/").status_code == 200
 
     def test_a_slash_too_many_is_not_found(self, client: Any) -> None:
         """The router does not redirect, which would echo the path."""

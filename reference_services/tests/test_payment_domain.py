@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal
 from itertools import product
 
@@ -111,7 +112,7 @@ class TestApprovalsRequired:
 class TestAdvance:
     """The transition table, in full."""
 
-    @pytest.mark.parametrize(("status", "event"), product(Status, Event))
+    @pytest.mark.parametrize(("status", "event"), list(product(Status, Event)))
     def test_exactly_the_table(self, status: Status, event: Event) -> None:
         """What the table has happens; everything else is refused with the current status as code."""
         if (status, event) in TRANSITIONS:
@@ -296,7 +297,7 @@ class TestControlsSeeFaults:
     """The queries behind the controls find what they are there to find."""
 
     @pytest.fixture
-    def connection(self) -> object:
+    def connection(self) -> Iterator[sa.Connection]:
         engine = sa.create_engine("sqlite://")
         with engine.connect() as connection:
             store.METADATA.create_all(connection)

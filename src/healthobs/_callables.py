@@ -1,81 +1,126 @@
-"""One wrapper per callable, chosen by kind, that tells an observer when the call starts, pauses and ends.
+"""One wrapper per callable, chosen by kind, that tells an observed call when it starts, pauses and ends.
 
-Four kinds of plain function get a closure: function, coroutine function, generator function, async
-generator function. What is not a plain function (classmethod, staticmethod, partial, callable object)
-gets one `wrapt.FunctionWrapper`, never two. A generator's observation is entered at each resumption and
-left at each yield, so that nothing of it is seen by the caller in between (PEP 342, PEP 380, PEP 525).
+Four kinds of plain function get a closure: function, coroutine function, generator function, async generator
+function. What is not a plain function (partial, callable object, built-in, a descriptor around one of these)
+gets one `wrapt.FunctionWrapper`, never two. A generator's observation is left at each yield and entered
+again at each resumption, so that the caller sees nothing of it in between (PEP 342, PEP 380, PEP 525).
 
-Limits: a wrapt proxy cannot be pickled.
+Limits: the kind is that of the callable given, so a foreign decorator that turns a coroutine function into a
+plain function hides it. A wrong number of arguments for a generator or coroutine is reported when it is
+first resumed. A wrapt proxy cannot be pickled.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator
-from typing import Any, Protocol
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import wrapt
 
 from healthobs._runtime import process
 from healthobs.exceptions import InstrumentationError
 
+#: Where a wrapper keeps what it was made from. wrapt stores names with this prefix on the proxy itself.
+_MARK = "_self_healthobs_plan"
+
 
 class Call(Protocol):
-    """One observed call."""
+    """One observed call; it is entered when it is made."""
 
-    def enter(self) -> None:
-        """Make the call's span current, for as long as its code runs."""
+    def resume(self) -> None:
+        """Make the call's span current again, on top of the caller's context."""
 
-    def leave(self) -> None:
-        """Undo `enter`."""
+    def pause(self) -> None:
+        """Give the caller its own context back before an item is handed out."""
 
     def finish(self, result: Any, exc: BaseException | None) -> None:
-        """End the call; may raise only what the audit policy demands."""
+        """End the call; raises only what the audit policy demands."""
 
 
-class Observer(Protocol):
-    """What decides, at each call, whether and how it is observed."""
-
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        """Start observing a call that is entered already; None leaves it unobserved. Never raises."""
+#: Starts observing a call, or says with None that it is left alone. Never raises. `bound` is the callable
+#: itself when it was not known at decoration (a bound method of a proxy).
+Begin = Callable[..., "Call | None"]
 
 
-def wrap(fn: Any, observer: Observer) -> Any:
-    """Return `fn` wrapped for its kind.
+class _Unobserved:
+    """Stands in for a call that is left alone."""
 
-    Raises:
-        InstrumentationError: `fn` is a class, a property, or not callable.
-    """
-    if isinstance(fn, type):
-        raise InstrumentationError("a class cannot be observed: decorate its methods instead")
-    if isinstance(fn, property):
-        raise InstrumentationError("a property cannot be observed: decorate its getter, below @property")
-    if inspect.isfunction(fn):
-        return _closure(fn)(fn, observer)
-    if isinstance(fn, (classmethod, staticmethod)):
-        inner = fn.__func__
-        if inspect.isfunction(inner):
-            return type(fn)(_closure(inner)(inner, observer))
-    if not callable(fn) and not isinstance(fn, (classmethod, staticmethod)):
-        raise InstrumentationError("only callables can be observed: apply the decorator to a function")
-    return _proxy(fn, observer)
+    def resume(self) -> None:
+        """Do nothing."""
+
+    def pause(self) -> None:
+        """Do nothing."""
+
+    def finish(self, result: Any, exc: BaseException | None) -> None:
+        """Do nothing."""
+
+
+_UNOBSERVED = _Unobserved()
+
+
+def is_plain(fn: Any) -> bool:
+    """Return whether `fn` is a function, or a classmethod or staticmethod around one."""
+    while isinstance(fn, (classmethod, staticmethod)):
+        fn = cast("Any", fn).__func__
+    return inspect.isfunction(fn)
 
 
 def target(fn: Any) -> Any:
     """Return the function that says which kind `fn` is."""
     while True:
         if isinstance(fn, functools.partial):
-            fn = fn.func
+            fn = cast("Any", fn).func
         elif isinstance(fn, (classmethod, staticmethod)):
-            fn = fn.__func__
-        elif not inspect.isroutine(fn) and hasattr(type(fn), "__call__"):  # noqa: B004 - the method itself is wanted
-            return type(fn).__call__
-        else:
+            fn = cast("Any", fn).__func__
+        elif inspect.isroutine(fn):
             return fn
+        else:
+            return type(fn).__call__
 
 
-def _closure(fn: Any) -> Callable[[Any, Observer], Any]:
+def check(fn: Any) -> None:
+    """Refuse what cannot be observed.
+
+    Raises:
+        InstrumentationError: `fn` is a class, a property, a partialmethod, or not callable.
+    """
+    if isinstance(fn, type):
+        raise InstrumentationError("a class cannot be observed: decorate its methods instead")
+    if isinstance(fn, (property, functools.cached_property)):
+        raise InstrumentationError("a property cannot be observed: decorate its getter, below @property")
+    if isinstance(fn, functools.partialmethod):
+        raise InstrumentationError("a partialmethod cannot be observed: decorate the method that it calls")
+    if not callable(fn) and not isinstance(fn, (classmethod, staticmethod)):
+        raise InstrumentationError("only callables can be observed: apply the decorator to a function")
+
+
+def wrap(fn: Any, begin: Begin, plan: Any) -> Any:
+    """Return `fn` wrapped for its kind, with `plan` remembered on the wrapper.
+
+    Args:
+        fn: What `check` let pass; descriptors around plain functions are to be unpacked before.
+        begin: Called at each call.
+        plan: Anything; `recall` gives it back.
+    """
+    wrapper = _closure_for(fn)(fn, begin) if inspect.isfunction(fn) else _proxy(fn, begin)
+    setattr(wrapper, _MARK, (fn, plan, weakref.ref(wrapper)))
+    return wrapper
+
+
+def recall(fn: Any) -> tuple[Any, Any] | None:
+    """Return what `fn` was made from and its plan, or None when `wrap` did not make it.
+
+    `functools.wraps` copies attributes onto foreign wrappers: a mark counts only on the wrapper that it was
+    made for, otherwise fusing would silently remove the decorator in between.
+    """
+    mark = getattr(fn, _MARK, None)
+    return mark[:2] if mark is not None and mark[2]() is fn else None
+
+
+def _closure_for(fn: Any) -> Callable[[Any, Begin], Any]:
     if inspect.isasyncgenfunction(fn):
         return _async_generator
     if inspect.isgeneratorfunction(fn):
@@ -85,9 +130,7 @@ def _closure(fn: Any) -> Callable[[Any, Observer], Any]:
     return _function
 
 
-def _function(fn: Any, observer: Observer) -> Any:
-    begin = observer.begin
-
+def _function(fn: Any, begin: Begin) -> Any:
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if not process.active:
@@ -106,9 +149,7 @@ def _function(fn: Any, observer: Observer) -> Any:
     return wrapper
 
 
-def _coroutine(fn: Any, observer: Observer) -> Any:
-    begin = observer.begin
-
+def _coroutine(fn: Any, begin: Begin) -> Any:
     @functools.wraps(fn)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         call = begin(args, kwargs) if process.active else None
@@ -125,110 +166,84 @@ def _coroutine(fn: Any, observer: Observer) -> Any:
     return wrapper
 
 
-def _generator(fn: Any, observer: Observer) -> Any:
+def _generator(fn: Any, begin: Begin) -> Any:
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        call = observer.begin(args, kwargs) if process.active else None
+        call = begin(args, kwargs) if process.active else None
         if call is None:
             return (yield from fn(*args, **kwargs))
-        return (yield from _drive(fn(*args, **kwargs), call))
+        inner = resume = value = closing = None
+        try:
+            inner = fn(*args, **kwargs)
+            resume = inner.send
+            while True:
+                item = resume(value)
+                call.pause()
+                try:
+                    value = yield item
+                    resume, closing = inner.send, None
+                except BaseException as thrown:  # noqa: BLE001 - the body decides, as it would undecorated
+                    resume, value = inner.throw, thrown
+                    closing = thrown if isinstance(thrown, GeneratorExit) else None
+                call.resume()
+        except StopIteration as stop:
+            call.finish(stop.value, closing)
+            return stop.value
+        except BaseException as exc:
+            call.finish(None, exc)
+            if inner is not None:
+                inner.close()
+            raise
+        finally:
+            resume = value = closing = None  # an exception must not keep this frame alive in a cycle
 
     return wrapper
 
 
-def _drive(inner: Generator[Any, Any, Any], call: Call) -> Generator[Any, Any, Any]:
-    """Run `inner` to its end, entered only while it runs (PEP 380's expansion, with the observation in it)."""
-    resume: Callable[[], Any] = functools.partial(next, inner)
-    entered = True
-    try:
-        while True:
-            if not entered:
-                call.enter()
-                entered = True
-            item = resume()
-            call.leave()
-            entered = False
-            try:
-                sent = yield item
-            except GeneratorExit:
-                call.enter()
-                entered = True
-                inner.close()
-                raise
-            except BaseException as thrown:
-                resume = functools.partial(inner.throw, thrown)
-            else:
-                resume = functools.partial(inner.send, sent)
-    except StopIteration as stop:
-        call.finish(stop.value, None)
-        return stop.value
-    except BaseException as exc:
-        call.finish(None, exc)
-        raise
-
-
-def _async_generator(fn: Any, observer: Observer) -> Any:
+def _async_generator(fn: Any, begin: Begin) -> Any:
     @functools.wraps(fn)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        call = observer.begin(args, kwargs) if process.active else None
-        inner = fn(*args, **kwargs)
-        driven = inner if call is None else _drive_async(inner, call)
+        call = (begin(args, kwargs) if process.active else None) or _UNOBSERVED
+        inner = resume = value = closing = None
         try:
-            resume: Callable[[], Any] = driven.__anext__
+            inner = fn(*args, **kwargs)
+            resume = inner.asend
             while True:
+                item = await resume(value)
+                call.pause()
                 try:
-                    item = await resume()
-                except StopAsyncIteration:
-                    return
-                try:
-                    sent = yield item
-                except GeneratorExit:
-                    raise
-                except BaseException as thrown:
-                    resume = functools.partial(driven.athrow, thrown)
-                else:
-                    resume = functools.partial(driven.asend, sent)
+                    value = yield item
+                    resume, closing = inner.asend, None
+                except BaseException as thrown:  # noqa: BLE001 - the body decides, as it would undecorated
+                    resume, value = inner.athrow, thrown
+                    closing = thrown if isinstance(thrown, GeneratorExit) else None
+                call.resume()
+        except StopAsyncIteration:
+            call.finish(None, closing)
+        except BaseException as exc:
+            call.finish(None, exc)
+            if inner is not None:
+                await inner.aclose()
+            raise
         finally:
-            await driven.aclose()
+            resume = value = closing = None
 
     return wrapper
 
 
-async def _drive_async(inner: AsyncGenerator[Any, Any], call: Call) -> AsyncGenerator[Any, Any]:
-    """Run `inner` to its end, entered only while it runs."""
-    resume: Callable[[], Any] = inner.__anext__
-    entered = True
-    try:
-        while True:
-            if not entered:
-                call.enter()
-                entered = True
-            item = await resume()
-            call.leave()
-            entered = False
-            try:
-                sent = yield item
-            except GeneratorExit:
-                call.enter()
-                entered = True
-                await inner.aclose()
-                raise
-            except BaseException as thrown:
-                resume = functools.partial(inner.athrow, thrown)
-            else:
-                resume = functools.partial(inner.asend, sent)
-    except StopAsyncIteration:
-        call.finish(None, None)
-    except BaseException as exc:
-        call.finish(None, exc)
-        raise
+def _invoke(bound: Any, /, *args: Any, **kwargs: Any) -> Any:
+    return bound(*args, **kwargs)
 
 
-def _proxy(fn: Any, observer: Observer) -> Any:
-    """Wrap what is no plain function with one wrapt proxy; its calls go through the closure of its kind."""
-    make = _closure(target(fn))
+def _proxy(fn: Any, begin: Begin) -> Any:
+    """Wrap what is no plain function in one wrapt proxy, whose calls run through the closure of their kind."""
+
+    def begin_bound(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        return begin(args[1:], kwargs, args[0])
+
+    run = _closure_for(target(fn))(_invoke, begin_bound)
 
     def enter(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return make(wrapped, observer)(*args, **kwargs)
+        return run(wrapped, *args, **kwargs)
 
-    return wrapt.FunctionWrapper(fn, enter)
+    return cast("Any", wrapt.FunctionWrapper)(fn, enter)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace.sampling import ParentBased
-from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, get_current_span, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, Span, SpanContext, SpanKind, get_current_span, set_span_in_context
 
 from healthobs import _runtime
 from healthobs._callables import target
@@ -252,7 +252,7 @@ class ObservedCall:
         span = self._span
         context = (span if span is not None else get_current_span()).get_span_context()
         try:
-            receipt = audit.append(draft.as_mapping(context))
+            receipt = audit.append({**draft.as_mapping(), **_ids(context)})
         except AuditError as failure:
             binding.obs.metrics.count_internal_error("audit")
             assert binding.audit is not None  # noqa: S101
@@ -263,6 +263,12 @@ class ObservedCall:
             exchange = _runtime.exchange.get()
             if exchange is not None:
                 exchange.receipt(receipt)
+
+
+def _ids(context: SpanContext) -> dict[str, str]:
+    if not context.is_valid:
+        return {}
+    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
 
 def _audit_outcome(result: Any, exc: BaseException | None, outcome: str) -> str:

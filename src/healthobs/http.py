@@ -2,7 +2,7 @@
 
 Standards: OpenTelemetry semantic conventions for HTTP (stable), W3C Trace Context level 1, RFC 9110
 (methods), RFC 9457 (problem details). One pair of clock readings serves all signals. Nothing of path,
-query, headers or body is recorded; `url.path` is the route template, a deliberate deviation.
+query, headers or body is recorded; `url.path` is left out, a deliberate deviation: `http.route` stands for it.
 
 Limits: baggage is not read.
 """
@@ -264,7 +264,7 @@ class Exchange:
         attributes: dict[str, Any] = {"http.response.status_code": status}
         if route != UNMATCHED:
             span.update_name(f"{self._method} {route}")
-            attributes["http.route"] = attributes["url.path"] = route
+            attributes["http.route"] = route
         if self.error is not None:
             record_exception(span, describe_exception(self.error))
         elif error:

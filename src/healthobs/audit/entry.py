@@ -44,7 +44,7 @@ def canonical(value: Any) -> str:
     """Return the RFC 8785 form of JSON made of text, whole numbers, booleans, nulls, lists and objects.
 
     Example:
-        >>> canonical({"b": [1, True], "a": "\\u20ac"})
+        >>> canonical({"b": [1, True], "a": "€"})
         '{"a":"€","b":[1,true]}'
     """
     return json.dumps(_ordered(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -56,7 +56,8 @@ def _ordered(value: Any) -> Any:
         members = cast("dict[str, Any]", value)
         return {name: _ordered(members[name]) for name in sorted(members, key=_utf16)}
     if isinstance(value, list):
-        return [_ordered(item) for item in cast("list[Any]", value)]
+        items: list[Any] = value
+        return [_ordered(item) for item in items]
     return value
 
 

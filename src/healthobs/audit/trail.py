@@ -15,7 +15,7 @@ import os
 import secrets
 import sqlite3
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -238,7 +238,7 @@ class AuditTrail:
         return self._guarded(store.connect_read_only)
 
     @contextmanager
-    def _guarded(self, connect: Callable[[Path], sqlite3.Connection]) -> Iterator[sqlite3.Connection]:
+    def _guarded(self, connect: Callable[[Path], sqlite3.Connection]) -> Generator[sqlite3.Connection]:
         """Give a connection for one task, and turn SQLite's errors into ours, without its texts."""
         try:
             with contextlib.closing(connect(self.path)) as connection:

@@ -20,14 +20,12 @@ from werkzeug.exceptions import HTTPException
 
 from healthobs import Observability, audited, classified, tokens
 from healthobs import flask as healthobs_flask
-from healthobs._runtime import exchange
 from healthobs.audit import annotate
 from healthobs.client import Client
 from healthobs.endpoints import Request as EndpointRequest
-from healthobs.exceptions import AuditWriteError
-from reference_services._kit import database, idempotency, openapi
+from reference_services._kit import database, errors, idempotency, openapi
 from reference_services._kit.auth import Authenticator, Jwks, Principal, fetch_jwks
-from reference_services._kit.problems import Problem, of_status, render
+from reference_services._kit.problems import Problem, render
 from reference_services._kit.routes import Operation, Returns, View, canonical_request
 from reference_services._kit.settings import ServiceInfo, ServiceSettings
 from reference_services._kit.transport import WsgiPool
@@ -48,17 +46,6 @@ class Index(Model):
     version: str
     description: str
     links: dict[str, str]
-
-
-class _App(Flask):
-    """Flask whose unhandled exceptions go to the exchange's span and the redacted log, not to standard error."""
-
-    def log_exception(self, exc_info: Any) -> None:
-        kit: Kit = self.extensions["reference_services"]
-        answering = exchange.get()
-        if answering is not None:
-            answering.error = exc_info[1]
-        kit.log.error("unhandled_exception", exc_info=exc_info[1])
 
 
 class Kit:
@@ -91,15 +78,11 @@ class Kit:
         self._clients: dict[str, Client] = {}
         self._schema_version: int | None = None
         self.jwks: Jwks = tokens.CachedJwks(self._fetch_jwks)
-        self.app = _App("reference_services", static_folder=None)
+        self.app = errors.Application("reference_services", static_folder=None)
         self.app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
         self.app.url_map.merge_slashes = False
         self.app.extensions["reference_services"] = self
-        self.app.register_error_handler(HTTPException, _http_error)
-        self.app.register_error_handler(Problem, render)
-        self.app.register_error_handler(AuditWriteError, _audit_error)
-        self.app.register_error_handler(sa.exc.OperationalError, self._store_error)
-        self.app.register_error_handler(sa.exc.TimeoutError, self._store_error)
+        errors.register(self.app, self.log)
 
     # ---- routes
 
@@ -263,6 +246,10 @@ class Kit:
             self.obs.health.register("database", lambda: database.check(self.engine, version))
         for name, check in (checks or {}).items():
             self.obs.health.register(name, check)
+        for operation in self.operations:
+            if operation.idempotent:  # at start, so that a damaged key file stops it
+                self._idempotency.slot("", "", "")
+                self._replays.seed((operation.rule,))
         self.get("/", returns={200: Index}, summary="Name, version and links")(self._index)
         self.get("/openapi.json", returns={200: None}, summary="This description")(self._openapi)
         return healthobs_flask.init_app(self.app, self.obs, authorize=self._authorize, conf=self.info.conf)
@@ -305,7 +292,9 @@ class Kit:
             try:
                 return self._answer(operation, path)
             except HTTPException as exc:
-                problem = _of_http(exc)
+                if exc.code is not None and exc.code < 400:
+                    raise  # a redirect
+                problem = errors.of_http(exc)
             except Problem as exc:
                 problem = exc
             return (operation.on_problem or render)(problem)
@@ -359,30 +348,3 @@ class Kit:
             "Requests answered from the memory of an earlier one with the same Idempotency-Key",
             ("endpoint",),
         )
-
-    def _store_error(self, exc: Exception) -> Response:
-        self.log.error("store_unavailable", exc_info=exc)
-        return render(
-            Problem(
-                503, "store_unavailable", "The store does not answer; retry.", headers={"Retry-After": "1"}
-            )
-        )
-
-
-def _of_http(exc: HTTPException) -> Problem:
-    headers = {name: value for name, value in exc.get_headers() if name.lower() != "content-type"}
-    return of_status(exc.code or 500, headers)
-
-
-def _audit_error(_: AuditWriteError) -> Response:
-    return render(
-        Problem(
-            503, "audit_unavailable", "The audit store does not answer; retry.", headers={"Retry-After": "1"}
-        )
-    )
-
-
-def _http_error(exc: HTTPException) -> Any:
-    if exc.code is None or exc.code < 400:
-        return exc  # a redirect of the router
-    return render(_of_http(exc))

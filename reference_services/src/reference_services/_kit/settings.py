@@ -143,7 +143,12 @@ def _observability(info: ServiceInfo, environ: Mapping[str, str], data_dir: Path
         "endpoints": True,
         "allowed_keys": info.telemetry_keys,
     }
-    shown: dict[str, object] = {"headers": True, "audience": "all", "capture_stdlib": True}
+    shown: dict[str, object] = {
+        "headers": True,
+        "audience": "all",
+        "trace_response": True,
+        "capture_stdlib": True,
+    }
     overrides |= {name: on for name, on in shown.items() if not environ.get(f"HEALTHOBS_{name.upper()}")}
     if info.audit:
         if not environ.get("HEALTHOBS_AUDIT_DATABASE_URL"):

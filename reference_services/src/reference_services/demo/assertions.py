@@ -211,7 +211,7 @@ def no_phi_in_telemetry(evidence: Evidence) -> Iterator[str]:
         for kind in evidence.needles.hits(span.text):
             yield f"span '{span.name}' of {span.service} holds the {kind}"
     for service in SERVICES:
-        for kind in evidence.needles.hits("\n".join(evidence.logs.get(service, ()))):
+        for kind in evidence.needles.hits("\n".join(evidence.logs_at_the_end.get(service, ()))):
             yield f"the log of {service} holds the {kind}"
         for kind in evidence.needles.hits(evidence.metrics_text[service]):
             yield f"the metrics of {service} hold the {kind}"

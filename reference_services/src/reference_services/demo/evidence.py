@@ -84,7 +84,9 @@ class Evidence:
     #: Values that may be on no disk: card numbers, secrets, and what phi-service must encrypt.
     disk_needles: Needles = field(default_factory=Needles)
     spans: list[SpanRecord] = field(default_factory=list)
+    #: Log lines when the journey and the bad input were over, and when everything was.
     logs: dict[str, list[str]] = field(default_factory=dict)
+    logs_at_the_end: dict[str, list[str]] = field(default_factory=dict)
     metrics_text: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, Samples] = field(default_factory=dict)
     audit: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

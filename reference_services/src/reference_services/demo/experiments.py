@@ -65,7 +65,7 @@ def control_states(service: Service) -> dict[str, str]:
     """Return the state of each control of a service, by id."""
     with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
         status: Any = pool.request("GET", f"{service.url}/compliance/status").json()
-    return {control["id"]: control["state"] for control in status["controls"]}
+    return {control["id"]: control["state"] for control in status.get("controls", ())}
 
 
 def wait_for_control(service: Service, control: str, states: tuple[str, ...]) -> dict[str, str]:

@@ -70,7 +70,7 @@ def run(progress: Callable[[str], None], *, fault: Fault | None = None, keep: Pa
             experiments.sabotage_controls(services, evidence)
             progress("destroying a database")
             experiments.break_database(services, evidence)
-        evidence.logs = {name: service.log_lines() for name, service in services.items()}
+        evidence.logs_at_the_end = {name: service.log_lines() for name, service in services.items()}
     return evidence, judge(evidence)
 
 
@@ -104,7 +104,8 @@ def _collect(services, evidence, collector: Collector, fault: Fault | None, base
             break
         seen = len(spans)
         time.sleep(0.5)
-    evidence.spans = [span for span in collector.spans()]
+    evidence.spans = collector.spans()
+    evidence.logs = {name: service.log_lines() for name, service in services.items()}
     for name, service in services.items():
         evidence.metrics_text[name] = experiments.scrape(service)
         evidence.metrics[name] = Samples.parse(evidence.metrics_text[name])

@@ -1,0 +1,207 @@
+"""What a control is: an identified requirement, a criterion, and a probe that can fail.
+
+Six states: ``pass`` and ``fail`` come from a probe that ran, ``partial`` says that some parts of many were
+shown, ``attested`` that a named person declared it, ``not-applicable`` that a declared scope excludes it,
+``unknown`` everything else (never run, stale, probe errored, not visible from here). Nothing is a constant.
+
+Limits: run-time evidence is not certification.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from healthobs.clock import Clock
+from healthobs.config import Settings
+from healthobs.exceptions import ConfigurationError
+from healthobs.redaction import Redactor
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from healthobs.audit.trail import AuditTrail
+
+State = Literal["pass", "fail", "partial", "not-applicable", "unknown", "attested"]
+Method = Literal["probe", "measure", "config", "sample", "attestation"]
+STATES: tuple[State, ...] = ("pass", "fail", "partial", "not-applicable", "unknown", "attested")
+METHODS: tuple[Method, ...] = ("probe", "measure", "config", "sample", "attestation")
+#: States in which a required control lets the gate open.
+ACCEPTED: frozenset[State] = frozenset({"pass", "attested", "not-applicable"})
+#: Audit subject and action of what probes write, so that it never counts as a business event.
+CANARY_SUBJECT = "canary"
+CANARY_ACTION = "control.canary"
+
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,31}\Z")
+_FRAMEWORK = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one run of a probe saw.
+
+    Args:
+        state: One of `STATES`.
+        text: What was seen, in words; never a value from a person's record.
+        n: How many things were looked at.
+        missing: For ``partial``: the parts that were not shown.
+
+    Example:
+        >>> Outcome("pass", "42 entries verified", 42).state
+        'pass'
+    """
+
+    state: State
+    text: str
+    n: int | None = None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer of the service to a request it made to itself; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+#: Sends (method, path, headers, body) to the service's own application, inside the process.
+Call = Callable[[str, str, Mapping[str, str], bytes], Reply]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route that must refuse callers without credentials, with values put in for its parameters."""
+
+    method: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeContext:
+    """What probes may look at.
+
+    Args:
+        settings: Of the service.
+        clock: Wall and monotonic time.
+        redactor: The service's own; what it lets through, telemetry lets through.
+        audit: The audit trail, when there is one.
+        provider: The tracer provider, when there is one.
+        call: Sends requests to the service itself; None until an application is bound.
+        protected: Routes declared to need credentials.
+        scope: Declared facts such as ``{"chd": False}`` (handles no cardholder data).
+        refused_tokens: By name, tokens that the service must refuse, made by whoever can sign them
+            (``expired``, ``wrong_audience``); the probes add those that anybody can make.
+    """
+
+    settings: Settings
+    clock: Clock
+    redactor: Redactor
+    audit: AuditTrail | None = None
+    provider: TracerProvider | None = None
+    call: Call | None = None
+    protected: Sequence[Route] = ()
+    scope: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    refused_tokens: Callable[[], Mapping[str, str]] | None = None
+
+
+Probe = Callable[[ProbeContext], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One requirement and how it is observed.
+
+    Args:
+        id: Short name, as in the catalogue (``H-312.b``).
+        cite: The clause (``45 CFR 164.312(b)``).
+        framework: Lower-case framework (``hipaa``); label `type` of the check counter.
+        title: A few words.
+        criterion: What must be seen for ``pass``.
+        method: How it is observed.
+        probe: Looks and returns an `Outcome`; whatever it raises makes the control ``unknown``. None for an
+            attestation only.
+        valid_for_s: Seconds after which a result decays to ``unknown``.
+        required: Whether the gate needs it.
+        scope: Name of the scope fact that the control depends on; declared False makes it ``not-applicable``.
+        every_s: Least seconds between scheduled runs, for probes that are dear; 0 runs at every round.
+
+    Raises:
+        ConfigurationError: Listing everything that is wrong.
+
+    Example:
+        >>> control = Control("S-1", "policy 7", "company", "Ledger balances", "sum is 0", "measure",
+        ...                   lambda context: Outcome("pass", "sum is 0"))
+        >>> control.required
+        True
+    """
+
+    id: str
+    cite: str
+    framework: str
+    title: str
+    criterion: str
+    method: Method
+    probe: Probe | None = None
+    valid_for_s: int = 600
+    required: bool = True
+    scope: str | None = None
+    every_s: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field and report all problems at once."""
+        problems: list[str] = []
+        if not _ID.match(self.id):
+            problems.append("a control's id is up to 32 letters, digits, dots, hyphens and underscores")
+        if not _FRAMEWORK.match(self.framework):
+            problems.append("a control's framework is lower-case letters, digits and hyphens")
+        if not (self.cite and self.title and self.criterion):
+            problems.append("a control needs cite, title and criterion")
+        if self.method not in METHODS:
+            problems.append(f"a control's method is one of {', '.join(METHODS)}")
+        if (self.probe is None) != (self.method == "attestation"):
+            problems.append("a control has a probe, unless its method is attestation")
+        if self.valid_for_s < 1 or not 0 <= self.every_s < self.valid_for_s:
+            problems.append("valid_for_s is at least 1, and every_s less than it")
+        if problems:
+            raise ConfigurationError(*problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """A named person's declaration, backed by a document.
+
+    Args:
+        control: Id of the control it is about.
+        person: Who declares; the role or work id of a member of the workforce.
+        expires: Last day on which it holds (``YYYY-MM-DD``, UTC).
+        digest: SHA-256 of the document, 64 hex digits.
+    """
+
+    control: str
+    person: str
+    expires: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a control's last run left behind.
+
+    Args:
+        control: Which control.
+        outcome: What was seen.
+        observed_at: RFC 3339 time of the run.
+        observed_ns: Monotonic time of the run; ages are measured by it, so that a wall clock that is set back
+            refreshes nothing.
+        digest: SHA-256 over the canonical evidence.
+    """
+
+    control: Control
+    outcome: Outcome
+    observed_at: str
+    observed_ns: int
+    digest: str = field(repr=False)

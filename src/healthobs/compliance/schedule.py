@@ -1,0 +1,105 @@
+"""Repeats a round of work on a daemon thread, with jitter, in whichever process asks for it.
+
+A fork copies no thread and leaves locks as they were, so a child starts over: its own thread begins when
+`revive` is next called there.
+
+Limits: a round that hangs holds up the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import weakref
+from collections.abc import Callable
+
+from healthobs.exceptions import ConfigurationError
+
+_STOP_SECONDS = 5.0
+_MAX_JITTER = 0.9
+
+
+class Schedule:
+    """One background thread that calls `work` now and then.
+
+    Args:
+        work: A bound method; its object is held weakly, and the thread ends when that is gone.
+        name: Name of the thread.
+    """
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        self._work = weakref.WeakMethod(work)
+        self._name = name
+        self._times: tuple[float, float] | None = None
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        _schedules.add(self)
+
+    def start(self, interval_s: float, jitter: float) -> None:
+        """Work at once and then every `interval_s` seconds, more or less by the share `jitter`; 0 starts nothing.
+
+        Raises:
+            ConfigurationError: A number is out of its range.
+        """
+        if interval_s < 0 or not 0 <= jitter <= _MAX_JITTER:
+            raise ConfigurationError(f"interval_s is 0 or more seconds, and jitter from 0 to {_MAX_JITTER}")
+        if interval_s:
+            self._times = (interval_s, jitter)
+            self.revive()
+
+    def revive(self) -> None:
+        """Start the thread where there should be one and is none: after a fork, or when none could be had.
+
+        Raises:
+            RuntimeError: No thread can be had now either.
+        """
+        if self._times is None or self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is None:
+                self._stopped = threading.Event()
+                thread = threading.Thread(
+                    target=_repeat,
+                    args=(self._work, self._stopped, *self._times),
+                    name=self._name,
+                    daemon=True,
+                )
+                thread.start()
+                self._thread = thread
+
+    def stop(self) -> None:
+        """End the thread after the round that it is in; harmless twice."""
+        self._times = None
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._stopped.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_STOP_SECONDS)
+
+    def forget(self) -> None:
+        """Start over in a forked child."""
+        self._lock = threading.Lock()
+        self._thread = None
+
+
+def _repeat(
+    work: weakref.WeakMethod[Callable[[], None]], stopped: threading.Event, interval_s: float, jitter: float
+) -> None:
+    while not stopped.is_set():
+        method = work()
+        if method is None:
+            return
+        method()
+        del method  # nothing may keep the object alive while this thread sleeps
+        stopped.wait(interval_s * random.uniform(1 - jitter, 1 + jitter))  # noqa: S311 - spreads load, guards nothing
+
+
+def _after_fork() -> None:
+    for schedule in list(_schedules):
+        schedule.forget()
+
+
+_schedules: weakref.WeakSet[Schedule] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork)
