@@ -8,8 +8,10 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -335,6 +337,17 @@ class TestAccess:
         assert stream.writes == []
 
 
+def exit_code(child: int) -> int:
+    """Wait for `child`, but kill it when it hangs: a deadlocked child would outlive the test."""
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
 class TestBrokenStreams:
     """A fault of the stream is counted, never raised."""
 
@@ -415,7 +428,7 @@ class TestBrokenStreams:
                         logs.emit("info", "child")
                         os._exit(0)
                     children.append(child)
-                codes = [os.waitpid(child, 0)[1] for child in children]
+                codes = [exit_code(child) for child in children]
             finally:
                 stop.set()
                 thread.join()
@@ -433,7 +446,7 @@ class TestBrokenStreams:
         child = os.fork()
         if not child:
             os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
+        assert exit_code(child) == 0
 
 
 class TestGetLogger:

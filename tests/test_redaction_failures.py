@@ -68,6 +68,14 @@ def two_arguments(value: str) -> None:
     raise DomainError("bad", value)
 
 
+def called_with_a_list(value: str) -> None:
+    raise DomainError(*["card expired"])
+
+
+def chosen_by_an_index(value: str) -> None:
+    raise (DomainError("card expired"), DomainError(value))[0]
+
+
 def key_error(_value: str) -> None:
     raise KeyError("078-05-1120")
 

@@ -79,6 +79,10 @@ FOUND = [
 AFTER_A_KEYWORD = [
     ("MRN: A-1234", "id"),
     ("mrn 77", None),
+    ("MRN 1800", "id"),
+    ("SSN 1999", "id"),
+    ("born 1950", None),
+    ("born 3/1", "id"),
     ("medical record number is 991827", "id"),
     ("account 00123456", "id"),
     ("Acct# 8812-3391", "id"),

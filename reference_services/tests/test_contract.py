@@ -273,13 +273,18 @@ class TestBadInput:
         assert (body["status"], body["trace_id"]) == (422, TRACE_ID)
         assert body["errors"] == [{"pointer": "", "code": "extra_forbidden"}]
 
-    def test_a_fault_tells_nothing(self, world: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A fault is a 500 problem; its text reaches neither the caller, nor the log, nor the spans."""
+    def test_a_fault_tells_nothing(
+        self, world: Any, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """A fault is a 500 problem; its text reaches neither caller nor log, nor span, nor standard error."""
         answer = plant_fault(world, name, monkeypatch)
         assert (answer.status_code, answer.content_type) == (500, "application/problem+json")
         assert SECRET not in answer.get_data(as_text=True) + json.dumps(world.log_lines(name))
         assert SECRET not in "".join(span.to_json() for span in world.spans(name))
-        assert any(span.status.status_code.name == "ERROR" for span in world.spans(name))
+        assert SECRET not in "".join(capfd.readouterr())
+        faults = [event for span in world.spans(name) for event in span.events if event.name == "exception"]
+        assert [event.attributes["exception.type"] for event in faults] == ["RuntimeError"]
+        assert "unhandled_exception" in {line["event"] for line in world.log_lines(name)}
 
 
 class TestAuditTrail:

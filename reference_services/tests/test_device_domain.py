@@ -47,13 +47,23 @@ class TestReadObservation:
             ({"unit": "bpm"}, "unit_not_permitted"),
             ({"code": "8310-5", "value": 98, "unit": "Cel"}, "out_of_range"),
             ({"code": "8310-5", "value": 37, "unit": "degC"}, "unit_not_permitted"),
-            *(({"value": text}, "value_malformed") for text in ("NaN", "Infinity", "1e2", "", "0x1", "7２", " 1", "1.", "--1", "1" * 9)),
+            *(
+                ({"value": text}, "value_malformed")
+                for text in ("NaN", "Infinity", "1e2", "", "0x1", "7２", " 1", "1.", "--1", "1" * 9)
+            ),
             ({"value": -1}, "out_of_range"),
             ({"value": 351}, "out_of_range"),
             ({"code": "59408-5", "unit": "%", "value": "100.1"}, "out_of_range"),
             *(
                 ({"effective": text}, "effective_malformed")
-                for text in ("2026-11-18", "2026-11-18T11:00:00", "2026-11-18T11:00:00+00:00", "2026-02-30T00:00:00Z", "now", "２026-11-18T11:00:00Z")
+                for text in (
+                    "2026-11-18",
+                    "2026-11-18T11:00:00",
+                    "2026-11-18T11:00:00+00:00",
+                    "2026-02-30T00:00:00Z",
+                    "now",
+                    "２026-11-18T11:00:00Z",
+                )
             ),
             ({"effective": "2026-11-18T11:11:40.001Z"}, "in_the_future"),
         ],
@@ -62,12 +72,19 @@ class TestReadObservation:
         """A closed vocabulary of reasons; nothing is guessed."""
         assert refusal(**changes) == code
 
-    @pytest.mark.parametrize(("code", "unit"), [(code, unit) for code, units in CODES.items() for unit in units])
+    @pytest.mark.parametrize(
+        ("code", "unit"), [(code, unit) for code, units in CODES.items() for unit in units]
+    )
     def test_limits(self, code: str, unit: str) -> None:
         """Both limits belong to what they bound; a step beyond hard is refused, beyond soft is flagged."""
         limits, step = CODES[code][unit], Decimal("0.0001")
-        (low, high), (soft_low, soft_high) = (tuple(map(Decimal, pair)) for pair in (limits.hard, limits.soft))
-        flags = {value: read(code=code, unit=unit, value=str(value)).flags for value in (low, soft_low, soft_high, high)}
+        (low, high), (soft_low, soft_high) = (
+            tuple(map(Decimal, pair)) for pair in (limits.hard, limits.soft)
+        )
+        flags = {
+            value: read(code=code, unit=unit, value=str(value)).flags
+            for value in (low, soft_low, soft_high, high)
+        }
         assert flags[soft_low] == flags[soft_high] == ()
         assert flags[low] == (() if low == soft_low else ("soft_low",))
         assert flags[high] == (() if high == soft_high else ("soft_high",))
@@ -89,14 +106,21 @@ class TestReadObservation:
 class TestReadInstant:
     """`read_instant_ms`."""
 
-    @given(st.datetimes(min_value=__import__("datetime").datetime(1900, 1, 1), max_value=__import__("datetime").datetime(2200, 1, 1)))
+    @given(
+        st.datetimes(
+            min_value=__import__("datetime").datetime(1900, 1, 1),
+            max_value=__import__("datetime").datetime(2200, 1, 1),
+        )
+    )
     def test_milliseconds(self, moment: Any) -> None:
         """Exact to the millisecond."""
         from datetime import UTC, datetime, timedelta
 
         text = moment.isoformat(timespec="milliseconds") + "Z"
         found = domain.read_instant_ms(text)
-        assert datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=found) == datetime.fromisoformat(text)
+        assert datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=found) == datetime.fromisoformat(
+            text
+        )
 
 
 class TestAlarms:
@@ -118,17 +142,24 @@ class TestAlarms:
     def test_without_calibration(self) -> None:
         """One technical alarm for all the observations of a device without a calibration in force."""
         found = domain.alarms_of([read(sequence=1), read(sequence=2)], calibrated=False)
-        assert [(alarm.cause, alarm.kind, alarm.priority, alarm.count) for alarm in found] == [("calibration", "Tec", "Lo", 2)]
+        assert [(alarm.cause, alarm.kind, alarm.priority, alarm.count) for alarm in found] == [
+            ("calibration", "Tec", "Lo", 2)
+        ]
         assert domain.alarms_of([read()], calibrated=True) == []
 
-    @pytest.mark.parametrize(("flags", "calibrated", "word"), [((), True, "Vld"), ((), False, "Qst"), (("late",), True, "Qst"), (("soft_low",), True, "Vld")])
+    @pytest.mark.parametrize(
+        ("flags", "calibrated", "word"),
+        [((), True, "Vld"), ((), False, "Qst"), (("late",), True, "Qst"), (("soft_low",), True, "Vld")],
+    )
     def test_validity(self, flags: tuple[str, ...], calibrated: bool, word: str) -> None:
         """Late or uncalibrated is questionable; alarming is not."""
         assert domain.validity(flags, calibrated=calibrated) == word
 
 
 items = st.builds(
-    lambda value, minute, sequence: read(value=value, effective=f"2026-11-18T10:{minute:02}:00Z", sequence=sequence),
+    lambda value, minute, sequence: read(
+        value=value, effective=f"2026-11-18T10:{minute:02}:00Z", sequence=sequence
+    ),
     st.integers(20, 140),
     st.integers(0, 3),
     st.integers(0, 3),
@@ -142,7 +173,14 @@ class Device:
         self.engine = sa.create_engine("sqlite://")
         self.connection = self.engine.connect()
         store.METADATA.create_all(self.connection)
-        row = {"id": "d", "device_identifier": "1", "serial": "1", "name": "n", "status": "active", "registered_ns": 0}
+        row = {
+            "id": "d",
+            "device_identifier": "1",
+            "serial": "1",
+            "name": "n",
+            "status": "active",
+            "registered_ns": 0,
+        }
         assert store.add_device(self.connection, row)
         return self
 

@@ -77,7 +77,9 @@ class TestParse:
         """A wrong check digit is an issue with both digits; the rest is read all the same."""
         right = made.device_identifier[-1]
         wrong = str((int(right) + shift) % 10)
-        text = udi.format_bracketed(made).replace(made.device_identifier, made.device_identifier[:-1] + wrong, 1)
+        text = udi.format_bracketed(made).replace(
+            made.device_identifier, made.device_identifier[:-1] + wrong, 1
+        )
         found = udi.parse(text, year=YEAR)
         assert found.issues == (Issue("check_digit", right, wrong),)
         assert (found.lot, found.serial, found.expiry) == (made.lot, made.serial, made.expiry)
@@ -148,7 +150,9 @@ class TestParse:
 class TestCheckDigit:
     """GS1 modulo 10."""
 
-    @pytest.mark.parametrize("number", ["00844588003288", "00614141999996", "10614141000415", "04012345678901"])
+    @pytest.mark.parametrize(
+        "number", ["00844588003288", "00614141999996", "10614141000415", "04012345678901"]
+    )
     def test_known_numbers(self, number: str) -> None:
         """Numbers from published examples."""
         assert udi.check_digit(number[:-1]) == number[-1]
@@ -165,7 +169,15 @@ class TestIssuerOf:
 
     @pytest.mark.parametrize(
         ("text", "issuer"),
-        [("(01)1", "gs1"), ("01", "gs1"), ("]d201", "gs1"), ("+A", "hibcc"), ("=/A", "iccbba"), ("&,1", "iccbba"), ("x", "unknown")],
+        [
+            ("(01)1", "gs1"),
+            ("01", "gs1"),
+            ("]d201", "gs1"),
+            ("+A", "hibcc"),
+            ("=/A", "iccbba"),
+            ("&,1", "iccbba"),
+            ("x", "unknown"),
+        ],
     )
     def test_first_characters(self, text: str, issuer: Any) -> None:
         """The agencies' forms begin differently."""

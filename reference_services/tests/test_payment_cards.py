@@ -93,7 +93,8 @@ class TestReadCard:
         assert read("4539578763621486", any_pan=True).outcome == "approved"
 
     @pytest.mark.parametrize(
-        ("number", "cvc"), [("4242424242424242", "1234"), ("378282246310005", "123"), ("4242424242424242", "12a")]
+        ("number", "cvc"),
+        [("4242424242424242", "1234"), ("378282246310005", "123"), ("4242424242424242", "12a")],
     )
     def test_security_code(self, number: str, cvc: str) -> None:
         """Four digits for American Express, three for the others."""
@@ -104,7 +105,10 @@ class TestReadCard:
     def test_expiry(self) -> None:
         """A card is good to the end of its month, and declined when it has expired since."""
         card = read("4242424242424242", exp_month=11, exp_year=2026)
-        assert [card.outcome_at(*moment) for moment in ((2026, 11), (2026, 12))] == ["approved", "expired_card"]
+        assert [card.outcome_at(*moment) for moment in ((2026, 11), (2026, 12))] == [
+            "approved",
+            "expired_card",
+        ]
         with pytest.raises(CardError) as caught:
             read("4242424242424242", exp_month=10, exp_year=2026)
         assert caught.value.code == "card_expired"
@@ -119,7 +123,11 @@ class TestReadCard:
 class TestHoldsCardNumber:
     """Card numbers in free text."""
 
-    @given(st.sampled_from(sorted(TEST_CARDS)), st.sampled_from(["", " ", "-", ".", "/", " - "[:2]]), st.text(max_size=20))
+    @given(
+        st.sampled_from(sorted(TEST_CARDS)),
+        st.sampled_from(["", " ", "-", ".", "/", " - "[:2]]),
+        st.text(max_size=20),
+    )
     def test_found(self, number: str, separator: str, around: str) -> None:
         """With any usual separator, inside other text or digits."""
         text = separator.join(number[start : start + 4] for start in range(0, len(number), 4))
@@ -129,7 +137,9 @@ class TestHoldsCardNumber:
         """Digits of other scripts are digits."""
         assert cards.holds_card_number("４２４２ ４２４２ ４２４２ ４２４２")
 
-    @pytest.mark.parametrize("text", ["", "invoice 4711", "4242424242424241", "2026-11-23 12:00:00", "+1 202 555 0123"])
+    @pytest.mark.parametrize(
+        "text", ["", "invoice 4711", "4242424242424241", "2026-11-23 12:00:00", "+1 202 555 0123"]
+    )
     def test_not_found(self, text: str) -> None:
         """Dates, phone numbers and numbers with a wrong check digit are none."""
         assert not cards.holds_card_number(text)

@@ -43,7 +43,13 @@ class TestMoney:
 
     @pytest.mark.parametrize(
         ("text", "currency", "minor"),
-        [("150.00", "USD", 15_000), ("150", "USD", 15_000), ("0.5", "USD", 50), ("150", "JPY", 150), ("1.005", "KWD", 1005)],
+        [
+            ("150.00", "USD", 15_000),
+            ("150", "USD", 15_000),
+            ("0.5", "USD", 50),
+            ("150", "JPY", 150),
+            ("1.005", "KWD", 1005),
+        ],
     )
     def test_exponents(self, text: str, currency: str, minor: int) -> None:
         """The yen has no decimals, the dinar three."""
@@ -52,8 +58,23 @@ class TestMoney:
     @pytest.mark.parametrize(
         ("text", "currency"),
         [
-            *(("1.005", "USD"), ("150.0", "JPY"), ("1.0000", "KWD"), ("-1", "USD"), ("+1", "USD"), ("1e2", "USD")),
-            *(("", "USD"), (".5", "USD"), ("1.", "USD"), ("01", "USD"), ("NaN", "USD"), ("1,5", "USD"), ("１", "USD")),
+            *(
+                ("1.005", "USD"),
+                ("150.0", "JPY"),
+                ("1.0000", "KWD"),
+                ("-1", "USD"),
+                ("+1", "USD"),
+                ("1e2", "USD"),
+            ),
+            *(
+                ("", "USD"),
+                (".5", "USD"),
+                ("1.", "USD"),
+                ("01", "USD"),
+                ("NaN", "USD"),
+                ("1,5", "USD"),
+                ("１", "USD"),
+            ),
         ],
     )
     def test_refused_texts(self, text: str, currency: str) -> None:
@@ -66,7 +87,9 @@ class TestMoney:
     def test_both_forms(self, minor: int, currency: str) -> None:
         """Either form will do; both must agree."""
         text = domain.to_decimal(minor, currency)
-        assert {domain.amount_of(*form, currency) for form in ((minor, None), (None, text), (minor, text))} == {minor}
+        assert {
+            domain.amount_of(*form, currency) for form in ((minor, None), (None, text), (minor, text))
+        } == {minor}
         with pytest.raises(MoneyError, match="amounts_differ"):
             domain.amount_of(minor + 1, text, currency)
 
@@ -95,12 +118,16 @@ class TestApprovalsRequired:
     def test_thresholds(self, currency: str) -> None:
         """One from the first threshold on, two from ten times it."""
         first = CURRENCIES[currency][1] * 10 ** CURRENCIES[currency][0]
-        found = [domain.approvals_required(first * times - less, currency) for times in (1, 10) for less in (1, 0)]
+        found = [
+            domain.approvals_required(first * times - less, currency) for times in (1, 10) for less in (1, 0)
+        ]
         assert found == [0, 1, 1, 2]
 
     def test_dollars(self) -> None:
         """$10,000 and $100,000."""
-        assert [domain.approvals_required(cents, "USD") for cents in (999_999, 1_000_000, 9_999_999, 10_000_000)] == [0, 1, 1, 2]
+        assert [
+            domain.approvals_required(cents, "USD") for cents in (999_999, 1_000_000, 9_999_999, 10_000_000)
+        ] == [0, 1, 1, 2]
 
     @given(amounts, amounts, currencies)
     def test_more_never_needs_fewer(self, one: int, other: int, currency: str) -> None:
@@ -181,7 +208,9 @@ class TestDecide:
         assert self.decide("checker", age_seconds=APPROVAL_SECONDS + 1.0) is Event.EXPIRE
         assert self.decide("checker", age_seconds=float(APPROVAL_SECONDS)) is Event.AUTHORIZE
 
-    @pytest.mark.parametrize("status", [status for status in Status if status is not Status.REQUIRES_APPROVAL])
+    @pytest.mark.parametrize(
+        "status", [status for status in Status if status is not Status.REQUIRES_APPROVAL]
+    )
     def test_only_what_waits(self, status: Status) -> None:
         """There is nothing to decide elsewhere."""
         with pytest.raises(TransitionError):
@@ -193,7 +222,12 @@ class TestComplianceType:
 
     @pytest.mark.parametrize(
         ("arguments", "label"),
-        [((1, True, True), "sox"), ((0, True, True), "fda"), ((0, True, False), "hipaa"), ((0, False, False), "pci")],
+        [
+            ((1, True, True), "sox"),
+            ((0, True, True), "fda"),
+            ((0, True, False), "hipaa"),
+            ((0, False, False), "pci"),
+        ],
     )
     def test_the_strictest_wins(self, arguments: tuple[int, bool, bool], label: str) -> None:
         """SOX before FDA before HIPAA before PCI."""
@@ -222,7 +256,9 @@ class Payments(RuleBasedStateMachine):
             self.connection, id=key, amount=amount, currency="USD", capture=True, token_id="tok", initiator=who,
             required=required, created_ns=0,
         )  # fmt: skip
-        status = store.happen(self.connection, key, Status.CREATED, Event.HOLD if required else Event.AUTHORIZE)
+        status = store.happen(
+            self.connection, key, Status.CREATED, Event.HOLD if required else Event.AUTHORIZE
+        )
         self.model[key] = (status, who, required, {})
         return key
 
@@ -248,7 +284,11 @@ class Payments(RuleBasedStateMachine):
         if event is not None:
             status = store.happen(self.connection, key, status, event)
         expected = (
-            Status.REJECTED if not approve else Status.AUTHORIZED if len(decided) >= required else Status.REQUIRES_APPROVAL
+            Status.REJECTED
+            if not approve
+            else Status.AUTHORIZED
+            if len(decided) >= required
+            else Status.REQUIRES_APPROVAL
         )
         assert status is expected
         self.model[key] = (status, initiator, required, decided)
@@ -275,8 +315,12 @@ class Payments(RuleBasedStateMachine):
     def holds(self) -> None:
         """Status, pending count, ledger and both controls agree with the model."""
         rows = {key: store.payment(self.connection, key) for key in self.model}
-        assert {key: row["status"] for key, row in rows.items() if row} == {key: m[0].value for key, m in self.model.items()}
-        assert store.pending(self.connection) == sum(m[0] is Status.REQUIRES_APPROVAL for m in self.model.values())
+        assert {key: row["status"] for key, row in rows.items() if row} == {
+            key: m[0].value for key, m in self.model.items()
+        }
+        assert store.pending(self.connection) == sum(
+            m[0] is Status.REQUIRES_APPROVAL for m in self.model.values()
+        )
         captured = {key for key, m in self.model.items() if m[0] is Status.CAPTURED}
         assert set(self.connection.execute(sa.select(store.LEDGER.c.payment_id)).scalars()) == captured
         assert store.unbalanced(self.connection) == 0

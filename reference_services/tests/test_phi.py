@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import stat
@@ -11,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from healthobs.compliance import ProbeContext
+from reference_services.phi import domain as phi_domain
+from reference_services.phi.controls import controls
+from reference_services.phi.crypto import Vault
 from reference_services.synthetic_phi import domain as synthetic
 
 FIELDS = (
@@ -404,6 +409,67 @@ class TestAtRest:
         assert answer.status_code == 500
         assert phi.sample("phi_encryption_operations_total", op="decrypt", result="failed") == 1
         assert phi.entries("patient.read")[0]["outcome"] == "error"
+
+
+class TestControls:
+    """The service's own controls pass on a sound service and fail on each sabotage from outside."""
+
+    def observe(self, phi: Phi) -> dict[str, str]:
+        """Run the probes and return the states."""
+        service = phi.world["phi-service"].extensions["phi-service"]
+        obs = phi.world.obs("phi-service")
+        context = ProbeContext(settings=obs.settings, clock=obs.clock, redactor=obs.redactor)
+        made = {control.id: control for control in controls(lambda: service)}
+        return {
+            name: control.probe(context).state for name, control in made.items() if control.probe is not None
+        }
+
+    def alter(self, phi: Phi, statement: str, *values: str) -> None:
+        """Change the database with the owner's rights."""
+        with contextlib.closing(sqlite3.connect(phi.folder / "phi.db")) as connection:
+            connection.execute(statement, values)
+            connection.commit()
+
+    def test_sound(self, phi: Phi) -> None:
+        """Both pass, with and without records, and leave no canary behind."""
+        assert self.observe(phi) == {"H-312.a2iv": "pass", "H-502b": "pass"}
+        phi.made()
+        assert self.observe(phi) == {"H-312.a2iv": "pass", "H-502b": "pass"}
+        assert (
+            phi.call("POST", "/patients/search", json={"identifier": record()["identifiers"][0]}).get_json()[
+                "total"
+            ]
+            == 1
+        )
+
+    def test_plain_record_in_the_database(self, phi: Phi) -> None:
+        """A row that somebody stored readable is no envelope."""
+        phi.made()
+        self.alter(phi, "UPDATE patient SET record = ?", json.dumps(record()))
+        assert self.observe(phi) == {"H-312.a2iv": "fail", "H-502b": "pass"}
+
+    def test_readable_copy_beside_it(self, phi: Phi) -> None:
+        """A copy in another table of the same file is found."""
+        phi.made()
+        self.alter(phi, "CREATE TABLE export (line TEXT)")
+        self.alter(phi, "INSERT INTO export VALUES (?)", record()["address"]["line"])
+        assert self.observe(phi)["H-312.a2iv"] == "fail"
+
+    def test_key_readable_by_others(self, phi: Phi) -> None:
+        """A key that others can read protects nothing."""
+        (phi.folder / "phi.kek").chmod(0o644)
+        assert self.observe(phi)["H-312.a2iv"] == "fail"
+
+    def test_canary_sealed_in_name_only(self, phi: Phi, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A vault that no longer encrypts is found before any patient's record is."""
+        monkeypatch.setattr(Vault, "encrypt", lambda _self, _key, _row, _version, plain: plain.decode())
+        assert self.observe(phi)["H-312.a2iv"] == "fail"
+
+    def test_view_that_leaks(self, phi: Phi, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A derived field that shows the whole address fails the other control, and only that."""
+        derived = {**phi_domain._DERIVED, "zip3": lambda stored, _today: stored["address"]}
+        monkeypatch.setattr(phi_domain, "_DERIVED", derived)
+        assert self.observe(phi) == {"H-312.a2iv": "pass", "H-502b": "fail"}
 
 
 class TestTelemetry:

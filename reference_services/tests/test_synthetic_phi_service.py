@@ -244,6 +244,22 @@ class TestReadiness:
         assert answer.status_code == 503
         assert answer.get_json()["checks"]["data_generator"] == "not_ready"
 
+    def test_a_collector_away_does_not_take_it_down(
+        self, client: Any, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Spans that cannot be sent make tracing degraded, and the service stays ready."""
+        monkeypatch.setattr(world.obs(NAME).tracing, "flush", lambda **_: False)
+        answer = client.get("/readiness")
+        assert (answer.status_code, answer.get_json()["checks"]["tracing"]) == (200, "degraded")
+
+    def test_the_metrics_check_can_fail(
+        self, client: Any, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A registry that lost the service's counter is not ready."""
+        monkeypatch.setattr(world.obs(NAME).metrics, "exposition", lambda _accept: ("text/plain", b""))
+        answer = client.get("/readiness")
+        assert (answer.status_code, answer.get_json()["checks"]["metrics"]) == (503, "not_ready")
+
 
 def test_the_manifest_names_this_service() -> None:
     """The service's own facts are the manifest's."""

@@ -1,40 +1,39 @@
 """Carries out a plan: one clock pair a call, and from it span, sample, count, log line and audit entry.
 
-The plan is bound to an `Observability` once (instruments, children, tracer) and the binding is kept in one
-tuple, compared by identity at each call and replaced as a whole.
+Span attributes, `error.type` and the exception event follow the OpenTelemetry semantic conventions; the audit
+entry is the one of 45 CFR 164.312(b). The clock stops when the function returns; the entry is appended after
+that, and before the value reaches the caller.
+
+Limits: a generator's audit entry is appended before its first item is handed out, so what is annotated later
+is not in it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import context as otel_context
-from opentelemetry.sdk.trace.sampling import ParentBased
-from opentelemetry.trace import INVALID_SPAN, Span, SpanContext, SpanKind, get_current_span, set_span_in_context
+from opentelemetry.context import Context, attach, get_current
+from opentelemetry.trace import Span, Status, StatusCode, get_current_span, set_span_in_context
 
 from healthobs import _runtime
+from healthobs._binding import CANCELLED, ERROR, OK, Binding
 from healthobs._callables import target
 from healthobs._plan import Plan
-
-from healthobs.exceptions import AuditError, AuditWriteError, InstrumentationError
+from healthobs.exceptions import AuditWriteError, InstrumentationError
 from healthobs.redaction import describe_exception
 from healthobs.tracing import record_exception
 
 if TYPE_CHECKING:
     from healthobs.audit.draft import AuditDraft
-    from collections.abc import Callable, Mapping
 
-    from healthobs.observability import Observability
-
-OK, ERROR, CANCELLED = "ok", "error", "cancelled"
-OUTCOMES = (OK, ERROR, CANCELLED)
 _CANCELLATIONS = (asyncio.CancelledError, GeneratorExit)
-_KINDS = {kind.name.lower(): kind for kind in SpanKind}
+_override, _process = _runtime.override, _runtime.process
 
 
-class FunctionObserver:
+class Operation:
     """Begins the observation of each call of one function.
 
     Args:
@@ -45,147 +44,142 @@ class FunctionObserver:
         InstrumentationError: `fields` names a parameter that the function does not have.
     """
 
+    __slots__ = ("_binding", "_signature", "name", "plan")
+
     def __init__(self, fn: Any, plan: Plan) -> None:
         inner = target(fn)
         self.plan = plan
-        self.name = plan.name or getattr(inner, "__qualname__", type(fn).__qualname__).replace(".<locals>", "")
-        self._signature = _signature(inner, plan)
-        self._binding: _Binding | None = None
+        self.name = plan.name or _qualified_name(inner)
+        self._signature = _signature(inner, plan) if plan.capture else None
+        self._binding: Binding | None = None
 
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ObservedCall | None:
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], bound: Any = None) -> ObservedCall | None:
         """Start observing one call; None leaves it alone. Never raises."""
-        obs = _runtime.override.get() or _runtime.process.default
+        obs = _override.get() or _process.default
         if obs is None:
             return None
         binding = self._binding
         if binding is None or binding.obs is not obs:
-            binding = self._binding = _Binding(self, obs)
-        if binding.off:
+            binding = self._binding = Binding(self.name, self.plan, obs)
+        if binding.spans_only and (binding.tracer is None or (binding.inherits and binding.parent_drops())):
             return None
-        return ObservedCall(binding, self.captured(args, kwargs) if self._signature else None)
+        captured = None if self._signature is None else self._captured(binding, args, kwargs, bound)
+        return ObservedCall(binding, captured)
 
-    def captured(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments that `fields` names, defaults included."""
-        assert self._signature is not None  # noqa: S101 - for the type checkers
+    def _captured(
+        self, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any], bound: Any
+    ) -> dict[str, Any]:
+        """Return the arguments that `fields` names, defaults included, in the order of the signature."""
         try:
-            bound = self._signature.bind(*args, **kwargs)
+            signature = self._signature if bound is None else inspect.signature(bound)
+            assert signature is not None  # noqa: S101 - for the type checkers
+            arguments = signature.bind(*args, **kwargs)
+            arguments.apply_defaults()
+            return {name: value for name, value in arguments.arguments.items() if name in self.plan.capture}
         except TypeError:
-            return {}  # the call itself will say so
-        bound.apply_defaults()
-        return {name: bound.arguments[name] for name in self.plan.capture}
+            return {}  # wrong arguments: the call itself will say so
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            binding.fault("fields", exc)
+            return {}
 
 
-def _signature(inner: Any, plan: Plan) -> inspect.Signature | None:
-    if not plan.capture:
-        return None
-    signature = inspect.signature(inner)
-    if any(name not in signature.parameters for name in plan.capture):
-        raise InstrumentationError("fields names a parameter that the function does not have")
+def _qualified_name(inner: Any) -> str:
+    module = getattr(inner, "__module__", None)
+    name = getattr(inner, "__qualname__", type(inner).__qualname__).replace(".<locals>", "")
+    return f"{module}.{name}" if isinstance(module, str) else name
+
+
+def _signature(inner: Any, plan: Plan) -> inspect.Signature:
+    try:
+        signature = inspect.signature(inner)
+    except (TypeError, ValueError):
+        raise InstrumentationError("fields needs a function whose signature can be read") from None
+    unknown = sorted(plan.capture.difference(signature.parameters))
+    if unknown:
+        raise InstrumentationError(f"fields names {', '.join(unknown)}, which the function does not take")
     return signature
-
-
-class _Binding:
-    """A plan under one `Observability`: everything that is the same for each call."""
-
-    __slots__ = (
-        "attributes", "audit", "count", "kind", "name", "obs", "observer", "off", "own_counters", "plan",
-        "running", "sample", "shortcut", "tracer",
-    )  # fmt: skip
-
-    def __init__(self, observer: FunctionObserver, obs: Observability) -> None:
-        plan, on = observer.plan, not obs.settings.disabled
-        self.observer, self.obs, self.plan, self.name = observer, obs, plan, observer.name
-        prefix = obs.settings.prefix or "healthobs"
-        self.tracer = obs.tracing.tracer if on and plan.traced else None
-        self.kind = _KINDS[plan.traced.kind] if plan.traced else SpanKind.INTERNAL
-        self.attributes = dict(plan.traced.attributes) if plan.traced else None
-        self.shortcut = isinstance(getattr(obs.tracing.provider, "sampler", None), ParentBased)
-        self.sample: dict[str, Any] | None = None
-        self.count: dict[str, Any] | None = None
-        self.running: Any = None
-        if on and plan.timed:
-            timed = obs.metrics.histogram(
-                f"{prefix}_operation_duration_seconds", "Duration of an operation", ("operation", "outcome")
-            )
-            self.sample = {outcome: timed.labels(self.name, outcome).observe for outcome in OUTCOMES}
-        if on and any(part.metric is None for part in plan.counted):
-            total = obs.metrics.counter(
-                f"{prefix}_operations_total", "Operations that ended", ("operation", "outcome")
-            )
-            self.count = {outcome: total.labels(self.name, outcome).inc for outcome in OUTCOMES}
-        if on and plan.in_flight:
-            gauge = obs.metrics.gauge(f"{prefix}_operations_in_flight", "Operations that are running", ("operation",))
-            self.running = gauge.labels(self.name)
-        self.own_counters: tuple[tuple[Any, Callable[[Any], float] | None], ...] = tuple(
-            (obs.metrics.counter(part.metric, part.documentation), part.amount)
-            for part in plan.counted
-            if on and part.metric is not None
-        )
-        self.audit = plan.audited if obs.audit is not None else None
-        telemetry = (self.tracer, self.sample, self.count, self.running, self.own_counters, on and plan.logged)
-        self.off = not (any(telemetry) or self.audit or plan.classified)
 
 
 class ObservedCall:
     """One call: entered when made, left at each pause, finished once."""
 
-    __slots__ = ("_binding", "_captured", "_draft", "_draft_token", "_span", "_start_ns", "_token", "_wall_ns")
+    __slots__ = (
+        "_binding", "_captured", "_context", "_draft", "_draft_token", "_inside", "_running", "_span", "_start_ns",
+        "_token", "_wall_ns",
+    )  # fmt: skip
 
-    def __init__(self, binding: _Binding, captured: dict[str, Any] | None) -> None:
+    def __init__(self, binding: Binding, captured: dict[str, Any] | None) -> None:
         self._binding = binding
         self._captured = captured
         self._span: Span | None = None
-        self._token: Any = None
+        self._inside: Span | None = None
+        self._context: Context | None = None
+        self._token: Token[Context] | None = None
         self._draft: AuditDraft | None = None
-        self._draft_token: Any = None
-        obs, plan = binding.obs, binding.plan
+        self._draft_token: Token[Any] | None = None
+        self._running = False
+        self._wall_ns = self._start_ns = 0
         try:
-            if plan.classified is not None:
-                exchange = _runtime.exchange.get()
-                if exchange is not None:
-                    exchange.classify(plan.classified)
-            if binding.audit is not None:
-                from healthobs.audit.draft import AuditDraft
-
-                self._draft = AuditDraft(action=binding.audit.action, resource_type=binding.audit.resource_type)
+            if binding.audited is not None or binding.plan.classified is not None:
+                self._begin_exchange()
             if binding.running is not None:
                 binding.running.inc()
-            self._wall_ns = obs.clock.wall_ns()
-            self._start_ns = obs.clock.monotonic_ns()
-            if binding.tracer is not None:
-                self._start_span(binding)
-            self.enter()
-        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            obs.metrics.count_internal_error("decorator")
+                self._running = True
+            self._wall_ns = binding.wall_ns()
+            self._start_ns = binding.monotonic_ns()
+            if binding.tracer is not None and not (binding.inherits and binding.parent_drops()):
+                span = self._span = self._inside = binding.tracer.start_span(
+                    binding.name, None, binding.kind, binding.attributes, (), self._wall_ns
+                )
+                if captured and span.is_recording():
+                    span.set_attributes(binding.obs.redactor.mapping(captured, signal="trace"))
+            self.resume()
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            binding.fault("begin", exc)
 
-    def _start_span(self, binding: _Binding) -> None:
-        parent = get_current_span()
-        context = parent.get_span_context()
-        if binding.shortcut and context.is_valid and not context.is_remote and not context.trace_flags.sampled:
-            return  # the sampler would drop it: the parent stays current
-        assert binding.tracer is not None  # noqa: S101 - for the type checkers
-        self._span = binding.tracer.start_span(
-            binding.name, kind=binding.kind, attributes=binding.attributes, start_time=self._wall_ns
-        )
-        if self._captured and self._span.is_recording():
-            values = binding.obs.redactor.mapping(self._captured, signal="trace")
-            self._span.set_attributes(values)
+    def _begin_exchange(self) -> None:
+        binding = self._binding
+        if binding.audited is not None:
+            from healthobs.audit.draft import AuditDraft
 
-    def enter(self) -> None:
+            self._draft = AuditDraft(
+                action=binding.audited.action, resource_type=binding.audited.resource_type
+            )
+        if binding.plan.classified is not None:
+            exchange = _runtime.exchange.get()
+            if exchange is not None:
+                exchange.classify(binding.plan.classified)
+
+    def resume(self) -> None:
         """Make span and audit draft current, on top of the caller's context."""
-        if self._span is not None:
-            self._token = otel_context.attach(set_span_in_context(self._span))
+        if self._inside is not None:
+            self._context = set_span_in_context(self._inside)
+            self._token = attach(self._context)
         if self._draft is not None:
             self._draft_token = _runtime.audit_draft.set(self._draft)
 
-    def leave(self) -> None:
-        """Give the caller its own context back."""
+    def pause(self) -> None:
+        """Give the caller its own context back.
+
+        Raises:
+            AuditWriteError: At the first item, under the policy ``deny``, when the entry is not durable.
+        """
         if self._token is not None:
-            otel_context.detach(self._token)
-            self._token = None
-        if self._draft_token is not None:
-            _runtime.audit_draft.reset(self._draft_token)
-            self._draft_token = None
+            context = get_current()
+            if context is not self._context:  # the body keeps a span of its own open across the yield
+                self._inside = get_current_span(context)
+        self._leave()
+        if self._draft is not None:
+            self._append(None, None, OK)
+
+    def _leave(self) -> None:
+        # Not `opentelemetry.context.detach`: it logs an error when a coroutine is closed from elsewhere.
+        token, self._token = self._token, None
+        if token is not None:
+            _reset(token)
+        draft_token, self._draft_token = self._draft_token, None
+        if draft_token is not None:
+            _reset(draft_token)
 
     def finish(self, result: Any, exc: BaseException | None) -> None:
         """End every signal with one duration, then append the audit entry.
@@ -194,92 +188,161 @@ class ObservedCall:
             AuditWriteError: Under the policy ``deny``, when the entry is not durable.
         """
         binding = self._binding
-        obs = binding.obs
-        outcome = OK
+        outcome, now_ns = OK, self._start_ns
         try:
-            duration_ns = obs.clock.monotonic_ns() - self._start_ns
-            outcome = self._outcome(result, exc)
-            self._record(result, exc, outcome, duration_ns)
-        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            obs.metrics.count_internal_error("decorator")
-        finally:
-            self.leave()
+            now_ns = binding.monotonic_ns()
+            if self._running and binding.running is not None:
+                binding.running.dec()
+            if exc is not None:
+                outcome = CANCELLED if isinstance(exc, _CANCELLATIONS) else ERROR
+            elif binding.plan.error_if is not None and binding.plan.error_if(result):
+                outcome = ERROR
+        except Exception as fault:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            binding.fault("finish", fault)
+        duration_ns = now_ns - self._start_ns
+        ids = None
+        if self._span is not None:
+            ids = self._end_span(self._span, exc, outcome, duration_ns)
+        if binding.measured:
+            self._measure(result, outcome, now_ns, duration_ns, ids)
+        if binding.level is not None:
+            self._write(binding.level, exc, outcome, duration_ns, ids)
+        self._leave()
         if self._draft is not None:
             self._append(result, exc, outcome)
 
-    def _outcome(self, result: Any, exc: BaseException | None) -> str:
-        if exc is not None:
-            return CANCELLED if isinstance(exc, _CANCELLATIONS) else ERROR
-        failed = self._binding.plan.error_if
-        return ERROR if failed is not None and failed(result) else OK
+    def _end_span(
+        self, span: Span, exc: BaseException | None, outcome: str, duration_ns: int
+    ) -> tuple[str, str, bool] | None:
+        """End the span; return its ids as text, and whether it is sampled."""
+        ids = None
+        try:
+            context = span.get_span_context()
+            ids = f"{context.trace_id:032x}", f"{context.span_id:016x}", span.is_recording()
+            if outcome is ERROR:
+                if exc is not None:
+                    record_exception(span, describe_exception(exc))
+                else:
+                    span.set_attribute("error.type", "_OTHER")
+                    span.set_status(Status(StatusCode.ERROR))
+        except Exception as fault:  # noqa: BLE001
+            self._binding.fault("traced", fault)
+        try:
+            span.end(self._wall_ns + duration_ns)
+        except Exception as fault:  # noqa: BLE001 - a span processor may raise
+            self._binding.fault("traced", fault)
+        return ids
 
-    def _record(self, result: Any, exc: BaseException | None, outcome: str, duration_ns: int) -> None:
+    def _measure(
+        self, result: Any, outcome: str, now_ns: int, duration_ns: int, ids: tuple[str, str, bool] | None
+    ) -> None:
+        binding = self._binding
+        try:
+            if binding.samples is not None:
+                seconds = duration_ns / 1e9
+                exemplar = None
+                if ids is not None and ids[2] and binding.exemplars and binding.exemplar_due(now_ns, seconds):
+                    exemplar = {"trace_id": ids[0], "span_id": ids[1]}
+                binding.samples[outcome].observe(seconds, exemplar)
+            if binding.counters is not None:
+                binding.counters[outcome].inc()
+        except Exception as fault:  # noqa: BLE001
+            binding.fault("timed", fault)
+        if outcome is OK:
+            for instrument, amount, labels in binding.own_counters:
+                try:
+                    child = instrument.labels(*[str(label(result)) for label in labels])
+                    child.inc(1 if amount is None else amount(result))
+                except Exception as fault:  # noqa: BLE001 - a callback of the user's may raise
+                    binding.fault("counted", fault)
+
+    def _write(
+        self,
+        level: str,
+        exc: BaseException | None,
+        outcome: str,
+        duration_ns: int,
+        ids: tuple[str, str, bool] | None,
+    ) -> None:
         binding = self._binding
         seconds = duration_ns / 1e9
-        span = self._span
-        if binding.running is not None:
-            binding.running.dec()
-        if span is not None:
-            if exc is not None and outcome is ERROR:
-                record_exception(span, describe_exception(exc))
-            span.end(self._wall_ns + duration_ns)
-        if binding.sample is not None:
-            binding.sample[outcome](seconds, self._exemplar())
-        if binding.count is not None:
-            binding.count[outcome]()
-        if exc is None:
-            for counter, amount in binding.own_counters:
-                counter.inc(1 if amount is None else amount(result))
-        if binding.plan.logged is not None:
-            fields: dict[str, Any] = {**(self._captured or {}), "duration_seconds": seconds, "outcome": outcome}
+        try:
+            if level == "info" and outcome is not ERROR and self._captured is None and ids is not None:
+                # Nothing in this line comes from data, so it needs no redaction.
+                line = {"event": binding.event, "trace_id": ids[0], "span_id": ids[1]}
+                binding.obs.logs.access({**line, "duration_seconds": seconds, "outcome": outcome})
+                return
+            fields: dict[str, Any] = {
+                **(self._captured or {}),
+                "duration_seconds": seconds,
+                "outcome": outcome,
+            }
             if exc is not None and outcome is ERROR:
                 fields["exc_info"] = exc
-            binding.obs.logs.emit(binding.plan.logged, binding.name, fields)
-
-    def _exemplar(self) -> dict[str, str] | None:
-        context = (self._span or INVALID_SPAN).get_span_context()
-        if not (context.trace_flags.sampled and self._binding.obs.settings.exemplars):
-            return None
-        return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+            failed = outcome is ERROR and level != "critical"
+            binding.obs.logs.emit("error" if failed else level, binding.name, fields)
+        except Exception as fault:  # noqa: BLE001
+            binding.fault("logged", fault)
 
     def _append(self, result: Any, exc: BaseException | None, outcome: str) -> None:
-        binding, draft = self._binding, self._draft
-        audit = binding.obs.audit
+        """Append the audit entry, once; what happens when that fails is the policy's to say."""
+        binding, draft, self._draft = self._binding, self._draft, None
         assert draft is not None  # noqa: S101 - for the type checkers
-        assert audit is not None  # noqa: S101
         if draft.outcome == OK:
-            draft.outcome = _audit_outcome(result, exc, outcome)
-        span = self._span
-        context = (span if span is not None else get_current_span()).get_span_context()
+            draft.outcome = audit_outcome(result, exc, outcome)
+        trail = binding.obs.audit
+        failure: Exception | None = None
         try:
-            receipt = audit.append({**draft.as_mapping(), **_ids(context)})
-        except AuditError as failure:
-            binding.obs.metrics.count_internal_error("audit")
-            assert binding.audit is not None  # noqa: S101
-            if (binding.audit.policy or binding.obs.settings.audit_policy) == "deny":
-                raise AuditWriteError("the access could not be recorded, so it is not answered") from failure
-            binding.obs.logs.emit("error", "audit_entry_lost", {"action": draft.action})
-        else:
-            exchange = _runtime.exchange.get()
-            if exchange is not None:
-                exchange.receipt(receipt)
+            if trail is not None:
+                context = (self._span or get_current_span()).get_span_context()
+                exchange = _runtime.exchange.get()
+                entry = draft.as_mapping()
+                if context.is_valid:
+                    entry["trace_id"] = f"{context.trace_id:032x}"
+                    entry["span_id"] = f"{context.span_id:016x}"
+                if exchange is not None:
+                    entry["request_id"] = exchange.request_id
+                receipt = trail.append(entry)
+                if exchange is not None:
+                    exchange.receipt(receipt)
+                return
+            if binding.audited is None or binding.audited.policy != "deny":
+                return  # the service keeps no trail, and nothing here insists on one
+        except Exception as raised:  # noqa: BLE001 - whatever it is, there is no durable entry
+            failure = raised
+        binding.obs.metrics.count_internal_error("audit")
+        binding.obs.logs.emit(
+            "error",
+            "audit_entry_lost",
+            {"action": draft.action, "policy": binding.policy, "exc_info": failure},
+        )
+        # An interrupt or a cancellation answers nothing: it goes on.
+        if binding.policy == "deny" and (exc is None or isinstance(exc, Exception)):
+            raise AuditWriteError(
+                "the access could not be recorded, so it is not answered; see the log line audit_entry_lost"
+            ) from failure
 
 
-def _ids(context: SpanContext) -> dict[str, str]:
-    if not context.is_valid:
-        return {}
-    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+def _reset(token: Token[Any]) -> None:
+    try:
+        token.var.reset(token)
+    except ValueError:
+        pass  # closed in another context than it ran in, which keeps nothing of ours
 
 
-def _audit_outcome(result: Any, exc: BaseException | None, outcome: str) -> str:
-    """Say how the call ended, in the vocabulary of audit entries."""
-    if exc is not None:
-        return "error"
-    status = getattr(result, "status_code", None)
-    if isinstance(result, tuple) and len(result) > 1 and isinstance(result[1], int):
+def audit_outcome(result: Any, exc: BaseException | None, outcome: str) -> str:
+    """Say how a call ended in the vocabulary of audit entries: ok, denied (401, 403), failed (4xx, 5xx), error.
+
+    Args:
+        result: What was returned: a value, a response with `status_code`, or a Flask pair (body, status).
+        exc: What was raised; werkzeug's HTTP exceptions count as the response that they stand for.
+        outcome: ``ok``, ``error`` or ``cancelled``.
+    """
+    status: Any = getattr(result, "status_code", None)
+    if isinstance(result, tuple) and len(result) > 1:  # pyright: ignore[reportUnknownArgumentType]
         status = result[1]
-    if status in (401, 403):
-        return "denied"
+    if exc is not None and callable(getattr(exc, "get_response", None)):
+        status = getattr(exc, "code", None)
     if isinstance(status, int) and status >= 400:
-        return "failed"
+        return "denied" if status in (401, 403) else "failed"
     return "ok" if outcome is OK else "error"

@@ -1,12 +1,20 @@
-"""What the decorators of one function ask for together: a frozen plan, and what it becomes under one `Observability`."""
+"""What the decorators of one function ask for together: one frozen plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from healthobs.exceptions import InstrumentationError
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """Record a span."""
+
+    kind: str = "internal"
+    attributes: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +24,7 @@ class Counted:
     metric: str | None = None
     documentation: str = ""
     amount: Callable[[Any], float] | None = None
+    labels: tuple[tuple[str, Callable[[Any], Any]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +46,13 @@ class Classified:
 
 
 @dataclass(frozen=True, slots=True)
-class Traced:
-    """Record a span."""
-
-    kind: str = "internal"
-    attributes: tuple[tuple[str, Any], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """The parts that were asked for; None or False is a part that was not.
+    """The parts that were asked for; None, False or empty is a part that was not.
 
     Args:
         name: Name of the span and value of the label ``operation``; None takes the function's.
         capture: Names of arguments that may be recorded on the span and the log line.
+        error_if: Told the result; true makes the outcome ``error``.
     """
 
     name: str | None = None
@@ -61,11 +63,11 @@ class Plan:
     logged: str | None = None
     audited: Audited | None = None
     classified: Classified | None = None
-    capture: tuple[str, ...] = ()
+    capture: frozenset[str] = frozenset()
     error_if: Callable[[Any], bool] | None = field(default=None, compare=False)
 
     def merged(self, other: Plan) -> Plan:
-        """Return both plans as one.
+        """Return both plans as one; the order does not matter.
 
         Raises:
             InstrumentationError: Both ask for the same part, or name the operation differently.
@@ -75,25 +77,28 @@ class Plan:
             mine, theirs = getattr(self, spec.name), getattr(other, spec.name)
             if not theirs:
                 continue
-            if spec.name == "counted":
-                changes["counted"] = _counters(mine, theirs)
-            elif spec.name == "capture":
-                changes["capture"] = (*mine, *(name for name in theirs if name not in mine))
-            elif not mine:
+            if not mine:
                 changes[spec.name] = theirs
+            elif spec.name == "capture":
+                changes["capture"] = mine | theirs
+            elif spec.name == "counted":
+                changes["counted"] = _counters(mine, theirs)
             elif spec.name == "name":
                 if mine != theirs:
-                    raise InstrumentationError("two decorators name the operation differently: name it once")
+                    raise InstrumentationError(
+                        f"the operation has two names, '{mine}' and '{theirs}': name it once"
+                    )
             else:
-                raise InstrumentationError(f"the part '{spec.name}' was asked for twice: remove one decorator")
+                raise InstrumentationError(
+                    f"the part '{spec.name}' was asked for twice: remove one decorator"
+                )
         return replace(self, **changes)
 
 
 def _counters(mine: tuple[Counted, ...], theirs: tuple[Counted, ...]) -> tuple[Counted, ...]:
     taken = {part.metric for part in mine}
     if any(part.metric in taken for part in theirs):
-        raise InstrumentationError("the part 'counted' was asked for twice: remove one decorator")
+        raise InstrumentationError(
+            "the part 'counted' was asked for twice: remove one decorator, or give one a counter of its own"
+        )
     return (*mine, *theirs)
-
-
-Attributes = Mapping[str, Any]

@@ -43,10 +43,12 @@ _EMAIL_STOP = frozenset(" \t\r\n\v\f@<>()[]{},;:\"'=/|\\`?&")
 _URL_END = re.compile(r"[\s<>\"'`\[\]{}|\\^]|\Z")
 _SCHEME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789+.-")
 
+# A year alone may stay after these (45 CFR 164.514(b)(2)(i)(C)); after others four digits are a number.
+_BIRTH = "date of birth|birth ?date|birthday|dob|born"
 _STRONG = (
-    "medical record|social security|date of birth|birth ?date|birthday|policy (?:number|no)|member id|"
+    "medical record|social security|policy (?:number|no)|member id|"
     "patient (?:id|number|no)|chart (?:number|no)|health plan|subscriber|beneficiary|medicare|medicaid|"
-    "passport|mrn|ssn|npi|mbi|hicn|dea|dob|born|iban|imei|udi|vin|nhs"
+    "passport|mrn|ssn|npi|mbi|hicn|dea|iban|imei|udi|vin|nhs"
 )
 _WEAK = (
     "account|acct|member|policy|license|licence|serial|device|claim|encounter|admission|certificate|patient|"
@@ -54,7 +56,7 @@ _WEAK = (
 )
 _KEYWORD = re.compile(
     # The value is only looked at: in `device serial number 8812` the first keyword must not take the second.
-    rf"(?<![a-z])(?:(?P<strong>{_STRONG})|(?:{_WEAK}))(?![a-z])"
+    rf"(?<![a-z])(?:(?P<birth>{_BIRTH})|(?P<strong>{_STRONG})|(?:{_WEAK}))(?![a-z])"
     r"(?=[^a-z0-9\[]{0,4}(?:(?:number|num|no|nr|id|code|is|was|of|on)(?![a-z])[^a-z0-9\[]{0,4}){0,2}"
     r"(?P<value>[a-z0-9][a-z0-9./_-]{0,255}))"
 )
@@ -102,7 +104,7 @@ _WORD = re.compile(r"[a-z]+")
 #: Every keyword, age and month pattern contains one of these as a whole word.
 _TELLING_WORDS = frozenset(
     _WORD.findall(
-        f"{_STRONG} {_WEAK} telephone telefax phone fax mobile cell tel age aged old yo y bearer sept birthdate"
+        f"{_BIRTH} {_STRONG} {_WEAK} telephone telefax phone fax mobile cell tel age aged old yo y bearer sept birthdate"
     )
 ).union(*((name, name[:3]) for name in _MONTH_NAMES)) - {"of", "no", "id", "number"}
 #: A short date (`1/2/50`) or IPv4 address has four digits; every other number or token has more.
@@ -285,8 +287,10 @@ def _keyword_numbers(shadow: str, found: list[Finding]) -> None:
     for match in _KEYWORD.finditer(shadow):
         value = match.group("value").rstrip(".-/_")
         digits = sum(char.isdigit() for char in value)
-        if match.group("strong"):
+        if match.group("birth"):
             wanted = digits > 0 and len(value) > 2 and _PLAIN_YEAR.fullmatch(value) is None
+        elif match.group("strong"):
+            wanted = digits > 0 and len(value) > 2
         else:
             wanted = digits > 3 and _OPAQUE_ID.fullmatch(value) is None
         if wanted:

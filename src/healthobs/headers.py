@@ -24,6 +24,16 @@ SECURITY: tuple[tuple[str, str], ...] = (
     ("X-Frame-Options", "DENY"),
 )
 
+#: Every name that a response may get from here, in lower case.
+OWN_NAMES = frozenset({name.lower() for name, _ in SECURITY}) | {
+    "audit-receipt",
+    "compliance",
+    "data-classification",
+    "data-handling",
+    "traceresponse",
+    "x-request-id",
+}
+
 
 def compliance(
     *,

@@ -120,7 +120,7 @@ class Exchange:
 
     __slots__ = (
         "_active", "_classified", "_context", "_method", "_protocol", "_receipt", "_route", "_scheme", "_server",
-        "_start_ns", "_token", "_trusted", "_wall_ns", "error", "request_id", "span", "status",
+        "_start_ns", "_trusted", "_wall_ns", "error", "request_id", "span", "status",
     )  # fmt: skip
 
     def __init__(
@@ -143,7 +143,6 @@ class Exchange:
         self._classified: Classified | None = None
         self._receipt: Receipt | None = None
         self._route = UNMATCHED
-        self._token: Any = None
         self._trusted = trusted
         self.status = 0
         self.error: BaseException | None = None
@@ -182,14 +181,8 @@ class Exchange:
         )
 
     def enter(self) -> None:
-        """Make the server span current."""
-        self._token = otel_context.attach(self._context)
-
-    def leave(self) -> None:
-        """Give the thread its own context back."""
-        if self._token is not None:
-            otel_context.detach(self._token)
-            self._token = None
+        """Make the server span current, in a context that is the exchange's own."""
+        otel_context.attach(self._context)
 
     def classify(self, part: Classified) -> None:
         """State the response's classification (`@classified`)."""

@@ -10,14 +10,16 @@ Limits: a server that never closes the body iterable (a fault against PEP 3333) 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import copy_context
 from http import HTTPStatus
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from healthobs import _runtime
 from healthobs.endpoints import Authorize, Endpoints, Request
 from healthobs.exceptions import AuditWriteError
+from healthobs.headers import OWN_NAMES
 from healthobs.http import Exchange, HttpServer, new_request_id
 from healthobs.problems import Response, problem
 
@@ -68,7 +70,7 @@ class Middleware:
         except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
             self._obs.metrics.count_internal_error("http")
             return self._app(environ, start_response)
-        return _Answer(self, exchange).run(environ, start_response)
+        return _Answer(self._app, self._obs, exchange, environ, start_response).run()
 
     def is_trusted(self, environ: WSGIEnvironment) -> bool:
         """Say whether the caller may see compliance headers."""
@@ -131,64 +133,78 @@ def _reason(status: int) -> str:
 
 
 class _Answer:
-    """One exchange's way through the application: its `start_response`, its body, its close."""
+    """One exchange's way through the application: its `start_response`, its body, its close.
 
-    __slots__ = ("_body", "_closed", "_environ", "_exchange", "_iterator", "_middleware", "_sent", "_start", "_tokens")
+    The application runs in a context of its own (PEP 567), from the call to the close of its body: what is
+    current there is never seen by the server's thread, so nothing needs to be undone.
+    """
 
-    def __init__(self, middleware: Middleware, exchange: Exchange) -> None:
-        self._middleware = middleware
+    __slots__ = ("_app", "_body", "_closed", "_context", "_environ", "_exchange", "_iterator", "_obs", "_sent", "_start")
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        obs: Observability,
+        exchange: Exchange,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+    ) -> None:
+        self._app = app
+        self._obs = obs
         self._exchange = exchange
+        self._environ = environ
+        self._start = start_response
         self._sent = 0
         self._closed = False
-        self._tokens: tuple[Any, Any] | None = None
+        self._context = copy_context()
         self._body: Iterable[bytes] = ()
         self._iterator: Iterator[bytes] = iter(())
 
-    def run(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        self._environ, self._start = environ, start_response
-        self._enter()
+    def run(self) -> Iterable[bytes]:
+        """Call the application; return the body that measures."""
         try:
-            self._body = self._middleware.app(environ, self.start_response)
+            self._body = self._context.run(self._call)
         except AuditWriteError:
             self._body = self._unavailable()
         except BaseException as exc:
             self._exchange.error = exc
-            self._leave()
             self._finish()
             raise
-        self._leave()
         self._iterator = iter(self._body)
         return self
+
+    def _call(self) -> Iterable[bytes]:
+        _runtime.override.set(self._obs)
+        _runtime.exchange.set(self._exchange)
+        self._exchange.enter()
+        return self._app(self._environ, self.start_response)
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo = None, /
     ) -> Callable[[bytes], object]:
         """Add headers; note status and route."""
-        exchange = self._exchange
         try:
-            added = exchange.respond(int(status[:3]), _route(self._environ))
-            taken = {name.lower() for name, _ in headers}
-            headers = headers + [pair for pair in added if pair[0].lower() not in taken]
+            added = self._exchange.respond(int(status[:3]), _route(self._environ))
+            headers = [*headers, *_missing(added, headers)]
         except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            self._middleware.obs.metrics.count_internal_error("http")
+            self._obs.metrics.count_internal_error("http")
         if exc_info is None:
             return self._start(status, headers)
         return self._start(status, headers, exc_info)
 
     def __iter__(self) -> Iterator[bytes]:
+        """Return itself."""
         return self
 
     def __next__(self) -> bytes:
-        self._enter()
+        """Return the next chunk, made in the exchange's context."""
         try:
-            chunk = next(self._iterator)
+            chunk = self._context.run(next, self._iterator)
         except StopIteration:
             raise
         except BaseException as exc:
             self._exchange.error = exc
             raise
-        finally:
-            self._leave()
         self._sent += len(chunk)
         return chunk
 
@@ -196,35 +212,19 @@ class _Answer:
         """Close the application's body, then end the exchange."""
         if self._closed:
             return
-        self._closed = True
-        close = getattr(self._body, "close", None)
         try:
+            close = getattr(self._body, "close", None)
             if close is not None:
-                self._enter()
-                try:
-                    close()
-                finally:
-                    self._leave()
+                self._context.run(close)
         finally:
             self._finish()
-
-    def _enter(self) -> None:
-        self._tokens = (_runtime.override.set(self._middleware.obs), _runtime.exchange.set(self._exchange))
-        self._exchange.enter()
-
-    def _leave(self) -> None:
-        self._exchange.leave()
-        if self._tokens is not None:
-            _runtime.override.reset(self._tokens[0])
-            _runtime.exchange.reset(self._tokens[1])
-            self._tokens = None
 
     def _finish(self) -> None:
         self._closed = True
         try:
             self._exchange.finish(self._sent)
         except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            self._middleware.obs.metrics.count_internal_error("http")
+            self._obs.metrics.count_internal_error("http")
 
     def _unavailable(self) -> Iterable[bytes]:
         """Answer 503 in place of what may not be answered without its audit entry."""
@@ -237,6 +237,15 @@ class _Answer:
             headers=[("Retry-After", "1")],
         )
         return _send(response, [], self._environ, self.start_response)
+
+
+def _missing(added: list[tuple[str, str]], headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return what of `added` the application did not send itself."""
+    for name, _ in headers:
+        if name.lower() in OWN_NAMES:
+            taken = {name.lower() for name, _ in headers}
+            return [pair for pair in added if pair[0].lower() not in taken]
+    return added
 
 
 def _route(environ: WSGIEnvironment) -> str | None:

@@ -7,7 +7,7 @@ Importing this package loads neither a database nor cryptography; `open_trail` d
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from healthobs.audit.draft import AuditDraft, annotate
 from healthobs.audit.records import (
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AuditDraft",
+    "AuditTrail",
     "Checkpoint",
     "ConsistencyProof",
     "InclusionProof",
@@ -67,3 +68,12 @@ def open_trail(
         redactor=redactor,
         timeout_seconds=timeout_seconds,
     )
+
+
+def __getattr__(name: str) -> Any:
+    """Load `AuditTrail` when it is first asked for."""
+    if name == "AuditTrail":
+        from healthobs.audit.trail import AuditTrail
+
+        return AuditTrail
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,11 +41,11 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 
 
 def canonical(value: Any) -> str:
-    """Return the RFC 8785 form of JSON made of text, whole numbers, booleans, nulls, lists and objects.
+    """Return the RFC 8785 form of JSON made of text, whole numbers, booleans, nulls and objects.
 
     Example:
-        >>> canonical({"b": [1, True], "a": "€"})
-        '{"a":"€","b":[1,true]}'
+        >>> canonical({"b": {"d": 1, "c": True}, "a": "€"})
+        '{"a":"€","b":{"c":true,"d":1}}'
     """
     return json.dumps(_ordered(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -55,9 +55,6 @@ def _ordered(value: Any) -> Any:
     if isinstance(value, dict):
         members = cast("dict[str, Any]", value)
         return {name: _ordered(members[name]) for name in sorted(members, key=_utf16)}
-    if isinstance(value, list):
-        items: list[Any] = value
-        return [_ordered(item) for item in items]
     return value
 
 

@@ -6,6 +6,7 @@ certification; see `healthobs.compliance.engine`.
 
 from __future__ import annotations
 
+from healthobs.compliance.catalogue import library_controls
 from healthobs.compliance.control import (
     CANARY_ACTION,
     CANARY_SUBJECT,
@@ -22,6 +23,8 @@ from healthobs.compliance.control import (
     State,
 )
 from healthobs.compliance.engine import CATALOGUE_VERSION, ControlEngine
+from healthobs.compliance.recording import build_engine
+from healthobs.compliance.selfcall import self_caller
 
 __all__ = [
     "CANARY_ACTION",
@@ -39,4 +42,7 @@ __all__ = [
     "Result",
     "Route",
     "State",
+    "build_engine",
+    "library_controls",
+    "self_caller",
 ]

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, request
-from healthobs.audit import annotate
 
 from healthobs import Observability
+from healthobs.audit import annotate
 from healthobs.exceptions import ClientError
 from reference_services._kit import Kit, Principal, Problem, ServiceInfo, ServiceSettings
 from reference_services._kit.idempotency import load_secret
 from reference_services.phi import domain
+from reference_services.phi.controls import controls
 from reference_services.phi.crypto import Vault
 from reference_services.phi.domain import View
 from reference_services.phi.models import PatientRecord, PatientView, Search, SearchResult
@@ -45,6 +46,7 @@ class Service:
     def __init__(self, kit: Kit) -> None:
         metrics, files = kit.obs.metrics, kit.settings.file
         self.kit = kit
+        self.projected = 0
         self.operations = metrics.counter(
             "phi_encryption_operations_total", "Cryptographic operations.", ("op", "result")
         )
@@ -149,6 +151,7 @@ class Service:
 
     def shown(self, view: View, patient: Patient) -> PatientView:
         """Return the one form in which a record leaves this service: its projection."""
+        self.projected += 1
         today = self.kit.clock.now().date()
         projected = domain.project(view, patient.id, patient.version, patient.record, today)
         return PatientView.model_validate(projected, strict=False)
@@ -251,6 +254,8 @@ def create_app(
     transport: Mapping[str, WSGIApplication] | None = None,
 ) -> Flask:
     """Build the service."""
+    settings = settings or ServiceSettings.from_env(INFO)
+    obs = obs or Observability(settings.observability, controls=controls(lambda: service))
     kit = Kit(INFO, settings, obs=obs, transport=transport)
     kit.migrate(METADATA)
     service = Service(kit)

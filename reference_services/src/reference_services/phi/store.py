@@ -119,6 +119,12 @@ class Store:
         rows = connection.execute(sa.select(PATIENTS).order_by(PATIENTS.c.id).limit(limit))
         return [(row.id, row.version, row.dek, row.record) for row in rows]
 
+    def raw_row(self, connection: Connection, patient_id: str) -> list[str]:
+        """Return every column of a record's row and of its index rows, as stored."""
+        row = connection.execute(sa.select(PATIENTS).where(PATIENTS.c.id == patient_id)).one()
+        index = connection.execute(sa.select(IDENTIFIERS).where(IDENTIFIERS.c.patient_id == patient_id))
+        return [str(column) for found in (row, *index) for column in found]
+
     def _index(self, connection: Connection, patient_id: str, record: Mapping[str, Any]) -> None:
         identifiers: Iterable[Mapping[str, str]] = record.get("identifiers") or ()
         digests = {self._vault.blind_index(item["system"], item["value"]) for item in identifiers}

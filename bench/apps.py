@@ -1,0 +1,111 @@
+"""The applications that are compared: one trivial view, with each stack around it."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Flask
+from healthobs import Observability, Settings
+from healthobs.flask import init_app
+from opentelemetry.sdk.trace import TracerProvider
+
+from bench.floor import Floor
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+WsgiApp = Callable[..., Iterable[bytes]]
+
+
+class DevNull(io.TextIOBase):
+    """Takes lines and forgets them."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def bare() -> Flask:
+    """Return the application without anything around it."""
+    app = Flask("bench")
+
+    @app.get("/items/<item>")
+    def item(item: str) -> dict[str, str]:
+        return {"item": item}
+
+    return app
+
+
+def floor() -> WsgiApp:
+    """Return it with the hand-written four signals."""
+    return Floor(bare().wsgi_app, TracerProvider(shutdown_on_exit=False), DevNull())
+
+
+def ours(**overrides: Any) -> WsgiApp:
+    """Return it with healthobs: span, metrics, access line and headers."""
+    settings = Settings(
+        service_name="bench", prefix="bench", headers=True, audience="all", frameworks=("hipaa",), **overrides
+    )
+    app = bare()
+    init_app(app, Observability(settings, log_stream=DevNull()))
+    return app
+
+
+def ours_unsampled() -> WsgiApp:
+    """Return it with healthobs and a sampler that keeps nothing."""
+    before = os.environ.get("OTEL_TRACES_SAMPLER")
+    os.environ["OTEL_TRACES_SAMPLER"] = "always_off"
+    try:
+        return ours()
+    finally:
+        if before is None:
+            del os.environ["OTEL_TRACES_SAMPLER"]
+        else:
+            os.environ["OTEL_TRACES_SAMPLER"] = before
+
+
+def with_health_view() -> Flask:
+    """Return the bare application with a hand-written health view, what a probe costs without healthobs."""
+    app = bare()
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "healthy", "service": "bench", "version": "0", "timestamp": datetime.now(UTC).isoformat()}
+
+    return app
+
+
+def request(app: WsgiApp, path: str = "/items/1") -> Callable[[], None]:
+    """Return a function that makes one sampled GET through the WSGI callable and reads the whole body."""
+
+    def start_response(_status: str, _headers: list[tuple[str, str]], _exc_info: Any = None) -> Callable[[bytes], Any]:
+        return lambda _data: None
+
+    def run() -> None:
+        environ = {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": path,
+            "QUERY_STRING": "",
+            "SCRIPT_NAME": "",
+            "SERVER_NAME": "localhost",
+            "SERVER_PORT": "8080",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "HTTP_HOST": "localhost:8080",
+            "HTTP_TRACEPARENT": TRACEPARENT,
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.input": io.BytesIO(),
+            "wsgi.errors": io.StringIO(),
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": False,
+            "wsgi.run_once": False,
+        }
+        body = app(environ, start_response)
+        for _ in body:
+            pass
+        close = getattr(body, "close", None)
+        if close is not None:
+            close()
+
+    return run

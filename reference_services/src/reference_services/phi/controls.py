@@ -1,0 +1,128 @@
+"""What phi-service observes about itself, beside the library's controls.
+
+* H-312.a2iv, encryption at rest (45 CFR 164.312(a)(2)(iv)): what is stored is read back as stored.
+* H-502b, minimum necessary (45 CFR 164.502(b), 164.514(d)): what views show is compared with what they declare.
+
+Limits: the files are searched where the database is SQLite; of PostgreSQL only the columns are seen.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from healthobs.compliance import Control, Outcome, ProbeContext
+from reference_services.phi import domain
+from reference_services.phi.crypto import SealError
+
+if TYPE_CHECKING:
+    from reference_services.phi.api import Service
+
+SAMPLE = 50
+#: Shorter values occur in any file by chance.
+SHORTEST_SEARCHED = 8
+MAX_SEARCHED_BYTES = 64 * 1024 * 1024
+
+
+def controls(service: Callable[[], Service]) -> tuple[Control, ...]:
+    """Return the controls of the service that `service` returns once it exists."""
+    return (
+        Control(
+            id="H-312.a2iv",
+            cite="45 CFR 164.312(a)(2)(iv)",
+            framework="hipaa",
+            title="Encryption at rest",
+            criterion="a canary and every sampled record are stored unreadable and open under a private key",
+            method="probe",
+            probe=lambda _context: encryption_at_rest(service()),
+        ),
+        Control(
+            id="H-502b",
+            cite="45 CFR 164.502(b), 164.514(d)",
+            framework="hipaa",
+            title="Minimum necessary",
+            criterion="no view shows a field that it does not declare, and every answer is a view",
+            method="probe",
+            probe=lambda context: minimum_necessary(service(), context),
+        ),
+    )
+
+
+def encryption_at_rest(service: Service) -> Outcome:
+    """Seal a canary, sample stored records, and search what is stored for what they say."""
+    if not service.key_is_private():
+        return Outcome("fail", "the key file is readable by others or holds another key")
+    with service.kit.reading() as connection:
+        rows = service.store.raw(connection, SAMPLE)
+    if _canary_is_readable(service):
+        return Outcome("fail", "a canary record is stored readable")
+    values: list[str] = []
+    unopened = 0
+    for patient_id, version, wrapped, sealed in rows:
+        try:
+            plain = service.vault.decrypt(
+                service.vault.unwrap(patient_id, wrapped), patient_id, version, sealed
+            )
+        except SealError:
+            unopened += 1
+        else:
+            values.extend(_texts(json.loads(plain)))
+    if unopened:
+        return Outcome("fail", f"{unopened} of {len(rows)} sampled records do not open as sealed", len(rows))
+    stored = b"".join(_stored(service, rows))
+    readable = sum(value.encode() in stored for value in values if len(value) >= SHORTEST_SEARCHED)
+    if readable:
+        return Outcome("fail", f"{readable} values are readable in what is stored", len(rows))
+    return Outcome(
+        "pass", f"canary and {len(rows)} sampled records unreadable in {len(stored)} stored bytes", len(rows)
+    )
+
+
+def _canary_is_readable(service: Service) -> bool:
+    """Store a record as any other, look at its row, and take it back."""
+    marker, patient_id = f"canary-{uuid.uuid4()}", str(uuid.uuid4())
+    record = {"last_name": marker, "identifiers": [{"system": "urn:oid:2.999", "value": marker}]}
+    with service.kit.engine.connect() as connection, connection.begin() as transaction:
+        service.store.create(connection, patient_id, record)
+        stored = service.store.raw_row(connection, patient_id)
+        transaction.rollback()
+    return any(marker in text for text in stored)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _stored(service: Service, rows: list[tuple[str, int, str, str]]) -> Iterator[bytes]:
+    for _, _, wrapped, sealed in rows:
+        yield wrapped.encode()
+        yield sealed.encode()
+    database = service.kit.engine.url.database
+    if service.kit.engine.dialect.name == "sqlite" and database:
+        for path in (Path(database), Path(f"{database}-wal"), Path(f"{database}-journal")):
+            if path.is_file():
+                with path.open("rb") as file:
+                    yield file.read(MAX_SEARCHED_BYTES)
+
+
+def minimum_necessary(service: Service, context: ProbeContext) -> Outcome:
+    """Project a record of markers through every view, and compare answers given with views made."""
+    leaks = domain.undeclared_fields(context.clock.now().date())
+    if leaks:
+        named = ", ".join(f"{view}: {' '.join(fields)}" for view, fields in sorted(leaks.items()))
+        return Outcome("fail", f"views show undeclared fields ({named})", len(domain.POLICY))
+    return Outcome(
+        "pass",
+        f"{len(domain.POLICY)} views show only declared fields; {service.projected} answers were views",
+        len(domain.POLICY),
+    )

@@ -1,0 +1,163 @@
+"""A plan under one `Observability`: instruments, children and tracer, looked up once for all calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from opentelemetry.context import Context, get_current
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanKind, Tracer, set_span_in_context
+
+from healthobs._plan import Counted, Plan
+
+if TYPE_CHECKING:
+    from healthobs.metrics import Child, Instrument
+    from healthobs.observability import Observability
+
+_T = TypeVar("_T")
+OK, ERROR, CANCELLED = "ok", "error", "cancelled"
+OUTCOMES = (OK, ERROR, CANCELLED)
+#: The key under which OpenTelemetry keeps the current span in a context.
+_SPAN = next(iter(set_span_in_context(INVALID_SPAN, Context())))
+#: At most this often does a histogram sample carry an exemplar, slower calls than the last one excepted.
+_EXEMPLAR_INTERVAL_NS = 1_000_000_000
+
+#: An own counter, what to add, and what its labels are, each told the result.
+OwnCounter = tuple["Instrument", Callable[[Any], float] | None, tuple[Callable[[Any], Any], ...]]
+
+
+class Binding:
+    """Everything that is the same for each call of one function under one `Observability`.
+
+    A part that cannot be bound (a metric name that is taken) is left out, counted and logged: the function
+    itself must run all the same.
+
+    Args:
+        name: Name of the operation.
+        plan: What its decorators ask for.
+        obs: Where to record.
+    """
+
+    __slots__ = (
+        "_complained", "_dropping", "_exemplar_due_ns", "_exemplar_seconds", "attributes", "audited", "counters",
+        "event", "exemplars", "inherits", "kind", "level", "measured", "monotonic_ns", "name", "obs",
+        "own_counters", "plan", "policy", "running", "samples", "spans_only", "tracer", "wall_ns",
+    )  # fmt: skip
+
+    def __init__(self, name: str, plan: Plan, obs: Observability) -> None:
+        on = not obs.settings.disabled
+        self.obs, self.plan, self.name = obs, plan, name
+        self.event: str = obs.redactor.text(name)
+        self.wall_ns, self.monotonic_ns = obs.clock.wall_ns, obs.clock.monotonic_ns
+        self._complained: set[str] = set()
+        self._dropping: object = self
+        self._exemplar_due_ns, self._exemplar_seconds = 0, 0.0
+        traced = plan.traced if on else None
+        self.tracer: Tracer | None = obs.tracing.tracer if traced else None
+        self.kind = SpanKind[traced.kind.upper()] if traced else SpanKind.INTERNAL
+        self.attributes = dict(traced.attributes) if traced and traced.attributes else None
+        self.inherits = traced is not None and _drops_with_parent(obs.tracing.provider)
+        self.exemplars = traced is not None and obs.settings.exemplars
+        self.level = plan.logged if on else None
+        self.samples: dict[str, Child] | None = None
+        self.counters: dict[str, Child] | None = None
+        self.running: Child | None = None
+        self.own_counters: list[OwnCounter] = []
+        if on:
+            self._bind_metrics()
+        self.measured = bool(self.samples or self.counters or self.own_counters)
+        self.audited = plan.audited
+        self.policy = (plan.audited and plan.audited.policy) or obs.settings.audit_policy
+        others = (self.measured, self.running, self.level, self.audited, plan.classified)
+        #: True when only the span is left to ask for, or nothing at all.
+        self.spans_only = not any(others)
+
+    def _bind_metrics(self) -> None:
+        plan, metrics = self.plan, self.obs.metrics
+        prefix = f"{self.obs.settings.prefix or 'healthobs'}_operation"
+        by_outcome = ("operation", "outcome")
+        if plan.timed:
+            make = metrics.histogram
+            self.samples = self._try(
+                "timed",
+                lambda: self._children(
+                    make(f"{prefix}_duration_seconds", "Duration of an operation", by_outcome)
+                ),
+            )
+        if any(part.metric is None for part in plan.counted):
+            self.counters = self._try(
+                "counted",
+                lambda: self._children(
+                    metrics.counter(f"{prefix}s_total", "Operations that ended", by_outcome)
+                ),
+            )
+        if plan.in_flight:
+            self.running = self._try(
+                "in_flight",
+                lambda: metrics.gauge(
+                    f"{prefix}s_in_flight", "Operations that are running", ("operation",)
+                ).labels(self.name),
+            )
+        for part in plan.counted:
+            if part.metric is not None:
+                own = self._try("counted", lambda part=part: self._own_counter(part))
+                if own is not None:
+                    self.own_counters.append(own)
+
+    def _children(self, instrument: Instrument) -> dict[str, Child]:
+        """Create the series of all outcomes at 0: one born above 0 is invisible to `rate()`."""
+        return {outcome: instrument.labels(self.name, outcome) for outcome in OUTCOMES}
+
+    def _own_counter(self, part: Counted) -> OwnCounter:
+        names = tuple(name for name, _ in part.labels)
+        instrument = self.obs.metrics.counter(cast("str", part.metric), part.documentation, names)
+        return instrument, part.amount, tuple(fn for _, fn in part.labels)
+
+    def _try(self, part: str, make: Callable[[], _T]) -> _T | None:
+        try:
+            return make()
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            self.fault(part, exc)
+            return None
+
+    def fault(self, part: str, exc: Exception) -> None:
+        """Count a fault of telemetry, and log the first one of each part; never raises."""
+        self.obs.metrics.count_internal_error("decorators")
+        if part not in self._complained:
+            self._complained.add(part)
+            self.obs.logs.emit(
+                "error", "telemetry_fault", {"operation": self.name, "part": part, "exc_info": exc}
+            )
+
+    def parent_drops(self) -> bool:
+        """Return whether the sampler would drop a span made here, because the local parent is not sampled."""
+        span = get_current().get(_SPAN)
+        if span is self._dropping:
+            return True
+        if type(span) is not NonRecordingSpan:
+            return False
+        context = span.get_span_context()
+        if not context.is_valid or context.is_remote or context.trace_flags.sampled:
+            return False
+        self._dropping = span  # one request asks many times
+        return True
+
+    def exemplar_due(self, now_ns: int, seconds: float) -> bool:
+        """Return whether this sample should carry a trace id: the slowest calls do, the others once a second.
+
+        An exemplar costs three times the sample; Prometheus keeps one per scrape.
+        """
+        if now_ns >= self._exemplar_due_ns or seconds > self._exemplar_seconds:
+            self._exemplar_due_ns = now_ns + _EXEMPLAR_INTERVAL_NS
+            self._exemplar_seconds = seconds
+            return True
+        return False
+
+
+def _drops_with_parent(provider: Any) -> bool:
+    """Return whether a span under an unsampled local parent is always dropped, so that it need not be made."""
+    sampler = getattr(provider, "sampler", None)
+    return (
+        isinstance(sampler, ParentBased) and getattr(sampler, "_local_parent_not_sampled", None) is ALWAYS_OFF
+    )

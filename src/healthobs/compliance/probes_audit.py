@@ -1,0 +1,105 @@
+"""Probes of the audit trail: does it record and prove, is it whole, does it refuse changes?
+
+45 CFR 164.312(b) and (c), PCI DSS 4.0 requirement 10.3. Canary entries carry the reserved subject and action.
+
+Limits: what is verified is held against checkpoints that this process has seen, not yet against witnesses'.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from healthobs.compliance.control import CANARY_ACTION, CANARY_SUBJECT, Outcome, ProbeContext
+from healthobs.exceptions import AuditError
+
+if TYPE_CHECKING:
+    from healthobs.audit.trail import AuditTrail
+
+NO_TRAIL = Outcome("unknown", "no audit trail is configured")
+_READ_BACK = 50
+_SHOWN = 3
+
+
+def canary(**details: str) -> dict[str, object]:
+    """Return the draft of a canary entry."""
+    return {
+        "action": CANARY_ACTION,
+        "actor": "healthobs",
+        "actor_kind": "system",
+        "subject": CANARY_SUBJECT,
+        "details": details,
+    }
+
+
+def records_and_proves(context: ProbeContext) -> Outcome:
+    """Append a canary, read it back, and check its inclusion against the signed checkpoint."""
+    trail = context.audit
+    if trail is None:
+        return NO_TRAIL
+    try:
+        receipt = trail.append(canary())
+        entry = _read_back(trail, receipt.index)
+        if entry is None:
+            return Outcome("fail", "the canary entry was acknowledged but cannot be read back")
+        checkpoint = trail.checkpoint()
+        proof = trail.inclusion_proof(receipt.index, checkpoint.size)
+    except (AuditError, ValueError) as exc:
+        return Outcome("fail", f"recording or proving the canary entry raised {type(exc).__name__}")
+    if proof.leaf != _leaf(entry):
+        return Outcome("fail", "the canary entry that is read is not the one that was recorded")
+    if not proof.verify(checkpoint.root):
+        return Outcome("fail", "the canary entry's inclusion proof does not lead to the signed root")
+    return Outcome("pass", f"entry {receipt.index} is under the signed checkpoint", checkpoint.size)
+
+
+def _read_back(trail: AuditTrail, index: int) -> dict[str, Any] | None:
+    page = trail.read(subject=CANARY_SUBJECT, action=CANARY_ACTION, limit=_READ_BACK)
+    return next((entry for entry in page.entries if entry["index"] == index), None)
+
+
+def _leaf(entry: dict[str, Any]) -> bytes:
+    """Return the leaf of an entry as read, computed here and not taken from the store."""
+    from healthobs.audit.entry import canonical
+    from healthobs.audit.merkle import leaf_hash
+
+    body = {name: value for name, value in entry.items() if name not in ("index", "hash")}
+    return leaf_hash(canonical(body).encode())
+
+
+class Integrity:
+    """Verify every entry, checkpoint and guard, and that the trail extends what was verified before.
+
+    Keeps the last verified checkpoint in memory, outside the reach of whoever can write the file: a trail that
+    was put back to an earlier state, checkpoints and all, does not extend it.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[str, str] | None = None
+
+    def __call__(self, context: ProbeContext) -> Outcome:
+        """Verify."""
+        trail = context.audit
+        if trail is None:
+            return NO_TRAIL
+        known = (self._seen[1],) if self._seen is not None and self._seen[0] == trail.origin else ()
+        try:
+            note = trail.checkpoint().note
+            verification = trail.verify(known=known)
+        except AuditError as exc:
+            return Outcome("fail", f"the trail cannot be verified ({type(exc).__name__})")
+        if not verification.ok:
+            named = "; ".join(str(problem) for problem in verification.problems[:_SHOWN])
+            return Outcome("fail", f"{len(verification.problems)} problems: {named}", verification.size)
+        self._seen = trail.origin, note
+        against = "and against an earlier checkpoint" if known else "no earlier checkpoint was known"
+        return Outcome("pass", f"every entry and checkpoint verified, {against}", verification.size)
+
+
+def refuses_changes(context: ProbeContext) -> Outcome:
+    """Try to update, delete, replace and misnumber an entry on a connection of its own, and undo it."""
+    if context.audit is None:
+        return NO_TRAIL
+    accepted = context.audit.accepted_changes()
+    if accepted:
+        return Outcome("fail", f"not refused: {', '.join(accepted)}", len(accepted))
+    return Outcome("pass", "update, delete, replace and misnumbering of an entry were refused")

@@ -1,0 +1,201 @@
+"""Probes of what leaves the service: identifiers, card data, and the wrapping of span exporters.
+
+45 CFR 164.514(b)(2) (the eighteen identifiers), PCI DSS 4.0 requirements 3.3.1, 3.4.1 and 3.5.1. Samples are
+made up; what the service's own redactor lets through is found by looking for them afterwards.
+
+Limits: names, places and pictures have no pattern, so free text can carry them unseen; hence ``partial``.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import random
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from healthobs.compliance.control import Outcome, ProbeContext
+from healthobs.compliance.probes_audit import NO_TRAIL, canary
+from healthobs.tracing import RedactingSpanExporter
+
+if TYPE_CHECKING:
+    from healthobs.redaction import Redactor
+
+#: Probes are not counted among the redactions of a signal.
+_UNCOUNTED = ""
+_MAX_NESTING = 8
+
+
+class _Identifier(NamedTuple):
+    letter: str
+    title: str
+    key: str
+    sample: str
+    in_text: bool  # whether a pattern finds it, so that free text must lose it
+
+
+_IDENTIFIERS = (
+    _Identifier("A", "names", "patient_name", "Jane Canary", False),
+    _Identifier("B", "geographic subdivisions", "street_address", "12 Canary Lane", False),
+    _Identifier("C", "dates", "birth_date", "1961-04-12", True),
+    _Identifier("D", "telephone numbers", "phone", "212-555-0142", True),
+    _Identifier("E", "fax numbers", "fax", "(212) 555-0143", True),
+    _Identifier("F", "e-mail addresses", "email", "canary@example.org", True),
+    _Identifier("G", "social security numbers", "ssn", "078-05-1120", True),
+    _Identifier("H", "medical record numbers", "mrn", "MRN 48213377", True),
+    _Identifier("I", "health plan beneficiary numbers", "beneficiary", "1EG4-TE5-MK73", True),
+    _Identifier("J", "account numbers", "account_number", "account number 99182736", True),
+    _Identifier("K", "certificate and licence numbers", "license_number", "license number D4821337", True),
+    _Identifier("L", "vehicle identifiers", "vin", "1M8GDM9AXKP042788", True),
+    _Identifier("M", "device identifiers", "device_serial", "(01)00643169007222(21)A4821", True),
+    _Identifier("N", "URLs", "url.full", "https://example.org/patients/48213377", True),
+    _Identifier("O", "IP addresses", "ip", "198.51.100.23", True),
+    _Identifier("P", "biometric identifiers", "biometric", "fingerprint template canary", False),
+    _Identifier("Q", "full-face photographs", "photo", "face photograph canary", False),
+    _Identifier("R", "other unique identifiers", "patient_id", "canary unique code", False),
+)
+
+
+def masks_identifiers(context: ProbeContext) -> Outcome:
+    """Put a sample of each of the eighteen identifiers through the redactor, by key and in free text."""
+    leaked: list[str] = []
+    missing: list[str] = []
+    for identifier in _IDENTIFIERS:
+        by_key = _survives(context.redactor, identifier.key, identifier.sample)
+        in_text = _survives(context.redactor, "event_text", f"seen {identifier.sample} today")
+        name = f"({identifier.letter}) {identifier.title}"
+        if by_key or (in_text and identifier.in_text):
+            leaked.append(name)
+        elif in_text:
+            missing.append(f"{name} in free text")
+    shown = len(_IDENTIFIERS) - len(leaked) - len(missing)
+    if leaked:
+        return Outcome("fail", f"let through: {', '.join(leaked)}", shown, tuple(missing))
+    if missing:
+        return Outcome(
+            "partial", f"{shown} of {len(_IDENTIFIERS)} masked wherever they stand", shown, tuple(missing)
+        )
+    return Outcome("pass", "all eighteen are masked wherever they stand", shown)
+
+
+def _survives(redactor: Redactor, key: str, text: str) -> bool:
+    """Return whether the telling part of `text` comes out again."""
+    telling = text.removeprefix("seen ").removesuffix(" today").split(" number ")[-1].removeprefix("MRN ")
+    return telling in str(redactor.value(key, text, signal=_UNCOUNTED))
+
+
+def hides_authentication_data(context: ProbeContext) -> Outcome:
+    """Send a made-up card verification code through the redactor and into the audit trail; look for it."""
+    code = "".join(random.choices(string.ascii_lowercase, k=24))  # noqa: S311 - letters are unmistakable in bytes
+    fields = {
+        "cvv": code,
+        "cvc2": code,
+        "card": {"cvv": code},
+        "pin": f"pin={code}",
+        "message": f"cvv={code}",
+    }
+    named = {name: value for name, value in fields.items() if name in ("cvv", "card", "cvc2")}
+    return _absent(context, code, named, "verification code")
+
+
+def hides_card_numbers(context: ProbeContext) -> Outcome:
+    """Send a made-up card number through the redactor and into the audit trail; look for it."""
+    number = _card_number()
+    spaced = " ".join(number[start : start + 4] for start in range(0, 16, 4))
+    fields = {
+        "card_number": number,
+        "pan": number,
+        "message": f"paid with {number}",
+        "step": f"card {spaced} ok",
+    }
+    return _absent(context, number, fields, "card number", spaced)
+
+
+def _absent(context: ProbeContext, secret: str, fields: dict[str, Any], what: str, *forms: str) -> Outcome:
+    needles = (secret, *forms)
+    places: list[str] = []
+    if _contains(json.dumps(context.redactor.mapping(fields, signal=_UNCOUNTED)), needles):
+        places.append("telemetry")
+    trail = context.audit
+    if trail is not None:
+        trail.append(canary(**{name: value for name, value in fields.items() if isinstance(value, str)}))
+        places += [path.suffix or path.name for path in _files(trail.path) if _bytes_contain(path, needles)]
+    if places:
+        return Outcome("fail", f"the canary {what} was found in: {', '.join(places)}", len(places))
+    if trail is None:
+        return Outcome("partial", f"the canary {what} did not reach telemetry", 1, (NO_TRAIL.text,))
+    return Outcome("pass", f"the canary {what} is neither in telemetry nor in the audit trail's bytes", 2)
+
+
+def _contains(text: str, needles: tuple[str, ...]) -> bool:
+    return any(needle in text for needle in needles)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    for suffix in ("", "-wal", "-journal"):
+        candidate = path.with_name(path.name + suffix)
+        if candidate.exists():
+            yield candidate
+
+
+def _bytes_contain(path: Path, needles: tuple[str, ...]) -> bool:
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return any(content.find(needle.encode()) >= 0 for needle in needles)
+
+
+def _card_number() -> str:
+    """Return sixteen random digits that pass Luhn, under an issuer prefix that is used for tests."""
+    digits = "400000" + "".join(random.choices(string.digits, k=9))  # noqa: S311 - a sample, not a secret
+    total = 0
+    for position, digit in enumerate(reversed(digits)):
+        value = int(digit) * (2 - position % 2)
+        total += value - 9 if value > 9 else value
+    return digits + str(-total % 10)
+
+
+def wraps_every_exporter(context: ProbeContext) -> Outcome:
+    """Walk the tracer provider's processors: each exporter in them must be one that redacts."""
+    if context.provider is None:
+        return Outcome("unknown", "no tracer provider is known")
+    bare: list[str] = []
+    opaque: list[str] = []
+    wrapped = 0
+    for processor in _processors(getattr(context.provider, "_active_span_processor", None)):
+        exporter = _exporter(processor)
+        if exporter is None:
+            opaque.append(type(processor).__name__)
+        elif isinstance(exporter, RedactingSpanExporter):
+            wrapped += 1
+        else:
+            bare.append(type(exporter).__name__)
+    if bare:
+        return Outcome("fail", f"not wrapped: {', '.join(sorted(bare))}", len(bare))
+    if opaque:
+        return Outcome("unknown", f"no exporter visible in: {', '.join(sorted(opaque))}", len(opaque))
+    return Outcome("pass", "every span exporter redacts", wrapped)
+
+
+def _processors(processor: Any, depth: int = _MAX_NESTING) -> Iterator[Any]:
+    """Yield the processors inside, however they are nested (the SDK has no public way to list them)."""
+    inner = getattr(processor, "_span_processors", None)
+    if inner is None or not depth:
+        if processor is not None:
+            yield processor
+        return
+    for each in inner:
+        yield from _processors(each, depth - 1)
+
+
+def _exporter(processor: Any) -> Any:
+    """Return the exporter of a processor, wherever this release of the SDK keeps it."""
+    for owner in (processor, getattr(processor, "_batch_processor", None)):
+        for name in ("span_exporter", "_exporter", "exporter"):
+            exporter = getattr(owner, name, None)
+            if exporter is not None:
+                return exporter
+    return None
