@@ -282,8 +282,18 @@ class TestAppend:
 
 
 class TestFailure:
-    def test_read_only_database(self, trail: AuditTrail) -> None:
-        """A file that cannot be written refuses the entry; once it can, the trail goes on."""
+    def test_read_only_database(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A store that may only be read refuses the entry; once it may be written, the trail goes on."""
+        monkeypatch.setattr(writer.store, "connect", writer.store.connect_read_only)
+        with pytest.raises(AuditWriteError, match="SQLITE_READONLY"):
+            trail.append(READ)
+        with pytest.raises(AuditError, match="SQLITE_READONLY"):
+            trail.health()
+        monkeypatch.undo()
+        assert trail.append(READ).index == 0
+
+    def test_vanished_database(self, trail: AuditTrail) -> None:
+        """A file that is not in its place refuses the entry, and none is made; once back, the trail goes on."""
         trail.append(READ)
         hidden = trail.path.with_name("hidden.db")
         trail.path.rename(hidden)
@@ -540,17 +550,18 @@ class TestCheckpoint:
         assert (checkpoint.size, checkpoint.root) == (1, merkle.root_of(leaves(trail.path)))
 
 
-class TestProofs:
-    @pytest.fixture(scope="class")
-    def long(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AuditTrail, list[bytes]]]:
-        """A trail of 300 entries, so that kept nodes are used, and its leaves."""
-        path = tmp_path_factory.mktemp("long") / "audit.db"
-        trail = open_trail(f"sqlite:///{path}", service="s")
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda _: trail.append(READ), range(300)))
-        yield trail, leaves(path)
-        trail.close()
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AuditTrail, list[bytes]]]:
+    """A trail of 300 entries, so that kept nodes are used, and its leaves."""
+    path = tmp_path_factory.mktemp("long") / "audit.db"
+    trail = open_trail(f"sqlite:///{path}", service="s")
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: trail.append(READ), range(300)))
+    yield trail, leaves(path)
+    trail.close()
 
+
+class TestProofs:
     @given(data=st.data())
     @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_inclusion(self, long: tuple[AuditTrail, list[bytes]], data: st.DataObject) -> None:

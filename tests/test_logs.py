@@ -339,7 +339,7 @@ class TestAccess:
 
 def exit_code(child: int) -> int:
     """Wait for `child`, but kill it when it hangs: a deadlocked child would outlive the test."""
-    for _ in range(200):
+    for _ in range(100):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return status
@@ -601,18 +601,26 @@ class TestCaptureStdlib:
 class TestReleaseStdlib:
     """`Logs.release_stdlib`: everything is as it was."""
 
-    def test_gives_back_handlers_level_and_warnings(self, logs: Logs) -> None:
+    def test_gives_back_handlers_level_and_warnings(
+        self, logs: Logs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Byte for byte: the same objects in the same order."""
         root, warner = logging.getLogger(), logging.getLogger("py.warnings")
 
         def state() -> tuple[object, ...]:
             return root.handlers[:], root.level, warner.handlers[:], warnings.showwarning, root.filters[:]
 
+        # A state that no other test can have left behind.
+        monkeypatch.setattr(root, "level", 37)
+        monkeypatch.setattr(warner, "handlers", [])
         before = state()
         logs.capture_stdlib()
         during = state()
         logs.capture_stdlib()
         assert state() == during != before
+        # The standard library gives the logger of warnings a handler at the first warning it shows.
+        warnings.showwarning("odd", UserWarning, "file", 1)
+        assert len(warner.handlers) == 1
         logs.release_stdlib()
         logs.release_stdlib()
         assert state() == before

@@ -111,7 +111,7 @@ def in_a_comprehension(value: str) -> None:
 
 LITERAL = [(literal, "card expired"), (literal_from, "not a number"), (literal_from_none, "not a number")]
 NEVER = [
-    formatted, concatenated, passed_through, equal_to_a_constant, two_arguments, key_error, looked_up, converted,
+    formatted, concatenated, passed_through, equal_to_a_constant, two_arguments, key_error, called_with_a_list, chosen_by_an_index, looked_up, converted,
     keyword, built_first, bare_type, asserted, in_a_comprehension,
 ]  # fmt: skip
 

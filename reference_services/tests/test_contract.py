@@ -11,7 +11,9 @@ import pytest
 import yaml
 from openapi_spec_validator import OpenAPIV30SpecValidator, OpenAPIV31SpecValidator
 
+from healthobs.endpoints import Endpoints
 from reference_services import openapi as openapi_tool
+from reference_services._kit import Principal
 from reference_services._kit.openapi30 import to_30
 from reference_services.services import SERVICES
 
@@ -160,7 +162,6 @@ class TestMetrics:
         """The service's three common families exist from the start, under its prefix."""
         prefix = SERVICES[name].prefix
         client.get("/")
-        client.get("/compliance/status")
         text = client.get("/metrics").get_data(as_text=True)
         for line in (
             f"# TYPE {prefix}_request_duration_seconds histogram",
@@ -310,29 +311,48 @@ class TestAuditTrail:
         assert total() > before
 
 
+def control_states(world: Any, name: str) -> dict[str, str]:
+    """Run the controls of a service and return their states as `/compliance/status` shows them."""
+    client = world.client(name)
+    world.obs(name).controls.run()
+    body = client.get("/compliance/status").get_json()
+    return {control["id"]: control["state"] for control in body["controls"]}
+
+
 class TestComplianceStatus:
     """`GET /compliance/status`."""
 
-    def test_controls_have_states(self, client: Any, name: str) -> None:
+    def test_controls_have_states(self, world: Any, client: Any, name: str) -> None:
         """Each control has an id, a citation and one of six states, and the counts add up."""
+        assert set(control_states(world, name).values()) <= STATES
         body = client.get("/compliance/status").get_json()
         assert body["service"] == name
         assert body["controls"]
-        assert {control["state"] for control in body["controls"]} <= STATES
         assert all(control["id"] and control["cite"] for control in body["controls"])
         assert sum(body["counts"].values()) == len(body["controls"])
 
-    def test_it_is_measured(self, world: Any, name: str) -> None:
-        """Taking the headers away turns a control that was not failing to fail."""
-        world.environ[name] = {"HEALTHOBS_HEADERS": "false"}
-        broken = world.client(name).get("/compliance/status").get_json()
-        states = {control["id"]: control["state"] for control in broken["controls"]}
-        assert "fail" in states.values()
-
-    def test_nothing_fails_as_delivered(self, client: Any) -> None:
-        """With the settings a service starts with, no control fails."""
+    def test_nothing_is_claimed_before_it_ran(self, client: Any) -> None:
+        """Until its probe has run a control is unknown."""
         body = client.get("/compliance/status").get_json()
-        assert [control["id"] for control in body["controls"] if control["state"] == "fail"] == []
+        assert {control["state"] for control in body["controls"]} == {"unknown"}
+
+    def test_it_is_measured(self, world: Any, name: str) -> None:
+        """Taking the headers away makes the control of headers fail."""
+        world.environ[name] = {"HEALTHOBS_HEADERS": "false"}
+        assert control_states(world, name)["HDR"] == "fail"
+
+    def test_an_open_route_is_found(self, world: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Answering the audit trail without credentials makes the control of access fail."""
+        assert control_states(world, name)["H-312.a1"] == "pass"
+        monkeypatch.setattr(Endpoints, "_principal", lambda *_: Principal("x", "x", frozenset(), ()))
+        assert control_states(world, name)["H-312.a1"] == "fail"
+
+    def test_nothing_fails_as_delivered(self, world: Any, name: str) -> None:
+        """With the settings a service starts with no control fails, but the one that names declared exceptions."""
+        states = control_states(world, name)
+        declared = ["H-514"] if SERVICES[name].info.telemetry_keys else []
+        assert [control for control, state in states.items() if state == "fail"] == declared
+        assert states["HDR"] == states["H-312.b"] == states["H-312.c"] == states["H-312.d"] == "pass"
 
 
 class TestDescription:

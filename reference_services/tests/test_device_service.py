@@ -5,11 +5,18 @@ from __future__ import annotations
 import sqlite3
 import stat
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from healthobs.compliance import ProbeContext
+from reference_services._kit import ServiceSettings
+from reference_services.medical_device import udi
+from reference_services.medical_device.api import INFO, create_app
+from reference_services.medical_device.controls import controls
 
 UDI = "(01)00844588003288(11)250130(17)290101(10)LOT42(21)SN4711"
 SCOPES = ("device:read", "device:write", "device:sign")
@@ -430,3 +437,78 @@ class TestSignatures:
         """0600."""
         key = devices.folder / "medical_device.signing.key"
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
+
+
+class TestControls:
+    """The service's own controls pass on a sound service and fail on each sabotage from outside."""
+
+    @pytest.fixture
+    def run(self, devices: Devices) -> Callable[[], dict[str, tuple[str, int | None]]]:
+        """Run both controls and return state and count of each."""
+        service = devices.world["medical-device"].extensions["medical-device"]
+        obs = devices.world.obs("medical-device")
+        context = ProbeContext(settings=obs.settings, clock=obs.clock, redactor=obs.redactor)
+
+        def once() -> dict[str, tuple[str, int | None]]:
+            outcomes = {
+                control.id: control.probe and control.probe(context) for control in controls(lambda: service)
+            }
+            return {
+                name: (outcome.state, outcome.n) for name, outcome in outcomes.items() if outcome is not None
+            }
+
+        return once
+
+    def test_sound(self, devices: Devices, run: Any) -> None:
+        """Both pass, on nothing and on what is there; a record changed since is no forgery."""
+        assert run() == {"P-70": ("pass", 0), "P-10h": ("pass", 0)}
+        devices.sign(f"devices/{devices.device()}")
+        assert run() == {"P-70": ("pass", 1), "P-10h": ("pass", 1)}
+        devices.database("UPDATE device SET name = 'Other'")
+        assert run()["P-70"] == ("pass", 1)
+
+    @pytest.mark.parametrize(
+        ("statement", "expected"),
+        [
+            ("UPDATE signature SET record_id = 'other'", {"P-70": "fail", "P-10h": "pass"}),
+            ("UPDATE signature SET kind = 'calibrations'", {"P-70": "fail", "P-10h": "pass"}),
+            ("UPDATE signature SET jws = jws || 'A'", {"P-70": "fail", "P-10h": "pass"}),
+            ("UPDATE device SET device_identifier = '00844588003289'", {"P-70": "pass", "P-10h": "fail"}),
+        ],
+    )
+    def test_sabotaged_database(
+        self, devices: Devices, run: Any, statement: str, expected: dict[str, str]
+    ) -> None:
+        """A row changed by hand is found by the control that it concerns, and by no other."""
+        devices.sign(f"devices/{devices.device()}")
+        devices.database(statement)
+        assert {name: state for name, (state, _) in run().items()} == expected
+
+    def test_sabotaged_key(self, devices: Devices, run: Any) -> None:
+        """Signatures under a key that is not there any more do not hold."""
+        devices.sign(f"devices/{devices.device()}")
+        service = devices.world["medical-device"].extensions["medical-device"]
+        service.signer = type(service.signer)(bytes(32))
+        assert run()["P-70"] == ("fail", 1)
+
+    def test_rules_switched_off(self, devices: Devices, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A check digit that is always right, and a signature that always holds, are found."""
+        service = devices.world["medical-device"].extensions["medical-device"]
+        monkeypatch.setattr(service.signer, "state", lambda *_: "valid", raising=False)
+        monkeypatch.setattr(udi, "check_digit", lambda digits: "9")
+        assert {name: state for name, (state, _) in run().items()} == {"P-70": "fail", "P-10h": "fail"}
+
+    def test_they_are_observed(self, tmp_path: Path) -> None:
+        """Started on its own the service shows them beside the library's."""
+        environ = {"HEALTHOBS_DATA_DIR": str(tmp_path / "own"), "HEALTHOBS_CAPTURE_STDLIB": "false"}
+        app = create_app(
+            ServiceSettings.from_env(INFO, {**environ, "HEALTHOBS_CONTROL_INTERVAL_SECONDS": "0"})
+        )
+        kit = app.extensions["reference_services"]
+        try:
+            engine = kit.obs.controls
+            assert engine is not None
+            assert engine.run(["P-70", "P-10h"]) == {"P-70": "pass", "P-10h": "pass"}
+        finally:
+            kit.close()
+            kit.obs.close()

@@ -18,13 +18,14 @@ from sqlalchemy.exc import OperationalError
 from werkzeug.exceptions import Conflict, HTTPException, TooManyRequests
 from werkzeug.routing import RequestRedirect
 
-from healthobs import ConfigurationError
+from healthobs import AuditError, ConfigurationError, current
 from healthobs.exceptions import ClientError
 from reference_services import openapi as openapi_tool
 from reference_services import services
-from reference_services._kit import Model, Principal, Problem, ServiceSettings, database, launch
+from reference_services._kit import Kit, Model, Principal, Problem, ServiceSettings, database, launch
 from reference_services._kit import openapi as kit_openapi
 from reference_services._kit.openapi30 import to_30
+from reference_services._kit.routes import protected_routes
 from reference_services._kit.settings import DEFAULT_AUDIENCE, DEFAULT_ISSUER, PEERS
 from reference_services._kit.transport import WsgiPool
 
@@ -603,6 +604,47 @@ class TestOpenapi:
         capsys.readouterr()
         assert openapi_tool.main(["--check", name]) == 1
         assert capsys.readouterr().err.startswith("synthetic_phi/openapi.yaml differs from the routes")
+
+
+class TestControls:
+    """The control engine of a finished service."""
+
+    def test_protected_routes_are_tried(self, bench: Any) -> None:
+        """Every route with a scope is declared to the controls, with values in its parameters."""
+        kit = bench.kit
+        for rule in ("/a/<int:n>", "/b/<uuid:u>/c/<name>", "/open"):
+            kit.get(rule, returns={200: None}, summary="x", scope=None if rule == "/open" else "s")(nothing)
+        routes = protected_routes(kit.operations)
+        assert [(route.method, route.path) for route in routes] == [
+            ("GET", "/audit/trail"),
+            ("GET", "/a/1"),
+            ("GET", "/b/00000000-0000-4000-8000-000000000000/c/canary"),
+        ]
+
+    def test_they_can_call_the_service(self, bench: Any) -> None:
+        """The engine is bound to the finished application: the header control has a verdict."""
+        bench.client()
+        assert bench.obs.controls.run(["HDR", "H-312.a1"]) == {"HDR": "pass", "H-312.a1": "pass"}
+
+
+class TestClose:
+    """The end of a service."""
+
+    def test_nothing_is_left_behind(self, tmp_path: Path, bench: Any) -> None:
+        """Closing takes the process default back, closes an own trail, and can be done twice."""
+        settings = ServiceSettings.from_env(
+            bench.info, {"HEALTHOBS_DATA_DIR": str(tmp_path), "HEALTHOBS_CONTROL_INTERVAL_SECONDS": "0"}
+        )
+        kit = Kit(bench.info, settings)
+        kit.migrate(METADATA)
+        kit.client("auth-service")
+        kit.finish()
+        assert current() is kit.obs
+        kit.close()
+        kit.close()
+        assert current() is not kit.obs
+        with pytest.raises(AuditError):
+            kit.obs.audit.append({"action": "x"})
 
 
 class TestLaunch:

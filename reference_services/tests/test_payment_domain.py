@@ -73,7 +73,7 @@ class TestMoney:
                 ("01", "USD"),
                 ("NaN", "USD"),
                 ("1,5", "USD"),
-                ("１", "USD"),
+                ("\uff11", "USD"),
             ),
         ],
     )
@@ -88,7 +88,8 @@ class TestMoney:
         """Either form will do; both must agree."""
         text = domain.to_decimal(minor, currency)
         assert {
-            domain.amount_of(*form, currency) for form in ((minor, None), (None, text), (minor, text))
+            domain.amount_of(stated, written, currency)
+            for stated, written in ((minor, None), (None, text), (minor, text))
         } == {minor}
         with pytest.raises(MoneyError, match="amounts_differ"):
             domain.amount_of(minor + 1, text, currency)
@@ -175,6 +176,7 @@ class TestDecide:
     """Who may decide, and what follows."""
 
     def decide(self, by: str, *, approve: bool = True, **changes: object) -> Event | None:
+        """Decide on a payment that would be authorised."""
         return domain.decide(pending(**changes), by, approve=approve, outcome_event=Event.AUTHORIZE)
 
     def test_one_of_one(self) -> None:
@@ -342,6 +344,7 @@ class TestControlsSeeFaults:
 
     @pytest.fixture
     def connection(self) -> Iterator[sa.Connection]:
+        """A database with three payments that were let through."""
         engine = sa.create_engine("sqlite://")
         with engine.connect() as connection:
             store.METADATA.create_all(connection)

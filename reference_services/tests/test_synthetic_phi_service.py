@@ -252,6 +252,14 @@ class TestReadiness:
         answer = client.get("/readiness")
         assert (answer.status_code, answer.get_json()["checks"]["tracing"]) == (200, "degraded")
 
+    def test_broken_tracing_does_not_take_it_down(
+        self, client: Any, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A fault of tracing itself shows, and the service stays ready."""
+        monkeypatch.setattr(world.obs(NAME).tracing, "flush", None)
+        answer = client.get("/readiness")
+        assert (answer.status_code, answer.get_json()["checks"]["tracing"]) == (200, "not_ready")
+
     def test_the_metrics_check_can_fail(
         self, client: Any, world: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from opentelemetry.context import Context, get_current
@@ -19,7 +20,7 @@ _T = TypeVar("_T")
 OK, ERROR, CANCELLED = "ok", "error", "cancelled"
 OUTCOMES = (OK, ERROR, CANCELLED)
 #: The key under which OpenTelemetry keeps the current span in a context.
-_SPAN = next(iter(set_span_in_context(INVALID_SPAN, Context())))
+SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, Context())))
 #: At most this often does a histogram sample carry an exemplar, slower calls than the last one excepted.
 _EXEMPLAR_INTERVAL_NS = 1_000_000_000
 
@@ -40,7 +41,7 @@ class Binding:
     """
 
     __slots__ = (
-        "_complained", "_dropping", "_exemplar_due_ns", "_exemplar_seconds", "attributes", "audited", "counters",
+        "_complained", "_exemplar_due_ns", "_exemplar_seconds", "attributes", "audited", "counters", "dropping",
         "event", "exemplars", "inherits", "kind", "level", "measured", "monotonic_ns", "name", "obs",
         "own_counters", "plan", "policy", "running", "samples", "spans_only", "tracer", "wall_ns",
     )  # fmt: skip
@@ -51,7 +52,7 @@ class Binding:
         self.event: str = obs.redactor.text(name)
         self.wall_ns, self.monotonic_ns = obs.clock.wall_ns, obs.clock.monotonic_ns
         self._complained: set[str] = set()
-        self._dropping: object = self
+        self.dropping: object = self
         self._exemplar_due_ns, self._exemplar_seconds = 0, 0.0
         traced = plan.traced if on else None
         self.tracer: Tracer | None = obs.tracing.tracer if traced else None
@@ -66,9 +67,12 @@ class Binding:
         self.own_counters: list[OwnCounter] = []
         if on:
             self._bind_metrics()
-        self.measured = bool(self.samples or self.counters or self.own_counters)
-        self.audited = plan.audited
-        self.policy = (plan.audited and plan.audited.policy) or obs.settings.audit_policy
+        self.measured = any((self.samples, self.counters, self.own_counters))
+        audited = plan.audited
+        self.policy = audited.policy if audited and audited.policy else obs.settings.audit_policy
+        insists = audited is not None and audited.policy == "deny"
+        # A service that keeps no trail answers all the same, unless the function itself insists on an entry.
+        self.audited = audited if obs.audit is not None or insists else None
         others = (self.measured, self.running, self.level, self.audited, plan.classified)
         #: True when only the span is left to ask for, or nothing at all.
         self.spans_only = not any(others)
@@ -101,7 +105,7 @@ class Binding:
             )
         for part in plan.counted:
             if part.metric is not None:
-                own = self._try("counted", lambda part=part: self._own_counter(part))
+                own = self._try("counted", partial(self._own_counter, part))
                 if own is not None:
                     self.own_counters.append(own)
 
@@ -132,15 +136,15 @@ class Binding:
 
     def parent_drops(self) -> bool:
         """Return whether the sampler would drop a span made here, because the local parent is not sampled."""
-        span = get_current().get(_SPAN)
-        if span is self._dropping:
+        span = get_current().get(SPAN_KEY)
+        if span is self.dropping:
             return True
         if type(span) is not NonRecordingSpan:
             return False
         context = span.get_span_context()
         if not context.is_valid or context.is_remote or context.trace_flags.sampled:
             return False
-        self._dropping = span  # one request asks many times
+        self.dropping = span  # one request asks many times
         return True
 
     def exemplar_due(self, now_ns: int, seconds: float) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, Protocol, cast
 
 import wrapt
@@ -168,11 +168,15 @@ def _coroutine(fn: Any, begin: Begin) -> Any:
 
 def _generator(fn: Any, begin: Begin) -> Any:
     @functools.wraps(fn)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         call = begin(args, kwargs) if process.active else None
         if call is None:
-            return (yield from fn(*args, **kwargs))
-        inner = resume = value = closing = None
+            unobserved: Generator[Any, Any, Any] = fn(*args, **kwargs)
+            return (yield from unobserved)
+        inner: Any = None
+        resume: Any = None
+        value: Any = None
+        closing: BaseException | None = None
         try:
             inner = fn(*args, **kwargs)
             resume = inner.send
@@ -202,9 +206,12 @@ def _generator(fn: Any, begin: Begin) -> Any:
 
 def _async_generator(fn: Any, begin: Begin) -> Any:
     @functools.wraps(fn)
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         call = (begin(args, kwargs) if process.active else None) or _UNOBSERVED
-        inner = resume = value = closing = None
+        inner: Any = None
+        resume: Any = None
+        value: Any = None
+        closing: BaseException | None = None
         try:
             inner = fn(*args, **kwargs)
             resume = inner.asend

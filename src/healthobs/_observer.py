@@ -19,10 +19,11 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Span, Status, StatusCode, get_current_span, set_span_in_context
 
 from healthobs import _runtime
-from healthobs._binding import CANCELLED, ERROR, OK, Binding
+from healthobs._audited import append_entry
+from healthobs._binding import CANCELLED, ERROR, OK, SPAN_KEY, Binding
 from healthobs._callables import target
 from healthobs._plan import Plan
-from healthobs.exceptions import AuditWriteError, InstrumentationError
+from healthobs.exceptions import InstrumentationError
 from healthobs.redaction import describe_exception
 from healthobs.tracing import record_exception
 
@@ -61,7 +62,14 @@ class Operation:
         binding = self._binding
         if binding is None or binding.obs is not obs:
             binding = self._binding = Binding(self.name, self.plan, obs)
-        if binding.spans_only and (binding.tracer is None or (binding.inherits and binding.parent_drops())):
+        if binding.spans_only and (
+            binding.tracer is None
+            or (
+                binding.inherits
+                # The first half is what `parent_drops` asks first, without the price of a call.
+                and (get_current().get(SPAN_KEY) is binding.dropping or binding.parent_drops())
+            )
+        ):
             return None
         captured = None if self._signature is None else self._captured(binding, args, kwargs, bound)
         return ObservedCall(binding, captured)
@@ -285,64 +293,13 @@ class ObservedCall:
             binding.fault("logged", fault)
 
     def _append(self, result: Any, exc: BaseException | None, outcome: str) -> None:
-        """Append the audit entry, once; what happens when that fails is the policy's to say."""
-        binding, draft, self._draft = self._binding, self._draft, None
-        assert draft is not None  # noqa: S101 - for the type checkers
-        if draft.outcome == OK:
-            draft.outcome = audit_outcome(result, exc, outcome)
-        trail = binding.obs.audit
-        failure: Exception | None = None
-        try:
-            if trail is not None:
-                context = (self._span or get_current_span()).get_span_context()
-                exchange = _runtime.exchange.get()
-                entry = draft.as_mapping()
-                if context.is_valid:
-                    entry["trace_id"] = f"{context.trace_id:032x}"
-                    entry["span_id"] = f"{context.span_id:016x}"
-                if exchange is not None:
-                    entry["request_id"] = exchange.request_id
-                receipt = trail.append(entry)
-                if exchange is not None:
-                    exchange.receipt(receipt)
-                return
-            if binding.audited is None or binding.audited.policy != "deny":
-                return  # the service keeps no trail, and nothing here insists on one
-        except Exception as raised:  # noqa: BLE001 - whatever it is, there is no durable entry
-            failure = raised
-        binding.obs.metrics.count_internal_error("audit")
-        binding.obs.logs.emit(
-            "error",
-            "audit_entry_lost",
-            {"action": draft.action, "policy": binding.policy, "exc_info": failure},
-        )
-        # An interrupt or a cancellation answers nothing: it goes on.
-        if binding.policy == "deny" and (exc is None or isinstance(exc, Exception)):
-            raise AuditWriteError(
-                "the access could not be recorded, so it is not answered; see the log line audit_entry_lost"
-            ) from failure
+        draft, self._draft = self._draft, None  # one entry a call, whatever happens
+        if draft is not None:
+            append_entry(self._binding, draft, self._span or get_current_span(), result, exc, outcome)
 
 
 def _reset(token: Token[Any]) -> None:
-    try:
+    try:  # not contextlib.suppress: every call passes here
         token.var.reset(token)
-    except ValueError:
-        pass  # closed in another context than it ran in, which keeps nothing of ours
-
-
-def audit_outcome(result: Any, exc: BaseException | None, outcome: str) -> str:
-    """Say how a call ended in the vocabulary of audit entries: ok, denied (401, 403), failed (4xx, 5xx), error.
-
-    Args:
-        result: What was returned: a value, a response with `status_code`, or a Flask pair (body, status).
-        exc: What was raised; werkzeug's HTTP exceptions count as the response that they stand for.
-        outcome: ``ok``, ``error`` or ``cancelled``.
-    """
-    status: Any = getattr(result, "status_code", None)
-    if isinstance(result, tuple) and len(result) > 1:  # pyright: ignore[reportUnknownArgumentType]
-        status = result[1]
-    if exc is not None and callable(getattr(exc, "get_response", None)):
-        status = getattr(exc, "code", None)
-    if isinstance(status, int) and status >= 400:
-        return "denied" if status in (401, 403) else "failed"
-    return "ok" if outcome is OK else "error"
+    except ValueError:  # closed in another context than it ran in, which keeps nothing of ours
+        return

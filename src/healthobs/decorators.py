@@ -25,6 +25,7 @@ Labels = Mapping[str, Callable[[Any], Any]]
 POLICIES = get_args(AuditPolicy)
 CONFIDENTIALITY = tuple("ULMNRV")
 _COUNTER = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*_total\Z")
+_ACTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}\Z")
 _COUNTED = "Calls that succeeded"
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*\Z")
 
@@ -47,7 +48,11 @@ def _decorate(target: Any, make: Callable[[str | None], Plan]) -> Any:
         raise InstrumentationError("an operation's name must not be empty: name it or leave it out")
     if target is None or isinstance(target, str):
         plan = make(target)
-        return lambda fn: _apply(fn, plan)
+
+        def decorate(fn: Any) -> Any:
+            return _apply(fn, plan)
+
+        return decorate
     return _apply(target, make(None))
 
 
@@ -126,7 +131,7 @@ def observe(
             counted=counters,
             in_flight=in_flight,
             logged=log,
-            audited=None if audit is None else Audited(audit),
+            audited=None if audit is None else _audited(audit),
             capture=_names(fields),
             error_if=error_if,
         ),
@@ -245,11 +250,7 @@ def audited(
     Raises:
         AuditWriteError: From the call, under ``deny``, when the entry could not be made durable.
     """
-    if not isinstance(action, str) or not action:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InstrumentationError("audited needs an action: write @audited('patient.read')")
-    if policy is not None:
-        _check("policy", policy, POLICIES)
-    part = Audited(action, resource_type, policy)
+    part = _audited(action, resource_type, policy)
 
     def decorate(fn: _F) -> _F:
         return cast("_F", _apply(fn, Plan(audited=part)))
@@ -274,6 +275,16 @@ def classified(
         return cast("_F", _apply(fn, Plan(classified=part)))
 
     return decorate
+
+
+def _audited(action: str, resource_type: str | None = None, policy: AuditPolicy | None = None) -> Audited:
+    if not isinstance(cast("object", action), str) or not _ACTION.match(action):
+        raise InstrumentationError(
+            "audited needs an action such as 'patient.read': letters, digits and _ . : / -"
+        )
+    if policy is not None:
+        _check("policy", policy, POLICIES)
+    return Audited(action, resource_type, policy)
 
 
 def _counter(

@@ -58,7 +58,6 @@ def init_app(
     """
     if EXTENSION in app.extensions:
         raise ConfigurationError("healthobs is on this application already: call init_app once")
-    obs.health.adopt_pending()
     if process.default is None:
         install(obs)
     middleware = Middleware(app.wsgi_app, obs, authorize=authorize, trusted=trusted, conf=conf)

@@ -1,6 +1,10 @@
 """`Observability`: one frozen object that owns tracer provider, registry, logs, audit trail, health and controls.
 
-Several can live in one process. Nothing global is touched: the process default is `install`'s business.
+Several can live in one process. Nothing global is touched: which one is in force is `install`'s and `use`'s
+business. Nothing runs in the background until it is asked to: spans are exported from a thread that the first
+span starts, controls from one that `controls.start` starts.
+
+Limits: in Prometheus's multiprocess mode only one of a process may record metrics.
 """
 
 from __future__ import annotations
@@ -28,23 +32,28 @@ if TYPE_CHECKING:
     from healthobs.audit import AuditTrail
     from healthobs.compliance import Control, ControlEngine
 
+_BAD_WORDS = frozenset({"degraded", "not_ready", "timeout", "failed", "draining"})
+
 
 class Observability:
     """Everything one service records with.
 
     Args:
         settings: What to build.
-        clock: Wall and monotonic clock of every signal.
+        clock: Wall and monotonic clock of every signal; default the system's.
         span_exporters: Where spans go besides `settings.otlp_endpoint`; each is wrapped by the redactor.
         simple_spans: Export each span when it ends, on the caller's thread (for tests).
-        id_generator: Makes trace and span ids.
+        id_generator: Makes trace and span ids; default random.
         registry: Prometheus registry to record in; default a new one.
         log_stream: Where log lines go; default standard output.
-        audit: The audit trail; default the one that `settings.audit_database_url` names, if any.
-        controls: Controls of the service, besides the library's own.
+        audit: The audit trail; default the one that `settings.audit_database_url` names, if any. One that is
+            passed stays open when this object is closed.
+        controls: Controls of the service, besides the library's own. Controls are observed when some are
+            given, or when `settings.endpoints` asks for `/compliance/status`.
 
     Raises:
-        ConfigurationError: The settings ask for an extra that is not installed.
+        ConfigurationError: The settings ask for an extra that is not installed, or two controls have one id.
+        AuditError: The audit trail cannot be opened.
 
     Example:
         >>> obs = Observability(Settings(service_name="demo"))
@@ -58,7 +67,7 @@ class Observability:
         settings: Settings,
         *,
         clock: Clock | None = None,
-        span_exporters: Sequence[SpanExporter] = (),
+        span_exporters: Sequence[SpanExporter] | None = None,
         simple_spans: bool = False,
         id_generator: IdGenerator | None = None,
         registry: CollectorRegistry | None = None,
@@ -76,32 +85,40 @@ class Observability:
         self.tracing: Final[Tracing] = build_tracing(
             settings,
             self.redactor,
-            exporters=span_exporters,
+            exporters=span_exporters or (),
             id_generator=id_generator,
             simple=simple_spans,
             on_error=failed,
         )
         self.logs: Final = Logs(settings, self.redactor, self.clock, log_stream, on_error=failed)
+        self._owns_audit: Final = audit is None
+        self.audit: Final[AuditTrail | None] = audit if audit is not None else self._open_audit()
+        self.health: Final = Health(
+            settings.service_name, settings.service_version, self.clock, on_transition=self._log_transition
+        )
+        self.controls: Final[ControlEngine | None] = self._build_controls(controls)
         if settings.capture_stdlib:
             self.logs.capture_stdlib()
-        self._owns_audit = audit is None
-        self.audit: Final = audit if audit is not None else self._open_audit()
-        self.health: Final = Health(settings.service_name, settings.service_version, self.clock)
-        self.controls: Final[ControlEngine | None] = None
-        object.__setattr__(self, "_frozen", True)
+        self._frozen: Final = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse changes after construction."""
-        if getattr(self, "_frozen", False):
+        if hasattr(self, "_frozen"):
             raise AttributeError("an Observability is frozen: build another one with other settings")
         object.__setattr__(self, name, value)
 
     def flush(self, timeout_seconds: float = 5.0) -> bool:
-        """Export what is queued; return whether everything was sent in time."""
+        """Export what is queued; return whether everything was sent in time.
+
+        Args:
+            timeout_seconds: Seconds to wait at most.
+        """
         return self.tracing.flush(int(timeout_seconds * 1000))
 
     def close(self) -> None:
-        """Flush and release what this object opened; a passed audit trail stays open."""
+        """Stop what runs, flush, and release what this object opened; it may be called twice."""
+        if self.controls is not None:
+            self.controls.stop()
         self.tracing.close()
         self.logs.release_stdlib()
         if self._owns_audit and self.audit is not None:
@@ -109,19 +126,33 @@ class Observability:
                 self.audit.close()
 
     def _open_audit(self) -> AuditTrail | None:
-        if self.settings.audit_database_url is None:
+        url = self.settings.audit_database_url
+        if url is None:
             return None
-        from healthobs.audit import open_trail
+        from healthobs.audit import open_trail  # keeps cryptography out of `import healthobs`
 
         return open_trail(
-            self.settings.audit_database_url,
+            url,
             service=self.settings.service_name,
             key_file=self.settings.audit_key_file,
             clock=self.clock,
+            redactor=self.redactor,
         )
+
+    def _build_controls(self, controls: Sequence[Control]) -> ControlEngine | None:
+        if not controls and not self.settings.endpoints:
+            return None
+        from healthobs._control_wiring import build_engine
+
+        return build_engine(self, controls)
 
     def _count_redaction(self, signal: str, kind: str) -> None:
         self.metrics.count_redaction(signal, kind)
+
+    def _log_transition(self, check: str, old: str, new: str, cause: str | None) -> None:
+        level = "warning" if new in _BAD_WORDS else "info"
+        fields = {"check": check, "old": old, "new": new} | ({"cause": cause} if cause else {})
+        self.logs.emit(level, "check_changed", fields)
 
 
 @cache

@@ -60,6 +60,7 @@ class Middleware:
         self._endpoints = Endpoints(obs, authorize)
         self._trusted = trusted
         _runtime.process.active = True
+        obs.health.adopt_pending()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""

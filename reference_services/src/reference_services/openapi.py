@@ -21,7 +21,8 @@ from reference_services.services import SERVICES, Service
 def describe(service: Service) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of a service, built in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = ServiceSettings.from_env(service.info, {"HEALTHOBS_DATA_DIR": folder})
+        environ = {"HEALTHOBS_DATA_DIR": folder, "HEALTHOBS_CONTROL_INTERVAL_SECONDS": "0"}
+        settings = ServiceSettings.from_env(service.info, environ)
         app = service.create_app(settings)
         kit = app.extensions["reference_services"]
         try:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from healthobs.audit import reading, store, verification
-from healthobs.audit.checkpoint import Verifier, open_checkpoint
+from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.records import Checkpoint
 from healthobs.audit.trail import consistency, inclusion
-from healthobs.exceptions import HealthobsError
+from healthobs.exceptions import AuditTamperedError, HealthobsError
 
 GOOD, TAMPERED, UNKNOWN = 0, 1, 2
 
@@ -74,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with contextlib.closing(store.connect_read_only(chosen.path)) as connection:
             return _Command(chosen, connection).run()
+    except AuditTamperedError as exc:
+        print(f"TAMPERED: {exc}", file=sys.stderr)  # noqa: T201
+        return TAMPERED
     except (HealthobsError, ValueError) as exc:
         return _cannot_say(str(exc))
     except sqlite3.Error as exc:
@@ -107,7 +110,13 @@ class _Command:
 
     def _latest(self) -> Checkpoint:
         _, note = store.head(self._connection)
-        return open_checkpoint(note or "", self._verifier)
+        return self._opened(note, "latest checkpoint")
+
+    def _opened(self, note: object, which: str) -> Checkpoint:
+        try:
+            return open_checkpoint(note if isinstance(note, str) else "", self._verifier)
+        except NoteError as exc:
+            raise AuditTamperedError(f"the {which}: {exc}") from None
 
     def _verify(self) -> int:
         known = [path.read_text(encoding="utf-8") for path in self._chosen.checkpoint]
@@ -167,7 +176,7 @@ class _Command:
     def _signed_root(self, size: int) -> bytes | None:
         """Return the root that was signed at `size`; None when no batch ended there."""
         row = self._connection.execute("SELECT note FROM checkpoint WHERE size = ?", (size,)).fetchone()
-        return None if row is None else open_checkpoint(row[0], self._verifier).root
+        return None if row is None else self._opened(row[0], f"checkpoint of size {size}").root
 
     def _export(self) -> int:
         rows = self._connection.execute("SELECT idx, leaf, CAST(body AS BLOB) FROM entry ORDER BY idx")

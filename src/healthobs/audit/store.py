@@ -98,9 +98,15 @@ def create_file(path: Path) -> None:
         raise ConfigurationError(f"the audit database file cannot be created ({reason})") from None
 
 
+def open_lock(path: Path) -> int:
+    """Return a descriptor of the side file whose `flock` orders the writers of all processes."""
+    return os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the file for writing; it must exist. Transactions are begun by hand."""
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
+    """Open the file for writing; it must exist. Transactions are begun by hand, threads kept apart by the caller."""
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     try:
         for pragma in connect_pragmas():
             connection.execute(pragma)

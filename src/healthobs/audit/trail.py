@@ -23,6 +23,7 @@ from pathlib import Path
 from healthobs.audit import entry, keys, merkle, reading, store, verification
 from healthobs.audit.checkpoint import Signer, Verifier, open_checkpoint
 from healthobs.audit.draft import AuditDraft
+from healthobs.audit.forking import ForkGate
 from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof, Page, Receipt, Verification
 from healthobs.audit.writer import Writer
 from healthobs.clock import Clock
@@ -72,7 +73,9 @@ class AuditTrail:
         self._closed = False
         #: One writer per process id: after a fork the child finds none of its own and starts afresh.
         self._writers: dict[int, Writer] = {}
-        self._finalizer = weakref.finalize(self, _stop, self._writers)
+        writers = self._writers  # neither gate nor finalizer may hold the trail itself
+        self._gate = ForkGate(lambda: _release(writers))
+        self._finalizer = weakref.finalize(self, _stop, writers)
 
     def append(self, draft: Mapping[str, object] | AuditDraft) -> Receipt:
         """Record an entry and return once it is durable.
@@ -186,6 +189,7 @@ class AuditTrail:
             connection.execute(f"PRAGMA busy_timeout = {_PROBE_BUSY_MILLIS}")
             connection.execute("BEGIN IMMEDIATE")
             try:
+                connection.execute("DELETE FROM log WHERE one = 0")  # changes nothing, but must be allowed to
                 size, note = store.head(connection)
             finally:
                 connection.execute("ROLLBACK")
@@ -229,9 +233,7 @@ class AuditTrail:
             raise AuditWriteError("the audit trail is closed; append before close()")
         writer = self._writers.get(os.getpid())
         if writer is None:
-            for inherited in list(self._writers.values()):
-                inherited.abandon()
-            writer = self._writers.setdefault(os.getpid(), Writer(self.path, self._signer))
+            writer = self._writers.setdefault(os.getpid(), Writer(self.path, self._signer, self._gate))
         return writer
 
     def _reading(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
@@ -241,13 +243,19 @@ class AuditTrail:
     def _guarded(self, connect: Callable[[Path], sqlite3.Connection]) -> Generator[sqlite3.Connection]:
         """Give a connection for one task, and turn SQLite's errors into ours, without its texts."""
         try:
-            with contextlib.closing(connect(self.path)) as connection:
+            with self._gate, contextlib.closing(connect(self.path)) as connection:
                 yield connection
         except (sqlite3.Error, OSError) as exc:
             name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
             raise AuditError(
                 f"the audit store cannot be used ({name}); check the file and its disk"
             ) from None
+
+
+def _release(writers: dict[int, Writer]) -> None:
+    writer = writers.get(os.getpid())
+    if writer is not None:
+        writer.release()
 
 
 def _stop(writers: dict[int, Writer]) -> None:
@@ -326,7 +334,7 @@ def open_trail(
 
 def _initialise(path: Path, key_file: Path, service: str, origin: str | None) -> Signer:
     """Make schema and key where missing, one process at a time, and return the signer of the log."""
-    with path.with_name(path.name + ".lock").open("ab") as lock_file:
+    with open(store.open_lock(path), "rb") as lock_file:  # noqa: PTH123  # a descriptor
         fcntl.flock(lock_file, fcntl.LOCK_EX)
         with contextlib.closing(store.connect(path)) as connection:
             known = store.read_log(connection)

@@ -50,6 +50,7 @@ class _Run:
         self._problems: list[Problem] = []
         self._tree: CompactRange | None = CompactRange()
         self._good_size = 0
+        self._good_outside = 0
         self._entries = 0
         self._checkpoints = 0
         self._tiles = 0
@@ -170,12 +171,16 @@ class _Run:
             self._problem(None, f"the checkpoint filed under size {size} is of another size")
         if self._tree is None or checkpoint.size != self._tree.size:
             return  # no root to compare it with; why is reported already
-        if checkpoint.root == self._tree.root():
-            self._good_size = size
-        else:
-            what = f"entries {self._good_size} to {size - 1} are not those that were signed at size {size}"
-            self._problem(self._good_size, what)
+        outside = found is checkpoint
+        good = self._good_outside if outside else self._good_size
+        if checkpoint.root != self._tree.root():
+            signed = f"signed at size {size}" + (", as a checkpoint kept elsewhere shows" if outside else "")
+            self._problem(good, f"entries {good} to {size - 1} are not those that were {signed}")
             self._tree = None  # every later root differs too
+        elif outside:
+            self._good_outside = size
+        else:
+            self._good_size = size
 
     def _opened(self, found: object) -> Checkpoint:
         if not isinstance(found, bytes):

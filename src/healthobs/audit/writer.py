@@ -22,6 +22,7 @@ from queue import Empty, SimpleQueue
 
 from healthobs.audit import store
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier, open_checkpoint
+from healthobs.audit.forking import ForkGate
 from healthobs.audit.merkle import CompactRange, leaf_hash
 from healthobs.audit.records import Checkpoint, Receipt
 from healthobs.exceptions import AuditError, AuditWriteError
@@ -46,11 +47,12 @@ class Writer:
     Args:
         path: The database file; it must exist and hold the schema.
         signer: Signs checkpoints under the log's origin.
+        gate: What each batch is written inside of, so that no fork happens meanwhile.
     """
 
-    def __init__(self, path: Path, signer: Signer) -> None:
-        self.pid = os.getpid()
+    def __init__(self, path: Path, signer: Signer, gate: ForkGate) -> None:
         self._path = path
+        self._gate = gate
         self._signer = signer
         self._verifier = Verifier(signer.vkey)
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
@@ -109,15 +111,6 @@ class Writer:
             self._queue.put(None)
             self._thread.join(_STOP_SECONDS)
 
-    def abandon(self) -> None:
-        """Let go, in a forked child, of what belongs to the parent.
-
-        The connection is kept open and unused: closing it here could disturb the parent's files.
-        """
-        if self._lock_file is not None:
-            os.close(self._lock_file)  # the parent's own descriptor keeps its lock
-            self._lock_file = None
-
     def _run(self) -> None:
         """Take jobs until told to stop; nothing that goes wrong ends the thread."""
         going = True
@@ -139,7 +132,8 @@ class Writer:
             if batch:
                 self._settle(batch)
         self._refuse_the_rest()
-        self._close()
+        with self._gate:
+            self.release()
 
     def _refuse_the_rest(self) -> None:
         with contextlib.suppress(Empty):
@@ -151,9 +145,9 @@ class Writer:
     def _settle(self, batch: list[_Job]) -> None:
         """Commit a batch and answer its callers, one way or the other."""
         try:
-            checkpoint, first = self._commit(batch)
+            with self._gate:
+                checkpoint, first = self._commit(batch)
         except Exception as exc:  # noqa: BLE001  # whatever it is, the callers must hear of it
-            self._close()
             reason = _reason(exc)
             for job in batch:
                 job.done.set_exception(AuditWriteError(f"the audit store refused the entry: {reason}"))
@@ -163,11 +157,20 @@ class Writer:
             job.done.set_result(Receipt(origin, index, size, root))
 
     def _commit(self, batch: list[_Job]) -> tuple[Checkpoint, int]:
-        connection = self._connected()
-        lock_file = self._locking()
-        fcntl.flock(lock_file, fcntl.LOCK_EX)
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            connection, lock_file = self._connected(), self._locking()
+            fcntl.flock(lock_file, fcntl.LOCK_EX)
+            return self._transact(connection, batch)
+        except BaseException:
+            self.release()  # what may be broken is opened anew by the next batch
+            raise
+        finally:
+            if self._lock_file is not None:
+                fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+
+    def _transact(self, connection: sqlite3.Connection, batch: list[_Job]) -> tuple[Checkpoint, int]:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
             tree = self._current_tree(connection).copy()
             first = tree.size
             tiles = [node for job in batch for node in tree.append(job.leaf)]
@@ -179,9 +182,8 @@ class Writer:
             if connection.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
+            self._tree = None
             raise
-        finally:
-            fcntl.flock(lock_file, fcntl.LOCK_UN)
         self._tree = tree, checkpoint.note
         self._floor = checkpoint
         return checkpoint, first
@@ -191,7 +193,8 @@ class Writer:
         status = self._path.stat()
         inode = status.st_dev, status.st_ino
         if self._connection is not None and inode != self._inode:
-            self._close()
+            self.release()
+            self._tree = None
         if self._connection is None:
             self._connection = store.connect(self._path)
             self._inode = inode
@@ -199,8 +202,7 @@ class Writer:
 
     def _locking(self) -> int:
         if self._lock_file is None:
-            name = self._path.with_name(self._path.name + ".lock")
-            self._lock_file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock_file = store.open_lock(self._path)
         return self._lock_file
 
     def _current_tree(self, connection: sqlite3.Connection) -> CompactRange:
@@ -239,14 +241,13 @@ class Writer:
             return True
         return floor.size <= size and store.load_range(connection, floor.size).root() == floor.root
 
-    def _close(self) -> None:
-        """Drop what may be broken; the next batch opens it anew."""
-        self._tree = None
+    def release(self) -> None:
+        """Close database and lock file; the next batch opens them again. Only with nobody in the gate but the caller."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
         if self._lock_file is not None:
-            os.close(self._lock_file)
+            os.close(self._lock_file)  # gives the lock back, too
             self._lock_file = None
 
 

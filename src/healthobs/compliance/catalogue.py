@@ -96,9 +96,9 @@ def library_controls(
         ),
         Control(
             "C-3.3",
-            "PCI DSS 4.0 3.3.1",
+            "PCI DSS 4.0 3.3.1.2",
             "pci-dss",
-            "No sensitive authentication data is kept",
+            "No card verification code is kept",
             "a canary verification code is in neither telemetry nor the audit trail's bytes",
             "probe",
             hides_authentication_data,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -98,18 +98,29 @@ class ControlEngine:
         self._on_result = on_result
         self._on_change = on_change
         self._on_error = on_error
-        self._call: Call | None = None
-        self._protected: tuple[Route, ...] = ()
+        self._bound: dict[str, Any] = {}
         self._results: dict[str, Result] = {}
         #: State and audit index that `on_change` has taken.
         self._told: dict[str, tuple[State, int | None]] = {}
         self._running = _ForkLock()
         self._schedule = Schedule(self.run_due, "healthobs-controls")
 
-    def bind(self, call: Call, protected: Iterable[Route] = ()) -> None:
-        """Give probes a way to call the service itself, and the routes that must refuse strangers."""
-        self._call = call
-        self._protected = tuple(protected)
+    def bind(
+        self,
+        call: Call,
+        protected: Iterable[Route] = (),
+        refused_tokens: Callable[[], Mapping[str, str]] | None = None,
+    ) -> None:
+        """Give probes the finished application.
+
+        Args:
+            call: Sends a request to it; see `self_caller`.
+            protected: Routes that must refuse callers without credentials.
+            refused_tokens: By name, tokens of the issuer's that must be refused; see `ProbeContext`.
+        """
+        self._bound = {"call": call, "protected": tuple(protected)}
+        if refused_tokens is not None:
+            self._bound["refused_tokens"] = refused_tokens
 
     # ---- running
 
@@ -151,10 +162,7 @@ class ControlEngine:
             self._tell_changes()
 
     def _context(self) -> ProbeContext:
-        context = self._context_factory()
-        if self._call is None:
-            return context
-        return replace(context, call=self._call, protected=(*context.protected, *self._protected))
+        return replace(self._context_factory(), **self._bound)
 
     def _observe(self, control: Control, context: ProbeContext) -> Outcome:
         if control.scope is not None and context.scope.get(control.scope) is False:

@@ -89,15 +89,8 @@ def _survives(redactor: Redactor, key: str, text: str) -> bool:
 def hides_authentication_data(context: ProbeContext) -> Outcome:
     """Send a made-up card verification code through the redactor and into the audit trail; look for it."""
     code = "".join(random.choices(string.ascii_lowercase, k=24))  # noqa: S311 - letters are unmistakable in bytes
-    fields = {
-        "cvv": code,
-        "cvc2": code,
-        "card": {"cvv": code},
-        "pin": f"pin={code}",
-        "message": f"cvv={code}",
-    }
-    named = {name: value for name, value in fields.items() if name in ("cvv", "card", "cvc2")}
-    return _absent(context, code, named, "verification code")
+    fields = {"cvv": code, "cvc2": code, "security_cvv2": code, "payment": {"cvc": code}}
+    return _absent(context, code, fields, "verification code")
 
 
 def hides_card_numbers(context: ProbeContext) -> Outcome:

@@ -2,7 +2,8 @@
 
 ``healthobs_control_state{control,state}`` is 1 for the state that holds, ``<prefix>_compliance_checks_total
 {type,result}`` counts each run of a probe, and each change of state is an audit entry
-``control.state_changed`` (45 CFR 164.316(b)(1)(ii)).
+``control.state_changed`` (45 CFR 164.316(b)(1)(ii)). Its `evidence` is the digest of `/compliance/status`,
+with the digits 0 to 9 written as the letters g to p.
 
 Limits: a change while the trail is down is recorded in the first round after it is back.
 """

@@ -22,14 +22,15 @@ from healthobs import Observability, audited, classified, tokens
 from healthobs import flask as healthobs_flask
 from healthobs.audit import annotate
 from healthobs.client import Client
+from healthobs.compliance.selfcall import self_caller
 from healthobs.endpoints import Request as EndpointRequest
 from reference_services._kit import database, errors, idempotency, openapi
 from reference_services._kit.auth import Authenticator, Jwks, Principal, fetch_jwks
 from reference_services._kit.problems import Problem, render
-from reference_services._kit.routes import Operation, Returns, View, canonical_request
+from reference_services._kit.routes import Operation, Returns, View, canonical_request, protected_routes
 from reference_services._kit.settings import ServiceInfo, ServiceSettings
 from reference_services._kit.transport import WsgiPool
-from reference_services._kit.validation import MAX_BODY_BYTES, Model
+from reference_services._kit.validation import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -37,15 +38,6 @@ if TYPE_CHECKING:
 _V = TypeVar("_V", bound=View)
 #: The connection of the innermost `Kit.transaction` of this context.
 _transaction: ContextVar[Connection | None] = ContextVar("reference_services.transaction", default=None)
-
-
-class Index(Model):
-    """Answer of `GET /`."""
-
-    service: str
-    version: str
-    description: str
-    links: dict[str, str]
 
 
 class Kit:
@@ -233,7 +225,7 @@ class Kit:
     # ---- the finished application
 
     def finish(self, *, checks: Mapping[str, Callable[[], object]] | None = None) -> Flask:
-        """Add `GET /` and `GET /openapi.json`, register readiness checks, and mount healthobs.
+        """Add `GET /` and `GET /openapi.json`, register readiness checks, mount healthobs, start the controls.
 
         Args:
             checks: Readiness check by name: returns None or True when ready, False or raises when not.
@@ -250,22 +242,29 @@ class Kit:
             if operation.idempotent:  # at start, so that a damaged key file stops it
                 self._idempotency.slot("", "", "")
                 self._replays.seed((operation.rule,))
-        self.get("/", returns={200: Index}, summary="Name, version and links")(self._index)
+        self.get("/", returns={200: openapi.Index}, summary="Name, version and links")(self._index)
         self.get("/openapi.json", returns={200: None}, summary="This description")(self._openapi)
-        return healthobs_flask.init_app(self.app, self.obs, authorize=self._authorize, conf=self.info.conf)
+        app = healthobs_flask.init_app(self.app, self.obs, authorize=self._authorize, conf=self.info.conf)
+        engine = self.obs.controls
+        if engine is not None:
+            engine.bind(self_caller(app), protected_routes(self.operations))
+            engine.start(self.obs.settings.control_interval_seconds)
+        return app
 
     def close(self) -> None:
-        """Close connections and flush telemetry that this service owns."""
+        """Take healthobs off the application, flush telemetry that this service owns, close connections."""
+        if healthobs_flask.EXTENSION in self.app.extensions:
+            healthobs_flask.remove_app(self.app)
+        if self._owns_obs:
+            self.obs.close()
         for client in self._clients.values():
             client.close()
         if "engine" in self.__dict__:
             self.engine.dispose()
-        if self._owns_obs:
-            self.obs.close()
 
-    def _index(self) -> Index:
+    def _index(self) -> openapi.Index:
         links = {f"{op.method} {op.rule}": op.summary for op in self.operations}
-        return Index(
+        return openapi.Index(
             service=self.info.name,
             version=self.info.version,
             description=self.info.description,

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pydantic
 from pydantic.json_schema import models_json_schema
 
+from reference_services._kit.routes import PARAMETER, Operation
 from reference_services._kit.settings import ServiceInfo
 from reference_services._kit.validation import Model
-
-if TYPE_CHECKING:
-    from reference_services._kit.routes import Operation
 
 #: What healthobs mounts beside the service's own routes.
 OPERATIONAL_LINKS: Mapping[str, str] = {
@@ -27,7 +25,6 @@ OPERATIONAL_LINKS: Mapping[str, str] = {
     "GET /compliance/status": "State of every control",
     "GET /audit/trail": "Audit entries (scope audit:read)",
 }
-_PARAMETER = re.compile(r"<(?:(?P<kind>[a-z]+)(?:\([^)]*\))?:)?(?P<name>[a-z_]+)>")
 _CONVERTERS: Mapping[str | None, dict[str, Any]] = {
     "int": {"type": "integer", "minimum": 0},
     "uuid": {"type": "string", "format": "uuid"},
@@ -56,6 +53,15 @@ class ProblemDetails(pydantic.BaseModel):
     instance: str | None = None
     trace_id: str | None = None
     errors: list[ProblemError] | None = None
+
+
+class Index(Model):
+    """Answer of `GET /`."""
+
+    service: str
+    version: str
+    description: str
+    links: dict[str, str]
 
 
 class Liveness(Model):
@@ -87,7 +93,7 @@ def document(info: ServiceInfo, operations: Sequence[Operation]) -> dict[str, An
     refs, definitions = models_json_schema(list(dict.fromkeys(keys)), ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        path = _PARAMETER.sub(r"{\g<name>}", operation.rule)
+        path = PARAMETER.sub(r"{\g<name>}", operation.rule)
         paths.setdefault(path, {})[operation.method.lower()] = _operation(operation, refs)
     paths.update(_operational(refs))
     return {
@@ -151,7 +157,7 @@ def _operation_id(operation: Operation) -> str:
 
 
 def _path_parameters(operation: Operation) -> Iterable[dict[str, Any]]:
-    for found in _PARAMETER.finditer(operation.rule):
+    for found in PARAMETER.finditer(operation.rule):
         schema = _CONVERTERS.get(found["kind"], {"type": "string"})
         yield {"name": found["name"], "in": "path", "required": True, "schema": dict(schema)}
 

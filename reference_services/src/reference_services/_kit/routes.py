@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pydantic
 from flask import Response, request
 
+from healthobs.compliance import Route
 from reference_services._kit import validation
 from reference_services._kit.auth import Principal
 from reference_services._kit.problems import Problem
 
 View = Callable[..., Any]
+#: A parameter in a Flask rule.
+PARAMETER = re.compile(r"<(?:(?P<kind>[a-z]+)(?:\([^)]*\))?:)?(?P<name>[a-z_]+)>")
 #: What a view may return: a model, a plain mapping, None, or one of them with status and headers.
 Returns = Mapping[int, type[pydantic.BaseModel] | None]
 
@@ -123,3 +127,17 @@ def canonical_request() -> bytes:
         body = raw.decode("latin-1")
     content = [request.method, request.path, sorted(request.args.items(multi=True)), body]
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+#: Put in for path parameters where only the refusal matters.
+_CANARIES: Mapping[str | None, str] = {"int": "1", "uuid": "00000000-0000-4000-8000-000000000000"}
+
+
+def protected_routes(operations: Iterable[Operation]) -> list[Route]:
+    """Return what must refuse callers without credentials, for the controls that try it."""
+    own = [
+        Route(op.method, PARAMETER.sub(lambda found: _CANARIES.get(found["kind"], "canary"), op.rule))
+        for op in operations
+        if op.scope is not None
+    ]
+    return [Route("GET", "/audit/trail"), *own]

@@ -105,6 +105,13 @@ def card_of(connection: Connection, token_id: str) -> Card | None:
     return Card(row.fingerprint, row.brand, row.last4, row.exp_month, row.exp_year, row.outcome)
 
 
+def token_texts(connection: Connection, token_id: str) -> list[str]:
+    """Return every column of a token's row as text."""
+    return [
+        str(value) for value in connection.execute(sa.select(TOKENS).where(TOKENS.c.id == token_id)).one()
+    ]
+
+
 def add_payment(connection: Connection, **values: Any) -> None:
     """Insert a payment in its first status, ``created``."""
     connection.execute(PAYMENTS.insert().values(status=Status.CREATED.value, **values))

@@ -1,0 +1,300 @@
+"""The views of medical-device."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from healthobs.audit import annotate
+from healthobs.clock import rfc3339
+from reference_services._kit import Kit, Principal, Problem
+from reference_services._kit.idempotency import load_secret
+from reference_services.medical_device import domain, signing, store, udi
+from reference_services.medical_device.models import (
+    AlarmQuery,
+    Alarms,
+    AlarmView,
+    Batch,
+    BatchResult,
+    Calibration,
+    CalibrationInput,
+    Device,
+    DeviceInput,
+    IssueView,
+    Rejected,
+    SignatureInput,
+    Signatures,
+    SignatureView,
+    UdiInput,
+    UdiView,
+)
+
+_MEANINGS = ("review", "approval", "responsibility", "authorship")
+_ISSUERS = ("gs1", "hibcc", "iccbba", "unknown")
+
+
+class Service:
+    """The views, and what they share."""
+
+    def __init__(self, kit: Kit) -> None:
+        self.kit = kit
+        self.signer = signing.Signer(
+            load_secret(kit.settings.file("DEVICE_SIGNING_KEY_FILE", "medical_device.signing.key"))
+        )
+        metrics = kit.obs.metrics
+        self.observations = metrics.counter(
+            "medical_device_observations_total", "Observations received.", ("code", "result")
+        )
+        self.raised = metrics.counter("medical_device_alarms_total", "Alarms raised.", ("priority", "kind"))
+        self.active = metrics.gauge(
+            "medical_device_alarms_active", "Alarms in force.", ("priority",), multiprocess_mode="mostrecent"
+        )
+        self.signed = metrics.counter(
+            "medical_device_signatures_total", "Signatures asked for.", ("meaning", "result")
+        )
+        self.parsed = metrics.counter(
+            "medical_device_udi_parse_total", "Identifiers parsed.", ("issuer", "result")
+        )
+        self.devices = metrics.gauge(
+            "medical_device_devices", "Registered devices.", ("status",), multiprocess_mode="mostrecent"
+        )
+        results = ("accepted", "duplicate", "rejected")
+        self.observations.seed(*((code, result) for code in (*domain.CODES, "other") for result in results))
+        self.raised.seed(*((priority, kind) for priority in domain.PRIORITIES for kind in ("Phy", "Tec")))
+        self.signed.seed(*((meaning, result) for meaning in _MEANINGS for result in ("ok", "refused")))
+        self.parsed.seed(*((issuer, result) for issuer in _ISSUERS for result in ("ok", "issues", "refused")))
+        with kit.reading() as connection:
+            self._gauge(connection)
+
+    def parse(self, body: UdiInput) -> UdiView:
+        """Show what an identifier says, and what is wrong with it."""
+        parsed = self._parsed(body.udi)
+        issues = [IssueView(**asdict(issue)) for issue in parsed.issues]
+        return UdiView(**{**asdict(parsed), "issuer": "gs1", "issues": issues})
+
+    def register(self, body: DeviceInput) -> tuple[Device, int, dict[str, str]]:
+        """Register a device by its identifier."""
+        parsed = self._parsed(body.udi)
+        code = self.refusal_of(parsed)
+        if code is not None:
+            raise _invalid("The identifier cannot be registered.", "/udi", code)
+        device_id = str(uuid.uuid4())
+        annotate(resource_id=device_id)
+        dates = {name: None if found is None else found.isoformat() for name, found in _dates(parsed).items()}
+        values = {
+            "id": device_id, "device_identifier": parsed.device_identifier, "serial": parsed.serial,
+            "lot": parsed.lot, **dates, "name": body.name, "status": "active",
+            "registered_ns": self.kit.clock.wall_ns(),
+        }  # fmt: skip
+        with self.kit.transaction() as connection:
+            if not store.add_device(connection, values):
+                errors = [("/udi", "taken")]
+                raise Problem(
+                    409, "device_registered", "A device has this identifier and serial number.", errors
+                )
+            self._gauge(connection)
+            return self._shown(connection, values), 201, {"Location": f"/devices/{device_id}"}
+
+    def read(self, device_id: uuid.UUID) -> Device:
+        """Show a device."""
+        with self.kit.reading() as connection:
+            return self._shown(connection, self._found(connection, "devices", str(device_id)))
+
+    def observe(self, device_id: uuid.UUID, body: Batch) -> BatchResult:
+        """Take a batch; each item is accepted, known already, or refused with a code."""
+        now_ms = self.kit.clock.wall_ns() // 1_000_000
+        key, read, outcome = str(device_id), dict[int, domain.Observation](), dict[int, str]()
+        for index, item in enumerate(body.observations):
+            try:
+                read[index] = domain.read_observation(**item.model_dump(), now_ms=now_ms)
+            except domain.ItemError as refused:
+                outcome[index] = refused.code
+        with self.kit.transaction() as connection:
+            self._found(connection, "devices", key)
+            calibrated = self._calibrated(connection, key)
+            batch = domain.first_of_each(read)
+            validities = [domain.validity(item.flags, calibrated=calibrated) for item in batch]
+            new, stored = store.ingest(connection, key, batch, validities)
+            self._alarm(connection, key, [item for item in batch if item.key in new], calibrated=calibrated)
+        outcome |= domain.outcomes(read, new, stored)
+        rejected = [
+            Rejected(index=index, code=code)
+            for index, code in sorted(outcome.items())
+            if code not in ("accepted", "duplicate")
+        ]
+        self._count(body, outcome)
+        result = BatchResult(
+            accepted=len(new), duplicate=len(outcome) - len(new) - len(rejected), rejected=rejected
+        )
+        counted = {"accepted": result.accepted, "duplicate": result.duplicate, "rejected": len(rejected)}
+        annotate(details=counted)
+        return result
+
+    def alarms(self, query: AlarmQuery) -> Alarms:
+        """Show the latest alarms."""
+        with self.kit.reading() as connection:
+            total, rows = store.alarms(connection, query.limit)
+        same = ("device_id", "cause", "kind", "priority", "count")
+        shown = [
+            AlarmView(
+                **{name: row[name] for name in same},
+                first=_moment(row["first_ms"]),
+                last=_moment(row["last_ms"]),
+            )
+            for row in rows
+        ]
+        return Alarms(total=total, alarms=shown)
+
+    def calibrate(
+        self, device_id: uuid.UUID, body: CalibrationInput, principal: Principal
+    ) -> tuple[Calibration, int]:
+        """Record a calibration."""
+        if body.due <= self.kit.clock.now().date():
+            raise _invalid("The next calibration must be due in the future.", "/due", "not_in_the_future")
+        values = {
+            **body.model_dump(), "due": body.due.isoformat(), "id": str(uuid.uuid4()), "device_id": str(device_id),
+            "recorded_by": principal.subject, "recorded_ns": self.kit.clock.wall_ns(),
+        }  # fmt: skip
+        with self.kit.transaction() as connection:
+            self._found(connection, "devices", str(device_id))
+            store.add(connection, store.CALIBRATIONS, values)
+        annotate(details={"calibration": values["id"], "due": values["due"]})
+        recorded = _moment(values.pop("recorded_ns") // 1_000_000)
+        return Calibration(**values, recorded=recorded), 201
+
+    def sign(
+        self, kind: str, record_id: uuid.UUID, body: SignatureInput, principal: Principal
+    ) -> tuple[SignatureView, int]:
+        """Sign a record as the caller."""
+        key, signed_ns = str(record_id), self.kit.clock.wall_ns()
+        annotate(resource_id=key, details={"kind": kind, "meaning": body.meaning})
+        manifest = {
+            "name": principal.subject, "signed": _moment(signed_ns // 1_000_000), "meaning": body.meaning,
+            "reason": body.reason,
+        }  # fmt: skip
+        with self.kit.transaction() as connection:
+            signed = self._signable(connection, kind, key)
+            for earlier in self._judged(connection, kind, key, signed):
+                if (earlier.printed_name, earlier.meaning, earlier.state) == (
+                    principal.subject,
+                    body.meaning,
+                    "valid",
+                ):
+                    self.signed.labels(body.meaning, "refused").inc()
+                    raise Problem(
+                        409, "signed_already", "The caller has signed this record with this meaning."
+                    )
+            jws = self.signer.sign(kind, key, signed, manifest)
+            row = {
+                "id": str(uuid.uuid4()),
+                "kind": kind,
+                "record_id": key,
+                "jws": jws,
+                "signed_ns": signed_ns,
+            }
+            store.add(connection, store.SIGNATURES, row)
+        self.signed.labels(body.meaning, "ok").inc()
+        return self._signature(row, signed), 201
+
+    def signatures(self, kind: str, record_id: uuid.UUID) -> Signatures:
+        """Show who signed a record, and what each signature is worth now."""
+        key = str(record_id)
+        with self.kit.reading() as connection:
+            signed = self._signable(connection, kind, key)
+            found = self._judged(connection, kind, key, signed)
+        return Signatures(kind=kind, record_id=key, record_sha256=signing.digest(signed), signatures=found)
+
+    @staticmethod
+    def refusal_of(parsed: udi.Udi) -> str | None:
+        """Return why a device may not be registered under this identifier, or None."""
+        if parsed.issues:
+            return parsed.issues[0].code
+        return "serial_missing" if parsed.serial is None else None
+
+    def _parsed(self, text: str) -> udi.Udi:
+        issuer = udi.issuer_of(text)
+        try:
+            parsed = udi.parse(text, year=self.kit.clock.now().year)
+        except udi.UdiError as refused:
+            self.parsed.labels(issuer, "refused").inc()
+            raise _invalid("The identifier cannot be read.", "/udi", refused.code) from None
+        self.parsed.labels(issuer, "issues" if parsed.issues else "ok").inc()
+        return parsed
+
+    def _found(self, connection: Connection, kind: str, record_id: str) -> dict[str, Any]:
+        row = store.record(connection, kind, record_id)
+        if row is None:
+            raise Problem(404, "record_unknown", "There is no such record.")
+        annotate(resource_id=record_id)
+        return row
+
+    def _signable(self, connection: Connection, kind: str, record_id: str) -> dict[str, Any]:
+        if kind not in store.RECORDS:
+            raise Problem(404, "record_kind_unknown", "Records of this kind are not signed.")
+        return self._found(connection, kind, record_id)
+
+    def _calibrated(self, connection: Connection, device_id: str) -> bool:
+        due = store.calibration_due(connection, device_id)
+        return due is not None and due >= self.kit.clock.now().date().isoformat()
+
+    def _shown(self, connection: Connection, row: Mapping[str, Any]) -> Device:
+        registered = _moment(row["registered_ns"] // 1_000_000)
+        rest = {name: value for name, value in row.items() if name != "registered_ns"}
+        due = store.calibration_due(connection, row["id"])
+        return Device(**rest, registered=registered, calibration_due=due)
+
+    def _alarm(
+        self, connection: Connection, device_id: str, new: list[domain.Observation], *, calibrated: bool
+    ) -> None:
+        found = domain.alarms_of(new, calibrated=calibrated)
+        for alarm in store.raise_alarms(connection, device_id, found):
+            self.raised.labels(alarm.priority, alarm.kind).inc()
+            self.kit.log.warning("alarm_raised", priority=alarm.priority, kind=alarm.kind)
+        self._gauge(connection)
+
+    def _gauge(self, connection: Connection) -> None:
+        priorities = store.counts(connection, store.ALARMS.c.priority)
+        for priority in domain.PRIORITIES:
+            self.active.labels(priority).set(priorities.get(priority, 0))
+        self.devices.labels("active").set(store.counts(connection, store.DEVICES.c.status).get("active", 0))
+
+    def _count(self, body: Batch, outcome: Mapping[int, str]) -> None:
+        for index, item in enumerate(body.observations):
+            result = outcome[index] if outcome[index] in ("accepted", "duplicate") else "rejected"
+            self.observations.labels(item.code if item.code in domain.CODES else "other", result).inc()
+
+    def _judged(
+        self, connection: Connection, kind: str, record_id: str, signed: Mapping[str, Any]
+    ) -> list[SignatureView]:
+        return [self._signature(row, signed) for row in store.signatures(connection, kind, record_id)]
+
+    def _signature(self, row: Mapping[str, Any], signed: Mapping[str, Any]) -> SignatureView:
+        """Show a signature from what the JWS itself says, so that no other column can belie it."""
+        said = self.signer.manifest(row["jws"]) or {}
+        return SignatureView(
+            id=row["id"],
+            printed_name=said.get("name", ""),
+            signed=said.get("signed", ""),
+            meaning=said.get("meaning", ""),
+            reason=said.get("reason", ""),
+            record_sha256=said.get("sha256", ""),
+            state=self.signer.state(row["jws"], row["kind"], row["record_id"], signed),
+            jws=row["jws"],
+        )
+
+
+def _dates(parsed: udi.Udi) -> dict[str, Any]:
+    return {"manufactured": parsed.manufactured, "expiry": parsed.expiry}
+
+
+def _moment(wall_ms: int) -> str:
+    return rfc3339(datetime.fromtimestamp(wall_ms / 1000, UTC), timespec="milliseconds")
+
+
+def _invalid(title: str, pointer: str, code: str) -> Problem:
+    return Problem(422, "invalid_request", title, [(pointer, code)])

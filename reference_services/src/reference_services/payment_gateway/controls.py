@@ -1,0 +1,114 @@
+"""What payment-gateway observes about itself, beside the library's controls.
+
+* S-sod, separation of duties, and S-dual, dual control (15 U.S.C. 7262): what is stored is counted, and the
+  rule in force is put to the test.
+* C-3.5.db (PCI DSS 4.0.1, 3.5.1): a canary card goes the way of any card; then what is stored is searched.
+
+Limits: the files are searched for the canary in every written form, for other published cards in plain; of each
+file the first `MAX_SEARCHED_BYTES`; of a PostgreSQL database only the canary's row is seen.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from healthobs.compliance import Control, Outcome
+from reference_services.payment_gateway import cards, domain, store
+
+if TYPE_CHECKING:
+    from reference_services.payment_gateway.service import Service
+
+CANARY = "4000056655665556"
+MAX_SEARCHED_BYTES = 16 * 1024 * 1024
+
+
+def controls(service: Callable[[], Service]) -> tuple[Control, ...]:
+    """Return the controls of the service that `service` returns once it exists."""
+    return (
+        Control(
+            id="S-sod",
+            cite="15 U.S.C. 7262; COSO 2013 principle 10",
+            framework="sox",
+            title="Separation of duties",
+            criterion="no stored decision is the initiator's own, and a self-approval is refused",
+            method="probe",
+            probe=lambda _context: separation_of_duties(service()),
+        ),
+        Control(
+            id="S-dual",
+            cite="15 U.S.C. 7262; COSO 2013 principle 10",
+            framework="sox",
+            title="Dual control",
+            criterion="every payment beyond a threshold has the approvers it needs, and each threshold is in force",
+            method="probe",
+            probe=lambda _context: dual_control(service()),
+        ),
+        Control(
+            id="C-3.5.db",
+            cite="PCI DSS 4.0.1 3.5.1",
+            framework="pci-dss",
+            title="No card number is stored",
+            criterion="a canary card leaves no number in its row, and no published card is in any file of the service",
+            method="probe",
+            probe=lambda _context: no_card_stored(service()),
+            valid_for_s=900,
+            every_s=60,
+        ),
+    )
+
+
+def separation_of_duties(service: Service) -> Outcome:
+    """Count decisions of initiators, and try one."""
+    with service.kit.reading() as connection:
+        decisions, own = store.self_approved(connection)
+    if own:
+        return Outcome("fail", f"{own} of {decisions} decisions are the initiator's own", decisions)
+    pending = domain.Pending(domain.Status.REQUIRES_APPROVAL, "canary", 1, frozenset(), 0.0)
+    try:
+        domain.decide(pending, "canary", approve=True, outcome_event=domain.Event.AUTHORIZE)
+    except domain.ApprovalError:
+        return Outcome("pass", f"none of {decisions} decisions, and a self-approval was refused", decisions)
+    return Outcome("fail", "a self-approval was let through", decisions)
+
+
+def dual_control(service: Service) -> Outcome:
+    """Count payments beyond a threshold that lack an approver, and try each threshold."""
+    with service.kit.reading() as connection:
+        large, lacking = store.under_approved(connection)
+    if lacking:
+        return Outcome("fail", f"{lacking} of {large} large payments lack an approver", large)
+    for currency, (exponent, major) in domain.CURRENCIES.items():
+        first = major * 10**exponent
+        asked = [domain.approvals_required(first * times, currency) for times in (1, domain.SECOND_FACTOR)]
+        if asked != [1, 2]:
+            return Outcome("fail", f"the thresholds of {currency} are not in force", large)
+    return Outcome("pass", f"{large} large payments have their approvers", large)
+
+
+def no_card_stored(service: Service) -> Outcome:
+    """Tokenise a canary, look at its row, take it back, and search every file of the service."""
+    token_id = f"tok_{uuid.uuid4().hex}"
+    year = service.kit.clock.now().year + 1
+    with service.kit.engine.connect() as connection, connection.begin() as transaction:
+        service.keep(connection, token_id, CANARY, 12, year, "000")
+        row = store.token_texts(connection, token_id)
+        transaction.rollback()
+    forms = cards.written_forms(CANARY)
+    if any(form in text.encode() for form in forms for text in row):
+        return Outcome("fail", "the row of a canary card holds its number")
+    wanted = (*forms, *(number.encode() for number in cards.TEST_CARDS))
+    searched = 0
+    for content in _files(service):
+        searched += 1
+        if any(form in content for form in wanted):
+            return Outcome("fail", "a file of the service holds a card number", searched)
+    return Outcome("pass", f"no card number in a canary's row and {searched} files", searched)
+
+
+def _files(service: Service) -> Iterator[bytes]:
+    for path in sorted(service.kit.settings.data_dir.iterdir()):
+        if path.is_file():
+            with path.open("rb") as file:
+                yield file.read(MAX_SEARCHED_BYTES)

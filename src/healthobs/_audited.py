@@ -1,0 +1,83 @@
+"""The audit entry of one `@audited` call: how it ended, the ids it shares, and what happens when it cannot be kept.
+
+45 CFR 164.312(b) (audit controls), 21 CFR 11.10(e). Under the policy ``deny`` nothing is answered without a durable
+entry; under ``alert`` the loss is counted and logged.
+
+Limits: an append blocks until the disk has it, on an event loop too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from healthobs import _runtime
+from healthobs._binding import OK, Binding
+from healthobs.exceptions import AuditWriteError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from healthobs.audit.draft import AuditDraft
+
+
+def append_entry(
+    binding: Binding, draft: AuditDraft, span: Span, result: Any, exc: BaseException | None, outcome: str
+) -> None:
+    """Append the entry of a call that has ended.
+
+    Args:
+        binding: Whose call.
+        draft: What the call said about itself.
+        span: Whose ids the entry carries.
+        result: What was returned.
+        exc: What was raised.
+        outcome: ``ok``, ``error`` or ``cancelled``.
+
+    Raises:
+        AuditWriteError: Under the policy ``deny``, when the entry is not durable.
+    """
+    if draft.outcome == OK:
+        draft.outcome = audit_outcome(result, exc, outcome)
+    trail, failure = binding.obs.audit, None
+    try:
+        if trail is not None:
+            entry = draft.as_mapping()
+            context = span.get_span_context()
+            if context.is_valid:
+                entry["trace_id"] = f"{context.trace_id:032x}"
+                entry["span_id"] = f"{context.span_id:016x}"
+            receipt = trail.append(entry)
+            exchange = _runtime.exchange.get()
+            if exchange is not None:
+                exchange.receipt(receipt)
+            return
+    except Exception as raised:  # noqa: BLE001 - whatever it is, there is no durable entry
+        failure = raised
+    binding.obs.metrics.count_internal_error("audit")
+    fields = {"action": draft.action, "policy": binding.policy, "exc_info": failure}
+    binding.obs.logs.emit("error", "audit_entry_lost", fields)
+    # An interrupt or a cancellation answers nothing: it goes on.
+    if binding.policy == "deny" and (exc is None or isinstance(exc, Exception)):
+        raise AuditWriteError(
+            "the access could not be recorded, so it is not answered; see the log line audit_entry_lost"
+        ) from failure
+
+
+def audit_outcome(result: Any, exc: BaseException | None, outcome: str) -> str:
+    """Say how a call ended in the vocabulary of audit entries: ok, denied (401, 403), failed (4xx, 5xx), error.
+
+    Args:
+        result: What was returned: a value, a response with `status_code`, or a Flask pair (body, status).
+        exc: What was raised; werkzeug's HTTP exceptions count as the response that they stand for.
+        outcome: ``ok``, ``error`` or ``cancelled``.
+    """
+    status: Any = getattr(result, "status_code", None)
+    if isinstance(result, tuple):
+        pair = cast("Sequence[Any]", result)
+        status = pair[1] if len(pair) > 1 else None
+    if exc is not None and callable(getattr(exc, "get_response", None)):
+        status = getattr(exc, "code", None)
+    if isinstance(status, int) and status >= 400:
+        return "denied" if status in (401, 403) else "failed"
+    return "ok" if outcome is OK else "error"

@@ -1,0 +1,83 @@
+"""Keeps `os.fork` away from the middle of a database access.
+
+SQLite must not be carried over a fork (https://sqlite.org/howtocorrupt.html §2.6): the child would inherit its
+notes about locks that only the parent holds, and take the file to be busy for ever. So a fork waits until
+nobody uses the database, and everything that is open is closed before it.
+
+Limits: only forks made by Python are seen; one that had to wait too long goes ahead.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+
+#: A fork waits for a batch or a read; a stuck disk must not stop it for ever.
+MAX_WAIT_SECONDS = 10.0
+
+
+class ForkGate:
+    """A context in which no fork happens; any number of threads may be inside at once.
+
+    Args:
+        close_all: Closes what must not be inherited; called with nobody inside.
+    """
+
+    def __init__(self, close_all: Callable[[], None]) -> None:
+        self._close_all = close_all
+        self._condition = threading.Condition(threading.Lock())
+        self._inside = 0
+        self._forking = False
+        _watch(weakref.ref(self))
+
+    def __enter__(self) -> None:
+        with self._condition:
+            self._condition.wait_for(lambda: not self._forking)
+            self._inside += 1
+
+    def __exit__(self, *_exc: object) -> None:
+        with self._condition:
+            self._inside -= 1
+            self._condition.notify_all()
+
+    def before(self) -> None:
+        """Let nobody in, wait until nobody is inside, close everything; the lock is held over the fork."""
+        self._condition.acquire()
+        self._forking = True
+        if self._condition.wait_for(lambda: self._inside == 0, MAX_WAIT_SECONDS):
+            self._close_all()
+
+    def after_in_parent(self) -> None:
+        """Go on as before."""
+        self._forking = False
+        self._condition.notify_all()
+        self._condition.release()
+
+    def after_in_child(self) -> None:
+        """Begin anew: of all threads only this one exists here."""
+        self._condition = threading.Condition(threading.Lock())
+        self._inside = 0
+        self._forking = False
+
+
+def _watch(reference: weakref.ref[ForkGate]) -> None:
+    """Register the gate for every fork; handlers cannot be taken back, so they hold it weakly."""
+    caught: list[ForkGate] = []
+
+    def before() -> None:
+        gate = reference()
+        if gate is not None:
+            gate.before()
+            caught.append(gate)
+
+    def after_in_parent() -> None:
+        if caught:
+            caught.pop().after_in_parent()
+
+    def after_in_child() -> None:
+        if caught:
+            caught.pop().after_in_child()
+
+    os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)

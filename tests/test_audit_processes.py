@@ -1,0 +1,322 @@
+"""Several processes on one trail: at once, forked, killed in the middle. Nothing acknowledged is ever lost."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import weakref
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from healthobs.audit import forking, open_trail
+from healthobs.audit.forking import ForkGate
+from healthobs.exceptions import AuditWriteError
+
+#: Threads append and report each receipt on one line of standard output, only after it was given.
+WORKER = """
+import os, sys, threading
+from healthobs.audit import open_trail
+
+url, threads, each = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+trail = open_trail(url, service="hammer")
+
+def work(thread):
+    for number in range(each):
+        mark = f"{os.getpid()}-{thread}-{number}"
+        receipt = trail.append({"action": "hammer.hit", "resource_id": mark})
+        os.write(1, f"{receipt.index} {mark}\\n".encode())
+
+workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
+for worker in workers:
+    worker.start()
+for worker in workers:
+    worker.join()
+trail.close()
+"""
+
+
+def start(url: str, threads: int, each: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, url, str(threads), str(each)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def acknowledged(output: str) -> dict[int, str]:
+    """Read index and mark of each receipt; a line that was cut off was no acknowledgement."""
+    lines = output.split("\n")[:-1]
+    return {int(index): mark for index, mark in (line.split(" ") for line in lines)}
+
+
+def bodies(path: Path) -> list[str]:
+    connection = sqlite3.connect(path)
+    try:
+        rows = connection.execute("SELECT idx, body FROM entry ORDER BY idx").fetchall()
+    finally:
+        connection.close()
+    assert [index for index, _ in rows] == list(range(len(rows)))
+    return [body for _, body in rows]
+
+
+def root(leaves: list[bytes]) -> bytes:
+    """MTH of RFC 9162 §2.1.1, word for word."""
+    if len(leaves) <= 1:
+        return leaves[0] if leaves else sha256(b"").digest()
+    k = 1
+    while k * 2 < len(leaves):
+        k *= 2
+    return sha256(b"\x01" + root(leaves[:k]) + root(leaves[k:])).digest()
+
+
+class TestSeveralProcesses:
+    def test_hammer(self, tmp_path: Path) -> None:
+        """Two processes of four threads: one log, no gap, every receipt true, the root that of the bodies."""
+        url = f"sqlite:///{tmp_path}/audit.db"
+        processes = [start(url, threads=4, each=50) for _ in range(2)]
+        receipts: dict[int, str] = {}
+        for process in processes:
+            output, _ = process.communicate(timeout=90)
+            assert process.returncode == 0
+            receipts |= acknowledged(output)
+        written = bodies(tmp_path / "audit.db")
+        assert len(receipts) == len(written) == 400
+        assert {index: json.loads(body)["resource"]["id"] for index, body in enumerate(written)} == receipts
+        trail = open_trail(url, service="hammer")
+        verdict, checkpoint = trail.verify(), trail.checkpoint()
+        trail.close()
+        assert verdict.problems == ()
+        assert checkpoint.root == root([sha256(b"\x00" + body.encode()).digest() for body in written])
+
+    def test_killed_in_the_middle(self, tmp_path: Path) -> None:
+        """After each `kill -9` the log verifies, holds all that was acknowledged, and goes on."""
+        url = f"sqlite:///{tmp_path}/audit.db"
+        open_trail(url, service="hammer").close()
+        receipts: dict[int, str] = {}
+        rounds = random.Random(20251123)
+        for _ in range(5):
+            process = start(url, threads=4, each=100_000)
+            assert process.stdout is not None
+            first = [process.stdout.readline() for _ in range(rounds.randint(1, 60))]
+            process.send_signal(signal.SIGKILL)
+            rest, _ = process.communicate(timeout=30)
+            receipts |= acknowledged("".join(first) + rest)
+            trail = open_trail(url, service="hammer")
+            mine = trail.append({"action": "hammer.hit", "resource_id": "after"})
+            receipts[mine.index] = "after"
+            verdict = trail.verify()
+            trail.close()
+            assert verdict.problems == ()
+        written = bodies(tmp_path / "audit.db")
+        assert {index: json.loads(written[index])["resource"]["id"] for index in receipts} == receipts
+
+    def test_key_and_log_are_made_once(self, tmp_path: Path) -> None:
+        """Processes that open a new trail at once agree on its identity."""
+        code = "import sys; from healthobs.audit import open_trail; print(open_trail(sys.argv[1], service='s').vkey)"
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(3)
+        ]
+        assert len({process.communicate(timeout=60)[0] for process in started}) == 1
+
+    def test_waits_for_a_held_lock_no_longer_than_told(self, tmp_path: Path) -> None:
+        """A process that was stopped with the lock in hand makes appends fail, and resumed lets them go on."""
+        url = f"sqlite:///{tmp_path}/audit.db"
+        trail = open_trail(url, service="s", timeout_seconds=0.1)
+        code = (
+            "import fcntl, sys; f = open(sys.argv[1], 'rb'); fcntl.flock(f, fcntl.LOCK_EX);"
+            " print('held', flush=True); sys.stdin.read()"
+        )
+        holder = subprocess.Popen(
+            [sys.executable, "-c", code, f"{tmp_path}/audit.db.lock"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(AuditWriteError, match="holds its lock"):
+            trail.append({"action": "a"})
+        holder.kill()
+        holder.communicate(timeout=30)
+        trail._timeout_seconds = 10
+        trail.append({"action": "b"})
+        verdict = trail.verify()
+        trail.close()
+        assert verdict.ok
+
+
+class TestFork:
+    def test_child_appends_on_its_own(self, tmp_path: Path) -> None:
+        """A forked child opens the log anew; parent and child go on side by side."""
+        code = """
+import os, sys
+from healthobs.audit import open_trail
+trail = open_trail(sys.argv[1], service="s")
+trail.append({"action": "before.fork"})
+ready, go = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    os.write(ready[1], b"x")
+    os.read(go[0], 1)
+    for _ in range(20):
+        trail.append({"action": "child"})
+    trail.close()
+    os._exit(0)
+os.read(ready[0], 1)
+os.write(go[1], b"x")
+for _ in range(20):
+    trail.append({"action": "parent"})
+_, status = os.waitpid(child, 0)
+verdict = trail.verify()
+print(status, verdict.ok, verdict.size, trail.read(action="child").total)
+trail.close()
+"""
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code, f"sqlite:///{tmp_path}/audit.db"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.stdout.strip(), done.stderr) == ("0 True 41 20", "")
+
+    def test_forked_while_others_append(self, tmp_path: Path) -> None:
+        """A fork in the middle of a busy trail leaves the child no lock that nobody will release."""
+        code = """
+import os, sys, threading
+from healthobs.audit import open_trail
+trail = open_trail(sys.argv[1], service="s")
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        trail.append({"action": "parent"})
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads]
+statuses = []
+for _ in range(5):
+    trail.append({"action": "before.fork"})
+    child = os.fork()
+    if child == 0:
+        trail.append({"action": "child"})
+        trail.close()
+        os._exit(0)
+    statuses.append(os.waitpid(child, 0)[1])
+stop.set()
+[thread.join() for thread in threads]
+verdict = trail.verify()
+print(statuses, verdict.ok, trail.read(action="child").total)
+trail.close()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.strip() == "[0, 0, 0, 0, 0] True 5"
+
+    def test_forked_while_others_read(self, tmp_path: Path) -> None:
+        """Nor does a fork in the middle of reads and verifications."""
+        code = """
+import os, sys, threading
+from healthobs.audit import open_trail
+trail = open_trail(sys.argv[1], service="s")
+for _ in range(50):
+    trail.append({"action": "parent"})
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        assert trail.verify().ok
+        trail.read(action="parent")
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads]
+statuses = []
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        trail.append({"action": "child"})
+        trail.close()
+        os._exit(0)
+    statuses.append(os.waitpid(child, 0)[1])
+stop.set()
+[thread.join() for thread in threads]
+print(statuses, trail.verify().ok, trail.read(action="child").total)
+trail.close()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.strip() == "[0, 0, 0, 0, 0] True 5"
+
+
+class TestForkGate:
+    def test_closes_with_nobody_inside(self) -> None:
+        """The fork waits for who is inside, then closes, then lets the others in again."""
+        order: list[str] = []
+        gate = ForkGate(lambda: order.append("closed"))
+        entered, leave = threading.Event(), threading.Event()
+
+        def inside() -> None:
+            with gate:
+                entered.set()
+                leave.wait()
+                order.append("left")
+
+        user = threading.Thread(target=inside)
+        user.start()
+        entered.wait()
+        forker = threading.Thread(target=lambda: (gate.before(), gate.after_in_parent()))
+        forker.start()
+        leave.set()
+        forker.join()
+        user.join()
+        assert order == ["left", "closed"]
+        with gate:
+            order.append("in again")
+        assert order[-1] == "in again"
+
+    def test_does_not_wait_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A fork goes ahead after a while; then nothing is closed under its user."""
+        monkeypatch.setattr(forking, "MAX_WAIT_SECONDS", 0.01)
+        closed: list[str] = []
+        gate = ForkGate(lambda: closed.append("closed"))
+        with gate:
+            forker = threading.Thread(target=lambda: (gate.before(), gate.after_in_parent()))
+            forker.start()
+            forker.join()
+        assert closed == []
+
+    def test_child_begins_anew(self) -> None:
+        """In the child nobody is inside, whoever was in the parent."""
+        gate = ForkGate(lambda: None)
+        gate.before()
+        gate.after_in_child()
+        with gate:
+            pass
+
+    def test_forgotten_gate_is_no_matter(self) -> None:
+        """A fork after the last use of a gate finds nothing to do."""
+        gate = ForkGate(lambda: None)
+        watched = weakref.ref(gate)
+        del gate
+        gc.collect()
+        assert watched() is None
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0

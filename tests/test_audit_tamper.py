@@ -1,0 +1,393 @@
+"""Every way to change a trail behind its back is noticed and named, and what is healthy is not accused."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from healthobs.audit import Verification, merkle, open_trail, store, verification
+from healthobs.audit.checkpoint import NoteError, Signer, Verifier, open_checkpoint
+from healthobs.audit.store import connect_read_only
+from healthobs.exceptions import AuditError
+
+ENTRIES = 6
+LONG = 300
+Damage = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, tuple[str, ...]]:
+    """A healthy trail of six entries, each with a checkpoint of its own; its vkey, and its notes."""
+    path = tmp_path_factory.mktemp("pristine") / "audit.db"
+    trail = open_trail(f"sqlite:///{path}", service="s")
+    notes = [trail.checkpoint().note]
+    for number in range(ENTRIES):
+        trail.append({"action": "patient.read", "details": {"number": number}})
+        notes.append(trail.checkpoint().note)
+    trail.close()
+    return path, trail.vkey, tuple(notes)
+
+
+@pytest.fixture
+def copy(pristine: tuple[Path, str, tuple[str, ...]], tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copy(pristine[0], tmp_path / "copy.db"))
+
+
+def damage(path: Path, *statements: str, keep_guards: bool = True) -> None:
+    """Run statements without guards; put the guards back, as a careful attacker would."""
+    connection = sqlite3.connect(path)
+    try:
+        for name in store.GUARDS:
+            connection.execute(f"DROP TRIGGER IF EXISTS {name}")
+        for statement in statements:
+            connection.execute(statement)
+        if keep_guards:
+            for guard in store.GUARDS.values():
+                connection.execute(guard)
+        connection.commit()
+    finally:
+        connection.close()
+
+
+def verify(path: Path, vkey: str, *known: str) -> Verification:
+    connection = connect_read_only(path)
+    try:
+        return verification.verify(connection, Verifier(vkey), known)
+    finally:
+        connection.close()
+
+
+#: What is done, the first bad entry, and a word of what is said.
+ATTACKS = {
+    "edit a body": ("UPDATE entry SET body = replace(body, '\"ok\"', '\"no\"') WHERE idx = 2", 2, "body is not"),
+    "one byte of a body": ("UPDATE entry SET body = body || ' ' WHERE idx = 0", 0, "body is not"),
+    "erase a body": ("UPDATE entry SET body = NULL WHERE idx = 5", 5, "body is missing"),
+    "edit a leaf": ("UPDATE entry SET leaf = zeroblob(32) WHERE idx = 3", 3, "body is not"),
+    "delete the first": ("DELETE FROM entry WHERE idx = 0", 0, "is missing"),
+    "delete in the middle": ("DELETE FROM entry WHERE idx = 3", 3, "is missing"),
+    "delete several": ("DELETE FROM entry WHERE idx IN (1, 2, 4)", 1, "is missing"),
+    "truncate": ("DELETE FROM entry WHERE idx >= 4", 4, "missing from here on; 5 were signed"),
+    "empty": ("DELETE FROM entry", 0, "missing from here on"),
+    "renumber one": ("UPDATE entry SET idx = 9 WHERE idx = 2", 2, "is missing"),
+    "renumber below": ("UPDATE entry SET idx = -3 WHERE idx = 2", -3, "out of order"),
+    "append without signing": (
+        "INSERT INTO entry SELECT 6, leaf, body FROM entry WHERE idx = 0", 6, "never signed",
+    ),
+    "replace": ("REPLACE INTO entry SELECT 1, leaf, body FROM entry WHERE idx = 4", 1, "entries 1 to 1 are not"),
+    "swap all": (
+        "UPDATE entry SET leaf = (SELECT leaf FROM entry AS other WHERE other.idx = 5 - entry.idx), "
+        "body = (SELECT body FROM entry AS other WHERE other.idx = 5 - entry.idx)", 0, "entries 0 to 0 are not",
+    ),
+}  # fmt: skip
+
+
+class TestVerify:
+    def test_healthy(self, pristine: tuple[Path, str, tuple[str, ...]]) -> None:
+        """A trail that nobody touched verifies, with every checkpoint that ever was."""
+        path, vkey, notes = pristine
+        verdict = verify(path, vkey, *notes)
+        latest = open_checkpoint(notes[-1], Verifier(vkey))
+        assert (verdict.ok, verdict.problems, verdict.first_bad_index) == (True, (), None)
+        assert (verdict.size, verdict.root, verdict.checkpoints) == (ENTRIES, latest.root, 2 * (ENTRIES + 1))
+
+    @pytest.mark.parametrize("attack", ATTACKS)
+    def test_attack_is_named(
+        self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path, attack: str
+    ) -> None:
+        """Each change of the entries is found, and its first bad entry named."""
+        statement, index, word = ATTACKS[attack]
+        damage(copy, statement)
+        verdict = verify(copy, pristine[1])
+        assert not verdict.ok
+        assert verdict.first_bad_index == index
+        assert word in " ".join(map(str, verdict.problems))
+
+    def test_consistent_rewrite(self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path) -> None:
+        """An entry rewritten with its leaf is betrayed by the checkpoint that signed it."""
+        body = '{"v":1}'
+        leaf = merkle.leaf_hash(body.encode()).hex()
+        damage(copy, f"UPDATE entry SET body = '{body}', leaf = x'{leaf}' WHERE idx = 2")
+        verdict = verify(copy, pristine[1])
+        assert (verdict.ok, verdict.first_bad_index) == (False, 2)
+        assert [str(problem) for problem in verdict.problems] == [
+            "entry 2: entries 2 to 2 are not those that were signed at size 3"
+        ]
+
+    @given(first=st.integers(0, ENTRIES - 1), second=st.integers(0, ENTRIES - 1))
+    @settings(max_examples=30, deadline=None)
+    def test_any_swap(
+        self,
+        pristine: tuple[Path, str, tuple[str, ...]],
+        tmp_path_factory: pytest.TempPathFactory,
+        first: int,
+        second: int,
+    ) -> None:
+        """Two entries that changed places are noticed at the earlier one; unchanged ones are not accused."""
+        path = Path(shutil.copy(pristine[0], tmp_path_factory.mktemp("swap") / "audit.db"))
+        damage(
+            path,
+            f"UPDATE entry SET idx = 99 WHERE idx = {first}",
+            f"UPDATE entry SET idx = {first} WHERE idx = {second} AND {first} <> {second}",
+            f"UPDATE entry SET idx = {second} WHERE idx = 99",
+        )
+        verdict = verify(path, pristine[1])
+        assert verdict.ok is (first == second)
+        assert verdict.first_bad_index == (None if first == second else min(first, second))
+
+    @pytest.mark.parametrize("guard", store.GUARDS)
+    def test_missing_guard(self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path, guard: str) -> None:
+        """A guard that was dropped, or replaced by one that does nothing, is named."""
+        table = guard.partition("_")[0]
+        damage(copy, keep_guards=True)
+        assert verify(copy, pristine[1]).ok
+        for replacement in (
+            "SELECT 1",
+            f"CREATE TRIGGER {guard} BEFORE UPDATE ON {table} BEGIN SELECT 1; END",
+        ):
+            connection = sqlite3.connect(copy)
+            connection.execute(f"DROP TRIGGER IF EXISTS {guard}")
+            connection.execute(replacement)
+            connection.commit()
+            connection.close()
+            verdict = verify(copy, pristine[1])
+            assert [str(problem) for problem in verdict.problems] == [
+                f"the guard {guard} is missing or altered"
+            ]
+
+    def test_forged_checkpoint(self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path) -> None:
+        """A checkpoint whose text was changed no longer verifies."""
+        damage(
+            copy,
+            "UPDATE checkpoint SET note = replace(note, char(10) || '4', char(10) || '5') WHERE size = 4",
+        )
+        verdict = verify(copy, pristine[1])
+        assert (verdict.ok, verdict.first_bad_index) == (False, None)
+        assert "checkpoint of size 4 does not verify" in str(verdict.problems[0])
+
+    @pytest.mark.parametrize(
+        ("statement", "word"),
+        [
+            ("UPDATE checkpoint SET note = '' WHERE size = 4", "does not verify"),
+            ("UPDATE checkpoint SET note = CAST(x'ff' AS TEXT) WHERE size = 4", "no text"),
+            ("UPDATE checkpoint SET size = 9 WHERE size = 4", "filed under size 9 is of another size"),
+            ("DELETE FROM checkpoint", "no checkpoint at all"),
+            ("DELETE FROM checkpoint WHERE size = 6", "never signed"),
+            ("UPDATE log SET vkey = 'x'", "not the expected key"),
+            ("DROP TABLE tile", "cannot be read from here on"),
+            ("INSERT INTO tile VALUES (1, 7, zeroblob(32))", "kept nodes that belong to no entries"),
+        ],
+    )
+    def test_other_damage(
+        self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path, statement: str, word: str
+    ) -> None:
+        """What is not an entry is checked too."""
+        damage(copy, statement)
+        verdict = verify(copy, pristine[1])
+        assert not verdict.ok
+        assert word in " ".join(map(str, verdict.problems))
+
+    def test_swapped_key(self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path) -> None:
+        """A log that was rewritten and signed with another key fails against the key that is known."""
+        name = Verifier(pristine[1]).name
+        impostor = Signer(name, Ed25519PrivateKey.generate())
+        note = impostor.checkpoint(0, merkle.EMPTY_ROOT).note
+        damage(
+            copy,
+            "DELETE FROM entry",
+            "DELETE FROM checkpoint",
+            f"INSERT INTO checkpoint VALUES (0, '{note}')",
+            f"UPDATE log SET vkey = '{impostor.vkey}'",
+        )
+        assert verify(copy, impostor.vkey).ok, "it is consistent in itself: only the pinned key tells"
+        verdict = verify(copy, pristine[1])
+        assert [str(problem) for problem in verdict.problems] == [
+            "the key written in the file is not the expected key",
+            "the checkpoint of size 0 does not verify: the note is not signed by the expected key",
+        ]
+
+    def test_old_file_restored(self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path) -> None:
+        """An earlier state, whole and signed, is betrayed by a later checkpoint that was kept elsewhere."""
+        _, vkey, notes = pristine
+        damage(copy, "DELETE FROM entry WHERE idx >= 4", "DELETE FROM checkpoint WHERE size > 4")
+        assert verify(copy, vkey).ok, "in itself it is a healthy log of four entries"
+        assert verify(copy, vkey, *notes[:5]).ok
+        verdict = verify(copy, vkey, notes[6])
+        assert (verdict.ok, verdict.first_bad_index) == (False, 4)
+        assert "6 were signed" in str(verdict.problems[0])
+
+    def test_second_history(self, pristine: tuple[Path, str, tuple[str, ...]], tmp_path: Path) -> None:
+        """A log rewritten by whoever has the key is betrayed by a checkpoint that was kept elsewhere."""
+        path, _, _ = pristine
+        url, key = f"sqlite:///{tmp_path}/audit.db", path.with_name("audit.db.key")
+        histories = []
+        for action in ("a.true", "a.false"):
+            trail = open_trail(url, service="s", key_file=key, origin="example.org/log")
+            trail.append({"action": action})
+            trail.append({"action": action})
+            histories.append(trail.checkpoint().note)
+            trail.close()
+            for name in ("audit.db", "audit.db.lock"):
+                (tmp_path / name).rename(tmp_path / f"{action}-{name}")
+        second = tmp_path / "a.false-audit.db"
+        assert verify(second, trail.vkey, histories[1]).ok
+        verdict = verify(second, trail.vkey, histories[0])
+        assert (verdict.ok, verdict.first_bad_index) == (False, 0)
+
+    def test_kept_checkpoint_must_be_this_logs(self, pristine: tuple[Path, str, tuple[str, ...]]) -> None:
+        """A kept checkpoint that does not verify itself says nothing about the log."""
+        path, vkey, notes = pristine
+        with pytest.raises(NoteError):
+            verify(path, vkey, notes[1].replace("\n1\n", "\n2\n"))
+
+    def test_problems_are_bounded(self, tmp_path: Path) -> None:
+        """A ruined file does not flood the report."""
+        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda _: trail.append({"action": "a"}), range(80)))
+        trail.close()
+        damage(trail.path, "UPDATE entry SET body = 'x'")
+        verdict = trail.verify()
+        assert (len(verdict.problems), verdict.first_bad_index) == (verification.MAX_PROBLEMS, 0)
+
+    @pytest.mark.parametrize(
+        ("statement", "word"),
+        [
+            ("UPDATE tile SET hash = zeroblob(32)", "kept node 0 of level 1"),
+            ("DELETE FROM tile", "kept node 0 of level 1"),
+        ],
+    )
+    def test_kept_nodes_are_checked(self, long: Path, tmp_path: Path, statement: str, word: str) -> None:
+        """A wrong node would make wrong proofs, so it is a problem though the entries are right."""
+        path = Path(shutil.copy(long, tmp_path / "copy.db"))
+        vkey = _vkey(path)
+        assert verify(path, vkey).ok
+        damage(path, statement)
+        assert word in str(verify(path, vkey).problems[0])
+
+    def test_in_pieces(self, long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A log longer than what is read at once verifies as one."""
+        monkeypatch.setattr(verification, "_AT_ONCE", 7)
+        verdict = verify(long, _vkey(long))
+        assert (verdict.ok, verdict.size) == (True, LONG)
+
+    def test_damaged_page(self, long: Path, tmp_path: Path) -> None:
+        """A file whose pages were overwritten fails with the entry where reading ended."""
+        path = Path(shutil.copy(long, tmp_path / "copy.db"))
+        vkey = _vkey(path)
+        page = int.from_bytes(path.read_bytes()[16:18])
+        with path.open("r+b") as file:
+            file.seek(page * (path.stat().st_size // page // 2))
+            file.write(b"\xff" * page * 3)
+        verdict = verify(path, vkey)
+        assert not verdict.ok
+
+    def test_loose_schema(self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path) -> None:
+        """Tables rebuilt without types hold values of any kind; they are problems, not crashes."""
+        damage(
+            copy,
+            "ALTER TABLE entry RENAME TO old",
+            "CREATE TABLE entry (idx INTEGER PRIMARY KEY, leaf, body)",
+            "INSERT INTO entry SELECT * FROM old",
+            "UPDATE entry SET leaf = 'text' WHERE idx = 1",
+            "UPDATE entry SET body = 7 WHERE idx = 2",
+            "ALTER TABLE checkpoint RENAME TO old_checkpoint",
+            "CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, note)",
+            "INSERT INTO checkpoint VALUES (6, NULL)",
+        )
+        verdict = verify(copy, pristine[1])
+        said = " ".join(map(str, verdict.problems))
+        assert verdict.first_bad_index == 1
+        assert "entry 1: the leaf is no hash" in said
+        assert "entry 2: the body is not what was recorded" in said
+        assert "checkpoint of size 6 does not verify: it is empty" in said
+
+    def test_no_trail(self, tmp_path: Path) -> None:
+        """A trail that is gone cannot be verified."""
+        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
+        trail.path.unlink()
+        with pytest.raises(AuditError, match="cannot be used"):
+            trail.verify()
+
+    def test_while_entries_come(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A log in use verifies as of the moment the verification began."""
+        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
+        for _ in range(3):
+            trail.append({"action": "a"})
+        monkeypatch.setattr(verification, "_AT_ONCE", 1)
+        original = verification._Run._entry
+
+        def entry_and_more(run: verification._Run, index: int, leaf: object, body: object) -> None:
+            trail.append({"action": "a"})
+            original(run, index, leaf, body)
+
+        monkeypatch.setattr(verification._Run, "_entry", entry_and_more)
+        verdict = trail.verify()
+        trail.close()
+        assert (verdict.ok, verdict.size) == (True, 3)
+
+
+class TestGuards:
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "UPDATE entry SET body = NULL WHERE idx = 0",
+            "DELETE FROM entry WHERE idx = 5",
+            "REPLACE INTO entry SELECT idx, leaf, NULL FROM entry WHERE idx = 5",
+            "INSERT OR REPLACE INTO entry SELECT idx, leaf, NULL FROM entry WHERE idx = 0",
+            "INSERT INTO entry SELECT 7, leaf, body FROM entry WHERE idx = 0",
+            "INSERT INTO entry SELECT -1, leaf, body FROM entry WHERE idx = 0",
+            "INSERT INTO entry (leaf, body) SELECT leaf, body FROM entry WHERE idx = 0",
+            "UPDATE entry SET idx = 6 WHERE idx = 5",
+            "UPDATE checkpoint SET note = '' WHERE size = 1",
+            "DELETE FROM checkpoint WHERE size = 6",
+            "REPLACE INTO checkpoint VALUES (6, '')",
+        ],
+    )
+    def test_refused(self, copy: Path, statement: str) -> None:
+        """Ordinary statements cannot change, delete, replace or misnumber what is recorded."""
+        connection = sqlite3.connect(copy)
+        try:
+            before = (
+                list(connection.execute("SELECT * FROM entry")),
+                list(connection.execute("SELECT * FROM checkpoint")),
+            )
+            with pytest.raises(sqlite3.IntegrityError, match="audit: "):
+                connection.execute(statement)
+            connection.commit()
+            after = (
+                list(connection.execute("SELECT * FROM entry")),
+                list(connection.execute("SELECT * FROM checkpoint")),
+            )
+        finally:
+            connection.close()
+        assert before == after
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trail of 300 entries, so that there is a kept node."""
+    path = tmp_path_factory.mktemp("long") / "audit.db"
+    trail = open_trail(f"sqlite:///{path}", service="s")
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: trail.append({"action": "a"}), range(LONG)))
+    trail.close()
+    return path
+
+
+def _vkey(path: Path) -> str:
+    connection = connect_read_only(path)
+    try:
+        log = store.read_log(connection)
+    finally:
+        connection.close()
+    assert log is not None
+    return log[1]

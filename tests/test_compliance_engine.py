@@ -1,0 +1,753 @@
+"""Tests of the control engine: six states, decay, changes told until taken, a thread that survives forks."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from healthobs.clock import Clock
+from healthobs.compliance import (
+    CATALOGUE_VERSION,
+    STATES,
+    Attestation,
+    Control,
+    ControlEngine,
+    Outcome,
+    ProbeContext,
+    Reply,
+    Route,
+)
+from healthobs.compliance.attestation import judge
+from healthobs.compliance.report import DISCLAIMER
+from healthobs.compliance.schedule import Schedule
+from healthobs.config import Settings
+from healthobs.exceptions import ConfigurationError
+from healthobs.redaction import Redactor
+
+MOMENT = datetime(2026, 11, 23, 7, 30, tzinfo=UTC)
+DOCUMENT = Attestation("A-1", "privacy-officer", "2026-11-23", "ab" * 32)
+
+
+class Time:
+    """Wall and monotonic time that move when told to, together or apart."""
+
+    def __init__(self) -> None:
+        self.elapsed = 0.0
+        self.wall_step = 0.0
+
+    def clock(self) -> Clock:
+        """Return the clock."""
+        return Clock(
+            lambda: int((MOMENT.timestamp() + self.elapsed + self.wall_step) * 1e9),
+            lambda: 7 * 10**9 + int(self.elapsed * 1e9),
+        )
+
+
+class World:
+    """An engine over probes whose outcome tests set, and everything that it told."""
+
+    def __init__(self, *controls: Control, **options: Any) -> None:
+        self.time = Time()
+        self.outcomes: dict[str, Any] = {}
+        self.runs: list[str] = []
+        self.results: list[tuple[str, str]] = []
+        self.changes: list[tuple[str, str, str]] = []
+        self.errors: list[str] = []
+        self.refuse: Exception | None = None
+        self.contexts: list[ProbeContext] = []
+        made = controls or (self.control("C-1"), self.control("C-2"))
+        self.engine = ControlEngine(
+            [control if control.probe is None else self._wired(control) for control in made],
+            self._context,
+            self.time.clock(),
+            service="phi-service",
+            on_result=lambda result: self.results.append((result.control.id, result.outcome.state)),
+            on_change=self._changed,
+            on_error=self.errors.append,
+            **options,
+        )
+
+    @staticmethod
+    def control(name: str, **changes: Any) -> Control:
+        """Return a control whose probe is put in by the world."""
+        fields: dict[str, Any] = {
+            "cite": "policy 1",
+            "framework": "company",
+            "title": "Title",
+            "criterion": "criterion",
+            "method": "probe",
+            "probe": lambda context: Outcome("pass", ""),
+            **changes,
+        }
+        return Control(name, **fields)
+
+    def _wired(self, control: Control) -> Control:
+        def probe(context: ProbeContext) -> Outcome:
+            self.runs.append(control.id)
+            self.contexts.append(context)
+            outcome = self.outcomes.get(control.id, Outcome("pass", "seen", 3))
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome  # type: ignore[no-any-return]
+
+        return replace(control, probe=probe)
+
+    def _context(self) -> ProbeContext:
+        return ProbeContext(
+            settings=Settings(),
+            clock=self.time.clock(),
+            redactor=Redactor(),
+            scope={"chd": False, "phi": True},
+        )
+
+    def _changed(self, control: Control, old: str, new: str, result: Any) -> int:
+        if self.refuse is not None:
+            raise self.refuse
+        self.changes.append((control.id, old, new))
+        return len(self.changes) - 1
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+class TestControl:
+    """`Control` refuses what cannot be observed or cited."""
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"name": "has blank"},
+            {"name": ""},
+            {"name": "x" * 33},
+            {"name": "C-1\n"},
+            {"framework": "HIPAA"},
+            {"cite": ""},
+            {"title": ""},
+            {"criterion": ""},
+            {"method": "guess"},
+            {"probe": None},
+            {"method": "attestation"},
+            {"valid_for_s": 0},
+            {"every_s": -1},
+            {"valid_for_s": 60, "every_s": 60},
+        ],
+    )
+    def test_wrong_field(self, wrong: dict[str, Any]) -> None:
+        """Each wrong field is refused by itself."""
+        name = wrong.pop("name", "C-1")
+        with pytest.raises(ConfigurationError) as caught:
+            World.control(name, **wrong)
+        assert len(caught.value.problems) == 1
+
+    def test_every_problem_is_named(self) -> None:
+        """All problems come at once."""
+        with pytest.raises(ConfigurationError) as caught:
+            World.control("", framework="X", cite="", method="guess", valid_for_s=0)
+        assert len(caught.value.problems) == 5
+
+
+class TestStates:
+    """What state a control is in."""
+
+    def test_unknown_at_start(self, world: World) -> None:
+        """Nothing passes before it ran."""
+        assert world.engine.states() == {"C-1": "unknown", "C-2": "unknown"}
+        assert world.runs == []
+
+    @pytest.mark.parametrize("state", [state for state in STATES if state != "attested"])
+    def test_outcome_of_the_probe(self, world: World, state: Any) -> None:
+        """A probe's outcome is the state."""
+        world.outcomes["C-1"] = Outcome(state, "seen")
+        assert world.engine.run(["C-1"]) == {"C-1": state}
+
+    @pytest.mark.parametrize("state", ["attested", "ok", "PASS", ""])
+    def test_state_that_no_probe_may_return(self, world: World, state: Any) -> None:
+        """Only a person attests, and there are no other states."""
+        world.outcomes["C-1"] = Outcome(state, "seen")
+        assert world.engine.run(["C-1"]) == {"C-1": "unknown"}
+
+    def test_probe_that_raises(self, world: World) -> None:
+        """An error is no evidence either way; its text does not come out."""
+        world.outcomes["C-1"] = KeyError("patient Jane")
+        world.engine.run()
+        shown = world.engine.status(detail=True)["controls"][0]
+        assert (shown["state"], shown["evidence"]["text"]) == ("unknown", "the probe raised KeyError")
+        assert "Jane" not in json.dumps(world.engine.status(detail=True))
+        assert world.engine.states()["C-2"] == "pass"
+
+    def test_probe_that_returns_nothing(self, world: World) -> None:
+        """A forgotten return is not a pass."""
+        control = World.control("S-1", probe=lambda context: None)
+        engine = ControlEngine([control], world._context, world.time.clock())
+        assert engine.run() == {"S-1": "unknown"}
+
+    def test_context_that_raises(self, world: World) -> None:
+        """Without a context nothing can be seen."""
+
+        def broken() -> ProbeContext:
+            raise OSError
+
+        engine = ControlEngine([World.control("S-1")], broken, world.time.clock())
+        assert engine.run() == {"S-1": "unknown"}
+
+    @given(st.floats(0, 2_000), st.integers(1, 1_000))
+    def test_decay(self, age_s: float, valid_for_s: int) -> None:
+        """A pass is a pass for as long as it is valid, and unknown after that."""
+        world = World(World.control("C-1", valid_for_s=valid_for_s))
+        world.engine.run()
+        world.time.elapsed = age_s
+        expected = "pass" if int(age_s * 1e9) <= valid_for_s * 10**9 else "unknown"
+        assert world.engine.states() == {"C-1": expected}
+
+    def test_failure_decays_too(self, world: World) -> None:
+        """An old failure is no knowledge either."""
+        world.outcomes["C-1"] = Outcome("fail", "seen")
+        world.engine.run()
+        world.time.elapsed = 601
+        assert world.engine.states() == {"C-1": "unknown", "C-2": "unknown"}
+
+    def test_wall_clock_set_back_refreshes_nothing(self, world: World) -> None:
+        """Ages are monotonic."""
+        world.engine.run()
+        world.time.elapsed, world.time.wall_step = 601, -3600
+        assert world.engine.states()["C-1"] == "unknown"
+
+    def test_scope(self) -> None:
+        """A declared scope excludes a control without running it; an undeclared one does not."""
+        world = World(*(World.control(f"C-{name}", scope=name) for name in ("chd", "phi", "other")))
+        assert world.engine.run() == {"C-chd": "not-applicable", "C-phi": "pass", "C-other": "pass"}
+        assert world.runs == ["C-phi", "C-other"]
+
+
+class TestRun:
+    """`ControlEngine.run` and `run_due`."""
+
+    def test_only_those_asked_for(self, world: World) -> None:
+        """Others stay as they were."""
+        assert world.engine.run(["C-2"]) == {"C-2": "pass"}
+        assert (world.runs, world.engine.states()["C-1"]) == (["C-2"], "unknown")
+
+    def test_unknown_id(self, world: World) -> None:
+        """An id that is not there is an error, and nothing runs."""
+        with pytest.raises(ConfigurationError):
+            world.engine.run(["C-1", "X-1"])
+        assert world.runs == []
+
+    def test_reading_runs_nothing(self, world: World) -> None:
+        """Requests only read."""
+        world.engine.status(detail=True)
+        world.engine.gate_open()
+        world.engine.states()
+        assert world.runs == []
+
+    def test_due(self) -> None:
+        """A scheduled round runs what never ran, and what is older than its `every_s`."""
+        world = World(World.control("C-1"), World.control("C-2", every_s=60))
+        seen = []
+        for elapsed in (0, 59.9, 60):
+            world.time.elapsed = elapsed
+            world.runs.clear()
+            world.engine.run_due()
+            seen.append(list(world.runs))
+        assert seen == [["C-1", "C-2"], ["C-1"], ["C-1", "C-2"]]
+
+    def test_results_are_told_once_per_run(self, world: World) -> None:
+        """Each run counts, whether or not the state changed."""
+        world.engine.run()
+        world.outcomes["C-2"] = ValueError()
+        world.engine.run()
+        assert world.results == [("C-1", "pass"), ("C-2", "pass"), ("C-1", "pass"), ("C-2", "unknown")]
+
+    def test_rounds_do_not_overlap(self) -> None:
+        """Two callers at once run one probe at a time."""
+        inside, most, lock = 0, 0, threading.Lock()
+        gate = threading.Barrier(2, timeout=5)
+
+        def probe(context: ProbeContext) -> Outcome:
+            nonlocal inside, most
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            threading.Event().wait(0.02)
+            with lock:
+                inside -= 1
+            return Outcome("pass", "")
+
+        engine = ControlEngine([World.control("S-1", probe=probe)], World()._context, Clock())
+
+        def run() -> None:
+            gate.wait()
+            engine.run()
+
+        threads = [threading.Thread(target=run) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most == 1
+
+    def test_bind(self, world: World) -> None:
+        """What the application adds reaches the probes; before that there is nothing to call."""
+
+        def call(*_: object) -> Reply:
+            return Reply(200, {}, b"")
+
+        def tokens() -> dict[str, str]:
+            return {}
+
+        world.engine.run(["C-1"])
+        world.engine.bind(call, [Route("GET", "/p")])
+        world.engine.run(["C-1"])
+        world.engine.bind(call, [Route("GET", "/p")], tokens)
+        world.engine.run(["C-1"])
+        seen = [(context.call, context.protected, context.refused_tokens) for context in world.contexts]
+        assert seen == [
+            (None, (), None),
+            (call, (Route("GET", "/p"),), None),
+            (call, (Route("GET", "/p"),), tokens),
+        ]
+
+
+class TestChanges:
+    """Each change of state is told until it is taken."""
+
+    def test_only_changes(self, world: World) -> None:
+        """A state that stays is told once."""
+        world.engine.run()
+        world.engine.run()
+        world.outcomes["C-1"] = Outcome("fail", "seen")
+        world.engine.run()
+        assert world.changes == [
+            ("C-1", "unknown", "pass"),
+            ("C-2", "unknown", "pass"),
+            ("C-1", "pass", "fail"),
+        ]
+
+    def test_decay_is_a_change(self) -> None:
+        """Evidence that went stale is told in the next round."""
+        world = World(World.control("C-1", valid_for_s=60), World.control("C-2"))
+        world.engine.run()
+        world.time.elapsed = 61
+        world.engine.run(["C-2"])
+        assert world.changes[2:] == [("C-1", "pass", "unknown")]
+
+    def test_refused_change_is_told_again(self, world: World) -> None:
+        """While the trail is down the engine goes on; afterwards it catches up."""
+        world.refuse = OSError()
+        assert world.engine.run() == {"C-1": "pass", "C-2": "pass"}
+        assert (world.changes, world.errors) == ([], ["controls", "controls"])
+        world.refuse = None
+        world.engine.run(["C-1"])
+        assert world.changes == [("C-1", "unknown", "pass"), ("C-2", "unknown", "pass")]
+
+    def test_index_is_shown(self, world: World) -> None:
+        """The report names the entry that recorded the last change."""
+        world.engine.run()
+        assert [row["audit_index"] for row in world.engine.status(detail=True)["controls"]] == [0, 1]
+
+    def test_broken_metrics(self, world: World) -> None:
+        """A listener that raises is counted, and the round goes on."""
+
+        def broken(result: object) -> None:
+            raise RuntimeError
+
+        def worse(component: str) -> None:
+            errors.append(component)
+            raise RuntimeError
+
+        errors: list[str] = []
+        engine = ControlEngine(
+            [World.control("S-1"), World.control("S-2")],
+            world._context,
+            world.time.clock(),
+            on_result=broken,
+            on_error=worse,
+        )
+        assert (engine.run(), errors) == ({"S-1": "pass", "S-2": "pass"}, ["controls", "controls"])
+
+    def test_nobody_listens(self, world: World) -> None:
+        """Listeners are optional."""
+
+        def broken(result: object) -> None:
+            raise RuntimeError
+
+        engine = ControlEngine([World.control("S-1")], world._context, world.time.clock(), on_result=broken)
+        assert engine.run() == {"S-1": "pass"}
+
+
+class TestStatus:
+    """The body of `GET /compliance/status`."""
+
+    def test_before_any_run(self, world: World) -> None:
+        """Everything is unknown, and says so."""
+        assert world.engine.status() == {
+            "service": "phi-service",
+            "catalogue_version": CATALOGUE_VERSION,
+            "disclaimer": DISCLAIMER,
+            "counts": {"pass": 0, "fail": 0, "partial": 0, "not-applicable": 0, "unknown": 2, "attested": 0},
+            "controls": [
+                {
+                    "id": name,
+                    "cite": "policy 1",
+                    "framework": "company",
+                    "title": "Title",
+                    "state": "unknown",
+                    "observed_at": None,
+                    "valid_for_s": 600,
+                }
+                for name in ("C-1", "C-2")
+            ],
+        }
+
+    def test_detail(self, world: World) -> None:
+        """Readers who may see evidence get criterion, method, evidence with its digest, and the audit index."""
+        world.outcomes["C-1"] = Outcome("partial", "1 of 2 seen", 1, ("names",))
+        world.engine.run()
+        row = world.engine.status(detail=True)["controls"][0]
+        canonical = (
+            '{"control":"C-1","criterion":"criterion","missing":["names"],"n":1,'
+            '"observed_at":"2026-11-23T07:30:00.000000Z","state":"partial","text":"1 of 2 seen"}'
+        )
+        assert row == {
+            "id": "C-1",
+            "cite": "policy 1",
+            "framework": "company",
+            "title": "Title",
+            "state": "partial",
+            "observed_at": "2026-11-23T07:30:00.000000Z",
+            "valid_for_s": 600,
+            "criterion": "criterion",
+            "evidence": {
+                "text": "1 of 2 seen",
+                "n": 1,
+                "digest": sha256(canonical.encode()).hexdigest(),
+                "missing": ["names"],
+            },
+            "method": "probe",
+            "required": True,
+            "scope": None,
+            "audit_index": 0,
+        }
+
+    def test_detail_before_any_run(self, world: World) -> None:
+        """There is no evidence of what never ran."""
+        row = world.engine.status(detail=True)["controls"][0]
+        assert (row["evidence"], row["audit_index"]) == (
+            {"text": "not run yet", "n": None, "digest": None},
+            None,
+        )
+
+    def test_stale_evidence_is_named_so(self, world: World) -> None:
+        """What was seen last is still shown, as what it was."""
+        world.engine.run()
+        world.time.elapsed = 601
+        row = world.engine.status(detail=True)["controls"][0]
+        assert (row["state"], row["evidence"]["text"]) == ("unknown", "stale; was pass: seen")
+
+    def test_summary_holds_no_evidence(self, world: World) -> None:
+        """Who may not see evidence sees none."""
+        world.outcomes["C-1"] = Outcome("fail", "the secret detail")
+        world.engine.run()
+        assert "secret" not in json.dumps(world.engine.status(detail=False))
+
+    @given(st.lists(st.sampled_from(STATES), max_size=12))
+    def test_counts_add_up(self, states: list[Any]) -> None:
+        """Every control is in exactly one state."""
+        world = World(*(World.control(f"C-{number}") for number in range(len(states) + 1)))
+        for number, state in enumerate(states):
+            world.outcomes[f"C-{number}"] = Outcome(state, "")
+        world.engine.run()
+        status = world.engine.status()
+        shown = [row["state"] for row in status["controls"]]
+        assert status["counts"] == {state: shown.count(state) for state in STATES}
+
+
+class TestGate:
+    """`gate_open` and `gate_failures`."""
+
+    @pytest.mark.parametrize(
+        ("state", "is_open"),
+        [("pass", True), ("not-applicable", True), ("partial", False), ("fail", False), ("unknown", False)],
+    )
+    def test_required_control(self, world: World, state: Any, is_open: bool) -> None:
+        """Only what is shown, or excluded by a declaration, opens it."""
+        world.outcomes["C-1"] = Outcome(state, "")
+        world.engine.run()
+        assert (world.engine.gate_open(), world.engine.gate_failures()) == (
+            is_open,
+            () if is_open else ("C-1",),
+        )
+
+    def test_shut_at_start_and_after_decay(self, world: World) -> None:
+        """Without fresh evidence it is shut."""
+        seen = [world.engine.gate_open()]
+        world.engine.run()
+        seen.append(world.engine.gate_open())
+        world.time.elapsed = 601
+        assert [*seen, world.engine.gate_open()] == [False, True, False]
+
+    def test_optional_control(self) -> None:
+        """What is not required does not hold it shut."""
+        world = World(World.control("C-1"), World.control("C-2", required=False))
+        world.outcomes["C-2"] = Outcome("fail", "")
+        world.engine.run()
+        assert world.engine.gate_open()
+
+    def test_attested(self) -> None:
+        """A valid attestation opens it."""
+        world = World(World.control("A-1", method="attestation", probe=None), attestations=[DOCUMENT])
+        world.engine.run()
+        assert world.engine.gate_open()
+
+    def test_no_controls(self) -> None:
+        """A service that observes nothing has shown nothing."""
+        assert ControlEngine([], World()._context, Clock()).gate_open() is False
+
+
+class TestAttestation:
+    """What a person declared."""
+
+    TODAY = date(2026, 11, 23)
+
+    @pytest.mark.parametrize(
+        ("changes", "state"),
+        [
+            ({}, "attested"),
+            ({"expires": "2027-01-01"}, "attested"),
+            ({"expires": "2026-11-22"}, "fail"),
+            ({"expires": "soon"}, "fail"),
+            ({"person": ""}, "fail"),
+            ({"digest": ""}, "fail"),
+            ({"digest": "AB" * 32}, "fail"),
+            ({"digest": "ab" * 32 + "\n"}, "fail"),
+        ],
+    )
+    def test_judgement(self, changes: dict[str, str], state: str) -> None:
+        """It holds through its last day, and only when complete; it is never a pass."""
+        assert judge(replace(DOCUMENT, **changes), self.TODAY).state == state
+
+    def test_none(self) -> None:
+        """What nobody attested is unknown."""
+        assert judge(None, self.TODAY).state == "unknown"
+
+    def test_expires_while_running(self) -> None:
+        """The day after its last, the next round finds it expired."""
+        world = World(World.control("A-1", method="attestation", probe=None), attestations=[DOCUMENT])
+        seen = [world.engine.run()["A-1"]]
+        world.time.elapsed = 24 * 3600
+        assert [*seen, world.engine.run()["A-1"]] == ["attested", "fail"]
+
+    def test_of_no_control(self) -> None:
+        """An attestation for a control that is not there is a mistake."""
+        with pytest.raises(ConfigurationError):
+            World(World.control("C-1"), attestations=[DOCUMENT])
+
+    def test_duplicate_control(self) -> None:
+        """Ids differ."""
+        with pytest.raises(ConfigurationError):
+            World(World.control("C-1"), World.control("C-1"))
+
+
+class Worker:
+    """Counts rounds, and lets tests wait for them."""
+
+    def __init__(self) -> None:
+        self.rounds = threading.Semaphore(0)
+
+    def work(self) -> None:
+        """Do one round."""
+        self.rounds.release()
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker()
+
+
+@pytest.fixture
+def schedule(worker: Worker) -> Iterator[Schedule]:
+    made = Schedule(worker.work, "test-schedule")
+    yield made
+    made.stop()
+
+
+def threads(name: str = "test-schedule") -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+class TestSchedule:
+    """The background thread."""
+
+    def test_works_at_once_and_again(self, schedule: Schedule, worker: Worker) -> None:
+        """The first round does not wait for the interval; others follow."""
+        schedule.start(0.01, 0.2)
+        assert [worker.rounds.acquire(timeout=5) for _ in range(3)] == [True] * 3
+
+    def test_first_round_does_not_wait(self, schedule: Schedule, worker: Worker) -> None:
+        """Even a long interval begins with a round."""
+        schedule.start(3600, 0)
+        assert worker.rounds.acquire(timeout=5)
+
+    def test_zero_starts_nothing(self, schedule: Schedule) -> None:
+        """An interval of 0 means on demand only."""
+        schedule.start(0, 0)
+        schedule.revive()
+        assert threads() == []
+
+    def test_one_thread(self, schedule: Schedule) -> None:
+        """Started twice, it has one thread."""
+        schedule.start(3600, 0)
+        schedule.start(3600, 0)
+        schedule.revive()
+        assert len(threads()) == 1
+
+    def test_stop(self, schedule: Schedule, worker: Worker) -> None:
+        """Stopped, its thread is gone, and reviving it does nothing; it can be started again."""
+        schedule.start(3600, 0.2)
+        schedule.stop()
+        schedule.stop()
+        schedule.revive()
+        assert threads() == []
+        while worker.rounds.acquire(blocking=False):
+            pass
+        schedule.start(3600, 0.2)
+        assert worker.rounds.acquire(timeout=5)
+
+    def test_stop_from_within(self) -> None:
+        """A round may stop its own schedule."""
+
+        class Once:
+            def __init__(self) -> None:
+                self.schedule = Schedule(self.work, "test-schedule")
+                self.done = threading.Event()
+
+            def work(self) -> None:
+                self.schedule.stop()
+                self.done.set()
+
+        once = Once()
+        once.schedule.start(0.01, 0)
+        assert once.done.wait(5)
+        for thread in threads():
+            thread.join(5)
+        assert threads() == []
+
+    @pytest.mark.parametrize(("interval", "jitter"), [(-1, 0), (1, -0.1), (1, 0.91)])
+    def test_out_of_range(self, schedule: Schedule, interval: float, jitter: float) -> None:
+        """A jitter near 1 would make the interval 0."""
+        with pytest.raises(ConfigurationError):
+            schedule.start(interval, jitter)
+
+    def test_ends_with_its_object(self) -> None:
+        """The thread keeps nothing alive, and ends when its object is gone."""
+        worker = Worker()
+        schedule = Schedule(worker.work, "test-schedule")
+        schedule.start(0.01, 0)
+        assert worker.rounds.acquire(timeout=5)
+        (thread,) = threads()
+        gone = weakref.ref(worker)
+        del worker
+        gc.collect()
+        thread.join(5)
+        assert (gone(), thread.is_alive()) == (None, False)
+
+    def test_no_thread_to_be_had(
+        self, schedule: Schedule, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It raises, and the next revival tries again."""
+
+        def none(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none)
+            with pytest.raises(RuntimeError):
+                schedule.start(3600, 0)
+        schedule.revive()
+        assert worker.rounds.acquire(timeout=5)
+
+    def test_fork(self, world: World) -> None:
+        """A child has no thread until its status is asked for, and then one of its own."""
+        world.engine.start(3600)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:  # pragma: no cover - runs in the child
+            before = len(threads("healthobs-controls"))
+            world.engine.status()
+            os.write(writer, f"{before} {len(threads('healthobs-controls'))}".encode())
+            os._exit(0)
+        os.close(writer)
+        os.waitpid(child, 0)
+        world.engine.stop()
+        with os.fdopen(reader, "rb") as pipe:
+            assert pipe.read() == b"0 1"
+
+    def test_fork_while_a_round_runs(self) -> None:
+        """A lock held at the fork does not stop the child."""
+        inside, release = threading.Event(), threading.Event()
+
+        def probe(context: ProbeContext) -> Outcome:
+            inside.set()
+            release.wait(5)
+            return Outcome("pass", "")
+
+        engine = ControlEngine([World.control("S-1", probe=probe)], World()._context, Clock())
+        round_ = threading.Thread(target=engine.run)
+        round_.start()
+        assert inside.wait(5)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:  # pragma: no cover - runs in the child
+            release.set()
+            os.write(writer, engine.run()["S-1"].encode())
+            os._exit(0)
+        os.close(writer)
+        release.set()
+        round_.join()
+        os.waitpid(child, 0)
+        with os.fdopen(reader, "rb") as pipe:
+            assert pipe.read() == b"pass"
+
+
+class TestBackground:
+    """The engine on its schedule."""
+
+    def test_runs_without_being_asked(self) -> None:
+        """Started, it observes; stopped, it does not."""
+        seen = threading.Event()
+
+        def probe(context: ProbeContext) -> Outcome:
+            seen.set()
+            return Outcome("pass", "")
+
+        engine = ControlEngine([World.control("S-1", probe=probe)], World()._context, Clock())
+        engine.start(3600)
+        assert seen.wait(5)
+        engine.stop()
+        assert engine.states() == {"S-1": "pass"}
+
+    def test_no_thread_at_status(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where no thread can be had the status still answers, and the fault is counted."""
+
+        def none(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", none)
+        with pytest.raises(RuntimeError):
+            world.engine.start(3600)
+        assert world.engine.status()["counts"]["unknown"] == 2
+        assert world.errors == ["controls"]

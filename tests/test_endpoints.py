@@ -1,0 +1,190 @@
+"""The operational endpoints, without a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from healthobs import Observability, Settings
+from healthobs.endpoints import Endpoints, Request
+from healthobs.problems import Response
+
+
+@dataclass(frozen=True)
+class Someone:
+    """A principal."""
+
+    subject: str = "auditor-7"
+
+
+def authorize(request: Request, scope: str) -> Someone | None:
+    """Accept the credential that is the scope's own name."""
+    return Someone() if request.headers["authorization"] == f"Bearer {scope}" else None
+
+
+@pytest.fixture
+def obs(tmp_path: Path) -> Iterator[Observability]:
+    """An `Observability` with trail and controls."""
+    held = Observability(
+        Settings(
+            service_name="svc",
+            endpoints=True,
+            log_level="critical",
+            audit_database_url=f"sqlite:///{tmp_path / 'audit.db'}",
+            audit_key_file=tmp_path / "audit.key",
+            audit_retention_days=365,
+        )
+    )
+    yield held
+    held.close()
+
+
+def get(obs: Observability, path: str, *, bearer: str | None = None, guarded: bool = True, **query: Any) -> Response:
+    """Ask once."""
+    headers = {} if bearer is None else {"authorization": f"Bearer {bearer}"}
+    values = {name: value if isinstance(value, list) else [value] for name, value in query.items()}
+    endpoints = Endpoints(obs, authorize if guarded else None)
+    response = endpoints.handle(Request("GET", path, values, headers))
+    assert response is not None
+    return response
+
+
+class TestAuditTrail:
+    """`/audit/trail`."""
+
+    def test_needs_a_credential_with_the_scope(self, obs: Observability) -> None:
+        """401 without a credential, 403 without the scope or without a configured check."""
+        assert get(obs, "/audit/trail").status == 401
+        assert dict(get(obs, "/audit/trail").headers)["WWW-Authenticate"] == "Bearer"
+        assert get(obs, "/audit/trail", bearer="compliance:read").status == 403
+        assert get(obs, "/audit/trail", bearer="audit:read", guarded=False).status == 403
+        assert obs.audit is not None
+        assert obs.audit.checkpoint().size == 0
+
+    def test_shows_what_was_recorded(self, obs: Observability) -> None:
+        """Entries come with index, ids and hash; the reading is itself the newest of them."""
+        assert obs.audit is not None
+        obs.audit.append(
+            {"action": "payment.charge", "actor": "till-3", "resource_type": "payment", "resource_id": "pay_1",
+             "details": {"amount": 5}, "trace_id": "ab" * 16}
+        )  # fmt: skip
+        body = json.loads(get(obs, "/audit/trail", bearer="audit:read").body)
+        assert (body["total_entries"], body["retention_days"], body["checkpoint"]["size"]) == (2, 365, 2)
+        read, charged = body["recent_entries"]
+        assert (read["action"], read["user"], read["index"]) == ("audit.read", "auditor-7", 1)
+        assert {name: charged[name] for name in ("index", "action", "user", "outcome", "transaction_id", "details")} == {
+            "index": 0,
+            "action": "payment.charge",
+            "user": "till-3",
+            "outcome": "ok",
+            "transaction_id": "pay_1",
+            "details": {"amount": 5},
+        }
+        assert charged["trace_id"] == "ab" * 16
+        assert len(charged["hash"]) == 64
+
+    def test_filters_and_pages(self, obs: Observability) -> None:
+        """Filters narrow, pages follow one another without loss or repetition."""
+        assert obs.audit is not None
+        for number in range(7):
+            obs.audit.append({"action": "a.b", "actor": f"actor-{number % 2}", "resource_id": f"r{number}"})
+        found: list[str] = []
+        cursor: dict[str, str] = {}
+        while True:
+            body = json.loads(get(obs, "/audit/trail", bearer="audit:read", actor="actor-0", limit="3", **cursor).body)
+            assert body["total_entries"] == 4
+            found += [entry["resource_id"] for entry in body["recent_entries"]]
+            if body["next_cursor"] is None:
+                break
+            cursor = {"cursor": body["next_cursor"]}
+        assert found == ["r6", "r4", "r2", "r0"]
+
+    @pytest.mark.parametrize(
+        ("query", "pointer"),
+        [
+            ({"limit": "0"}, "/limit"),
+            ({"limit": "1001"}, "/limit"),
+            ({"limit": "078-05-1120"}, "/limit"),
+            ({"limit": "²"}, "/limit"),
+            ({"start_date": "yesterday"}, "/start_date"),
+            ({"end_date": "2026-01-01T00:00:00"}, "/end_date"),
+            ({"actor": ["a", "b"]}, "/actor"),
+            ({"ssn": "078-05-1120"}, "/"),
+        ],
+    )
+    def test_bad_queries(self, obs: Observability, query: dict[str, Any], pointer: str) -> None:
+        """A bad parameter is named, never echoed; nothing is read or recorded."""
+        response = get(obs, "/audit/trail", bearer="audit:read", **query)
+        assert (response.status, json.loads(response.body)["errors"][0]["pointer"]) == (422, pointer)
+        assert b"078-05-1120" not in response.body
+        assert obs.audit is not None
+        assert obs.audit.checkpoint().size == 0
+
+    @given(cursor=st.text(max_size=30), limit=st.text(max_size=6))
+    @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    def test_hostile_values_are_refused(self, obs: Observability, cursor: str, limit: str) -> None:
+        """No cursor or limit makes a 500."""
+        assert get(obs, "/audit/trail", bearer="audit:read", cursor=cursor, limit=limit).status in (200, 422)
+
+    def test_store_that_refuses(self, obs: Observability, tmp_path: Path) -> None:
+        """When the reading cannot be recorded, nothing is read: 503."""
+        (tmp_path / "audit.db").write_bytes(b"no database " * 512)
+        assert get(obs, "/audit/trail", bearer="audit:read").status == 503
+
+    def test_no_trail(self) -> None:
+        """Without a trail there is nothing to show."""
+        obs = Observability(Settings(endpoints=True))
+        assert get(obs, "/audit/trail", bearer="audit:read").status == 404
+        obs.close()
+
+
+class TestComplianceStatus:
+    """`/compliance/status`."""
+
+    def test_states_are_measured(self, obs: Observability) -> None:
+        """At first everything is unknown; after a round of probes it is not."""
+        before = json.loads(get(obs, "/compliance/status").body)
+        assert {control["state"] for control in before["controls"]} == {"unknown"}
+        assert obs.controls is not None
+        obs.controls.run()
+        after = json.loads(get(obs, "/compliance/status").body)
+        assert {control["id"]: control["state"] for control in after["controls"]}["H-312.b"] == "pass"
+        assert after["counts"] != before["counts"]
+
+    def test_evidence_needs_the_scope(self, obs: Observability) -> None:
+        """Everybody sees states; the evidence behind them is for readers with the scope."""
+        assert b'"evidence"' not in get(obs, "/compliance/status").body
+        assert b'"evidence"' in get(obs, "/compliance/status", bearer="compliance:read").body
+        assert get(obs, "/compliance/status", bearer="audit:read").status == 403
+
+    def test_gate(self, obs: Observability) -> None:
+        """`?gate=1` is 409 while a required control is not accepted; anything else is refused."""
+        assert get(obs, "/compliance/status", gate="1").status == 409
+        assert get(obs, "/compliance/status", gate="0").status == 200
+        assert get(obs, "/compliance/status", gate="yes").status == 422
+
+
+class TestHandle:
+    """`Endpoints.handle`."""
+
+    def test_other_paths(self, obs: Observability) -> None:
+        """What is no endpoint is left to the application."""
+        assert Endpoints(obs).handle(Request("GET", "/patients", {}, {})) is None
+
+    def test_metrics_negotiates(self, obs: Observability) -> None:
+        """`/metrics` answers in the format that `Accept` asks for."""
+        endpoints = Endpoints(obs)
+        plain = endpoints.handle(Request("GET", "/metrics", {}, {}))
+        asked = endpoints.handle(Request("GET", "/metrics", {}, {"accept": "application/openmetrics-text"}))
+        assert plain is not None
+        assert asked is not None
+        assert dict(plain.headers)["Content-Type"].startswith("text/plain")
+        assert dict(asked.headers)["Content-Type"].startswith("application/openmetrics-text")
+        assert asked.body.endswith(b"# EOF\n")

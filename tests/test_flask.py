@@ -1,0 +1,154 @@
+"""`init_app` and how it is taken back."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask, Response, abort
+
+from healthobs import Observability, Settings, _runtime, install, observe, readiness_check
+from healthobs.exceptions import ConfigurationError
+from healthobs.flask import init_app, remove_app
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    """Where log lines go."""
+    return io.StringIO()
+
+
+@pytest.fixture
+def obs(stream: io.StringIO) -> Iterator[Observability]:
+    """An `Observability` with a prefix; nothing stays installed."""
+    held = Observability(Settings(service_name="svc", prefix="svc", endpoints=True), log_stream=stream)
+    yield held
+    held.close()
+    if _runtime.process.default is held:
+        install(None)
+
+
+def make_app() -> Flask:
+    """Return an application with a few views."""
+    app = Flask("test")
+
+    @app.get("/patients/<patient_id>")
+    def patient(patient_id: str) -> dict[str, str]:
+        return {"status": "active"}
+
+    @app.get("/broken")
+    def broken() -> str:
+        raise RuntimeError("078-05-1120")
+
+    @app.get("/gone")
+    def gone() -> str:
+        abort(410)
+
+    @app.get("/stream")
+    def stream_() -> Response:
+        return Response((chunk for chunk in ("a", "b")), mimetype="text/plain")
+
+    return app
+
+
+class TestInitApp:
+    """`init_app`."""
+
+    @pytest.mark.parametrize(
+        ("path", "route", "status"),
+        [
+            ("/patients/4711", "/patients/<patient_id>", 200),
+            ("/nope/4711", "unmatched", 404),
+            ("/broken", "/broken", 500),
+            ("/gone", "/gone", 410),
+            ("/stream", "/stream", 200),
+        ],
+    )
+    def test_route_template(self, obs: Observability, stream: io.StringIO, path: str, route: str, status: int) -> None:
+        """Routes are recorded as templates, whatever the outcome; the path is nowhere."""
+        client = init_app(make_app(), obs).test_client()
+        response = client.get(path, buffered=True)
+        response.close()
+        (line,) = [found for found in map(json.loads, stream.getvalue().splitlines()) if found["event"] == "http_request"]
+        assert (response.status_code, line["route"], line["status"]) == (status, route, status)
+        assert "4711" not in stream.getvalue()
+        assert "078-05-1120" not in stream.getvalue()
+
+    def test_method_not_allowed(self, obs: Observability) -> None:
+        """A 405 has no matched rule."""
+        client = init_app(make_app(), obs).test_client()
+        client.post("/broken").close()
+        assert 'endpoint="unmatched",method="POST",status="405"' in client.get("/metrics").text
+
+    def test_twice_is_refused(self, obs: Observability) -> None:
+        """One application is observed once."""
+        app = init_app(make_app(), obs)
+        with pytest.raises(ConfigurationError, match="once"):
+            init_app(app, obs)
+
+    def test_becomes_the_default(self, obs: Observability) -> None:
+        """Work outside requests reports to the first application's `Observability`."""
+        install(None)
+        init_app(make_app(), obs)
+        assert _runtime.current_or_none() is obs
+
+    def test_does_not_replace_a_default(self, obs: Observability) -> None:
+        """What was installed before stays installed."""
+        other = Observability(Settings(service_name="other"))
+        install(other)
+        try:
+            init_app(make_app(), obs)
+            assert _runtime.current_or_none() is other
+        finally:
+            install(None)
+            other.close()
+
+    def test_checks_decorated_before(self, obs: Observability) -> None:
+        """A check that was decorated before any `Observability` existed is adopted."""
+        install(None)
+
+        @readiness_check("warehouse")
+        def warehouse() -> None:
+            return None
+
+        client = init_app(make_app(), obs).test_client()
+        assert client.get("/readiness").json["checks"]["warehouse"] == "ready"
+
+    def test_decorated_view(self, obs: Observability) -> None:
+        """A decorator inside a request reports to the application's own `Observability`."""
+        install(None)
+        app = Flask("test")
+
+        @app.get("/")
+        @observe("work")
+        def view() -> str:
+            return "ok"
+
+        client = init_app(app, obs).test_client()
+        client.get("/").close()
+        assert 'svc_operations_total{operation="work",outcome="ok"} 1.0' in client.get("/metrics").text
+
+
+class TestRemoveApp:
+    """`remove_app`."""
+
+    def test_answers_as_before(self, obs: Observability) -> None:
+        """Taken off again, every answer is byte for byte what it was."""
+        app = make_app()
+        paths = ("/patients/1", "/nope", "/broken", "/gone", "/stream", "/health")
+
+        def answers() -> list[tuple[int, list[tuple[str, str]], bytes]]:
+            found = []
+            for path in paths:
+                response = app.test_client().get(path)
+                found.append((response.status_code, list(response.headers), response.data))
+            return found
+
+        before = answers()
+        init_app(app, obs)
+        assert answers() != before
+        remove_app(app)
+        assert answers() == before
+        assert _runtime.process.default is not obs

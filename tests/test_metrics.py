@@ -1,0 +1,186 @@
+"""Instruments, their bounds, and the exposition."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from healthobs._exposition import PrefixCollector
+from healthobs.config import Settings
+from healthobs.exceptions import LabelError, MetricNameError
+from healthobs.metrics import DEFAULT_BUCKETS, OVERFLOW, Metrics
+from healthobs.redaction import Redactor
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Return every sample of the text exposition."""
+    _, body = metrics.exposition(None)
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse_text(body.decode())
+        for sample in family.samples
+    }
+
+
+class TestInstrument:
+    """Counters, gauges and histograms."""
+
+    def test_each_kind_records(self) -> None:
+        """What is recorded is what is exposed."""
+        metrics = Metrics(Settings())
+        metrics.counter("claims_total", "Claims", ("kind",)).labels("dental").inc(2)
+        beds = metrics.gauge("beds", "Beds")
+        beds.inc(5)
+        beds.dec(2)
+        metrics.gauge("temperature", "Degrees").set(21)
+        metrics.histogram("wait_seconds", "Wait").observe(0.3)
+        found = samples(metrics)
+        assert found["claims_total", (("kind", "dental"),)] == 2
+        assert (found["beds", ()], found["temperature", ()]) == (3, 21)
+        assert found["wait_seconds_bucket", (("le", "0.25"),)] == 0
+        assert found["wait_seconds_bucket", (("le", "0.5"),)] == 1
+
+    def test_same_declaration_is_the_same_instrument(self) -> None:
+        """Declaring again returns what is there, so that modules need not share it."""
+        metrics = Metrics(Settings())
+        assert metrics.counter("a_total", "A", ("x",)) is metrics.counter("a_total", "other words", ("x",))
+
+    @pytest.mark.parametrize(
+        "declare",
+        [
+            lambda metrics: metrics.gauge("a_total", "A", ("x",)),
+            lambda metrics: metrics.counter("a_total", "A", ("y",)),
+            lambda metrics: metrics.histogram("h_seconds", "H", buckets=(1,)),
+        ],
+    )
+    def test_another_shape_is_refused(self, declare: object) -> None:
+        """One name has one kind, one set of labels, one set of buckets."""
+        metrics = Metrics(Settings())
+        metrics.counter("a_total", "A", ("x",))
+        metrics.histogram("h_seconds", "H")
+        with pytest.raises(MetricNameError, match="taken"):
+            declare(metrics)  # type: ignore[operator]
+
+    @pytest.mark.parametrize("name", ["", "1st", "with-dash", "with space", "é_total"])
+    def test_invalid_name(self, name: str) -> None:
+        """A name that Prometheus refuses is refused at once."""
+        with pytest.raises(MetricNameError):
+            Metrics(Settings()).counter(name, "")
+
+    @pytest.mark.parametrize("labels", [("le",), ("__name__",), ("a-b",), ("a", "a")])
+    def test_invalid_labels(self, labels: tuple[str, ...]) -> None:
+        """Reserved, malformed and repeated labels are refused at once."""
+        with pytest.raises(LabelError):
+            Metrics(Settings()).counter("a_total", "", labels)
+
+    def test_wrong_number_of_values(self) -> None:
+        """Each declared label gets one value; the message names the metric, not the values."""
+        counter = Metrics(Settings()).counter("a_total", "", ("x", "y"))
+        with pytest.raises(LabelError, match="a_total takes 2 label values, not 1"):
+            counter.labels("only")
+
+    @given(st.lists(st.text(max_size=5), max_size=40), st.integers(1, 8))
+    def test_series_are_capped_and_nothing_is_lost(self, values: list[str], cap: int) -> None:
+        """However many label values come, there are `cap` series and one overflow, and their sum is the count."""
+        metrics = Metrics(Settings(max_series=cap))
+        counter = metrics.counter("a_total", "", ("x",))
+        for value in values:
+            counter.labels(value).inc()
+        series = {labels: value for (name, labels), value in samples(metrics).items() if name == "a_total"}
+        assert len(series) <= cap + 1
+        assert sum(series.values()) == len(values)
+        beyond = max(0, len(values) - sum(1 for value in values if value in dict.fromkeys(list(dict.fromkeys(values))[:cap])))
+        assert series.get((("x", OVERFLOW),), 0) == beyond
+
+    def test_overflow_is_counted(self) -> None:
+        """An operator sees which metric overflows."""
+        metrics = Metrics(Settings(max_series=1))
+        counter = metrics.counter("a_total", "", ("x",))
+        for value in ("kept", "b", "c"):
+            counter.labels(value).inc()
+        assert samples(metrics)["healthobs_label_overflow_total", (("metric", "a_total"),)] == 2
+
+    def test_seeded_series_are_born_at_zero(self) -> None:
+        """A series that exists before its first event is visible to `rate()`."""
+        metrics = Metrics(Settings())
+        metrics.counter("a_total", "", ("x",)).seed(("ok",), ("error",))
+        found = samples(metrics)
+        assert (found["a_total", (("x", "ok"),)], found["a_total", (("x", "error"),)]) == (0, 0)
+
+    def test_label_values_are_redacted(self) -> None:
+        """A label value that holds an identifier leaves masked."""
+        metrics = Metrics(Settings(), redactor=Redactor())
+        metrics.counter("a_total", "", ("x",)).labels("078-05-1120").inc()
+        _, body = metrics.exposition(None)
+        assert b"078-05-1120" not in body
+        assert b"[PHI:ssn]" in body
+
+
+class TestMetrics:
+    """One registry and its exposition."""
+
+    def test_buckets_are_those_of_go(self) -> None:
+        """The default bounds equal Go's DefBuckets, so that quantiles of both compare."""
+        assert DEFAULT_BUCKETS == (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+    def test_text_by_default(self) -> None:
+        """Without `Accept` the text format is sent, without exemplars and `_created` series."""
+        metrics = Metrics(Settings())
+        metrics.histogram("h_seconds", "").observe(0.1, {"trace_id": "ab"})
+        content_type, body = metrics.exposition(None)
+        assert content_type == "text/plain; version=0.0.4; charset=utf-8"
+        assert b"_created" not in body
+        assert b"trace_id" not in body
+
+    def test_openmetrics_by_negotiation(self) -> None:
+        """OpenMetrics is sent when asked for, valid, with exemplars."""
+        metrics = Metrics(Settings())
+        metrics.histogram("h_seconds", "").observe(0.1, {"trace_id": "ab"})
+        content_type, body = metrics.exposition("application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
+        assert content_type.startswith("application/openmetrics-text")
+        exemplars = [
+            sample.exemplar.labels
+            for family in parse_openmetrics(body.decode())
+            for sample in family.samples
+            if sample.exemplar
+        ]
+        assert exemplars == [{"trace_id": "ab"}]
+
+    def test_internal_errors_are_counted(self) -> None:
+        """A fault of telemetry shows in telemetry."""
+        metrics = Metrics(Settings())
+        metrics.count_internal_error("logs")
+        assert samples(metrics)["healthobs_internal_errors_total", (("component", "logs"),)] == 1
+
+    def test_adopts_a_registry(self) -> None:
+        """Metrics are registered where they are asked to be."""
+        registry = CollectorRegistry()
+        Metrics(Settings(service_name="s", service_version="1"), registry=registry)
+        assert registry.get_sample_value("healthobs_build_info", {"service": "s", "version": "1"}) == 1
+
+
+class TestPrefixCollector:
+    """A second family from samples that are recorded once."""
+
+    def test_sums_over_dropped_labels(self) -> None:
+        """The derived family has the same counts and sums, by the labels that remain."""
+        metrics = Metrics(Settings())
+        recorded = metrics.histogram("http_seconds", "", ("method", "route"))
+        for method, route, value in (("GET", "/a", 0.1), ("POST", "/a", 0.2), ("GET", "/b", 3.0)):
+            recorded.labels(method, route).observe(value)
+        metrics.show_also_as(PrefixCollector("http_seconds", "own_seconds", "", {"route": "endpoint"}))
+        found = samples(metrics)
+        assert found["own_seconds_count", (("endpoint", "/a"),)] == 2
+        assert found["own_seconds_sum", (("endpoint", "/a"),)] == pytest.approx(0.3)
+        assert found["own_seconds_bucket", (("endpoint", "/b"), ("le", "2.5"))] == 0
+        assert found["own_seconds_bucket", (("endpoint", "/b"), ("le", "+Inf"))] == 1
+
+    def test_nothing_recorded_nothing_shown(self) -> None:
+        """A view of a family that does not exist is left out."""
+        metrics = Metrics(Settings())
+        metrics.show_also_as(PrefixCollector("no_such", "own", "", {}))
+        assert not any(name == "own" for name, _ in samples(metrics))
