@@ -41,6 +41,8 @@ def verifier(signer: Signer) -> Verifier:
 
 
 class TestVerifier:
+    """A known key opens what it signed, and nothing else."""
+
     def test_known_note(self) -> None:
         """A note and key that another implementation made verify here."""
         assert Verifier(KNOWN_VKEY).open(KNOWN_NOTE) == KNOWN_TEXT
@@ -79,6 +81,8 @@ class TestVerifier:
 
 
 class TestNote:
+    """The signed-note format, its round trip and its refusals."""
+
     @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=60))
     def test_round_trip(self, text: str) -> None:
         """What was signed opens to the same text."""
@@ -143,6 +147,8 @@ class TestNote:
 
 
 class TestCheckpoint:
+    """A checkpoint is a note about one log."""
+
     def test_text_is_origin_size_root(self, signer: Signer, verifier: Verifier) -> None:
         """The three lines of C2SP tlog-checkpoint, and nothing else, are signed."""
         text = verifier.open(signer.checkpoint(7, ROOT).note)
@@ -182,6 +188,8 @@ class TestCheckpoint:
 
 
 class TestKeyFile:
+    """The key file is made once, for its owner, and never shown."""
+
     def test_created_for_its_owner_only(self, tmp_path: Path) -> None:
         """A new key file is 0600 whatever the umask, and nothing else is left beside it."""
         path = tmp_path / "new" / "audit.key"

@@ -62,6 +62,8 @@ def unb64(text: str) -> bytes:
 
 
 class TestVerify:
+    """The verdict and its exit status."""
+
     def test_good(self, trail: tuple[Path, str], run: Run) -> None:
         """A healthy trail is 0, and says whose key was believed."""
         status, out, err = run("verify", trail[0])
@@ -140,6 +142,8 @@ class TestVerify:
 
 
 class TestCannotSay:
+    """What is no answer is exit status 2."""
+
     @pytest.mark.parametrize(
         ("content", "word"),
         [(b"078-05-1120 " * 400, "SQLITE_NOTADB"), (b"", "no audit trail"), (None, "No such file")],
@@ -191,6 +195,8 @@ class TestCannotSay:
 
 
 class TestCheckpoint:
+    """The latest checkpoint."""
+
     def test_prints_the_note(self, trail: tuple[Path, str], run: Run) -> None:
         """What is printed is the signed note itself, ready to be kept."""
         status, out, _ = run("checkpoint", trail[0])
@@ -214,6 +220,8 @@ class TestCheckpoint:
 
 
 class TestProve:
+    """Inclusion proofs for somebody else."""
+
     @pytest.mark.parametrize("index", range(5))
     def test_proof_stands_alone(self, trail: tuple[Path, str], run: Run, index: int) -> None:
         """The printed proof verifies with nothing but the entry's bytes and the vkey."""
@@ -241,6 +249,8 @@ class TestProve:
 
 
 class TestConsistency:
+    """Consistency proofs for somebody else."""
+
     @pytest.mark.parametrize(("old", "new"), [(1, 5), (2, 3), (5, 5), (4, None)])
     def test_proof_stands_alone(self, trail: tuple[Path, str], run: Run, old: int, new: int | None) -> None:
         """The printed proof connects the two signed roots."""
@@ -266,6 +276,8 @@ class TestConsistency:
 
 
 class TestExport:
+    """All entries, as lines."""
+
     def test_every_entry_as_a_line(self, trail: tuple[Path, str], run: Run) -> None:
         """Each line is an entry whose canonical form gives back the leaf."""
         status, out, _ = run("export", trail[0])

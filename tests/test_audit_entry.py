@@ -41,6 +41,8 @@ def draft() -> Iterator[AuditDraft]:
 
 
 class TestCanonical:
+    """The canonical form of RFC 8785."""
+
     def test_example_of_the_standard(self) -> None:
         """Members are ordered by UTF-16 code units, as in the example of RFC 8785 §3.2.3."""
         names = ["\u20ac", "\r", "\ufb33", "1", "\U0001f600", "\u0080", "\u00f6"]
@@ -69,6 +71,8 @@ class TestCanonical:
 
 
 class TestEncode:
+    """From a draft to the bytes of an entry."""
+
     def test_every_field_has_its_place(self) -> None:
         """A full draft gives the whole entry, and nothing more."""
         body = encoded(
@@ -168,6 +172,8 @@ class TestEncode:
 
 
 class TestContextIds:
+    """The ids that tie an entry to the other signals."""
+
     CONTEXT = SpanContext(trace_id=0xABC, span_id=0xDEF, is_remote=False)
 
     def test_current_span_and_request(self) -> None:
@@ -199,6 +205,8 @@ class TestContextIds:
 
 
 class TestAuditDraft:
+    """The draft of an entry."""
+
     def test_mapping_has_every_field(self) -> None:
         """The mapping is what `append` takes: all fields, flat."""
         mapping = AuditDraft("a.b", actor="x", details={"n": 1}).as_mapping()
@@ -215,6 +223,8 @@ class TestAuditDraft:
 
 
 class TestAnnotate:
+    """Filling the draft from inside of the call."""
+
     def test_sets_fields(self, draft: AuditDraft) -> None:
         """Named fields of the draft in force are replaced, the others stay."""
         annotate(subject="s-1", purpose="TREAT")

@@ -87,6 +87,8 @@ def trees(draw: Any) -> tuple[list[bytes], int]:
 
 
 class TestHashes:
+    """Leaves, nodes and known roots."""
+
     def test_leaf_and_node_are_told_apart(self) -> None:
         """A leaf that looks like two hashes has another hash than the node over them (RFC 9162 §2.1.1)."""
         pair = bytes(64)
@@ -100,6 +102,8 @@ class TestHashes:
 
 
 class TestCompactRange:
+    """The growing edge of a tree."""
+
     @given(st.integers(0, 600))
     def test_root_is_the_reference_root(self, count: int) -> None:
         """Appending one by one gives the root that the definition gives."""
@@ -144,6 +148,8 @@ class TestCompactRange:
 
 
 class TestInclusion:
+    """Proofs that an entry is there."""
+
     @given(trees())
     def test_path_is_that_of_the_definition(self, tree: tuple[list[bytes], int]) -> None:
         """The path has the nodes, in the order, of RFC 9162 §2.1.3.1."""
@@ -199,6 +205,8 @@ class TestInclusion:
 
 
 class TestConsistency:
+    """Proofs that the log only grew."""
+
     @given(trees())
     def test_path_is_that_of_the_definition(self, tree: tuple[list[bytes], int]) -> None:
         """The path has the nodes, in the order, of RFC 9162 §2.1.4.1."""

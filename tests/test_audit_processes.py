@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import random
 import signal
 import sqlite3
@@ -77,6 +76,8 @@ def root(leaves: list[bytes]) -> bytes:
 
 
 class TestSeveralProcesses:
+    """Processes that write, die and stop on one trail."""
+
     def test_hammer(self, tmp_path: Path) -> None:
         """Two processes of four threads: one log, no gap, every receipt true, the root that of the bodies."""
         url = f"sqlite:///{tmp_path}/audit.db"
@@ -156,6 +157,8 @@ class TestSeveralProcesses:
 
 
 class TestFork:
+    """A trail that was open when its process forked."""
+
     def test_child_appends_on_its_own(self, tmp_path: Path) -> None:
         """A forked child opens the log anew; parent and child go on side by side."""
         code = """
@@ -182,13 +185,14 @@ print(status, verdict.ok, verdict.size, trail.read(action="child").total)
 trail.close()
 """
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", code, f"sqlite:///{tmp_path}/audit.db"],
+            [sys.executable, "-W", "error::ResourceWarning", "-c", code, f"sqlite:///{tmp_path}/audit.db"],
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
-        assert (done.stdout.strip(), done.stderr) == ("0 True 41 20", "")
+        assert done.stdout.strip() == "0 True 41 20"
+        assert "ResourceWarning" not in done.stderr
 
     def test_forked_while_others_append(self, tmp_path: Path) -> None:
         """A fork in the middle of a busy trail leaves the child no lock that nobody will release."""
@@ -265,6 +269,8 @@ trail.close()
 
 
 class TestForkGate:
+    """What keeps a fork out of a database access."""
+
     def test_closes_with_nobody_inside(self) -> None:
         """The fork waits for who is inside, then closes, then lets the others in again."""
         order: list[str] = []
@@ -316,7 +322,21 @@ class TestForkGate:
         del gate
         gc.collect()
         assert watched() is None
-        child = os.fork()
-        if child == 0:
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
+        code = """
+import os
+from healthobs.audit.forking import ForkGate
+for gate in [ForkGate(lambda: print("never"))]:
+    pass
+kept = ForkGate(lambda: print("closed", flush=True))
+del gate
+child = os.fork()
+if child == 0:
+    with kept:
+        os._exit(0)
+with kept:
+    print(os.waitpid(child, 0)[1])
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+        )
+        assert done.stdout == "closed\n0\n"

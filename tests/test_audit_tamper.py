@@ -84,13 +84,15 @@ ATTACKS = {
     ),
     "replace": ("REPLACE INTO entry SELECT 1, leaf, body FROM entry WHERE idx = 4", 1, "entries 1 to 1 are not"),
     "swap all": (
-        "UPDATE entry SET leaf = (SELECT leaf FROM entry AS other WHERE other.idx = 5 - entry.idx), "
-        "body = (SELECT body FROM entry AS other WHERE other.idx = 5 - entry.idx)", 0, "entries 0 to 0 are not",
+        """UPDATE entry SET leaf = (SELECT leaf FROM entry AS other WHERE other.idx = 5 - entry.idx),
+        body = (SELECT body FROM entry AS other WHERE other.idx = 5 - entry.idx)""", 0, "entries 0 to 0 are not",
     ),
 }  # fmt: skip
 
 
 class TestVerify:
+    """The verdict on healthy and on tampered trails."""
+
     def test_healthy(self, pristine: tuple[Path, str, tuple[str, ...]]) -> None:
         """A trail that nobody touched verifies, with every checkpoint that ever was."""
         path, vkey, notes = pristine
@@ -336,6 +338,8 @@ class TestVerify:
 
 
 class TestGuards:
+    """What ordinary statements cannot do."""
+
     @pytest.mark.parametrize(
         "statement",
         [

@@ -37,6 +37,8 @@ def silent(argv: list[str]) -> None:
 
 
 class TestMain:
+    """One door to all commands."""
+
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         """The version is that of the installed distribution."""
         assert cli.main(["--version"]) == 0

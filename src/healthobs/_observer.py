@@ -196,17 +196,12 @@ class ObservedCall:
             AuditWriteError: Under the policy ``deny``, when the entry is not durable.
         """
         binding = self._binding
-        outcome, now_ns = OK, self._start_ns
+        now_ns = self._start_ns
         try:
             now_ns = binding.monotonic_ns()
-            if self._running and binding.running is not None:
-                binding.running.dec()
-            if exc is not None:
-                outcome = CANCELLED if isinstance(exc, _CANCELLATIONS) else ERROR
-            elif binding.plan.error_if is not None and binding.plan.error_if(result):
-                outcome = ERROR
         except Exception as fault:  # noqa: BLE001 - a fault of telemetry is not the caller's
             binding.fault("finish", fault)
+        outcome = self._outcome(result, exc)
         duration_ns = now_ns - self._start_ns
         ids = None
         if self._span is not None:
@@ -218,6 +213,20 @@ class ObservedCall:
         self._leave()
         if self._draft is not None:
             self._append(result, exc, outcome)
+
+    def _outcome(self, result: Any, exc: BaseException | None) -> str:
+        """Say how the call ended, and count it out."""
+        binding, outcome = self._binding, OK
+        if exc is not None:
+            outcome = CANCELLED if isinstance(exc, _CANCELLATIONS) else ERROR
+        try:
+            if self._running and binding.running is not None:
+                binding.running.dec()
+            if exc is None and binding.plan.error_if is not None and binding.plan.error_if(result):
+                outcome = ERROR
+        except Exception as fault:  # noqa: BLE001
+            binding.fault("finish", fault)
+        return outcome
 
     def _end_span(
         self, span: Span, exc: BaseException | None, outcome: str, duration_ns: int

@@ -35,6 +35,8 @@ MAX_DETAILS = 64
 #: Integers beyond it are not exact in every JSON reader (RFC 8785 §3.2.2.3, RFC 7493 §2.2).
 MAX_INTEGER = 2**53 - 1
 
+_SORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
+_UNSORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _IDS = ("trace_id", "span_id", "request_id")
 _KNOWN = frozenset((*FIELDS, *_IDS))
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
@@ -47,7 +49,9 @@ def canonical(value: Any) -> str:
         >>> canonical({"b": {"d": 1, "c": True}, "a": "€"})
         '{"a":"€","b":{"c":true,"d":1}}'
     """
-    return json.dumps(_ordered(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _SORTED.encode(value)
+    # The encoder sorts by code points, which is the order of UTF-16 code units for ASCII and not for all else.
+    return text if text.isascii() else _UNSORTED.encode(_ordered(value))
 
 
 def _ordered(value: Any) -> Any:

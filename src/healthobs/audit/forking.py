@@ -76,8 +76,10 @@ def _watch(reference: weakref.ref[ForkGate]) -> None:
         if caught:
             caught.pop().after_in_parent()
 
-    def after_in_child() -> None:
-        if caught:
-            caught.pop().after_in_child()
+    def after_in_child() -> None:  # not every way to fork calls `before`
+        caught.clear()
+        gate = reference()
+        if gate is not None:
+            gate.after_in_child()
 
     os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=after_in_child)

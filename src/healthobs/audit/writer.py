@@ -59,6 +59,7 @@ class Writer:
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self._stopping = False
         self._connection: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
         self._lock_file: int | None = None
@@ -95,7 +96,7 @@ class Writer:
         with self._start_lock:
             if self._stopped:
                 raise AuditWriteError("the audit trail is closed; append before close()")
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(target=self._run, name="healthobs-audit", daemon=True)
                 try:
                     thread.start()
@@ -112,28 +113,31 @@ class Writer:
             self._thread.join(_STOP_SECONDS)
 
     def _run(self) -> None:
-        """Take jobs until told to stop; nothing that goes wrong ends the thread."""
-        going = True
-        while going:
-            batch: list[_Job] = []
+        """Write batches until told to stop; nothing that goes wrong ends the thread."""
+        while not self._stopping:
             job = self._queue.get()
-            while True:
-                if job is None:
-                    going = False
-                    break
-                if job.done.set_running_or_notify_cancel():
-                    batch.append(job)
-                if len(batch) >= MAX_BATCH:
-                    break
-                try:
-                    job = self._queue.get_nowait()
-                except Empty:
-                    break
-            if batch:
-                self._settle(batch)
+            if job is None:
+                break
+            self._settle(job)
         self._refuse_the_rest()
         with self._gate:
             self.release()
+
+    def _gather(self, first: _Job) -> list[_Job]:
+        """Return `first` and what else waits by now, without those whose callers gave up."""
+        batch: list[_Job] = []
+        job: _Job | None = first
+        while job is not None:
+            if job.done.set_running_or_notify_cancel():
+                batch.append(job)
+            if len(batch) >= MAX_BATCH:
+                return batch
+            try:
+                job = self._queue.get_nowait()
+            except Empty:
+                return batch
+        self._stopping = True
+        return batch
 
     def _refuse_the_rest(self) -> None:
         with contextlib.suppress(Empty):
@@ -142,51 +146,48 @@ class Writer:
                 if job is not None and job.done.set_running_or_notify_cancel():
                     job.done.set_exception(AuditWriteError("the audit trail is closed"))
 
-    def _settle(self, batch: list[_Job]) -> None:
+    def _settle(self, first: _Job) -> None:
         """Commit a batch and answer its callers, one way or the other."""
+        batch: list[_Job] = []
         try:
             with self._gate:
-                checkpoint, first = self._commit(batch)
+                checkpoint = self._commit(first, batch)
         except Exception as exc:  # noqa: BLE001  # whatever it is, the callers must hear of it
             reason = _reason(exc)
-            for job in batch:
+            for job in batch or self._gather(first):
                 job.done.set_exception(AuditWriteError(f"the audit store refused the entry: {reason}"))
             return
-        origin, size, root = checkpoint.origin, checkpoint.size, checkpoint.root
-        for index, job in enumerate(batch, first):
-            job.done.set_result(Receipt(origin, index, size, root))
+        start = checkpoint.size - len(batch)
+        for index, job in enumerate(batch, start):
+            job.done.set_result(Receipt(checkpoint.origin, index, checkpoint.size, checkpoint.root))
 
-    def _commit(self, batch: list[_Job]) -> tuple[Checkpoint, int]:
+    def _commit(self, first: _Job, batch: list[_Job]) -> Checkpoint:
+        """Take the locks, then fill `batch` and write it: whoever came while we waited for them is in it."""
         try:
             connection, lock_file = self._connected(), self._locking()
             fcntl.flock(lock_file, fcntl.LOCK_EX)
-            return self._transact(connection, batch)
+            connection.execute("BEGIN IMMEDIATE")
+            tree = self._current_tree(connection)
+            batch += self._gather(first)
+            checkpoint = self._write(connection, tree.copy(), batch)
+            fcntl.flock(lock_file, fcntl.LOCK_UN)
         except BaseException:
-            self.release()  # what may be broken is opened anew by the next batch
+            self.release()  # rolls back; what may be broken is opened anew by the next batch
             raise
-        finally:
-            if self._lock_file is not None:
-                fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+        return checkpoint
 
-    def _transact(self, connection: sqlite3.Connection, batch: list[_Job]) -> tuple[Checkpoint, int]:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            tree = self._current_tree(connection).copy()
-            first = tree.size
-            tiles = [node for job in batch for node in tree.append(job.leaf)]
-            checkpoint = self._signer.checkpoint(tree.size, tree.root())
-            rows = ((index, job.leaf, job.body) for index, job in enumerate(batch, first))
+    def _write(self, connection: sqlite3.Connection, tree: CompactRange, batch: list[_Job]) -> Checkpoint:
+        start = tree.size
+        tiles = [node for job in batch for node in tree.append(job.leaf)]
+        checkpoint = self._signer.checkpoint(tree.size, tree.root())
+        if batch:  # otherwise every caller gave up meanwhile
+            rows = ((index, job.leaf, job.body) for index, job in enumerate(batch, start))
             store.insert(connection, rows, tiles, tree.size, checkpoint.note)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-            self._tree = None
-            raise
+        self._tree = None  # what a failing commit leaves is not known
+        connection.execute("COMMIT")
         self._tree = tree, checkpoint.note
         self._floor = checkpoint
-        return checkpoint, first
+        return checkpoint
 
     def _connected(self) -> sqlite3.Connection:
         """Return the connection; open it anew when the file under the name is another one."""

@@ -23,7 +23,6 @@ from healthobs.compliance.control import (
     State,
 )
 from healthobs.compliance.engine import CATALOGUE_VERSION, ControlEngine
-from healthobs.compliance.recording import build_engine
 from healthobs.compliance.selfcall import self_caller
 
 __all__ = [
@@ -42,7 +41,6 @@ __all__ = [
     "Result",
     "Route",
     "State",
-    "build_engine",
     "library_controls",
     "self_caller",
 ]

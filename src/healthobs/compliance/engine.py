@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -153,12 +153,15 @@ class ControlEngine:
         with self._running.held():
             context = None
             for name in wanted:
+                control = self.controls[name]
                 try:
                     context = context or self._context()
-                    outcome = self._observe(self.controls[name], context)
-                except Exception as exc:  # noqa: BLE001 - a probe may raise anything, and its text may be PHI
-                    outcome = Outcome("unknown", f"the probe raised {type(exc).__name__}")
-                self._keep(self.controls[name], outcome)
+                    result = self._result(control, self._observe(control, context))
+                except (Exception, SystemExit) as exc:  # a probe may raise anything, and its text may be PHI
+                    result = self._result(
+                        control, Outcome("unknown", f"the probe raised {type(exc).__name__}")
+                    )
+                self._keep(result)
             self._tell_changes()
 
     def _context(self) -> ProbeContext:
@@ -174,12 +177,13 @@ class ControlEngine:
             return Outcome("unknown", "the probe returned a state that no probe may return")
         return outcome
 
-    def _keep(self, control: Control, outcome: Outcome) -> None:
+    def _result(self, control: Control, outcome: Outcome) -> Result:
         moment = rfc3339(self._clock.now())
-        result = Result(
-            control, outcome, moment, self._clock.monotonic_ns(), evidence_digest(control, outcome, moment)
-        )
-        self._results[control.id] = result
+        digest = evidence_digest(control, outcome, moment)
+        return Result(control, outcome, moment, self._clock.monotonic_ns(), digest)
+
+    def _keep(self, result: Result) -> None:
+        self._results[result.control.id] = result
         if self._on_result is not None:
             try:
                 self._on_result(result)
@@ -227,10 +231,8 @@ class ControlEngine:
         Args:
             detail: Include criterion, evidence, method and audit index, for readers who may see them.
         """
-        try:
+        with self._counted_thread_fault():
             self._schedule.revive()
-        except RuntimeError:  # no thread to be had: tried again at the next status, and meanwhile all decays
-            self._failed()
         now = self._clock.monotonic_ns()
         rows: list[Row] = [
             (
@@ -270,7 +272,16 @@ class ControlEngine:
         Raises:
             ConfigurationError: A number is out of its range.
         """
-        self._schedule.start(interval_s, jitter)
+        with self._counted_thread_fault():
+            self._schedule.start(interval_s, jitter)
+
+    @contextlib.contextmanager
+    def _counted_thread_fault(self) -> Generator[None]:
+        """Where no thread can be had go on: the next status tries again, and meanwhile evidence decays."""
+        try:
+            yield
+        except RuntimeError:
+            self._failed()
 
     def stop(self) -> None:
         """End the background thread after the round that it is in; harmless twice."""

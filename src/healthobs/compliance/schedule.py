@@ -58,13 +58,11 @@ class Schedule:
         if self._times is None or self._thread is not None:
             return
         with self._lock:
-            if self._thread is None:
+            times = self._times
+            if self._thread is None and times is not None:
                 self._stopped = threading.Event()
                 thread = threading.Thread(
-                    target=_repeat,
-                    args=(self._work, self._stopped, *self._times),
-                    name=self._name,
-                    daemon=True,
+                    target=_repeat, args=(self._work, self._stopped, *times), name=self._name, daemon=True
                 )
                 thread.start()
                 self._thread = thread

@@ -22,7 +22,9 @@ def parser() -> argparse.ArgumentParser:
         description="Start the five reference services, walk a patient's journey through them, and check what it left behind.",
     )
     arguments.add_argument("--json", action="store_true", help="print the report as JSON")
-    arguments.add_argument("--keep", type=Path, metavar="DIR", help="keep databases, logs and keys in DIR (must not exist)")
+    arguments.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep databases, logs and keys in DIR (must not exist)"
+    )
     arguments.add_argument(
         "--break",
         dest="fault",
@@ -43,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     chosen = parser().parse_args(argv)
     if chosen.fault == "list":
-        for fault in FAULTS.values():
-            print(f"{fault.name:<28} {fault.what} (red: {', '.join(sorted(fault.red))})")
+        for known in FAULTS.values():
+            print(f"{known.name:<28} {known.what} (red: {_names(known.red)})")
         return 0
     try:
         if chosen.fault == "all":
@@ -82,7 +84,8 @@ def _single(fault: Fault | None, *, as_json: bool, keep: Path | None) -> int:
 def _matrix() -> int:
     """Run healthy, then with each fault; print one line a run."""
     wrong = 0
-    for fault in (None, *FAULTS.values()):
+    runs: tuple[Fault | None, ...] = (None, *FAULTS.values())
+    for fault in runs:
         name, declared = ("healthy", frozenset[str]()) if fault is None else (fault.name, fault.red)
         _, results = run(lambda _: None, fault=fault)
         red = _red(results)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -98,9 +99,7 @@ def _environment(base: Path, urls: Mapping[str, str], otlp_url: str, clients: Pa
         **kept,
         **{PEER_VARIABLES[name]: url for name, url in urls.items()},
         "OTEL_EXPORTER_OTLP_ENDPOINT": otlp_url,
-        "OTEL_BSP_SCHEDULE_DELAY": "200",
         "AUTH_CLIENTS_FILE": str(clients),
-        "HEALTHOBS_CONTROL_INTERVAL_SECONDS": "1",
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(base),
     }
@@ -138,8 +137,8 @@ def running(
             _wait_ready(service)
         yield services
     finally:
-        for service in services.values():
-            service.stop()
+        with ThreadPoolExecutor(len(SERVICES)) as pool:
+            list(pool.map(Service.stop, services.values()))
 
 
 def _client(identity: Identity) -> dict[str, object]:

@@ -65,7 +65,9 @@ class Samples:
     def total(self, name: str, **labels: str) -> float:
         """Sum the samples called `name` whose labels include `labels`."""
         wanted = set(labels.items())
-        return sum(value for (found, pairs), value in self.values.items() if found == name and wanted <= set(pairs))
+        return sum(
+            value for (found, pairs), value in self.values.items() if found == name and wanted <= set(pairs)
+        )
 
     def series(self, prefix: str = "") -> int:
         """Count the series whose name starts with `prefix`."""
@@ -95,6 +97,7 @@ class Evidence:
     series_before: dict[str, int] = field(default_factory=dict)
     series_after: dict[str, int] = field(default_factory=dict)
     controls: dict[str, dict[str, str]] = field(default_factory=dict)
+    sabotaged_at: str = ""
     controls_after_sabotage: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def step(self, name: str) -> Step | None:
@@ -110,7 +113,9 @@ class Evidence:
     def in_trace(self, service: str | None = None) -> list[SpanRecord]:
         """Return the spans of the journey's trace, of one service or of all."""
         return [
-            span for span in self.spans if span.trace_id == self.trace_id and (service is None or span.service == service)
+            span
+            for span in self.spans
+            if span.trace_id == self.trace_id and (service is None or span.service == service)
         ]
 
     def log_objects(self, service: str) -> list[dict[str, Any]]:

@@ -11,18 +11,25 @@ import json
 import sqlite3
 import time
 from collections.abc import Mapping
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import urllib3
 
 from healthobs.audit.command import main as audit_command
+from healthobs.clock import rfc3339
 from reference_services.demo.cluster import Service
 from reference_services.demo.evidence import Evidence, Samples
 from reference_services.demo.journey import CARD, probe
 
 HOSTILE_REQUESTS = 50
 CONTROL_TIMEOUT_SECONDS = 15.0
+#: Longer than a check's word is kept.
+CHECK_TIMEOUT_SECONDS = 3.0
+#: Whose audit trail loses its guards.
+SABOTAGED = "payment-gateway"
 #: Whose database is destroyed at the end, and the file's name in its data directory.
 BROKEN = ("phi-service", "phi.db")
 JSON = {"Content-Type": "application/json"}
@@ -46,13 +53,14 @@ def bad_input(services: Mapping[str, Service], evidence: Evidence) -> None:
 
 
 def hostile(services: Mapping[str, Service], evidence: Evidence) -> None:
-    """Ask for made-up paths with made-up methods and count the series before and after."""
-    for name, service in services.items():
-        evidence.series_before[name] = Samples.parse(scrape(service)).series()
-        with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
+    """Ask for made-up paths with made-up methods and count the series after the second and after the last."""
+    with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
+        for name, service in services.items():
             for number in range(HOSTILE_REQUESTS):
                 pool.request(f"BREW{chr(65 + number % 26)}", f"{service.url}/.env/{number}")
-        evidence.series_after[name] = Samples.parse(scrape(service)).series()
+                if number == 1:  # the first has been counted once the second is answered
+                    evidence.series_before[name] = Samples.parse(scrape(service)).series()
+            evidence.series_after[name] = Samples.parse(scrape(service)).series()
 
 
 def scrape(service: Service) -> str:
@@ -63,34 +71,46 @@ def scrape(service: Service) -> str:
 
 def control_states(service: Service) -> dict[str, str]:
     """Return the state of each control of a service, by id."""
+    return {name: state for name, (state, _) in _controls(service).items()}
+
+
+def _controls(service: Service) -> dict[str, tuple[str, str | None]]:
+    """Return state and time of the last run of each control."""
     with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
         status: Any = pool.request("GET", f"{service.url}/compliance/status").json()
-    return {control["id"]: control["state"] for control in status.get("controls", ())}
+    return {control["id"]: (control["state"], control["observed_at"]) for control in status["controls"]}
 
 
-def wait_for_control(service: Service, control: str, states: tuple[str, ...]) -> dict[str, str]:
-    """Poll until the control is in one of `states`, or the time is up; return what was seen last."""
+def wait_for_control(service: Service, control: str, *, after: str = "") -> dict[str, str]:
+    """Poll until the control has run after the time `after`, or the time is up; return all states."""
     deadline = time.monotonic() + CONTROL_TIMEOUT_SECONDS
-    while True:
-        seen = control_states(service)
-        if seen.get(control) in states or time.monotonic() > deadline:
-            return seen
+    while time.monotonic() < deadline:
+        if (_controls(service).get(control, ("", None))[1] or "") > after:
+            break
         time.sleep(0.2)
+    return control_states(service)
 
 
-def sabotage_controls(services: Mapping[str, Service], evidence: Evidence) -> None:
-    """Drop the audit triggers of one service from outside and wait for its control to notice."""
-    service = services["payment-gateway"]
-    evidence.controls[service.name] = wait_for_control(service, "C-10.3", ("pass", "fail"))
-    connection = sqlite3.connect(service.audit_path, timeout=20.0)
-    try:
-        triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
-        for (trigger,) in triggers:
-            connection.execute(f'DROP TRIGGER "{trigger}"')
+def sabotage_control(services: Mapping[str, Service], evidence: Evidence) -> None:
+    """Drop the audit triggers of one service from outside; its control is to notice at its next run."""
+    service = services[SABOTAGED]
+    evidence.controls[service.name] = wait_for_control(service, "C-10.3")
+    with closing(sqlite3.connect(service.audit_path, timeout=20.0)) as connection:
+        drop_triggers(connection)
         connection.commit()
-    finally:
-        connection.close()
-    evidence.controls_after_sabotage[service.name] = wait_for_control(service, "C-10.3", ("fail",))
+    evidence.sabotaged_at = rfc3339(datetime.now(UTC))
+
+
+def look_at_sabotaged_control(services: Mapping[str, Service], evidence: Evidence) -> None:
+    """Wait for the control of which `sabotage_control` has broken what it guards."""
+    seen = wait_for_control(services[SABOTAGED], "C-10.3", after=evidence.sabotaged_at)
+    evidence.controls_after_sabotage[SABOTAGED] = seen
+
+
+def drop_triggers(connection: sqlite3.Connection) -> None:
+    """Take the guards off an audit trail's tables."""
+    for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        connection.execute(f'DROP TRIGGER "{trigger}"')
 
 
 def break_database(services: Mapping[str, Service], evidence: Evidence) -> None:
@@ -101,7 +121,10 @@ def break_database(services: Mapping[str, Service], evidence: Evidence) -> None:
     database.write_bytes(b"no database any more " * 512)
     for suffix in ("-wal", "-journal", "-shm"):
         database.with_name(filename + suffix).unlink(missing_ok=True)
-    time.sleep(1.2)  # the result of a check is kept for a second
+    deadline = time.monotonic() + CHECK_TIMEOUT_SECONDS
+    with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
+        while pool.request("GET", f"{service.url}/readiness").status == 200 and time.monotonic() < deadline:
+            time.sleep(0.1)
     probe(evidence, "readiness without a database", service, "GET", "/readiness", 503)
     probe(evidence, "liveness without a database", service, "GET", "/health", 200)
 

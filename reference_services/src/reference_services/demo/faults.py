@@ -7,12 +7,14 @@ A fault acts from outside: through the environment, a file, a database, or a pat
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from reference_services.demo.cluster import Service
+from reference_services.demo.experiments import drop_triggers
 
 SITECUSTOMIZE = "from reference_services.demo.planted import plant\n\nplant({name!r})\n"
 
@@ -42,15 +44,15 @@ class Fault:
         folder = base / "planted"
         folder.mkdir(exist_ok=True)
         (folder / "sitecustomize.py").write_text(SITECUSTOMIZE.format(name=self.name), encoding="utf-8")
-        return {self.patched: {"PYTHONPATH": str(folder)}}
+        paths = (str(folder), os.environ.get("PYTHONPATH", ""))
+        return {self.patched: {"PYTHONPATH": os.pathsep.join(filter(None, paths))}}
 
 
 def _edit_audit_entry(services: Mapping[str, Service]) -> None:
     """Rewrite one entry of phi-service's trail with the owner's rights."""
     connection = sqlite3.connect(services["phi-service"].audit_path, timeout=20.0)
     try:
-        for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-            connection.execute(f'DROP TRIGGER "{trigger}"')
+        drop_triggers(connection)
         connection.execute("""UPDATE entry SET body = replace(body, '"ok"', '"no"') WHERE idx = 1""")
         connection.commit()
     finally:
@@ -64,11 +66,26 @@ def _fault(name: str, what: str, *red: str, **more: object) -> Fault:
 FAULTS: dict[str, Fault] = {
     fault.name: fault
     for fault in (
-        _fault("header-lost-on-404", "errors lose their compliance headers", "headers_everywhere"),
+        _fault("header-lost-on-404", "a 404 loses its compliance headers", "headers_everywhere"),
         _fault("orphan-span", "client spans are never exported", "no_orphan_spans"),
-        _fault("phi-in-log", "a log line past the redactor holds a birth date", "no_phi_in_telemetry", patched="phi-service"),
-        _fault("phi-in-span", "a span attribute past the redactor holds a name", "no_phi_in_telemetry", patched="phi-service"),
-        _fault("counter-doubled", "each issued token is counted twice", "metrics_match_audit", patched="auth-service"),
+        _fault(
+            "phi-in-log",
+            "a log line past the redactor holds a birth date",
+            "no_phi_in_telemetry",
+            patched="phi-service",
+        ),
+        _fault(
+            "phi-in-span",
+            "a span attribute past the redactor holds a name",
+            "no_phi_in_telemetry",
+            patched="phi-service",
+        ),
+        _fault(
+            "counter-doubled",
+            "each issued token is counted twice",
+            "metrics_match_audit",
+            patched="auth-service",
+        ),
         _fault("request-counted-twice", "the request histogram is observed twice", "metrics_match_requests"),
         _fault(
             "audit-entry-edited",
@@ -77,9 +94,21 @@ FAULTS: dict[str, Fault] = {
             patched=None,
             afterwards=_edit_audit_entry,
         ),
-        _fault("probe-touches-database", "liveness asks the database", "liveness_is_pure", patched="phi-service"),
-        _fault("readiness-stuck-true", "readiness always says ready", "readiness_tells_the_truth", patched="phi-service"),
-        _fault("trace-id-missing-in-logs", "log lines lose their trace id", "logs_correlated", patched="medical-device"),
+        _fault(
+            "probe-touches-database", "liveness asks the database", "liveness_is_pure", patched="phi-service"
+        ),
+        _fault(
+            "readiness-stuck-true",
+            "readiness always says ready",
+            "readiness_tells_the_truth",
+            patched="phi-service",
+        ),
+        _fault(
+            "trace-id-missing-in-logs",
+            "log lines lose their trace id",
+            "logs_correlated",
+            patched="medical-device",
+        ),
         _fault("log-line-not-json", "a bare print in the code", "logs_correlated", patched="auth-service"),
         _fault(
             "self-approval",
@@ -88,12 +117,21 @@ FAULTS: dict[str, Fault] = {
             "approver_is_not_initiator",
             patched="payment-gateway",
         ),
-        _fault("card-number-stored", "the card number is written to a file", "nothing_plain_on_disk", patched="payment-gateway"),
-        _fault("label-exploding", "the raw path becomes a metric label", "series_are_bounded", "metrics_match_requests"),
+        _fault(
+            "card-number-stored",
+            "the card number is written to a file",
+            "nothing_plain_on_disk",
+            patched="payment-gateway",
+        ),
+        _fault("label-exploding", "the raw path becomes a metric label", "series_are_bounded"),
         _fault("control-that-cannot-fail", "every control passes whatever it sees", "controls_can_fail"),
-        _fault("idempotency-off", "a repeated key is not recognised", "idempotent", patched="payment-gateway"),
-        _fault("probes-traced", "probes are treated as requests", "probes_are_silent", "spans_match_logs"),
-        _fault("input-echoed", "an error body repeats the path", "errors_are_problems", patched="auth-service"),
+        _fault(
+            "idempotency-off", "a repeated key is not recognised", "idempotent", patched="payment-gateway"
+        ),
+        _fault("probes-traced", "probes are treated as requests", "probes_are_silent"),
+        _fault(
+            "input-echoed", "an error body repeats the path", "errors_are_problems", patched="auth-service"
+        ),
         _fault("audit-without-trace", "audit entries lose their trace id", "audit_carries_trace"),
         _fault("response-without-trace", "responses lose the trace id", "responses_carry_trace"),
     )

@@ -23,7 +23,11 @@ SEED = 42
 
 IDENTITIES = (
     Identity("clinician-app", ("patient:read", "patient:write", "device:read"), ("clinician",)),
-    Identity("billing-app", ("patient:read", "payment:write", "payment:read", "payment:approve", "device:read"), ("billing",)),
+    Identity(
+        "billing-app",
+        ("patient:read", "payment:write", "payment:read", "payment:approve", "device:read"),
+        ("billing",),
+    ),
     Identity("finance-approver", ("payment:read", "payment:approve"), ("approver",)),
     Identity("engineering-app", ("device:read", "device:write", "device:sign"), ("device-engineer",)),
     Identity("auditor", ("audit:read", "compliance:read"), ("auditor",)),
@@ -45,7 +49,9 @@ class Journey:
         self._services = services
         self._evidence = evidence
         self._progress = progress
-        self._clients = {name: Client(service.url, peer=name, timeout_seconds=20.0) for name, service in services.items()}
+        self._clients = {
+            name: Client(service.url, peer=name, timeout_seconds=20.0) for name, service in services.items()
+        }
         self._tokens: dict[str, str] = {}
 
     def call(
@@ -113,11 +119,17 @@ class Journey:
             self._tokens[identity.client_id] = answer.get("access_token", "missing")
             self._evidence.needles.values[f"secret of {identity.client_id}"] = identity.secret
             self._evidence.needles.values[f"token of {identity.client_id}"] = self._tokens[identity.client_id]
-            self._evidence.disk_needles.values[f"token of {identity.client_id}"] = self._tokens[identity.client_id]
+            self._evidence.disk_needles.values[f"token of {identity.client_id}"] = self._tokens[
+                identity.client_id
+            ]
 
     def _create_patient(self) -> str:
         answer = self.call(
-            "generate a synthetic patient", "synthetic-phi-service", "POST", "/synthetic-patient", json={"count": 1, "seed": SEED}
+            "generate a synthetic patient",
+            "synthetic-phi-service",
+            "POST",
+            "/synthetic-patient",
+            json={"count": 1, "seed": SEED},
         )
         patient = (answer.get("patients") or [{}])[0]
         self._plant(patient)
@@ -170,8 +182,20 @@ class Journey:
         )  # fmt: skip
         batch = {
             "observations": [
-                {"code": "8867-4", "value": "72", "unit": "/min", "effective": "2026-11-23T06:00:01Z", "sequence": 2},
-                {"code": "59408-5", "value": "82", "unit": "%", "effective": "2026-11-23T06:00:00Z", "sequence": 1},
+                {
+                    "code": "8867-4",
+                    "value": "72",
+                    "unit": "/min",
+                    "effective": "2026-11-23T06:00:01Z",
+                    "sequence": 2,
+                },
+                {
+                    "code": "59408-5",
+                    "value": "82",
+                    "unit": "%",
+                    "effective": "2026-11-23T06:00:00Z",
+                    "sequence": 1,
+                },
             ]
         }
         for name in ("ingest observations", "ingest them again"):
@@ -196,7 +220,9 @@ class Journey:
         }
         key = str(uuid.uuid4())
         for name in ("charge", "charge again with the same key"):
-            self.call(name, "payment-gateway", "POST", "/charge", expect=201, who="billing-app", key=key, json=bill)
+            self.call(
+                name, "payment-gateway", "POST", "/charge", expect=201, who="billing-app", key=key, json=bill
+            )
         large = self.call(
             "process a large payment", "payment-gateway", "POST", "/process", expect=202, who="billing-app",
             key=str(uuid.uuid4()), json={**bill, "amount": 2_500_000, "capture": True},
@@ -212,7 +238,12 @@ class Journey:
             who="finance-approver", key=str(uuid.uuid4()), path_params=path, json=decision,
         )  # fmt: skip
         self.call(
-            "read the payment", "payment-gateway", "GET", "/payments/{payment_id}", who="finance-approver", path_params=path
+            "read the payment",
+            "payment-gateway",
+            "GET",
+            "/payments/{payment_id}",
+            who="finance-approver",
+            path_params=path,
         )
 
     def _read_trails(self) -> None:
@@ -224,11 +255,22 @@ class Journey:
 
 def record_of(patient: Mapping[str, Any]) -> dict[str, Any]:
     """Turn a generated patient into what `POST /patients` takes."""
-    taken = ("first_name", "last_name", "date_of_birth", "gender", "address", "telecom", "identifiers", "conditions")
+    taken = (
+        "first_name",
+        "last_name",
+        "date_of_birth",
+        "gender",
+        "address",
+        "telecom",
+        "identifiers",
+        "conditions",
+    )
     return {name: patient[name] for name in taken if name in patient}
 
 
-def probe(evidence: Evidence, experiment: str, service: Service, method: str, path: str, expect: int, **request: Any) -> Step:
+def probe(
+    evidence: Evidence, experiment: str, service: Service, method: str, path: str, expect: int, **request: Any
+) -> Step:
     """Make one untraced request outside the journey and record it under `experiment`."""
     with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
         answer = pool.request(method, service.url + path, **request)

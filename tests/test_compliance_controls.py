@@ -1,0 +1,796 @@
+"""Tests of the library's controls: each passes on a healthy service and fails under its sabotage, alone.
+
+Every sabotage comes from outside the probe: settings, environment, database file, keys, exporters, clock. The
+state of every control is compared each time, so a control that fails without being declared is found too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sqlite3
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flask import Flask, request
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from healthobs import Observability, Settings
+from healthobs._identifiers import luhn
+from healthobs.audit import open_trail
+from healthobs.audit.checkpoint import Signer
+from healthobs.clock import Clock
+from healthobs.compliance import (
+    CANARY_ACTION,
+    CANARY_SUBJECT,
+    Control,
+    ControlEngine,
+    Outcome,
+    ProbeContext,
+    Reply,
+    Route,
+    library_controls,
+    self_caller,
+)
+from healthobs.compliance.probes_clock import MAX_STEP_SECONDS, ClockInSync, KernelClock, read_kernel_clock
+from healthobs.compliance.probes_http import refuses_bad_tokens, refuses_strangers, sends_headers
+from healthobs.compliance.probes_telemetry import (
+    _card_number,
+    hides_card_numbers,
+    masks_identifiers,
+    wraps_every_exporter,
+)
+from healthobs.compliance.selfcall import CANARY
+from healthobs.exceptions import TokenError
+from healthobs.flask import init_app
+from healthobs.redaction import Redactor
+from healthobs.tokens import Verifier
+from healthobs.tracing import RedactingSpanExporter
+
+HEALTHY = {
+    "H-312.a1": "pass",
+    "H-312.b": "pass",
+    "H-312.c": "pass",
+    "H-312.d": "pass",
+    "H-514": "partial",
+    "G-wrap": "pass",
+    "C-3.3": "pass",
+    "C-3.5": "pass",
+    "C-10.3": "pass",
+    "C-10.6": "pass",
+    "HDR": "pass",
+}
+CHANGED_ACTION = "control.state_changed"
+ISSUER, AUDIENCE = "https://auth.example", "records"
+NOW = 1_800_000_000
+IN_SYNC = KernelClock(True, 0.01)
+
+
+@cache
+def private_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def encode(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def jwks() -> dict[str, Any]:
+    numbers = private_key().public_key().public_numbers()
+    n, e = (encode(number.to_bytes((number.bit_length() + 7) // 8)) for number in (numbers.n, numbers.e))
+    return {"keys": [{"kty": "RSA", "kid": "k1", "n": n, "e": e}]}
+
+
+def token(**changes: Any) -> str:
+    """Return a token that the issuer signed."""
+    claims = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": "a",
+        "client_id": "a",
+        "jti": "t",
+        "iat": NOW,
+        "exp": NOW + 300,
+    }
+    header = {"alg": "RS256", "kid": "k1", "typ": "at+jwt"}
+    signed = ".".join(encode(json.dumps(part).encode()) for part in (header, {**claims, **changes}))
+    signature = private_key().sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256())
+    return f"{signed}.{encode(signature)}"
+
+
+class Service:
+    """A real service: Flask, tokens, audit trail, tracing, and its control engine. Options are its sabotage."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        allowed_keys: tuple[str, ...] = (),
+        trail_allowed_keys: tuple[str, ...] = (),
+        headers: bool = True,
+        authentication: str = "required",
+        leeway_seconds: int = 0,
+        audience: str = AUDIENCE,
+        kernel: KernelClock | None = IN_SYNC,
+        controls: tuple[Control, ...] = (),
+    ) -> None:
+        self.path = folder / "audit.db"
+        self.elapsed = 0.0
+        self.wall_step = 0.0
+        self.kernel = kernel
+        self.clock = Clock(
+            lambda: int((NOW + self.elapsed + self.wall_step) * 1e9), lambda: int((9 + self.elapsed) * 1e9)
+        )
+        self.trail = open_trail(
+            f"sqlite:///{self.path}",
+            service="phi-service",
+            clock=self.clock,
+            redactor=Redactor(allowed_keys=trail_allowed_keys),
+            timeout_seconds=2.0,
+        )
+        self.obs = Observability(
+            Settings(
+                service_name="phi-service",
+                prefix="phi",
+                headers=headers,
+                audience="all",
+                frameworks=("hipaa",),
+                endpoints=True,
+                allowed_keys=allowed_keys,
+            ),
+            clock=self.clock,
+            span_exporters=[InMemorySpanExporter()],
+            log_stream=io.StringIO(),
+            audit=self.trail,
+            controls=controls,
+        )
+        verifier = Verifier(
+            jwks, issuer=ISSUER, audience=audience, clock=self.clock, leeway_seconds=leeway_seconds
+        )
+        app = Flask("phi-service")
+
+        @app.before_request
+        def authenticate() -> Any:
+            credentials = request.headers.get("Authorization")
+            if authentication == "off" or (authentication == "optional" and credentials is None):
+                return None
+            try:
+                verifier.verify((credentials or "").removeprefix("Bearer "))
+            except TokenError:
+                return {"code": "credentials"}, 401
+            return None
+
+        @app.get("/patients/<name>")
+        def patient(name: str) -> Any:
+            return {}
+
+        @app.post("/patients")
+        def create() -> Any:
+            return {}, 201
+
+        self.app = init_app(app, self.obs)
+        engine = self.obs.controls
+        assert engine is not None
+        self.engine = engine
+        self.engine.bind(
+            self_caller(self.app.wsgi_app),
+            [Route("GET", "/patients/canary"), Route("POST", "/patients")],
+            lambda: {"expired": token(exp=NOW - 3600, iat=NOW - 7200), "wrong_audience": token(aud="other")},
+        )
+
+    def raw(self, *statements: str) -> None:
+        """Change the audit database with a connection of one's own."""
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def unguarded(self, *statements: str) -> None:
+        """Change it with the triggers taken away and put back."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            triggers = connection.execute(
+                "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+            ).fetchall()
+        drops = [f"DROP TRIGGER {name}" for name, _ in triggers]
+        self.raw(*drops, *statements, *(sql for _, sql in triggers))
+
+    def metric(self, line: str) -> list[str]:
+        """Return the samples that begin with `line`."""
+        return [
+            row for row in self.obs.metrics.exposition(None)[1].decode().splitlines() if row.startswith(line)
+        ]
+
+    def close(self) -> None:
+        """Release everything."""
+        self.engine.stop()
+        self.obs.close()
+        self.trail.close()
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Service]]:
+    """Return what builds services and closes them at the end."""
+    monkeypatch.setattr("healthobs._runtime.process.default", None)
+    built: list[Service] = []
+    # The state of the machine's clock is part of the environment that tests set.
+    monkeypatch.setattr(
+        "healthobs._control_wiring.library_controls",
+        lambda: library_controls(kernel_clock=lambda: built[-1].kernel if built else IN_SYNC),
+    )
+
+    def make(**options: Any) -> Service:
+        folder = tmp_path / str(len(built))
+        folder.mkdir()
+        built.append(Service(folder, **options))
+        return built[-1]
+
+    yield make
+    for service in built:
+        service.close()
+
+
+def drop_triggers(service: Service) -> None:
+    with closing(sqlite3.connect(service.path)) as connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    service.raw(*(f"DROP TRIGGER {name}" for (name,) in names))
+
+
+def drop_replace_guards(service: Service) -> None:
+    service.raw("DROP TRIGGER entry_no_replace", "DROP TRIGGER entry_no_gap")
+
+
+def edit_entry(service: Service) -> None:
+    service.unguarded("UPDATE entry SET body = replace(body, 'canary', 'barfly') WHERE idx = 0")
+
+
+def edit_leaf(service: Service) -> None:
+    service.unguarded("UPDATE entry SET leaf = zeroblob(32) WHERE idx = 0")
+
+
+def rewrite_what_comes(service: Service, change: str) -> None:
+    service.raw(
+        "DROP TRIGGER entry_no_update",
+        "CREATE TRIGGER rewriting AFTER INSERT ON entry BEGIN "
+        f"UPDATE entry SET body = replace(body, {change}) WHERE idx = new.idx; END",
+    )
+
+
+def hide_what_comes(service: Service) -> None:
+    rewrite_what_comes(service, "'canary', 'barfly'")
+
+
+def resalt_what_comes(service: Service) -> None:
+    rewrite_what_comes(service, '\'"salt":"\', \'"salt":"0\'')
+
+
+def leave_empty_files(service: Service) -> None:
+    service.path.with_name("audit.db-wal").touch()
+
+
+def delete_tail(service: Service) -> None:
+    service.unguarded("DELETE FROM entry WHERE idx = (SELECT max(idx) FROM entry)")
+
+
+def roll_back(service: Service) -> None:
+    copy = service.path.with_name("copy.db")
+    shutil.copy(service.path, copy)
+    service.engine.run()
+    service.path.write_bytes(copy.read_bytes())
+
+
+def destroy_file(service: Service) -> None:
+    service.path.write_bytes(b"no database any more " * 512)
+
+
+def remove_file(service: Service) -> None:
+    service.path.unlink()
+
+
+def sign_with_foreign_key(service: Service) -> None:
+    checkpoint = service.trail.checkpoint()
+    foreign = Signer(checkpoint.origin, Ed25519PrivateKey.generate())
+    note = foreign.checkpoint(checkpoint.size, checkpoint.root).note
+    service.unguarded(f"UPDATE checkpoint SET note = '{note}' WHERE size = {checkpoint.size}")
+
+
+def add_bare_exporter(service: Service) -> None:
+    service.obs.tracing.provider.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
+
+
+def step_wall_clock(service: Service) -> None:
+    service.wall_step = -2 * MAX_STEP_SECONDS
+
+
+def spoil_kernel_clock(service: Service) -> None:
+    service.kernel = KernelClock(True, 4.0)
+
+
+def nothing(service: Service) -> None:
+    """Leave it to the options."""
+
+
+_UNRECORDABLE = {"H-312.b": "fail", "H-312.c": "fail", "C-3.3": "unknown", "C-3.5": "unknown"}
+_REWRITTEN = {"H-312.b": "fail", "H-312.c": "fail", "C-10.3": "fail"}
+_UNREADABLE = {**_UNRECORDABLE, "C-10.3": "unknown"}
+
+#: Name: options of the service, what is done to it after a healthy round, and every state that differs then.
+SABOTAGE: dict[str, tuple[dict[str, Any], Callable[[Service], None], dict[str, str]]] = {
+    "open routes": ({"authentication": "off"}, nothing, {"H-312.a1": "fail", "H-312.d": "fail"}),
+    "strangers let in": ({"authentication": "optional"}, nothing, {"H-312.a1": "fail"}),
+    "expiry ignored": ({"leeway_seconds": 10**6}, nothing, {"H-312.d": "fail"}),
+    "other audience accepted": ({"audience": "other"}, nothing, {"H-312.d": "fail"}),
+    "triggers dropped": ({}, drop_triggers, {"C-10.3": "fail", "H-312.c": "fail"}),
+    "replace guards dropped": ({}, drop_replace_guards, {"C-10.3": "fail", "H-312.c": "fail"}),
+    "entry edited": ({}, edit_entry, {"H-312.c": "fail"}),
+    "leaf edited": ({}, edit_leaf, {"H-312.b": "fail", "H-312.c": "fail"}),
+    "entries hidden as they come": ({}, hide_what_comes, _REWRITTEN),
+    "entries altered as they come": ({}, resalt_what_comes, _REWRITTEN),
+    "no harm done": ({}, leave_empty_files, {}),
+    "tail deleted": ({}, delete_tail, _UNRECORDABLE),
+    "file put back": ({}, roll_back, _UNRECORDABLE),
+    "file destroyed": ({}, destroy_file, _UNREADABLE),
+    "file removed": ({}, remove_file, _UNREADABLE),
+    "checkpoint by a foreign key": ({}, sign_with_foreign_key, _UNRECORDABLE),
+    "identifier allowed": ({"allowed_keys": ("ssn",)}, nothing, {"H-514": "fail"}),
+    "code allowed in telemetry": ({"allowed_keys": ("cvv",)}, nothing, {"C-3.3": "fail"}),
+    "code allowed in the trail": ({"trail_allowed_keys": ("cvc2",)}, nothing, {"C-3.3": "fail"}),
+    "card allowed in telemetry": ({"allowed_keys": ("card_number",)}, nothing, {"C-3.5": "fail"}),
+    "card allowed in the trail": ({"trail_allowed_keys": ("message",)}, nothing, {"C-3.5": "fail"}),
+    "bare exporter": ({}, add_bare_exporter, {"G-wrap": "fail"}),
+    "clock stepped": ({}, step_wall_clock, {"C-10.6": "fail"}),
+    "kernel clock off": ({}, spoil_kernel_clock, {"C-10.6": "fail"}),
+    "kernel clock silent": ({"kernel": None}, nothing, {"C-10.6": "unknown"}),
+    "no time source": ({"kernel": KernelClock(False, 16.0)}, nothing, {"C-10.6": "unknown"}),
+    "headers off": ({"headers": False}, nothing, {"HDR": "fail"}),
+}
+
+
+class TestSabotage:
+    """A check that cannot be made to fail is no evidence."""
+
+    def test_healthy(self, build: Callable[..., Service]) -> None:
+        """On a healthy service every control passes, round after round, but the one that cannot."""
+        service = build()
+        assert [service.engine.run() for _ in range(3)] == [HEALTHY] * 3
+        assert service.engine.gate_open()
+
+    @pytest.mark.parametrize("name", SABOTAGE)
+    def test_exactly_the_declared(self, build: Callable[..., Service], name: str) -> None:
+        """What is declared changes, and nothing else."""
+        options, sabotage, changed = SABOTAGE[name]
+        service = build(**options)
+        service.engine.run()
+        sabotage(service)
+        assert service.engine.run() == {**HEALTHY, **changed}
+        required_failures = sorted(set(changed) - {"H-514", "C-10.6"})
+        assert sorted(service.engine.gate_failures()) == required_failures
+
+    def test_every_control_has_one(self) -> None:
+        """No control of the library goes without a sabotage that makes it fail."""
+        broken = {
+            name for _, _, changed in SABOTAGE.values() for name, state in changed.items() if state == "fail"
+        }
+        assert broken == {control.id for control in library_controls()}
+
+    def test_recovery(self, build: Callable[..., Service]) -> None:
+        """What is mended passes again, and both changes are in the trail, provably."""
+        service = build()
+        service.engine.run()
+        with closing(sqlite3.connect(service.path)) as connection:
+            triggers = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        drop_triggers(service)
+        service.engine.run(["C-10.3"])
+        service.raw(*(sql for (sql,) in triggers))
+        assert service.engine.run() == HEALTHY
+        page = service.trail.read(action=CHANGED_ACTION, resource_id="C-10.3")
+        changes = [(entry["details"]["old"], entry["details"]["new"]) for entry in reversed(page.entries)]
+        assert changes == [("unknown", "pass"), ("pass", "fail"), ("fail", "pass")]
+        assert service.trail.verify().ok
+
+    def test_messages_hold_no_secret(self, build: Callable[..., Service]) -> None:
+        """Evidence names what was seen and quotes neither canary nor token."""
+        service = build(allowed_keys=("card_number", "ssn", "cvv"), authentication="off")
+        service.engine.run()
+        shown = json.dumps(service.engine.status(detail=True))
+        assert "078-05-1120" not in shown
+        assert "400000" not in shown
+        assert "eyJ" not in shown
+
+
+class TestRecording:
+    """What the engine leaves in the signals."""
+
+    def test_state_changes_are_entries(self, build: Callable[..., Service]) -> None:
+        """Each change is an entry whose index is in the report."""
+        service = build()
+        service.engine.run()
+        rows = {row["id"]: row["audit_index"] for row in service.engine.status(detail=True)["controls"]}
+        entries = service.trail.read(action=CHANGED_ACTION).entries
+        assert {entry["resource"]["id"]: entry["index"] for entry in entries} == rows
+
+    def test_canaries_are_marked(self, build: Callable[..., Service]) -> None:
+        """Whatever probes write carries the reserved subject and action."""
+        service = build()
+        service.engine.run()
+        entries = service.trail.read().entries
+        others = [entry for entry in entries if entry["action"] not in (CANARY_ACTION, CHANGED_ACTION)]
+        canaries = [entry for entry in entries if entry["action"] == CANARY_ACTION]
+        assert (others, {entry["subject"] for entry in canaries}, len(canaries)) == ([], {CANARY_SUBJECT}, 3)
+
+    def test_metrics(self, build: Callable[..., Service]) -> None:
+        """Runs are counted by framework and result; the gauge is 1 for the state that holds, and only for it."""
+        service = build()
+        service.engine.run()
+        service.obs.tracing.provider.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
+        service.engine.run(["G-wrap"])
+        gauge = {
+            row for row in service.metric('healthobs_control_state{control="G-wrap"') if row.endswith(" 1.0")
+        }
+        assert gauge == {'healthobs_control_state{control="G-wrap",state="fail"} 1.0'}
+        counted = service.metric("phi_compliance_checks_total{")
+        assert 'phi_compliance_checks_total{result="pass",type="hipaa"} 5.0' in counted
+        assert 'phi_compliance_checks_total{result="fail",type="hipaa"} 1.0' in counted
+
+    def test_decay_shows_in_the_gauge(self, build: Callable[..., Service]) -> None:
+        """Stale evidence is unknown in the metrics too, from the next round on."""
+        service = build()
+        service.engine.run(["HDR"])
+        service.elapsed = 601
+        service.engine.run(["G-wrap"])
+        assert 'healthobs_control_state{control="HDR",state="unknown"} 1.0' in service.metric(
+            "healthobs_control"
+        )
+
+    def test_own_controls(self, build: Callable[..., Service]) -> None:
+        """A service's own controls stand beside the library's."""
+        own = Control(
+            "S-1", "policy 7", "company", "Ledger", "sum is 0", "measure", lambda _: Outcome("fail", "5")
+        )
+        service = build(controls=(own,))
+        assert service.engine.run() == {**HEALTHY, "S-1": "fail"}
+        assert service.metric('phi_compliance_checks_total{result="fail",type="company"}') != []
+
+    def test_without_trail_and_application(self) -> None:
+        """What cannot be seen is unknown, never a pass; the gate stays shut."""
+        obs = Observability(Settings(service_name="bare", endpoints=True))
+        assert obs.controls is not None
+        states = obs.controls.run()
+        del states["C-10.6"]  # the machine decides
+        assert states == {
+            **dict.fromkeys(["H-312.a1", "H-312.b", "H-312.c", "H-312.d", "C-10.3", "HDR"], "unknown"),
+            **dict.fromkeys(["C-3.3", "C-3.5", "H-514"], "partial"),
+            "G-wrap": "pass",
+        }
+        assert not obs.controls.gate_open()
+        obs.close()
+
+
+def context(**changes: Any) -> ProbeContext:
+    fields: dict[str, Any] = {"settings": Settings(audience="all"), "clock": Clock(), "redactor": Redactor()}
+    return ProbeContext(**{**fields, **changes})
+
+
+def replying(status: int, headers: Mapping[str, str] | None = None) -> Any:
+    return lambda method, path, sent, body: Reply(status, headers or {}, b"")
+
+
+class TestHttpProbes:
+    """Access, tokens and headers."""
+
+    @pytest.mark.parametrize(
+        ("status", "state"),
+        [(401, "pass"), (403, "pass"), (200, "fail"), (404, "fail"), (422, "fail"), (500, "fail")],
+    )
+    def test_refusals(self, status: int, state: str) -> None:
+        """Only 401 and 403 refuse: an error or a missing route is no access control."""
+        asked = context(call=replying(status), protected=[Route("GET", "/p")])
+        assert (refuses_strangers(asked).state, refuses_bad_tokens(asked).state) == (state, state)
+
+    @pytest.mark.parametrize("probe", [refuses_strangers, refuses_bad_tokens])
+    def test_nothing_to_ask(self, probe: Any) -> None:
+        """Without an application, or without a protected route, nothing was seen."""
+        states = [probe(context()).state, probe(context(call=replying(401))).state]
+        assert states == ["unknown", "unknown"]
+
+    def test_one_open_route_among_many(self) -> None:
+        """The route that answers is named."""
+
+        def call(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+            return Reply(200 if path == "/open" else 401, {}, b"")
+
+        outcome = refuses_strangers(
+            context(call=call, protected=[Route("GET", "/shut"), Route("GET", "/open")])
+        )
+        assert (outcome.state, outcome.text) == (
+            "fail",
+            "not refused: GET /open with no credentials answered 200",
+        )
+
+    def test_headers_for_trusted_callers_only(self) -> None:
+        """Where strangers do not get the compliance headers, only the security set is looked for."""
+        security = {
+            "cache-control": "no-store",
+            "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+            "cross-origin-opener-policy": "same-origin",
+            "cross-origin-resource-policy": "same-origin",
+            "referrer-policy": "no-referrer",
+            "x-content-type-options": "nosniff",
+            "x-frame-options": "DENY",
+        }
+        trusted = context(settings=Settings(audience="trusted"), call=replying(200, security))
+        assert sends_headers(trusted).state == "pass"
+        assert sends_headers(context(call=replying(200, security))).state == "fail"
+        for name in security:
+            weaker = {**security, name: "unsafe"}
+            assert sends_headers(context(settings=Settings(), call=replying(200, weaker))).state == "fail"
+
+    def test_headers_lost_on_404(self) -> None:
+        """One answer without them is enough to fail, and is named."""
+
+        def call(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+            return Reply(404, {}, b"") if "canary" in path else full(method, path, headers, body)
+
+        service_headers = {
+            "x-frame-options": "DENY",
+            "cache-control": "no-store",
+            "referrer-policy": "no-referrer",
+        }
+        service_headers |= {
+            "content-security-policy": "frame-ancestors 'none'",
+            "x-content-type-options": "nosniff",
+        }
+        service_headers |= {
+            "cross-origin-opener-policy": "same-origin",
+            "cross-origin-resource-policy": "same-origin",
+        }
+        full = replying(200, service_headers)
+        outcome = sends_headers(context(settings=Settings(), call=call))
+        assert (outcome.state, outcome.n) == ("fail", 7)
+        assert "cache-control on 404" in outcome.text
+
+    def test_no_application(self) -> None:
+        """Without an application no header was seen."""
+        assert sends_headers(context()).state == "unknown"
+
+
+class TestSelfCaller:
+    """Requests of the service to itself."""
+
+    def test_request_as_received(self) -> None:
+        """Method, path, query, headers and body arrive as PEP 3333 says, marked as a probe's."""
+        seen: dict[str, Any] = {}
+
+        def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            seen.update(environ, body=environ["wsgi.input"].read())
+            start_response("200 OK", [("Vary", "a"), ("Vary", "b")])(b"writ")
+            return [b"ten"]
+
+        reply = self_caller(app)(
+            "POST", "/a%20b/%C3%A9?x=1", {"Content-Type": "text/plain", "X-A": "1"}, b"hi"
+        )
+        names = (
+            "REQUEST_METHOD",
+            "PATH_INFO",
+            "QUERY_STRING",
+            "CONTENT_TYPE",
+            "CONTENT_LENGTH",
+            "HTTP_X_A",
+            "body",
+        )
+        assert [seen[name] for name in names] == ["POST", "/a b/Ã©", "x=1", "text/plain", "2", "1", b"hi"]
+        assert seen[CANARY] is True
+        assert reply == Reply(200, {"vary": "a, b"}, b"written")
+
+    def test_closes_the_body(self) -> None:
+        """The body is closed even when it breaks, or the request would never end."""
+
+        class Body:
+            closed = False
+
+            def __iter__(self) -> Iterator[bytes]:
+                raise OSError
+
+            def close(self) -> None:
+                self.closed = True
+
+        body = Body()
+
+        def app(environ: dict[str, Any], start_response: Any) -> Any:
+            start_response("200 OK", [])
+            return body
+
+        with pytest.raises(OSError):
+            self_caller(app)("GET", "/", {}, b"")
+        assert body.closed
+
+
+class Quiet(SpanProcessor):
+    """A processor that shows no exporter."""
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Do nothing."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Do nothing."""
+
+
+class TestWrapping:
+    """`G-wrap`."""
+
+    @pytest.fixture
+    def provider(self) -> Iterator[TracerProvider]:
+        """Return a provider of its own."""
+        made = TracerProvider(shutdown_on_exit=False)
+        yield made
+        made.shutdown()
+
+    @pytest.mark.parametrize("kind", [SimpleSpanProcessor, BatchSpanProcessor])
+    def test_each_processor_is_seen_through(self, provider: TracerProvider, kind: Any) -> None:
+        """A wrapped exporter passes and a bare one fails in either processor of the SDK."""
+        provider.add_span_processor(kind(RedactingSpanExporter(InMemorySpanExporter(), Redactor())))
+        seen = [wraps_every_exporter(context(provider=provider))]
+        provider.add_span_processor(kind(ConsoleSpanExporter(out=io.StringIO())))
+        seen.append(wraps_every_exporter(context(provider=provider)))
+        assert seen == [
+            Outcome("pass", "every span exporter redacts", 1),
+            Outcome("fail", "not wrapped: ConsoleSpanExporter", 1),
+        ]
+
+    def test_opaque_processor(self, provider: TracerProvider) -> None:
+        """A processor that shows no exporter may export by itself: that is unknown."""
+        provider.add_span_processor(Quiet())
+        assert wraps_every_exporter(context(provider=provider)).state == "unknown"
+
+    def test_no_provider(self) -> None:
+        """Nothing to look at is unknown; a provider without exporters lets nothing out."""
+        bare = TracerProvider(shutdown_on_exit=False)
+        states = [wraps_every_exporter(context()).state, wraps_every_exporter(context(provider=bare)).state]
+        bare.shutdown()
+        assert states == ["unknown", "pass"]
+
+
+class TestTelemetryProbes:
+    """Identifiers and card data."""
+
+    def test_what_no_pattern_finds_is_listed(self) -> None:
+        """The five that free text can carry are named, and nothing else is."""
+        outcome = masks_identifiers(context())
+        assert (outcome.state, outcome.n, [part[1] for part in outcome.missing]) == (
+            "partial",
+            13,
+            list("ABPQR"),
+        )
+
+    def test_strict_mode_shows_all(self) -> None:
+        """Where free text is dropped all eighteen stay out, so the missing are measured, not listed."""
+        assert masks_identifiers(context(redactor=Redactor("strict"))).state == "pass"
+
+    @pytest.mark.parametrize(
+        ("key", "letter"),
+        [
+            ("patient_name", "A"),
+            ("birth_date", "C"),
+            ("mrn", "H"),
+            ("ip", "O"),
+            ("photo", "Q"),
+            ("patient_id", "R"),
+        ],
+    )
+    def test_allowed_key_is_named(self, key: str, letter: str) -> None:
+        """A key that was allowed by mistake fails under its identifier."""
+        outcome = masks_identifiers(context(redactor=Redactor(allowed_keys=[key])))
+        assert (outcome.state, outcome.text.startswith(f"let through: ({letter})")) == ("fail", True)
+
+    def test_allowed_free_text(self) -> None:
+        """Free text let through unscanned fails every identifier that a pattern would have found."""
+        outcome = masks_identifiers(context(redactor=Redactor(allowed_keys=["event_text"])))
+        assert (outcome.state, outcome.n) == ("fail", 0)
+
+    def test_card_without_trail(self) -> None:
+        """Without a trail only a part was shown."""
+        assert hides_card_numbers(context()).state == "partial"
+
+    def test_canary_card_is_a_card(self) -> None:
+        """The canary has sixteen digits and its check digit, so a redactor must take it for a card."""
+        numbers = [_card_number() for _ in range(200)]
+        assert [(len(number), luhn(number)) for number in numbers] == [(16, True)] * 200
+
+    def test_probes_are_not_counted_as_redactions(self) -> None:
+        """A probe is no redaction of a signal."""
+        counted: list[Any] = []
+        redactor = Redactor(on_redaction=lambda *facts: counted.append(facts))
+        masks_identifiers(context(redactor=redactor))
+        hides_card_numbers(context(redactor=redactor))
+        assert counted == []
+
+
+class TestClock:
+    """`C-10.6`."""
+
+    def test_first_run_knows_no_jump(self) -> None:
+        """A jump needs two readings."""
+        clock = Clock(lambda: 5 * 10**18, lambda: 1)
+        assert ClockInSync(lambda: KernelClock(True, 0.0))(context(clock=clock)).state == "pass"
+
+    @pytest.mark.parametrize(
+        ("step_s", "state"), [(0.5, "pass"), (0.51, "fail"), (-0.51, "fail"), (-0.5, "pass")]
+    )
+    def test_jump(self, step_s: float, state: str) -> None:
+        """Half a second is the limit, both ways; afterwards the new time is the one to hold against."""
+        wall = 1_800_000_000 * 10**9
+        probe = ClockInSync(lambda: KernelClock(True, 0.0))
+        looked = context(clock=Clock(lambda: wall, lambda: 0))
+        probe(looked)
+        wall += int(step_s * 1e9)
+        assert [probe(looked).state, probe(looked).state] == [state, "pass"]
+
+    @pytest.mark.parametrize(
+        ("kernel", "state"),
+        [
+            (None, "unknown"),
+            (KernelClock(False, 0.0), "unknown"),
+            (KernelClock(True, 1.0), "pass"),
+            (KernelClock(True, 1.01), "fail"),
+        ],
+    )
+    def test_kernel(self, kernel: KernelClock | None, state: str) -> None:
+        """No source is unknown; a large error is a failure."""
+        assert ClockInSync(lambda: kernel)(context()).state == state
+
+    def test_this_kernel(self) -> None:
+        """Where the kernel answers at all, its error is a plausible number of seconds."""
+        kernel = read_kernel_clock()
+        assert kernel is None or 0 <= kernel.max_error_seconds <= 16
+
+    @pytest.mark.parametrize(
+        ("target", "value"),
+        [
+            ("sys.platform", "darwin"),
+            ("ctypes.CDLL", lambda name: object()),
+            ("ctypes.CDLL", lambda name: Refusing()),
+        ],
+    )
+    def test_where_it_cannot_be_asked(self, target: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another system, a C library without the call, and a refusal are all no answer."""
+        monkeypatch.setattr(target, value)
+        assert read_kernel_clock() is None
+
+
+class Refusing:
+    """A C library whose kernel refuses."""
+
+    def adjtimex(self, timex: object) -> int:
+        """Refuse."""
+        return -1
+
+
+class TestStaleness:
+    """Evidence of the library's controls goes stale."""
+
+    def test_all_decay(self, build: Callable[..., Service]) -> None:
+        """When nothing runs any more, everything is unknown after its time, and the gate is shut."""
+        service = build()
+        service.engine.run()
+        longest = max(control.valid_for_s for control in library_controls())
+        service.elapsed = longest
+        assert service.engine.states()["H-312.b"] == "pass"
+        service.elapsed = longest + 1
+        assert set(service.engine.states().values()) == {"unknown"}
+        assert not service.engine.gate_open()
+
+
+def test_types_meet() -> None:
+    """The engine takes what the catalogue gives."""
+    engine = ControlEngine(library_controls(), context, Clock())
+    assert list(engine.states()) == list(HEALTHY)
