@@ -122,7 +122,9 @@ class TestMinimumNecessary:
 
     def test_nothing_of_the_arguments_is_recorded(self, capture: Capture) -> None:
         """Arguments and results go nowhere unless they are named."""
-        observe("op", in_flight=True, log="info")(lambda name, mrn: f"{name} {mrn}")("Jane Roe", mrn="AX-77123")
+        observe("op", in_flight=True, log="info")(lambda name, mrn: f"{name} {mrn}")(
+            "Jane Roe", mrn="AX-77123"
+        )
         assert capture.leaks("Jane Roe", "AX-77123", "mrn", "name=") == ()
 
     def test_named_arguments_are_redacted(self, capture: Capture) -> None:
@@ -149,7 +151,10 @@ class TestMinimumNecessary:
         with pytest.raises(ValueError, match="078-05-1120"):
             fail("Jane Roe")
         span = capture.span("op")
-        assert (span.status.description, (span.attributes or {})["error.type"]) == ("ValueError", "ValueError")
+        assert (span.status.description, (span.attributes or {})["error.type"]) == (
+            "ValueError",
+            "ValueError",
+        )
         assert capture.log_lines[0]["exception_type"] == "ValueError"
         assert (span.events[0].attributes or {})["healthobs.error_id"] == capture.log_lines[0]["error_id"]
         assert capture.leaks("Jane Roe", "078-05-1120") == ()

@@ -236,7 +236,11 @@ class TestCancellation:
         children = [span for span in capture.spans if span.name == "child"]
         assert len(parents) == len(children) == 5
         assert {child.parent.span_id for child in children if child.parent} == set(parents)
-        assert all(child.context.trace_id == parents[child.parent.span_id].context.trace_id for child in children if child.parent)
+        assert all(
+            child.context.trace_id == parents[child.parent.span_id].context.trace_id
+            for child in children
+            if child.parent
+        )
 
     @pytest.mark.parametrize("exc", [KeyboardInterrupt, SystemExit])
     def test_base_exceptions_end_the_call_too(self, exc: type[BaseException], capture: Capture) -> None:

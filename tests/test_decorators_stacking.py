@@ -76,7 +76,9 @@ class TestOrder:
     """`Plan.merged` through the decorators."""
 
     @given(
-        parts=st.lists(st.sampled_from(sorted(PARTS)), unique=True, min_size=1).filter(lambda p: "traced" in p),
+        parts=st.lists(st.sampled_from(sorted(PARTS)), unique=True, min_size=1).filter(
+            lambda p: "traced" in p
+        ),
         seed=st.randoms(use_true_random=False),
         number=st.sampled_from([2, 3, 13]),
         position=st.integers(0, 6),
@@ -150,7 +152,10 @@ class TestTwice:
             (audited("a.b"), audited("a.c")),
             (classified(conf="R"), classified(conf="N")),
             (observe, timed),
-            (observe("x", error_if=bool, span=False, duration=False, count=False), observe("x", error_if=bool)),
+            (
+                observe("x", error_if=bool, span=False, duration=False, count=False),
+                observe("x", error_if=bool),
+            ),
         ],
     )
     def test_raises_at_import(self, outer: Any, inner: Any) -> None:

@@ -39,6 +39,9 @@ def append_entry(
     """
     if draft.outcome == OK:
         draft.outcome = audit_outcome(result, exc, outcome)
+    exchange = _runtime.exchange.get()
+    if exchange is not None and exchange.silent and draft.outcome == "denied":
+        return  # a control asked without credentials and was refused: nobody's access
     trail, failure = binding.obs.audit, None
     try:
         if trail is not None:
@@ -48,7 +51,6 @@ def append_entry(
                 entry["trace_id"] = f"{context.trace_id:032x}"
                 entry["span_id"] = f"{context.span_id:016x}"
             receipt = trail.append(entry)
-            exchange = _runtime.exchange.get()
             if exchange is not None:
                 exchange.receipt(receipt)
             return

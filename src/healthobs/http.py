@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry.trace import (
+    INVALID_SPAN,
     Link,
     NonRecordingSpan,
     Span,
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 OTHER = "_OTHER"
 UNMATCHED = "unmatched"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+#: Only a UUID is taken from a caller: anything freer is room for an identifier of a person.
+_REQUEST_ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 _ERROR_STATUS = Status(StatusCode.ERROR)
 _DURATION = "http_server_request_duration_seconds"
 _ACTIVE = "http_server_active_requests"
@@ -116,11 +118,12 @@ class Exchange:
         traceparent: The header as received, or None.
         request_id: `X-Request-Id` as received, or None.
         trusted: Whether the caller may see compliance headers when the audience is ``trusted``.
+        silent: Leave no span, sample, access line or audit entry: the service asks itself, for a control.
     """
 
     __slots__ = (
         "_active", "_classified", "_context", "_method", "_protocol", "_receipt", "_route", "_scheme", "_server",
-        "_start_ns", "_trusted", "_wall_ns", "error", "request_id", "span", "status",
+        "_start_ns", "_trusted", "_wall_ns", "error", "request_id", "silent", "span", "status",
     )  # fmt: skip
 
     def __init__(
@@ -134,6 +137,7 @@ class Exchange:
         request_id: str | None,
         *,
         trusted: bool = False,
+        silent: bool = False,
     ) -> None:
         obs = server.obs
         self._server = server
@@ -149,10 +153,11 @@ class Exchange:
         self.request_id = new_request_id(request_id)
         self._wall_ns = obs.clock.wall_ns()
         self._start_ns = obs.clock.monotonic_ns()
-        self._active = server.active.labels(self._method, scheme) if server.on else None
+        self.silent = silent
+        self._active = server.active.labels(self._method, scheme) if server.on and not silent else None
         if self._active is not None:
             self._active.inc()
-        self.span = self._start_span(host, traceparent)
+        self.span = INVALID_SPAN if silent else self._start_span(host, traceparent)
         self._context = set_span_in_context(self.span)
 
     def _start_span(self, host: tuple[str, str], traceparent: str | None) -> Span:
@@ -214,7 +219,13 @@ class Exchange:
         return added
 
     def finish(self, response_bytes: int) -> None:
-        """End every signal with one duration; called once, when the body was closed."""
+        """End every signal with one duration; called once, when the body was closed.
+
+        Args:
+            response_bytes: Length of the body as sent.
+        """
+        if self.silent:
+            return
         server = self._server
         obs = server.obs
         duration_ns = obs.clock.monotonic_ns() - self._start_ns

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from healthobs import _runtime
+from healthobs.compliance.selfcall import CANARY
 from healthobs.endpoints import Authorize, Endpoints, Request
 from healthobs.exceptions import AuditWriteError
 from healthobs.headers import OWN_NAMES
@@ -98,7 +99,8 @@ class Middleware:
             _PROTOCOLS.get(protocol, protocol[-3:]),
             get("HTTP_TRACEPARENT"),
             get("HTTP_X_REQUEST_ID"),
-            trusted=self._trusted is not None and self._trusted(environ),
+            trusted=self.is_trusted(environ),
+            silent=CANARY in environ,
         )
 
     def _operational(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

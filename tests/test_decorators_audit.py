@@ -1,0 +1,352 @@
+"""`@audited`: durable before the answer, one entry a call, and what happens when it cannot be kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator, Iterator
+from typing import Any
+
+import pytest
+
+from healthobs import AuditWriteError, Settings, _runtime, audited, observe, timed, traced
+from healthobs.audit import annotate
+from healthobs.testing import Capture
+
+
+@pytest.fixture
+def trail() -> Iterator[Capture]:
+    """Give a capture with a real audit trail."""
+    with Capture(audit=True) as capture:
+        yield capture
+
+
+def nothing() -> int:
+    """Return 0."""
+    return 0
+
+
+def break_trail(capture: Capture) -> None:
+    """Make every append fail, as a full or broken disk does."""
+    assert capture.obs.audit is not None
+    _ = capture.audit_entries
+    capture._entries = []
+    capture.obs.audit.close()
+
+
+class Answer:
+    """A response as frameworks have it."""
+
+    def __init__(self, status_code: int) -> None:
+        self.status_code = status_code
+
+
+class Aborted(Exception):
+    """What werkzeug's `abort` raises, as far as it matters."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def get_response(self) -> None:
+        """Mark it as one."""
+
+
+class TestEntry:
+    """What an entry says."""
+
+    def test_annotated(self, trail: Capture) -> None:
+        """The body says whom it was about; the entry has the ids of the call's span."""
+
+        @audited("patient.read", resource_type="Patient")
+        @traced("op")
+        def read() -> str:
+            annotate(actor="client-1", actor_kind="client", subject="s-1", resource_id="r-1", purpose="TREAT")
+            annotate(details={"view": "clinician"})
+            return "chart"
+
+        assert read() == "chart"
+        (entry,) = trail.audit_entries
+        span = trail.span("op")
+        told = {
+            key: entry[key]
+            for key in ("action", "outcome", "actor", "subject", "resource", "details", "purpose")
+        }
+        assert told == {
+            "action": "patient.read",
+            "outcome": "ok",
+            "actor": {"id": "client-1", "kind": "client"},
+            "subject": "s-1",
+            "resource": {"type": "Patient", "id": "r-1"},
+            "details": {"view": "clinician"},
+            "purpose": "TREAT",
+        }
+        assert (entry["trace_id"], entry["span_id"]) == (
+            f"{span.context.trace_id:032x}",
+            f"{span.context.span_id:016x}",
+        )
+
+    def test_without_a_span(self, trail: Capture) -> None:
+        """Without a span of its own the call belongs to the one around it."""
+        traced("outer")(lambda: audited("a.b")(nothing)())()
+        assert trail.audit_entries[0]["span_id"] == f"{trail.span('outer').context.span_id:016x}"
+        audited("a.c")(nothing)()
+        assert trail.audit_entries[1]["trace_id"] is None
+
+    def test_nested_calls_have_an_entry_each(self, trail: Capture) -> None:
+        """`annotate` reaches the innermost audited call, and after it the outer one again."""
+
+        @audited("inner.call")
+        def inner() -> None:
+            annotate(subject="inner")
+
+        @audited("outer.call")
+        def outer() -> None:
+            annotate(subject="before")
+            inner()
+            annotate(resource_id="after")
+
+        outer()
+        told = [(entry["action"], entry["subject"], entry["resource"]["id"]) for entry in trail.audit_entries]
+        assert told == [("inner.call", "inner", None), ("outer.call", "before", "after")]
+
+    @pytest.mark.parametrize(
+        ("result", "outcome"),
+        [
+            (Answer(200), "ok"),
+            (Answer(401), "denied"),
+            (Answer(403), "denied"),
+            (Answer(404), "failed"),
+            (Answer(503), "failed"),
+            (("body", 403), "denied"),
+            (("body", 422, {}), "failed"),
+            (("body", {}), "ok"),
+            (("body",), "ok"),
+            (None, "ok"),
+            (Aborted(403), "denied"),
+            (Aborted(409), "failed"),
+            (ValueError("078-05-1120"), "error"),
+            (asyncio.CancelledError(), "error"),
+        ],
+    )
+    def test_outcome(self, result: Any, outcome: str, trail: Capture) -> None:
+        """The entry tells denied, failed and error apart."""
+
+        @audited("a.b")
+        def view() -> Any:
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        if isinstance(result, BaseException):
+            with pytest.raises(type(result)):
+                view()
+        else:
+            assert view() is result
+        assert [entry["outcome"] for entry in trail.audit_entries] == [outcome]
+        assert trail.leaks("078-05-1120") == ()
+
+    def test_outcome_that_the_body_states(self, trail: Capture) -> None:
+        """What the body says about the outcome stands."""
+        audited("a.b")(lambda: annotate(outcome="denied"))()
+        assert trail.audit_entries[0]["outcome"] == "denied"
+
+    def test_error_if_is_an_error(self, trail: Capture) -> None:
+        """A result that counts as a failure is one in the trail too."""
+        observe("op", audit="a.b", error_if=lambda _: True)(nothing)()
+        assert trail.audit_entries[0]["outcome"] == "error"
+
+    def test_receipt_goes_to_the_exchange(self, trail: Capture) -> None:
+        """Inside an HTTP exchange, the receipt is handed to it, and the entry has its request id."""
+
+        class Exchange:
+            request_id = "request-7"
+
+            def receipt(self, receipt: Any) -> None:
+                self.index = receipt.index
+
+        exchange = Exchange()
+        token = _runtime.exchange.set(exchange)
+        audited("a.b")(nothing)()
+        _runtime.exchange.reset(token)
+        assert (exchange.index, trail.audit_entries[0]["request_id"]) == (0, "request-7")
+
+    def test_disabled_telemetry_does_not_disable_the_trail(self) -> None:
+        """`disabled` switches telemetry off; the audit trail goes on."""
+        with Capture(Settings(disabled=True), audit=True) as capture:
+            observe("op", audit="a.b", log="info", in_flight=True)(nothing)()
+        assert (len(capture.audit_entries), capture.spans, capture.log_lines) == (1, (), [])
+
+
+class TestOrder:
+    """What comes first."""
+
+    def test_durable_before_the_value_is_returned(self, trail: Capture) -> None:
+        """When the caller has the value, the entry is in the trail."""
+        counts: list[int] = []
+        read = audited("a.b")(lambda: counts.append(len(trail.audit_entries)))
+        read()
+        counts.append(len(trail.audit_entries))
+        assert counts == [0, 1]
+
+    def test_the_clock_stops_before_the_append(self, trail: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However long the append takes, the duration is the function's."""
+        assert trail.obs.audit is not None
+        append = trail.obs.audit.append
+
+        def slow(draft: Any) -> Any:
+            trail.time.advance(60)
+            return append(draft)
+
+        monkeypatch.setattr(trail.obs.audit, "append", slow)
+        timed("op")(audited("a.b")(nothing))()
+        labels = {"operation": "op", "outcome": "ok"}
+        assert trail.metric("healthobs_operation_duration_seconds_sum", **labels) == 1
+        assert len(trail.audit_entries) == 1
+
+    def test_stream(self, trail: Capture) -> None:
+        """A generator's entry is durable before its first item is handed out, and there is one."""
+
+        @audited("rows.read")
+        def rows() -> Generator[int]:
+            annotate(subject="s-1")
+            yield 1
+            yield 2
+
+        stream = rows()
+        assert trail.audit_entries == []
+        next(stream)
+        assert [entry["subject"] for entry in trail.audit_entries] == ["s-1"]
+        assert list(stream) == [2]
+        assert len(trail.audit_entries) == 1
+
+    def test_async_stream(self, trail: Capture) -> None:
+        """The same for an async generator."""
+
+        @audited("rows.read")
+        async def rows() -> AsyncGenerator[int]:
+            annotate(subject="s-1")
+            yield 1
+
+        async def main() -> list[int]:
+            return [len(trail.audit_entries) async for _ in rows()]
+
+        assert asyncio.run(main()) == [1]
+        assert len(trail.audit_entries) == 1
+
+    def test_stream_without_items(self, trail: Capture) -> None:
+        """A generator that gives nothing has its entry at the end."""
+
+        @audited("rows.read")
+        def rows() -> Generator[int]:
+            yield from ()
+
+        assert list(rows()) == []
+        assert [entry["outcome"] for entry in trail.audit_entries] == ["ok"]
+
+
+class TestPolicy:
+    """When the trail cannot take the entry."""
+
+    def test_deny_replaces_the_answer(self, trail: Capture) -> None:
+        """Under deny the value is withheld, whatever the trail raised, and the loss is counted and logged."""
+        break_trail(trail)
+        with pytest.raises(AuditWriteError, match="not answered") as refused:
+            observe("op", audit="a.b", in_flight=True)(lambda: "chart")()
+        assert isinstance(refused.value.__cause__, Exception)
+        assert trail.metric("healthobs_internal_errors_total", component="audit") == 1
+        assert [(line["event"], line["action"]) for line in trail.log_lines] == [("audit_entry_lost", "a.b")]
+        assert trail.metric("healthobs_operations_in_flight", operation="op") == 0
+
+    def test_deny_is_not_only_for_errors_of_ours(
+        self, trail: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An error of any type means that there is no entry."""
+
+        def append(_draft: object) -> None:
+            raise OSError
+
+        monkeypatch.setattr(trail.obs.audit, "append", append)
+        with pytest.raises(AuditWriteError):
+            audited("a.b")(lambda: "chart")()
+
+    def test_a_draft_that_cannot_be_written(self, trail: Capture) -> None:
+        """What the trail refuses counts as not recorded."""
+        with pytest.raises(AuditWriteError):
+            audited("a.b")(lambda: annotate(details={"share": 0.5}))()
+
+    def test_deny_replaces_an_exception_too(self, trail: Capture) -> None:
+        """An error's answer may tell something as well."""
+        break_trail(trail)
+
+        def fail() -> None:
+            raise ValueError
+
+        with pytest.raises(AuditWriteError):
+            audited("a.b")(fail)()
+
+    @pytest.mark.parametrize("exc", [KeyboardInterrupt, asyncio.CancelledError])
+    def test_interrupts_go_on(self, exc: type[BaseException], trail: Capture) -> None:
+        """A cancellation answers nothing, and must not be swallowed."""
+        break_trail(trail)
+
+        def leave() -> None:
+            raise exc
+
+        with pytest.raises(exc):
+            audited("a.b")(leave)()
+        assert trail.metric("healthobs_internal_errors_total", component="audit") == 1
+
+    def test_alert_answers(self, trail: Capture) -> None:
+        """Under alert the value is returned, and the loss counted and logged."""
+        break_trail(trail)
+        assert audited("a.b", policy="alert")(lambda: "chart")() == "chart"
+        assert [line["policy"] for line in trail.log_lines] == ["alert"]
+
+    def test_the_settings_policy(self) -> None:
+        """Without one of its own, a function has the settings' policy."""
+        with Capture(Settings(audit_policy="alert"), audit=True) as capture:
+            break_trail(capture)
+            assert audited("a.b")(lambda: "chart")() == "chart"
+            with pytest.raises(AuditWriteError):
+                audited("a.b", policy="deny")(lambda: "chart")()
+
+    def test_no_item_of_a_stream_leaves(self, trail: Capture) -> None:
+        """Under deny the first item is withheld, and the body is closed."""
+        closed: list[bool] = []
+
+        @audited("rows.read")
+        def rows() -> Generator[int]:
+            try:
+                yield 1
+            finally:
+                closed.append(True)
+
+        break_trail(trail)
+        with pytest.raises(AuditWriteError):
+            next(rows())
+        assert closed == [True]
+
+    def test_no_item_of_an_async_stream_leaves(self, trail: Capture) -> None:
+        """The same for an async generator."""
+        closed: list[bool] = []
+
+        @audited("rows.read")
+        async def rows() -> AsyncGenerator[int]:
+            try:
+                yield 1
+            finally:
+                closed.append(True)
+
+        async def main() -> None:
+            with pytest.raises(AuditWriteError):
+                await anext(rows())
+
+        break_trail(trail)
+        asyncio.run(main())
+        assert closed == [True]
+
+    def test_no_trail(self, capture: Capture) -> None:
+        """A service without a trail answers, unless the function insists on an entry."""
+        assert audited("a.b")(lambda: "chart")() == "chart"
+        assert capture.metric("healthobs_internal_errors_total", component="audit") is None
+        with pytest.raises(AuditWriteError):
+            audited("a.b", policy="deny")(lambda: "chart")()

@@ -1,0 +1,222 @@
+"""`Observability`: what it builds from settings, that it is frozen and isolated, and that it lets go of everything."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from healthobs import AuditError, ConfigurationError, Observability, Settings, current, install, observe, use
+from healthobs.audit import open_trail
+from healthobs.compliance import Control, Outcome
+from healthobs.testing import Capture
+
+
+class TestConstruction:
+    """What the constructor does, and what it leaves alone."""
+
+    def test_nothing_global_is_touched(self) -> None:
+        """The process-wide tracer provider and Prometheus registry stay as they are."""
+        provider, names = trace.get_tracer_provider(), set(REGISTRY._names_to_collectors)
+        obs = Observability(Settings(service_name="demo"))
+        with use(obs):
+            observe("op", in_flight=True)(lambda: 0)()
+        assert trace.get_tracer_provider() is provider
+        assert set(REGISTRY._names_to_collectors) == names
+        obs.close()
+
+    def test_frozen(self) -> None:
+        """It cannot be changed after construction."""
+        obs = Observability(Settings())
+        with pytest.raises(AttributeError, match="frozen"):
+            obs.settings = Settings()  # type: ignore[misc]
+        obs.close()
+
+    def test_settings_reach_every_part(self) -> None:
+        """Service name, allowed keys and prefix arrive in log line, span resource and metrics."""
+        settings = Settings(service_name="billing", allowed_keys=("patient_name",))
+        with Capture(settings) as capture:
+            capture.obs.logs.emit("info", "event", {"patient_name": "synthetic"})
+            observe("op")(lambda: 0)()
+        assert capture.span("op").resource.attributes["service.name"] == "billing"
+        assert (capture.log_lines[0]["service"], capture.log_lines[0]["patient_name"]) == (
+            "billing",
+            "synthetic",
+        )
+        assert capture.metric("healthobs_build_info", service="billing", version="0.0.0") == 1
+
+    def test_registry(self) -> None:
+        """A registry that is passed is the one that is recorded in."""
+        registry = CollectorRegistry()
+        obs = Observability(Settings(), registry=registry)
+        assert obs.metrics.registry is registry
+        obs.close()
+
+    def test_redactions_are_counted(self) -> None:
+        """Each mark counts, by signal."""
+        with Capture() as capture:
+            capture.obs.logs.emit("info", "event", {"mrn": "A-1"})
+        assert capture.metric("healthobs_redactions_total", signal="log", kind="key") == 1
+
+    def test_captured_standard_library(self) -> None:
+        """`capture_stdlib` takes the root logger, and close gives it back."""
+        import logging
+
+        before = list(logging.getLogger().handlers)
+        stream = io.StringIO()
+        obs = Observability(Settings(capture_stdlib=True), log_stream=stream)
+        logging.getLogger("other").warning("call 212-555-0123")
+        obs.close()
+        assert json.loads(stream.getvalue())["event"] == "call [PHI:phone]"
+        assert logging.getLogger().handlers == before
+
+    def test_a_failed_construction_takes_nothing_over(self, tmp_path: Path) -> None:
+        """When the trail cannot be opened, the root logger is still the application's."""
+        import logging
+
+        before = list(logging.getLogger().handlers)
+        (tmp_path / "file").write_text("no folder")
+        with pytest.raises((AuditError, ConfigurationError)):
+            Observability(
+                Settings(capture_stdlib=True, audit_database_url=f"sqlite:///{tmp_path}/file/audit.db")
+            )
+        assert logging.getLogger().handlers == before
+
+
+class TestClose:
+    """`close` and `flush`."""
+
+    def test_close_twice(self, tmp_path: Path) -> None:
+        """Closing again does nothing."""
+        obs = Observability(Settings(audit_database_url=f"sqlite:///{tmp_path}/audit.db", endpoints=True))
+        obs.close()
+        obs.close()
+
+    def test_an_audit_trail_that_was_passed_stays_open(self, tmp_path: Path) -> None:
+        """Who opened the trail closes it."""
+        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="demo")
+        Observability(Settings(), audit=trail).close()
+        assert trail.append({"action": "a.b"}).index == 0
+        trail.close()
+
+    def test_its_own_audit_trail_is_closed(self, tmp_path: Path) -> None:
+        """A trail that it opened takes nothing after close."""
+        obs = Observability(Settings(audit_database_url=f"sqlite:///{tmp_path}/audit.db"))
+        assert obs.audit is not None
+        obs.close()
+        with pytest.raises(AuditError):
+            obs.audit.append({"action": "a.b"})
+
+    def test_flush(self, capture: Capture) -> None:
+        """Flush says that everything was sent."""
+        assert capture.obs.flush() is True
+
+
+class TestHealth:
+    """Transitions of checks."""
+
+    def test_a_transition_is_logged(self, capture: Capture) -> None:
+        """A check that changes its word leaves a line; one that turned bad a warning with the cause's type."""
+        words: list[Any] = [True, ConnectionError("db.internal:5432")]
+
+        def database() -> bool:
+            word = words.pop(0)
+            if isinstance(word, Exception):
+                raise word
+            return bool(word)
+
+        capture.obs.health.register("database", database, ttl=0.0)
+        capture.obs.health.readiness()
+        capture.obs.health.readiness()
+        told = [
+            (line["level"], line["old"], line["new"], line.get("cause"))
+            for line in capture.log_lines
+            if line["event"] == "check_changed" and line["check"] == "database"
+        ]
+        assert told == [
+            ("info", "starting", "ready", None),
+            ("warning", "ready", "not_ready", "ConnectionError"),
+        ]
+        assert capture.leaks("db.internal") == ()
+
+
+class TestControls:
+    """The control engine's wiring."""
+
+    @staticmethod
+    def control(outcomes: list[Outcome]) -> Control:
+        """Return a control whose probe gives `outcomes` in turn."""
+        return Control(
+            "S-1", "policy 7", "company", "Ledger", "sum is 0", "measure", lambda _: outcomes.pop(0)
+        )
+
+    def test_only_when_asked_for(self) -> None:
+        """Without endpoints and controls of its own, a service has no engine."""
+        obs = Observability(Settings())
+        assert obs.controls is None
+        obs.close()
+
+    def test_library_controls(self) -> None:
+        """With the endpoints come the library's controls, all unknown until they run."""
+        with Capture(Settings(endpoints=True), audit=True) as capture:
+            assert capture.obs.controls is not None
+            assert set(capture.obs.controls.states().values()) == {"unknown"}
+            assert "H-312.b" in capture.obs.controls.states()
+            assert capture.metric("healthobs_control_state", control="H-312.b", state="unknown") == 1
+            assert capture.obs.controls.run(["H-312.b"]) == {"H-312.b": "pass"}
+
+    def test_runs_are_counted_and_changes_recorded(self) -> None:
+        """Each run counts once; each change of state sets the gauge and leaves one audit entry."""
+        outcomes = [Outcome("pass", "0"), Outcome("pass", "0"), Outcome("fail", "7")]
+        with Capture(Settings(prefix="pay"), audit=True, controls=[self.control(outcomes)]) as capture:
+            assert capture.obs.controls is not None
+            for _ in range(3):
+                capture.obs.controls.run(["S-1"])
+        count = [
+            capture.metric("pay_compliance_checks_total", type="company", result=result)
+            for result in ("pass", "fail", "unknown")
+        ]
+        assert count == [2, 1, None]
+        state = [
+            capture.metric("healthobs_control_state", control="S-1", state=state)
+            for state in ("unknown", "pass", "fail")
+        ]
+        assert state == [0, 0, 1]
+        told = [
+            (entry["resource"]["id"], entry["details"])
+            for entry in capture.audit_entries
+            if entry["action"] == "control.state_changed"
+        ]
+        assert told == [("S-1", {"old": "unknown", "new": "pass"}), ("S-1", {"old": "pass", "new": "fail"})]
+
+    def test_without_a_trail(self) -> None:
+        """Without a trail, changes are in the metrics only."""
+        with Capture(controls=[self.control([Outcome("pass", "0")])]) as capture:
+            assert capture.obs.controls is not None
+            capture.obs.controls.run(["S-1"])
+        assert capture.metric("healthobs_control_state", control="S-1", state="pass") == 1
+
+
+class TestCurrent:
+    """`current`, `install` and `use`."""
+
+    def test_nothing_installed(self) -> None:
+        """There always is one; where nothing is in force it records nothing."""
+        install(None)
+        assert current().settings.disabled is True
+        assert current() is current()
+
+    def test_the_context_goes_first(self) -> None:
+        """The context's own, then the process default."""
+        default, own = Observability(Settings()), Observability(Settings())
+        install(default)
+        with use(own):
+            assert current() is own
+        assert current() is default
+        default.close()
+        own.close()
