@@ -38,7 +38,7 @@ def _locked(session: nox.Session, lock: str = "dev") -> None:
 
 
 def _groups(*names: str) -> list[str]:
-    return nox.project.dependency_groups(PYPROJECT, *names)
+    return list(nox.project.dependency_groups(PYPROJECT, *names))
 
 
 def _run_tests(session: nox.Session, *arguments: str) -> None:

@@ -25,7 +25,11 @@ ROUNDS, REQUESTS = 15, 100
 
 def stacks() -> dict[str, apps.WsgiApp]:
     """Return every stack that can be built here."""
-    built: dict[str, apps.WsgiApp] = {"bare Flask": apps.bare(), "floor": apps.floor(), "healthobs": apps.ours()}
+    built: dict[str, apps.WsgiApp] = {
+        "bare Flask": apps.bare(),
+        "floor": apps.floor(),
+        "healthobs": apps.ours(),
+    }
     built["healthobs, unsampled"] = apps.ours_unsampled()
     built.update(peers.stacks())
     return built
@@ -63,12 +67,12 @@ def table() -> dict[str, int]:
 
 def multiprocess_calls() -> int:
     """Count in a process of its own, because prometheus_client chooses its values at import."""
-    code = (
-        "from bench import apps, calls; print(calls.count(apps.request(apps.ours())) - calls.count(apps.request(apps.bare())))"
-    )
+    code = "from bench import apps, calls; print(calls.count(apps.request(apps.ours())) - calls.count(apps.request(apps.bare())))"
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": folder}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
     return int(done.stdout)
 
 
@@ -76,12 +80,20 @@ def main() -> int:
     """Measure, print, and hold the bars."""
     added = table()
     added["healthobs, multiprocess"] = multiprocess_calls()
-    probe = calls.count(apps.request(apps.ours(), "/health")) - calls.count(apps.request(apps.with_health_view(), "/health"))
+    probe = calls.count(apps.request(apps.ours(), "/health")) - calls.count(
+        apps.request(apps.with_health_view(), "/health")
+    )
     print(f"{'healthobs, multiprocess':<44}{added['healthobs, multiprocess']:>12}")
     print(f"{'/health, against a Flask view of it':<44}{probe:>12}")
-    failed = [f"{name}: {added[name]} calls, at most {most}" for name, most in MOST_CALLS.items() if added[name] > most]
+    failed = [
+        f"{name}: {added[name]} calls, at most {most}"
+        for name, most in MOST_CALLS.items()
+        if added[name] > most
+    ]
     if added["floor"] > MOST_FLOOR_CALLS:
-        failed.append(f"the floor grew to {added['floor']} calls, at most {MOST_FLOOR_CALLS}: it is the measure, keep it lean")
+        failed.append(
+            f"the floor grew to {added['floor']} calls, at most {MOST_FLOOR_CALLS}: it is the measure, keep it lean"
+        )
     if probe > MOST_PROBE_CALLS:
         failed.append(f"a probe costs {probe} calls more than a view, at most {MOST_PROBE_CALLS}")
     for line in failed:

@@ -9,20 +9,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flask import Flask
-from healthobs import Observability, Settings
-from healthobs.flask import init_app
 from opentelemetry.sdk.trace import TracerProvider
 
 from bench.floor import Floor
+from healthobs import Observability, Settings
+from healthobs.flask import init_app
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 WsgiApp = Callable[..., Iterable[bytes]]
 
 
-class DevNull(io.TextIOBase):
+class DevNull(io.StringIO):
     """Takes lines and forgets them."""
 
     def write(self, text: str) -> int:
+        """Take a line."""
         return len(text)
 
 
@@ -71,7 +72,12 @@ def with_health_view() -> Flask:
 
     @app.get("/health")
     def health() -> dict[str, str]:
-        return {"status": "healthy", "service": "bench", "version": "0", "timestamp": datetime.now(UTC).isoformat()}
+        return {
+            "status": "healthy",
+            "service": "bench",
+            "version": "0",
+            "timestamp": datetime.now(UTC).isoformat(),
+        }
 
     return app
 
@@ -79,7 +85,9 @@ def with_health_view() -> Flask:
 def request(app: WsgiApp, path: str = "/items/1") -> Callable[[], None]:
     """Return a function that makes one sampled GET through the WSGI callable and reads the whole body."""
 
-    def start_response(_status: str, _headers: list[tuple[str, str]], _exc_info: Any = None) -> Callable[[bytes], Any]:
+    def start_response(
+        _status: str, _headers: list[tuple[str, str]], _exc_info: Any = None
+    ) -> Callable[[bytes], Any]:
         return lambda _data: None
 
     def run() -> None:

@@ -44,10 +44,13 @@ class Floor:
         self.children: dict[tuple[str, ...], Any] = {}
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request."""
         method, scheme = environ["REQUEST_METHOD"], environ["wsgi.url_scheme"]
         wall, start = time.time_ns(), time.perf_counter_ns()
         self.active.inc()
-        parent = extract({"traceparent": environ["HTTP_TRACEPARENT"]}) if "HTTP_TRACEPARENT" in environ else None
+        parent = (
+            extract({"traceparent": environ["HTTP_TRACEPARENT"]}) if "HTTP_TRACEPARENT" in environ else None
+        )
         attributes = {
             "http.request.method": method,
             "url.scheme": scheme,

@@ -19,7 +19,9 @@ class TestSettings:
     def test_defaults_opt_in(self) -> None:
         """Nothing that takes something over, or sends something more, is on unless asked for."""
         settings = Settings()
-        assert not (settings.headers or settings.endpoints or settings.capture_stdlib or settings.trace_response)
+        assert not (
+            settings.headers or settings.endpoints or settings.capture_stdlib or settings.trace_response
+        )
         assert settings.audit_database_url is None
         assert settings.otlp_endpoint is None
 

@@ -38,7 +38,7 @@ from healthobs import (
     use,
 )
 from healthobs._binding import _drops_with_parent
-from healthobs._plan import Classified
+from healthobs.http import Exchange, HttpServer
 from healthobs.testing import Capture
 
 
@@ -267,18 +267,17 @@ class TestLogged:
 class TestClassified:
     """`@classified`."""
 
-    def test_tells_the_exchange(self, capture: Capture) -> None:
-        """Inside an HTTP exchange, the part is handed to it."""
-
-        class Exchange:
-            def classify(self, part: Classified) -> None:
-                self.part = part
-
-        exchange = Exchange()
-        token = _runtime.exchange.set(exchange)
-        assert classified(conf="V", frameworks=["hipaa"], purpose=["TREAT"])(admit)() == 1
-        _runtime.exchange.reset(token)
-        assert exchange.part == Classified("V", ("hipaa",), ("TREAT",))
+    def test_states_the_headers(self) -> None:
+        """Inside an HTTP exchange, it becomes the answer's headers."""
+        with Capture(Settings(headers=True, audience="all")) as capture:
+            exchange = Exchange(HttpServer(capture.obs), "GET", "http", ("host", "80"), "1.1", None, None)
+            token = _runtime.exchange.set(exchange)
+            classified(conf="V", frameworks=["hipaa"], purpose=["TREAT"])(admit)()
+            _runtime.exchange.reset(token)
+            headers = dict(exchange.respond(200, "/x"))
+            exchange.finish(0)
+        assert headers["Data-Classification"].startswith("conf=V")
+        assert "TREAT" in headers["Data-Classification"]
 
     def test_outside_an_exchange(self, capture: Capture) -> None:
         """Outside one, nothing happens."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from healthobs import AuditWriteError, Settings, _runtime, audited, observe, timed, traced
 from healthobs.audit import annotate
+from healthobs.http import Exchange, HttpServer
 from healthobs.testing import Capture
 
 
@@ -23,6 +25,19 @@ def trail() -> Iterator[Capture]:
 def nothing() -> int:
     """Return 0."""
     return 0
+
+
+@contextmanager
+def exchanging(capture: Capture, *, silent: bool = False) -> Iterator[Exchange]:
+    """Put an HTTP exchange in force."""
+    server = HttpServer(capture.obs)
+    exchange = Exchange(server, "GET", "http", ("host", "80"), "1.1", None, None, silent=silent)
+    token = _runtime.exchange.set(exchange)
+    try:
+        yield exchange
+    finally:
+        _runtime.exchange.reset(token)
+        exchange.finish(0)
 
 
 def break_trail(capture: Capture) -> None:
@@ -154,20 +169,24 @@ class TestEntry:
         observe("op", audit="a.b", error_if=lambda _: True)(nothing)()
         assert trail.audit_entries[0]["outcome"] == "error"
 
-    def test_receipt_goes_to_the_exchange(self, trail: Capture) -> None:
-        """Inside an HTTP exchange, the receipt is handed to it, and the entry has its request id."""
+    def test_receipt_goes_to_the_exchange(self) -> None:
+        """Inside an HTTP exchange, the answer carries the receipt, and the entry has its request id."""
+        with Capture(Settings(headers=True), audit=True) as capture, exchanging(capture) as exchange:
+            audited("a.b")(nothing)()
+            headers = dict(exchange.respond(200, "/x"))
+        (entry,) = capture.audit_entries
+        assert 'log="' in headers["Audit-Receipt"]
+        assert ";index=0;" in headers["Audit-Receipt"]
+        assert entry["request_id"] == exchange.request_id
 
-        class Exchange:
-            request_id = "request-7"
-
-            def receipt(self, receipt: Any) -> None:
-                self.index = receipt.index
-
-        exchange = Exchange()
-        token = _runtime.exchange.set(exchange)
-        audited("a.b")(nothing)()
-        _runtime.exchange.reset(token)
-        assert (exchange.index, trail.audit_entries[0]["request_id"]) == (0, "request-7")
+    @pytest.mark.parametrize(("status", "entries"), [(401, 0), (200, 1), (404, 1)])
+    def test_a_control_that_is_refused_is_nobodys_access(
+        self, status: int, entries: int, trail: Capture
+    ) -> None:
+        """Of the service's own questions, only a refusal leaves no entry."""
+        with exchanging(trail, silent=True):
+            audited("a.b")(lambda: Answer(status))()
+        assert len(trail.audit_entries) == entries
 
     def test_disabled_telemetry_does_not_disable_the_trail(self) -> None:
         """`disabled` switches telemetry off; the audit trail goes on."""

@@ -103,15 +103,15 @@ def place(fn: Any, where: str, decorate: Callable[[Any], Any]) -> Any:
     if where == "partial":
         return decorate(functools.partial(fn, "first"))
 
-    class Callable_:
+    class Ward:
         __call__ = fn
 
     if where == "callable_object":
-        return decorate(Callable_())
+        return decorate(Ward())
     if where == "bound_method":
-        return decorate(Callable_().__call__)
+        return decorate(Ward().__call__)
     if where == "classmethod_of_callable_object":
-        return type("Owner", (), {"method": decorate(classmethod(Callable_()))})().method
+        return type("Owner", (), {"method": decorate(classmethod(Ward()))})().method
     wrapped = {
         "method": lambda: decorate(fn),
         "above_classmethod": lambda: decorate(classmethod(fn)),

@@ -17,7 +17,9 @@ class TestGeneratedPages:
     @pytest.mark.parametrize("tool", ["settings_page.py", "readme_example.py"])
     def test_fresh(self, tool: str) -> None:
         """What is committed is what the code says today."""
-        done = subprocess.run([sys.executable, ROOT / "tools" / tool], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, ROOT / "tools" / tool], capture_output=True, text=True, check=False
+        )
         assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -46,7 +46,9 @@ def obs(tmp_path: Path) -> Iterator[Observability]:
     held.close()
 
 
-def get(obs: Observability, path: str, *, bearer: str | None = None, guarded: bool = True, **query: Any) -> Response:
+def get(
+    obs: Observability, path: str, *, bearer: str | None = None, guarded: bool = True, **query: Any
+) -> Response:
     """Ask once."""
     headers = {} if bearer is None else {"authorization": f"Bearer {bearer}"}
     values = {name: value if isinstance(value, list) else [value] for name, value in query.items()}
@@ -79,7 +81,10 @@ class TestAuditTrail:
         assert (body["total_entries"], body["retention_days"], body["checkpoint"]["size"]) == (2, 365, 2)
         read, charged = body["recent_entries"]
         assert (read["action"], read["user"], read["index"]) == ("audit.read", "auditor-7", 1)
-        assert {name: charged[name] for name in ("index", "action", "user", "outcome", "transaction_id", "details")} == {
+        assert {
+            name: charged[name]
+            for name in ("index", "action", "user", "outcome", "transaction_id", "details")
+        } == {
             "index": 0,
             "action": "payment.charge",
             "user": "till-3",
@@ -98,7 +103,9 @@ class TestAuditTrail:
         found: list[str] = []
         cursor: dict[str, str] = {}
         while True:
-            body = json.loads(get(obs, "/audit/trail", bearer="audit:read", actor="actor-0", limit="3", **cursor).body)
+            body = json.loads(
+                get(obs, "/audit/trail", bearer="audit:read", actor="actor-0", limit="3", **cursor).body
+            )
             assert body["total_entries"] == 4
             found += [entry["resource_id"] for entry in body["recent_entries"]]
             if body["next_cursor"] is None:

@@ -66,12 +66,18 @@ class TestInitApp:
             ("/stream", "/stream", 200),
         ],
     )
-    def test_route_template(self, obs: Observability, stream: io.StringIO, path: str, route: str, status: int) -> None:
+    def test_route_template(
+        self, obs: Observability, stream: io.StringIO, path: str, route: str, status: int
+    ) -> None:
         """Routes are recorded as templates, whatever the outcome; the path is nowhere."""
         client = init_app(make_app(), obs).test_client()
         response = client.get(path, buffered=True)
         response.close()
-        (line,) = [found for found in map(json.loads, stream.getvalue().splitlines()) if found["event"] == "http_request"]
+        (line,) = [
+            found
+            for found in map(json.loads, stream.getvalue().splitlines())
+            if found["event"] == "http_request"
+        ]
         assert (response.status_code, line["route"], line["status"]) == (status, route, status)
         assert "4711" not in stream.getvalue()
         assert "078-05-1120" not in stream.getvalue()

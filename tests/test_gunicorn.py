@@ -83,7 +83,11 @@ def server(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "stale" / "counter_1.db").write_bytes(b"left by an earlier start")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "stale")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "stale"),
+    }
     process = subprocess.Popen([sys.executable, "-c", LAUNCH, str(port)], cwd=tmp_path, env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -109,7 +113,9 @@ class TestServe:
         """Whichever worker answers the scrape, it shows the requests of all, under both names, nothing stale."""
 
         def pid(_number: int) -> bytes:
-            with urllib3.PoolManager(retries=False) as pool:  # a new connection each, so that both workers answer
+            with urllib3.PoolManager(
+                retries=False
+            ) as pool:  # a new connection each, so that both workers answer
                 return pool.request("GET", f"{server}/pid").data
 
         with ThreadPoolExecutor(12) as threads:
@@ -118,7 +124,11 @@ class TestServe:
         with urllib3.PoolManager(retries=False) as pool:
             for _ in range(6):
                 text = pool.request("GET", f"{server}/metrics", headers={"Connection": "close"}).data.decode()
-                counts = re.findall(r"^(\w+_request_duration_seconds_count)\{[^}]*\"/pid\"[^}]*\} ([\d.]+)$", text, re.MULTILINE)
+                counts = re.findall(
+                    r"^(\w+_request_duration_seconds_count)\{[^}]*\"/pid\"[^}]*\} ([\d.]+)$",
+                    text,
+                    re.MULTILINE,
+                )
                 assert dict(counts) == {
                     "http_server_request_duration_seconds_count": "60.0",
                     "svc_request_duration_seconds_count": "60.0",

@@ -28,7 +28,10 @@ class TestReceipt:
 
     def test_exact_form(self) -> None:
         """Log, index and root, the root as a byte sequence (RFC 9651 §3.3.5)."""
-        assert receipt("acme/phi/1", 7, b"\x00\xff") == ("Audit-Receipt", 'log="acme/phi/1";index=7;root=:AP8=:')
+        assert receipt("acme/phi/1", 7, b"\x00\xff") == (
+            "Audit-Receipt",
+            'log="acme/phi/1";index=7;root=:AP8=:',
+        )
 
 
 class TestOwnNames:

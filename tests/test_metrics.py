@@ -93,7 +93,11 @@ class TestInstrument:
         series = {labels: value for (name, labels), value in samples(metrics).items() if name == "a_total"}
         assert len(series) <= cap + 1
         assert sum(series.values()) == len(values)
-        beyond = max(0, len(values) - sum(1 for value in values if value in dict.fromkeys(list(dict.fromkeys(values))[:cap])))
+        beyond = max(
+            0,
+            len(values)
+            - sum(1 for value in values if value in dict.fromkeys(list(dict.fromkeys(values))[:cap])),
+        )
         assert series.get((("x", OVERFLOW),), 0) == beyond
 
     def test_overflow_is_counted(self) -> None:

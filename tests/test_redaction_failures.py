@@ -20,7 +20,7 @@ class DomainError(Exception):
     """An exception of an application."""
 
 
-class Slotted(Exception):  # noqa: N818
+class Slotted(Exception):
     """An exception that refuses attributes."""
 
     def __getattribute__(self, name: str) -> Any:

@@ -51,14 +51,24 @@ class Kit:
         )
         self.middleware = Middleware(app, self.obs, authorize=authorize, trusted=trusted)
 
-    def request(self, method: str = "GET", path: str = "/x", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    def request(
+        self, method: str = "GET", path: str = "/x", **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
         """Make one request as a strict server would; return status, headers in lower case, body."""
-        environ: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": path, "SERVER_PROTOCOL": "HTTP/1.1", "QUERY_STRING": "", "SCRIPT_NAME": ""}
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": method,
+            "PATH_INFO": path,
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "QUERY_STRING": "",
+            "SCRIPT_NAME": "",
+        }
         environ.update({f"HTTP_{name.upper()}": value for name, value in headers.items()})
         setup_testing_defaults(environ)
         seen: list[Any] = []
 
-        def start_response(status: str, fields: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], Any]:
+        def start_response(
+            status: str, fields: list[tuple[str, str]], exc_info: Any = None
+        ) -> Callable[[bytes], Any]:
             seen[:] = [int(status[:3]), {name.lower(): value for name, value in fields}, len(fields)]
             return lambda data: None
 
@@ -87,13 +97,18 @@ class Kit:
         return None
 
 
-def answer(status: str = "200 OK", body: bytes = b"ok", route: str | None = "/x/{id}", **extra: str) -> WsgiApp:
+def answer(
+    status: str = "200 OK", body: bytes = b"ok", route: str | None = "/x/{id}", **extra: str
+) -> WsgiApp:
     """Return an application that gives a fixed answer."""
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if route is not None:
             environ["healthobs.route"] = route
-        headers = [("Content-Type", "text/plain"), *[(name.replace("_", "-"), value) for name, value in extra.items()]]
+        headers = [
+            ("Content-Type", "text/plain"),
+            *[(name.replace("_", "-"), value) for name, value in extra.items()],
+        ]
         if environ["REQUEST_METHOD"] == "HEAD":
             start_response(status, headers)
             return []
@@ -138,7 +153,9 @@ class TestSpan:
         kit.request(traceparent=TRACEPARENT)
         (span,) = kit.spans()
         assert span.parent is None
-        assert [f"{link.context.trace_id:032x}" for link in span.links] == ["0af7651916cd43dd8448eb211c80319c"]
+        assert [f"{link.context.trace_id:032x}" for link in span.links] == [
+            "0af7651916cd43dd8448eb211c80319c"
+        ]
 
     @pytest.mark.parametrize("header", ["", "junk", "00-0-0-01", TRACEPARENT.upper(), "ff" + TRACEPARENT[2:]])
     def test_malformed_traceparent_starts_a_new_trace(self, header: str) -> None:
@@ -168,7 +185,12 @@ class TestSpan:
         (span,) = kit.spans()
         assert span.name == "HTTP"
         assert (span.attributes or {})["http.request.method"] == "_OTHER"
-        assert kit.sample("svc_request_duration_seconds_count", endpoint="unmatched", method="_OTHER", status="404") == 1
+        assert (
+            kit.sample(
+                "svc_request_duration_seconds_count", endpoint="unmatched", method="_OTHER", status="404"
+            )
+            == 1
+        )
 
     def test_exception_of_the_application(self) -> None:
         """An exception is re-raised, counted as 500 with its type, and its message is nowhere."""
@@ -299,7 +321,9 @@ class TestContext:
 
         def look() -> None:
             span = get_current_span().get_span_context()
-            seen.append(span.is_valid and _runtime.override.get() is kit.obs and _runtime.exchange.get() is not None)
+            seen.append(
+                span.is_valid and _runtime.override.get() is kit.obs and _runtime.exchange.get() is not None
+            )
 
         def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             look()
@@ -339,7 +363,9 @@ class TestContext:
 class TestHeaders:
     """Headers on every response."""
 
-    @pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "405 Method Not Allowed", "500 Internal Server Error"])
+    @pytest.mark.parametrize(
+        "status", ["200 OK", "404 Not Found", "405 Method Not Allowed", "500 Internal Server Error"]
+    )
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
     def test_on_every_status(self, status: str, method: str) -> None:
         """Errors carry the same set as successes."""
@@ -423,7 +449,11 @@ class TestFaults:
             raise AuditWriteError("store is gone")
 
         status, headers, body = Kit(app).request()
-        assert (status, headers["content-type"], headers["retry-after"]) == (503, "application/problem+json", "1")
+        assert (status, headers["content-type"], headers["retry-after"]) == (
+            503,
+            "application/problem+json",
+            "1",
+        )
         assert json.loads(body)["code"] == "audit_unavailable"
         assert b"store is gone" not in body
 
@@ -436,7 +466,11 @@ class TestOperationalEndpoints:
         """Always there, with headers, without span, access line or request sample."""
         kit = Kit(answer(), headers=True, audience="all")
         status, headers, body = kit.request(path=path)
-        assert (status, headers["content-type"], headers["cache-control"]) == (200, "application/json", "no-store")
+        assert (status, headers["content-type"], headers["cache-control"]) == (
+            200,
+            "application/json",
+            "no-store",
+        )
         assert json.loads(body)
         assert kit.spans() == ()
         assert [line for line in kit.lines() if line["event"] == "http_request"] == []

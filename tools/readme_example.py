@@ -31,7 +31,9 @@ def output(code: str) -> str:
     remove_app(app)
     with Capture(settings) as capture:
         init_app(app, capture.obs)
-        response = app.test_client().get("/patients/4711", headers={"X-Request-Id": "0af76519-16cd-43dd-8448-eb211c80319c"})
+        response = app.test_client().get(
+            "/patients/4711", headers={"X-Request-Id": "0af76519-16cd-43dd-8448-eb211c80319c"}
+        )
         headers = [f"{name}: {value}" for name, value in response.headers if not name.startswith("Content-L")]
         response.close()
         _, exposition = capture.obs.metrics.exposition(None)

@@ -27,7 +27,11 @@ def page() -> str:
         variables = ", ".join(f"`{name}`" for name in (spec.metadata["env"], spec.metadata["otel"]) if name)
         kind = str(spec.type).replace("|", "\\|")
         rows.append(f"| `{spec.name}` | `{kind}` | `{spec.default!r}` | {variables} |")
-    return HEADER + "\n".join(rows) + "\n\nWhat each field means is in the class: {py:class}`healthobs.config.Settings`.\n"
+    return (
+        HEADER
+        + "\n".join(rows)
+        + "\n\nWhat each field means is in the class: {py:class}`healthobs.config.Settings`.\n"
+    )
 
 
 def main() -> int:
@@ -36,7 +40,10 @@ def main() -> int:
         PAGE.write_text(page(), encoding="utf-8")
         return 0
     if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
-        print("docs/reference/settings.md is stale: run `python tools/settings_page.py --write`", file=sys.stderr)
+        print(
+            "docs/reference/settings.md is stale: run `python tools/settings_page.py --write`",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

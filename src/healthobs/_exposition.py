@@ -67,6 +67,11 @@ class _Families:
         return self._families
 
 
+# The client library leaves its writers untyped.
+_text = cast("Callable[[_Families], bytes]", getattr(prometheus_text, "generate_latest"))  # noqa: B009
+_openmetrics = cast("Callable[[_Families], bytes]", getattr(openmetrics_text, "generate_latest"))  # noqa: B009
+
+
 def render(families: Iterable[Metric], accept: str | None) -> tuple[str, bytes]:
     """Return content type and body.
 
@@ -76,7 +81,5 @@ def render(families: Iterable[Metric], accept: str | None) -> tuple[str, bytes]:
     """
     held = _Families(families)
     if accept and "application/openmetrics-text" in accept:
-        write = cast("Callable[[Any], bytes]", openmetrics_text.generate_latest)
-        return openmetrics_text.CONTENT_TYPE_LATEST, write(held)
-    write = cast("Callable[[Any], bytes]", prometheus_text.generate_latest)
-    return "text/plain; version=0.0.4; charset=utf-8", write(held)
+        return openmetrics_text.CONTENT_TYPE_LATEST, _openmetrics(held)
+    return "text/plain; version=0.0.4; charset=utf-8", _text(held)

@@ -6,7 +6,7 @@ nothing. Decorated functions ask at call time, so decorating before configuring 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ def install(obs: Observability | None) -> Observability | None:
 
 
 @contextmanager
-def use(obs: Observability) -> Iterator[Observability]:
+def use(obs: Observability) -> Generator[Observability]:
     """Report to `obs` inside the `with` block, in this context only (threads started inside do not inherit it).
 
     Example:

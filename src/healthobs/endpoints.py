@@ -111,7 +111,9 @@ class Endpoints:
         if engine is None:
             raise _Refused(404, "no_controls")
         gate = _flag(request, "gate")
-        detail = "authorization" in request.headers and self._principal(request, COMPLIANCE_SCOPE) is not None
+        detail = "authorization" in request.headers
+        if detail:
+            self._principal(request, COMPLIANCE_SCOPE)
         status = 409 if gate and not engine.gate_open() else 200
         return _json(status, engine.status(detail=detail))
 
@@ -121,7 +123,9 @@ class Endpoints:
             raise _Refused(404, "no_audit_trail")
         principal = self._principal(request, AUDIT_SCOPE)
         filters = _filters(request)
-        trail.append({"action": "audit.read", "actor": principal.subject, "actor_kind": "client", "outcome": "ok"})
+        trail.append(
+            {"action": "audit.read", "actor": principal.subject, "actor_kind": "client", "outcome": "ok"}
+        )
         page = trail.read(**filters)
         checkpoint = trail.checkpoint()
         return _json(
@@ -197,7 +201,8 @@ def _filters(request: Request) -> dict[str, Any]:
 
 
 def _shown(entry: Mapping[str, Any]) -> dict[str, Any]:
-    actor, resource = entry.get("actor") or {}, entry.get("resource") or {}
+    actor: Mapping[str, Any] = entry.get("actor") or {}
+    resource: Mapping[str, Any] = entry.get("resource") or {}
     return {
         "index": entry["index"],
         "timestamp": entry["time"],

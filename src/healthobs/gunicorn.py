@@ -12,9 +12,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from healthobs.exceptions import ConfigurationError
 
@@ -78,7 +78,7 @@ def _empty_directory(environment: MutableMapping[str, str]) -> Path:
 
 
 def on_starting(server: Any) -> None:
-    """gunicorn hook: refuse several workers whose metrics would be counted apart."""
+    """Refuse several workers whose metrics would be counted apart (hook)."""
     if server.cfg.workers > 1 and not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         raise ConfigurationError(
             "several workers need PROMETHEUS_MULTIPROC_DIR, set before the process starts: use healthobs.gunicorn.serve"
@@ -86,15 +86,15 @@ def on_starting(server: Any) -> None:
 
 
 def child_exit(_server: Any, worker: Any) -> None:
-    """gunicorn hook: drop a dead worker's live gauges."""
+    """Drop a dead worker's live gauges (hook)."""
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        from prometheus_client.multiprocess import mark_process_dead
+        from prometheus_client import multiprocess
 
-        mark_process_dead(worker.pid)
+        cast("Callable[[int], None]", getattr(multiprocess, "mark_process_dead"))(worker.pid)  # noqa: B009 - untyped
 
 
 def worker_exit(_server: Any, _worker: Any) -> None:
-    """gunicorn hook: send what is queued before the worker ends."""
+    """Send what is queued before the worker ends (hook)."""
     from healthobs._runtime import process
 
     if process.default is not None:

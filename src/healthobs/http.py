@@ -99,9 +99,15 @@ class HttpServer:
 
 
 def _views(prefix: str) -> tuple[PrefixCollector, PrefixCollector]:
-    labels = {"http_route": "endpoint", "http_request_method": "method", "http_response_status_code": "status"}
+    labels = {
+        "http_route": "endpoint",
+        "http_request_method": "method",
+        "http_response_status_code": "status",
+    }
     return (
-        PrefixCollector(_DURATION, f"{prefix}_request_duration_seconds", "Request duration in seconds", labels),
+        PrefixCollector(
+            _DURATION, f"{prefix}_request_duration_seconds", "Request duration in seconds", labels
+        ),
         PrefixCollector(_ACTIVE, f"{prefix}_active_requests", "Number of active requests", {}),
     )
 

@@ -9,10 +9,11 @@ of one process that records raises, because its samples would mix with the first
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -60,7 +61,7 @@ class Instrument:
     def __init__(self, metric: Any, shape: tuple[Any, ...], metrics: Metrics) -> None:
         self.name: str = shape[1]
         self._metric = metric
-        self._shape = shape
+        self.shape = shape
         self._labelnames: tuple[str, ...] = shape[2]
         self._metrics = metrics
         self._children: dict[tuple[str, ...], Child] = {}
@@ -138,7 +139,11 @@ class Metrics:
     """
 
     def __init__(
-        self, settings: Settings, *, registry: CollectorRegistry | None = None, redactor: Redactor | None = None
+        self,
+        settings: Settings,
+        *,
+        registry: CollectorRegistry | None = None,
+        redactor: Redactor | None = None,
     ) -> None:
         self.registry = CollectorRegistry(auto_describe=True) if registry is None else registry
         self.multiprocess = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
@@ -146,11 +151,15 @@ class Metrics:
         self._redactor = redactor
         self._instruments: dict[str, Instrument] = {}
         self._lock = threading.RLock()
-        self.overflow = self.counter("healthobs_label_overflow_total", "Label sets beyond the cap", ("metric",))
+        self.overflow = self.counter(
+            "healthobs_label_overflow_total", "Label sets beyond the cap", ("metric",)
+        )
         self.redactions = self.counter(
             "healthobs_redactions_total", "Values masked before they left", ("signal", "kind")
         )
-        self._errors = self.counter("healthobs_internal_errors_total", "Faults of telemetry itself", ("component",))
+        self._errors = self.counter(
+            "healthobs_internal_errors_total", "Faults of telemetry itself", ("component",)
+        )
         build = self.gauge(
             "healthobs_build_info", "What runs", ("service", "version"), multiprocess_mode="mostrecent"
         )
@@ -167,10 +176,17 @@ class Metrics:
         return self._instrument(Counter, name, documentation, labelnames, {})
 
     def gauge(
-        self, name: str, documentation: str, labelnames: Sequence[str] = (), *, multiprocess_mode: str = "livesum"
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Sequence[str] = (),
+        *,
+        multiprocess_mode: str = "livesum",
     ) -> Instrument:
         """Return the gauge called `name`; `multiprocess_mode` says how workers' values combine."""
-        return self._instrument(Gauge, name, documentation, labelnames, {"multiprocess_mode": multiprocess_mode})
+        return self._instrument(
+            Gauge, name, documentation, labelnames, {"multiprocess_mode": multiprocess_mode}
+        )
 
     def histogram(
         self,
@@ -185,10 +201,8 @@ class Metrics:
 
     def count_internal_error(self, component: str) -> None:
         """Count a fault of telemetry; never raises."""
-        try:
+        with contextlib.suppress(Exception):  # counting a fault must not be one
             self._errors.labels(component).inc()
-        except Exception:  # noqa: BLE001, S110 - counting a fault must not be one
-            pass
 
     def count_redaction(self, signal: str, kind: str) -> None:
         """Count one masked value."""
@@ -221,9 +235,10 @@ class Metrics:
     def _collector(self) -> Collector:
         if not self.multiprocess:
             return cast("Collector", self.registry)
-        from prometheus_client.multiprocess import MultiProcessCollector
+        from prometheus_client import multiprocess
 
-        return cast("Collector", MultiProcessCollector(CollectorRegistry()))
+        make = cast("Callable[[CollectorRegistry], Collector]", multiprocess.MultiProcessCollector)
+        return make(CollectorRegistry())
 
     def _instrument(
         self, kind: Any, name: str, documentation: str, labelnames: Sequence[str], options: dict[str, Any]
@@ -240,7 +255,7 @@ class Metrics:
             if known is None:
                 metric = kind(name, documentation, labels, registry=self.registry, **options)
                 known = self._instruments[name] = Instrument(metric, shape, self)
-            elif known._shape != shape:  # noqa: SLF001
+            elif known.shape != shape:
                 raise MetricNameError(f"{name} is taken by an instrument of another kind, labels or buckets")
             return known
 

@@ -90,7 +90,7 @@ class Middleware:
 
     def _begin(self, environ: WSGIEnvironment) -> Exchange:
         get = environ.get
-        protocol = get("SERVER_PROTOCOL", "")
+        protocol: str = get("SERVER_PROTOCOL", "")
         return Exchange(
             self._server,
             get("REQUEST_METHOD", ""),
@@ -105,7 +105,9 @@ class Middleware:
 
     def _operational(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         headers = {
-            name[5:].replace("_", "-").lower(): value for name, value in environ.items() if name.startswith("HTTP_")
+            name[5:].replace("_", "-").lower(): value
+            for name, value in environ.items()
+            if name.startswith("HTTP_")
         }
         query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="replace")
         request = Request(environ.get("REQUEST_METHOD", ""), environ["PATH_INFO"], query, headers)
@@ -142,7 +144,18 @@ class _Answer:
     current there is never seen by the server's thread, so nothing needs to be undone.
     """
 
-    __slots__ = ("_app", "_body", "_closed", "_context", "_environ", "_exchange", "_iterator", "_obs", "_sent", "_start")
+    __slots__ = (
+        "_app",
+        "_body",
+        "_closed",
+        "_context",
+        "_environ",
+        "_exchange",
+        "_iterator",
+        "_obs",
+        "_sent",
+        "_start",
+    )
 
     def __init__(
         self,

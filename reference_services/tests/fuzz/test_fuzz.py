@@ -38,7 +38,11 @@ def token_of(auth: Service) -> str:
         answer = pool.request(
             "POST",
             f"{auth.url}/token",
-            fields={"grant_type": "client_credentials", "client_id": FUZZER.client_id, "client_secret": FUZZER.secret},
+            fields={
+                "grant_type": "client_credentials",
+                "client_id": FUZZER.client_id,
+                "client_secret": FUZZER.secret,
+            },
             encode_multipart=False,
         )
     assert answer.status == 200
@@ -48,9 +52,26 @@ def token_of(auth: Service) -> str:
 def fuzz(service: Service, token: str, folder: Path, examples: int) -> subprocess.CompletedProcess[str]:
     """Run the fuzzer against one service and return how it ended."""
     command = (
-        *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{service.url}/openapi.json"),
+        *(
+            sys.executable,
+            "-m",
+            "schemathesis.cli",
+            "--config-file",
+            str(CONFIG),
+            "run",
+            f"{service.url}/openapi.json",
+        ),
         *("--header", f"Authorization: Bearer {token}", "--checks", "all", "--max-examples", str(examples)),
-        *("--seed", "20261123", "--workers", "2", "--suppress-health-check", "all", "--phases", "examples,coverage,fuzzing"),
+        *(
+            "--seed",
+            "20261123",
+            "--workers",
+            "2",
+            "--suppress-health-check",
+            "all",
+            "--phases",
+            "examples,coverage,fuzzing",
+        ),
         *("--request-timeout", "20", "--warnings", "off"),
     )
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
@@ -78,7 +99,9 @@ class TestSilence:
         """The document that the fuzzer reads describes every route of the service."""
         with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
             document = json.loads(pool.request("GET", f"{cluster[name].url}/openapi.json").data)
-        assert {"/", "/health", "/readiness", "/metrics", "/compliance/status", "/audit/trail"} <= set(document["paths"])
+        assert {"/", "/health", "/readiness", "/metrics", "/compliance/status", "/audit/trail"} <= set(
+            document["paths"]
+        )
 
 
 class TestPlantedBugs:
@@ -90,7 +113,9 @@ class TestPlantedBugs:
         name, title = BUGS[bug]
         folder = tmp_path / "planted"
         folder.mkdir()
-        (folder / "sitecustomize.py").write_text(f"from reference_services.demo.planted import plant\n\nplant({bug!r})\n")
+        (folder / "sitecustomize.py").write_text(
+            f"from reference_services.demo.planted import plant\n\nplant({bug!r})\n"
+        )
         extra = {name: {"PYTHONPATH": str(folder)}}
         base = tmp_path / "cluster"
         base.mkdir()
