@@ -103,9 +103,11 @@ def spans_match_logs(evidence: Evidence) -> Iterator[str]:
             yield f"{service}: {len(spans)} server spans, {len(lines)} access lines, {len(set(by_span) & set(spans))} pairs"
             continue
         for span_id, span in spans.items():
-            seconds = (span.end_ns - span.start_ns) / 1e9
-            if abs(float(by_span[span_id]["duration_seconds"]) - seconds) > 2e-6:
+            line, seconds = by_span[span_id], (span.end_ns - span.start_ns) / 1e9
+            if abs(float(line["duration_seconds"]) - seconds) > 2e-6:
                 yield f"{service} '{span.name}': span and log line disagree on the duration"
+            if line["status"] != span.attributes.get("http.response.status_code"):
+                yield f"{service} '{span.name}': span and log line disagree on the status"
 
 
 @_asserts("every log line is one JSON object, and those of a request carry the trace id")
@@ -247,10 +249,13 @@ def approver_is_not_initiator(evidence: Evidence) -> Iterator[str]:
 
 @_asserts("a repeated idempotency key pays once")
 def idempotent(evidence: Evidence) -> Iterator[str]:
-    """Both answers name the same payment, and one payment was audited."""
-    first, again = evidence.step("charge"), evidence.step("charge again with the same key")
-    if first is None or again is None or (first.json() or {}).get("id") != (again.json() or {}).get("id"):
-        yield "the second answer names another payment"
+    """Both answers name the same payment, and the service counted one repetition."""
+    answers = [evidence.step(name) for name in ("charge", "charge again with the same key")]
+    payments = [None if step is None else (step.json() or {}).get("id") for step in answers]
+    if payments[0] is None or payments[0] != payments[1]:
+        yield "the second answer does not name the first one's payment"
+    if evidence.metrics["payment-gateway"].total("payment_gateway_idempotent_replays_total") != 1:
+        yield "the repetition was not counted once"
 
 
 @_asserts("hostile paths and methods add no series without bound")
@@ -288,6 +293,8 @@ def readiness_tells_the_truth(evidence: Evidence) -> Iterator[str]:
     for step in steps:
         if step.status != 503:
             yield f"{_where(step)} answered {step.status}"
+        elif ((step.json() or {}).get("checks") or {}).get("database", "ready") == "ready":
+            yield f"{_where(step)} does not name the database"
 
 
 @_asserts("liveness does not depend on the database")

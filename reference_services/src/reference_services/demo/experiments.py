@@ -160,7 +160,7 @@ def _entries(copy: Path) -> list[dict[str, Any]]:
 
 
 def collect_disk(services: Mapping[str, Service], evidence: Evidence) -> None:
-    """Read the raw bytes of every file that a service wrote, its log included."""
+    """Read the raw bytes of every file in a service's data directory; its log is telemetry."""
     for service in services.values():
         for path in sorted(service.data_dir.rglob("*")):
             if path.is_file():

@@ -109,6 +109,18 @@ FAULTS: dict[str, Fault] = {
             "logs_correlated",
             patched="medical-device",
         ),
+        _fault(
+            "log-measures-anew",
+            "access lines take a duration of their own",
+            "spans_match_logs",
+            patched="auth-service",
+        ),
+        _fault(
+            "trace-not-continued",
+            "a service starts a trace of its own",
+            *("one_trace", "logs_correlated", "audit_carries_trace", "responses_carry_trace"),
+            patched="synthetic-phi-service",
+        ),
         _fault("log-line-not-json", "a bare print in the code", "logs_correlated", patched="auth-service"),
         _fault(
             "self-approval",
