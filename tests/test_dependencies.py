@@ -54,3 +54,35 @@ class TestDependencies:
         """The closure is computed from what is installed: a missing package is an error, not an empty set."""
         with pytest.raises(PackageNotFoundError):
             closure("no-such-distribution", set())
+
+
+class TestLocks:
+    """`requirements/*.lock`."""
+
+    @pytest.mark.parametrize("name", ["run", "tests", "dev", "bench"])
+    def test_hash_pinned_and_without_an_index(self, name: str) -> None:
+        """Every package is pinned with hashes; no index, no address, none of our own distributions is named."""
+        text = (ROOT / "requirements" / f"{name}.lock").read_text()
+        requirements = [block for block in re.split(r"\n(?=[a-zA-Z])", text) if block.strip()]
+        assert len(requirements) > 20
+        unpinned = [
+            block.split()[0] for block in requirements if "==" not in block or "--hash=sha256:" not in block
+        ]
+        assert unpinned == []
+        assert (
+            re.findall(r"://|--index|--find-links|file:|^-e|^healthobs|^reference", text, re.MULTILINE) == []
+        )
+
+    @pytest.mark.parametrize("name", ["run", "tests", "dev", "bench"])
+    def test_the_build_backend_is_in_it(self, name: str) -> None:
+        """Nothing is fetched unpinned while our distributions are built."""
+        assert "\nhatchling==" in (ROOT / "requirements" / f"{name}.lock").read_text()
+
+    def test_smaller_locks_agree_with_the_largest(self) -> None:
+        """What the demo and the tests run with is what everything else was checked with."""
+
+        def pins(name: str) -> set[str]:
+            text = (ROOT / "requirements" / f"{name}.lock").read_text()
+            return set(re.findall(r"^([a-z0-9-]+==[^ \\]+)", text, re.MULTILINE))
+
+        assert pins("run") <= pins("tests") <= pins("dev")

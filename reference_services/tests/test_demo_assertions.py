@@ -58,7 +58,7 @@ def healthy() -> Evidence:
         evidence.spans.append(span)
         line = {"event": "http_request", "trace_id": TRACE, "span_id": span.span_id, "route": "/r"}
         evidence.logs[service] = [json.dumps({**line, "status": 200, "duration_seconds": 0.001})]
-        evidence.logs_at_the_end[service] = evidence.logs[service]
+        evidence.logs_at_the_end[service] = list(evidence.logs[service])
         evidence.metrics_text[service] = exposition(info.prefix)
         evidence.metrics[service] = Samples.parse(evidence.metrics_text[service])
         action = "token.issued" if service == AUTH else "patient.read"

@@ -52,7 +52,7 @@ class RedactingSpanExporter(SpanExporter):
         self, inner: SpanExporter, redactor: Redactor, *, on_error: Callable[[str], None] | None = None
     ) -> None:
         self.inner = inner
-        self.failures = 0
+        self.failures: int = 0
         self._redactor = redactor
         self._on_error = on_error
         self._clean_names: set[str] = set()

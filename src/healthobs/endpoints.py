@@ -177,7 +177,9 @@ def _filters(request: Request) -> dict[str, Any]:
     for name, values in request.query.items():
         if len(values) != 1:
             errors.append((f"/{name}", "repeated"))
-        elif name == "cursor" and not (values[0].isascii() and values[0].isdecimal() and len(values[0]) <= 18):
+        elif name == "cursor" and not (
+            values[0].isascii() and values[0].isdecimal() and len(values[0]) <= 18
+        ):
             errors.append(("/cursor", "not_from_an_earlier_page"))
         elif name in _TEXT_FILTERS:
             read[_TEXT_FILTERS[name]] = values[0]

@@ -34,6 +34,7 @@ from healthobs.tracing import parse_traceparent, record_exception
 
 if TYPE_CHECKING:
     from healthobs.audit import Receipt
+    from healthobs.metrics import Instrument
     from healthobs.observability import Observability
 
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
@@ -65,9 +66,11 @@ class HttpServer:
     def __init__(self, obs: Observability, *, conf: str = "N") -> None:
         self.obs = obs
         settings, metrics = obs.settings, obs.metrics
-        self.on = not settings.disabled
-        self.duration = metrics.histogram(_DURATION, "Duration of HTTP server requests", _DURATION_LABELS)
-        self.active = metrics.gauge(
+        self.on: bool = not settings.disabled
+        self.duration: Instrument = metrics.histogram(
+            _DURATION, "Duration of HTTP server requests", _DURATION_LABELS
+        )
+        self.active: Instrument = metrics.gauge(
             _ACTIVE, "HTTP server requests in progress", ("http_request_method", "url_scheme")
         )
         if settings.prefix:
@@ -154,16 +157,16 @@ class Exchange:
         self._receipt: Receipt | None = None
         self._route = UNMATCHED
         self._trusted = trusted
-        self.status = 0
+        self.status: int = 0
         self.error: BaseException | None = None
-        self.request_id = new_request_id(request_id)
+        self.request_id: str = new_request_id(request_id)
         self._wall_ns = obs.clock.wall_ns()
         self._start_ns = obs.clock.monotonic_ns()
-        self.silent = silent
+        self.silent: bool = silent
         self._active = server.active.labels(self._method, scheme) if server.on and not silent else None
         if self._active is not None:
             self._active.inc()
-        self.span = INVALID_SPAN if silent else self._start_span(host, traceparent)
+        self.span: Span = INVALID_SPAN if silent else self._start_span(host, traceparent)
         self._context = set_span_in_context(self.span)
 
     def _start_span(self, host: tuple[str, str], traceparent: str | None) -> Span:

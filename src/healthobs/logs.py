@@ -76,7 +76,7 @@ class Logs:
         *,
         on_error: Callable[[str], None] | None = None,
     ) -> None:
-        self.failures = 0
+        self.failures: int = 0
         self._service = settings.service_name
         self._lowest = _NEVER if settings.disabled else _LEVELS[settings.log_level]
         self._root_level = _LEVELS[settings.log_level]

@@ -61,7 +61,7 @@ class Instrument:
     def __init__(self, metric: Any, shape: tuple[Any, ...], metrics: Metrics) -> None:
         self.name: str = shape[1]
         self._metric = metric
-        self.shape = shape
+        self.shape: tuple[Any, ...] = shape
         self._labelnames: tuple[str, ...] = shape[2]
         self._metrics = metrics
         self._children: dict[tuple[str, ...], Child] = {}
@@ -145,16 +145,18 @@ class Metrics:
         registry: CollectorRegistry | None = None,
         redactor: Redactor | None = None,
     ) -> None:
-        self.registry = CollectorRegistry(auto_describe=True) if registry is None else registry
-        self.multiprocess = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
-        self.max_series = settings.max_series
+        self.registry: CollectorRegistry = (
+            CollectorRegistry(auto_describe=True) if registry is None else registry
+        )
+        self.multiprocess: bool = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
+        self.max_series: int = settings.max_series
         self._redactor = redactor
         self._instruments: dict[str, Instrument] = {}
         self._lock = threading.RLock()
-        self.overflow = self.counter(
+        self.overflow: Instrument = self.counter(
             "healthobs_label_overflow_total", "Label sets beyond the cap", ("metric",)
         )
-        self.redactions = self.counter(
+        self.redactions: Instrument = self.counter(
             "healthobs_redactions_total", "Values masked before they left", ("signal", "kind")
         )
         self._errors = self.counter(

@@ -45,7 +45,7 @@ class Phi(Generic[T]):
         if _KIND.fullmatch(kind) is None:
             raise ValueError("kind names the sort of data in lower-case letters, such as 'name'")
         self.__value = value
-        self.kind = kind
+        self.kind: str = kind
 
     def reveal(self, purpose: str) -> T:
         """Return the value, and add kind, purpose and count to the audit entry of the current call.
@@ -77,7 +77,7 @@ class Phi(Generic[T]):
             return NotImplemented
         return bool(self.__value == cast("Phi[object]", other).__value)
 
-    __hash__ = None  # type: ignore[assignment]  # a hash of the value would be a token of it
+    __hash__: None = None  # type: ignore[assignment]  # a hash of the value would be a token of it
 
     def __copy__(self) -> Phi[T]:
         return self

@@ -147,10 +147,10 @@ class Capture:
             settings = replace(
                 settings, audit_database_url=f"sqlite:///{Path(self._folder.name) / 'audit.db'}"
             )
-        self.time = SteppingClock()
+        self.time: SteppingClock = SteppingClock()
         self._exporter = InMemorySpanExporter()
         self._log = io.StringIO()
-        self.obs = Observability(
+        self.obs: Observability = Observability(
             settings,
             clock=self.time.clock(),
             span_exporters=[self._exporter],

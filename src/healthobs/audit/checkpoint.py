@@ -57,7 +57,7 @@ class Verifier:
         key = _base64(encoded)
         if not ORIGIN.fullmatch(name) or len(key) != 1 + HASH_BYTES or key[:1] != _ED25519:
             raise NoteError("the vkey is not of the form <name>+<key id>+<base64 key> with an Ed25519 key")
-        self.vkey = vkey.strip()
+        self.vkey: str = vkey.strip()
         self.name = name
         self._key_id = _key_id(name, key[1:])
         if key_id != self._key_id.hex():
@@ -143,7 +143,7 @@ class Signer:
         self.name = name
         self._private_key = private_key
         self._key_id = _key_id(name, public)
-        self.vkey = f"{name}+{self._key_id.hex()}+{base64.b64encode(_ED25519 + public).decode()}"
+        self.vkey: str = f"{name}+{self._key_id.hex()}+{base64.b64encode(_ED25519 + public).decode()}"
 
     def sign(self, text: str) -> str:
         """Return `text` (ending in a newline) as a signed note."""

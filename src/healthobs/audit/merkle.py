@@ -49,7 +49,7 @@ class CompactRange:
     __slots__ = ("_peaks", "size")
 
     def __init__(self, size: int = 0, peaks: Iterable[bytes] = ()) -> None:
-        self.size = size
+        self.size: int = size
         self._peaks = list(peaks)
 
     def append(self, leaf: bytes) -> list[tuple[int, int, bytes]]:

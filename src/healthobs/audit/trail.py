@@ -62,8 +62,8 @@ class AuditTrail:
         timeout_seconds: float,
     ) -> None:
         self.path = path
-        self.origin = signer.name
-        self.vkey = signer.vkey
+        self.origin: str = signer.name
+        self.vkey: str = signer.vkey
         self._signer = signer
         self._verifier = Verifier(signer.vkey)
         self._service = service

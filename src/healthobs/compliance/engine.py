@@ -86,7 +86,7 @@ class ControlEngine:
         on_change: OnChange | None = None,
         on_error: Callable[[str], object] | None = None,
     ) -> None:
-        self.controls = {control.id: control for control in controls}
+        self.controls: dict[str, Control] = {control.id: control for control in controls}
         self._attestations = {document.control: document for document in attestations}
         if len(self.controls) != len(controls):
             raise ConfigurationError("two controls have the same id: give each its own")
