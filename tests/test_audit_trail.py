@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -469,6 +470,17 @@ class TestClose:
         with pytest.raises(AuditWriteError, match="closed"):
             ours.append(b"{}", 1.0)
 
+    def test_dropped_by_its_own_thread(self, tmp_path: Path) -> None:
+        """A trail that is collected while its writer runs ends there too, without waiting for itself."""
+        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
+        trail.append(READ)
+        ours = trail._writers[os.getpid()]
+        ours._queue.put(cast("Any", SimpleNamespace(done=_StopsWhenAsked(ours), leaf=b"", body="")))
+        assert ours._thread is not None
+        ours._thread.join(5)
+        assert not ours._thread.is_alive()
+        trail.close()
+
     def test_forgotten_trail_ends_its_thread(self, tmp_path: Path) -> None:
         """A trail that is dropped without a close leaves neither thread nor connection."""
         trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
@@ -748,7 +760,7 @@ class TestRead:
             {"cursor": "\u0661"},
             {"cursor": "9" * 19},
             {"start": "yesterday"},
-            {"end": "0001-01-01T00:00:00+23:59"},
+            {"end": "tomorrow"},
         ],
     )
     def test_bad_arguments(self, trail: AuditTrail, wrong: dict[str, Any]) -> None:
@@ -757,6 +769,12 @@ class TestRead:
             trail.read(**wrong)
         assert "yesterday" not in str(caught.value)
 
+    def test_times_beyond_utc(self, trail: AuditTrail) -> None:
+        """The ends of the calendar in a far zone are the ends of time."""
+        trail.append(READ)
+        assert trail.read(start="0001-01-01T00:00:00+23:59", end="9999-12-31T23:59:59-23:59").total == 1
+        assert trail.read(end="0001-01-01T00:00:00+23:59").total == 0
+
     def test_hostile_filter_values(self, trail: AuditTrail) -> None:
         """Quotes, wildcards and lone surrogates are only characters."""
         trail.append({**READ, "actor": "' OR 1=1 --"})
@@ -764,7 +782,7 @@ class TestRead:
         assert [trail.read(actor=value).total for value in ("%", "\ud800", "\x00", "")] == [0, 0, 0, 0]
 
     def test_tampered_body_is_shown_as_such(self, trail: AuditTrail) -> None:
-        """A body that is no JSON any more hides neither itself nor the others."""
+        """A body that is not what was recorded is not shown, but hides neither itself nor the others."""
         for _ in range(4):
             trail.append(READ)
         _damage(
@@ -783,7 +801,8 @@ class TestRead:
         trail.append(READ)
         trail.append(READ)
         _damage(trail.path, "DELETE FROM entry WHERE idx = 0")
-        assert trail.read().entries[1] == {"index": 0, "hash": None, "unreadable": True}
+        shown = {"time": None, "action": None, "outcome": None, "unreadable": True}
+        assert trail.read().entries[1] == {**shown, "index": 0, "hash": None}
 
     def test_unreadable_store(self, trail: AuditTrail) -> None:
         """A store that is gone is an AuditError."""
@@ -845,6 +864,17 @@ class TestConnectPragmas:
         trail.health()
         trail.close()
         assert trail.verify().ok
+
+
+class _StopsWhenAsked:
+    """Stands for a garbage collection in the middle of the writer's work."""
+
+    def __init__(self, ours: writer.Writer) -> None:
+        self._ours = ours
+
+    def set_running_or_notify_cancel(self) -> bool:
+        self._ours.stop()
+        return False
 
 
 def _execute(path: Path, *statements: str) -> None:

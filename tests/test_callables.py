@@ -98,6 +98,14 @@ class TestProxies:
         assert Ward().admit(7) == ("Ward", 7)
         assert dict(capture.span("op").attributes or {}) == {"bed": 7}
 
+    def test_fields_of_a_partial(self, capture: Capture) -> None:
+        """Of a partial, the arguments that its caller gives can be recorded."""
+
+        def move(ward: str, floor: int, bed: int, *, urgent: bool = False) -> None: ...
+
+        observe("op", fields=("bed", "urgent"))(functools.partial(move, "B2", 3))(7)
+        assert dict(capture.span("op").attributes or {}) == {"bed": 7, "urgent": False}
+
     def test_nested_descriptors(self, capture: Capture) -> None:
         """Decorators above, between and below descriptors fuse into one wrapper."""
 

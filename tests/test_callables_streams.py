@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import logging
+import weakref
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
@@ -207,6 +209,47 @@ class TestClosedEarly:
         assert recorder.seen == ["exit"]
         assert outcomes(capture) == {"cancelled": 1}
         assert capture.metric("healthobs_operations_in_flight", operation="op") == 0
+
+    def test_an_async_body_that_swallows_the_close(self, capture: Capture) -> None:
+        """An async generator that ends quietly when it is closed was cancelled all the same."""
+
+        @observe("op")
+        async def rows() -> AsyncGenerator[int]:
+            try:
+                yield 1
+            except GeneratorExit:
+                return
+
+        async def main() -> None:
+            stream = rows()
+            await anext(stream)
+            await stream.aclose()
+
+        asyncio.run(main())
+        assert outcomes(capture) == {"cancelled": 1}
+
+    def test_an_exception_is_freed_at_once(self, capture: Capture) -> None:
+        """What was thrown in is not kept alive by a cycle through our frame."""
+
+        class Thrown(Exception):
+            pass
+
+        def throw() -> weakref.ref[Thrown]:
+            stream = observe("op")(Recorder().body)()
+            next(stream)
+            thrown = Thrown()
+            with contextlib.suppress(Thrown):
+                stream.throw(thrown)
+            reference = weakref.ref(thrown)
+            del thrown  # or this frame would be the cycle
+            return reference
+
+        gc.collect()
+        gc.disable()
+        try:
+            assert throw()() is None
+        finally:
+            gc.enable()
 
     def test_abandoned_async_generator(self, capture: Capture) -> None:
         """One that nobody closes is closed by the event loop, from a task of its own, without a complaint."""

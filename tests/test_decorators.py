@@ -141,6 +141,17 @@ class TestMinimumNecessary:
             assert "other" not in recorded
         assert capture.leaks("Jane Roe") == ()
 
+    def test_objects_are_masked_before_the_sdk_makes_them_text(self, capture: Capture) -> None:
+        """An argument that is no primitive is recorded as a mark; its repr is never asked for."""
+
+        class Patient:
+            def __repr__(self) -> str:
+                return "Jane Roe"
+
+        observe("op", log="info", fields=("subject",))(lambda subject: None)(Patient())
+        assert dict(capture.span("op").attributes or {}) == {"subject": "[PHI:type]"}
+        assert capture.leaks("Jane Roe") == ()
+
     def test_an_exception_is_its_type_and_place(self, capture: Capture) -> None:
         """No signal carries an exception's message, which is data."""
 
@@ -400,9 +411,9 @@ class TestFaultsOfTelemetry:
             capture._watch._open.clear()
 
 
-def unsampled_parent(*, remote: bool = False) -> Any:
+def unsampled_parent(*, remote: bool = False, flags: int = 0) -> Any:
     """Make a parent that is not sampled current; return the token that undoes it."""
-    parent = NonRecordingSpan(SpanContext(1, 2, remote, TraceFlags(0)))
+    parent = NonRecordingSpan(SpanContext(1, 2, remote, TraceFlags(flags)))
     return attach(set_span_in_context(parent))
 
 
@@ -427,6 +438,13 @@ class TestSampling:
         detach(token)
         assert inside == 1
         assert capture.spans == ()
+
+    def test_a_sampled_local_parent_of_another_sdk(self, capture: Capture) -> None:
+        """A parent that does not record here but is sampled gets its child."""
+        token = unsampled_parent(flags=1)
+        traced("op")(admit)()
+        detach(token)
+        assert capture.span("op").context.trace_id == 1
 
     def test_only_with_a_parent_based_sampler(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A sampler that does not follow the parent is always asked."""

@@ -358,10 +358,10 @@ class TestPolicy:
         async def main() -> None:
             with pytest.raises(AuditWriteError):
                 await anext(rows())
+            assert closed == [True]
 
         break_trail(trail)
         asyncio.run(main())
-        assert closed == [True]
 
     def test_no_trail(self, capture: Capture) -> None:
         """A service without a trail answers, unless the function insists on an entry."""

@@ -322,6 +322,17 @@ class TestReadiness:
             probe.join()
         assert (hung.runs, hung.most) == (1, 1)
 
+    def test_joining_caller_gets_the_result(self, health: Health, hung: Hung) -> None:
+        """Who joins a run waits for it, and is not given the word before it."""
+        health.register("database", hung, timeout=0.8)
+        assert health._checks["database"].begin() is not None
+        answers: list[int] = []
+        probe = threading.Thread(target=lambda: answers.append(health.readiness()[0]))
+        probe.start()
+        hung.release.set()
+        probe.join(5)
+        assert (answers, hung.runs) == ([200], 1)
+
 
 class TestCache:
     """How long a word is kept."""
@@ -408,6 +419,12 @@ class TestLifecycle:
             503,
             {"ready": False, "checks": {"database": "ready", "lifecycle": "draining"}},
         )
+
+    def test_drain_wins_a_race(self, health: Health) -> None:
+        """An answer that was under way when draining began does not undo it."""
+        health.drain()
+        health._enter("ready")
+        assert health.state == "draining"
 
     def test_drain_while_starting(self, ticking: Time) -> None:
         """A service that is told to stop before it was ready never gets ready."""

@@ -50,16 +50,16 @@ def open_trail(
     redactor: Redactor | None = None,
     timeout_seconds: float = 10.0,
 ) -> AuditTrail:
-    """Open the audit trail at `url`; see `healthobs.audit.trail.open_trail`.
+    """Open the audit trail at `url`; see `healthobs.audit.opening.open_trail`.
 
     Example:
         >>> trail = open_trail("sqlite:///phi.audit.db", service="phi-service")
         >>> trail.verify().ok
         True
     """
-    from healthobs.audit import trail  # keeps sqlite3 and cryptography out of `import healthobs`
+    from healthobs.audit import opening  # keeps sqlite3 and cryptography out of `import healthobs`
 
-    return trail.open_trail(
+    return opening.open_trail(
         url,
         service=service,
         key_file=key_file,

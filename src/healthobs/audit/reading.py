@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from healthobs.audit import store
+from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.records import Page
 from healthobs.clock import rfc3339
 
@@ -88,8 +89,8 @@ def _time(moment: datetime | str, name: str) -> str:
             raise ValueError(f"{name} must be an RFC 3339 time") from None
     try:
         return rfc3339(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-    except OverflowError:
-        raise ValueError(f"{name} must be an RFC 3339 time") from None
+    except OverflowError:  # the first or last hours that there are, in a zone where they are none in UTC
+        return "0001-01-01T00:00:00.000000Z" if moment.year == 1 else "9999-12-31T23:59:59.999999Z"
 
 
 def _matching(
@@ -125,13 +126,13 @@ def _entry(connection: sqlite3.Connection, index: int) -> dict[str, Any]:
     return decoded(index, leaf, body)
 
 
-def decoded(index: int, leaf: bytes | None, body: bytes | None) -> dict[str, Any]:
-    """Return an entry as pages and exports show it; one that cannot be read still shows its index and hash."""
+def decoded(index: int, leaf: object, body: object) -> dict[str, Any]:
+    """Return an entry as pages and exports show it.
+
+    A body that is not the one that was recorded is not shown: its entry has index, hash, ``unreadable`` and
+    nulls where every entry has something.
+    """
     shown = {"index": index, "hash": leaf.hex() if isinstance(leaf, bytes) else None}
-    try:
-        fields = json.loads(body or b"")
-    except ValueError:
-        fields = None
-    if not isinstance(fields, dict):
-        return {**shown, "unreadable": True}
-    return {**cast("dict[str, Any]", fields), **shown}
+    if isinstance(body, bytes) and leaf_hash(body) == leaf:
+        return {**cast("dict[str, Any]", json.loads(body)), **shown}
+    return {"time": None, "action": None, "outcome": None, **shown, "unreadable": True}

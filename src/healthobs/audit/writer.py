@@ -110,7 +110,8 @@ class Writer:
             already, self._stopped = self._stopped, True
         if self._thread is not None and not already:
             self._queue.put(None)
-            self._thread.join(_STOP_SECONDS)
+            if self._thread is not threading.current_thread():  # the collector may drop a trail in any thread
+                self._thread.join(_STOP_SECONDS)
 
     def _run(self) -> None:
         """Write batches until told to stop; nothing that goes wrong ends the thread."""

@@ -157,7 +157,7 @@ class ControlEngine:
                 try:
                     context = context or self._context()
                     result = self._result(control, self._observe(control, context))
-                except (Exception, SystemExit) as exc:  # a probe may raise anything, and its text may be PHI
+                except (Exception, SystemExit) as exc:  # noqa: BLE001 - its text may be PHI, so only its type is kept
                     result = self._result(
                         control, Outcome("unknown", f"the probe raised {type(exc).__name__}")
                     )

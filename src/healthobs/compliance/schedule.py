@@ -55,11 +55,11 @@ class Schedule:
         Raises:
             RuntimeError: No thread can be had now either.
         """
-        if self._times is None or self._thread is not None:
+        times = self._times
+        if times is None or self._thread is not None:
             return
         with self._lock:
-            times = self._times
-            if self._thread is None and times is not None:
+            if self._thread is None:
                 self._stopped = threading.Event()
                 thread = threading.Thread(
                     target=_repeat, args=(self._work, self._stopped, *times), name=self._name, daemon=True
