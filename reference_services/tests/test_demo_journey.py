@@ -13,7 +13,7 @@ from reference_services.demo.assertions import REGISTRY
 from reference_services.demo.faults import FAULTS
 from reference_services.services import SERVICES
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 NOTHING_WRONG: dict[str, list[str]] = {name: [] for name in REGISTRY}
 
 
@@ -39,6 +39,7 @@ class TestHealthyRun:
         assert (tmp_path / "kept" / "phi-service.log").stat().st_size > 0
 
 
+@pytest.mark.server
 class TestBrokenRun:
     """`healthobs demo --break NAME`."""
 

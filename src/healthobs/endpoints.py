@@ -221,6 +221,7 @@ def _shown(entry: Mapping[str, Any]) -> dict[str, Any]:
         "trace_id": entry.get("trace_id"),
         "request_id": entry.get("request_id"),
         "hash": entry["hash"],
+        **({"unreadable": True} if entry.get("unreadable") else {}),
     }
 
 
