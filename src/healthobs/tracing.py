@@ -10,6 +10,7 @@ Limits: the process-wide tracer provider is never touched; sampler and span limi
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 
@@ -128,9 +129,14 @@ def build_tracing(
         provider.add_span_processor(
             SimpleSpanProcessor(wrapped)
             if simple
-            else BatchSpanProcessor(wrapped, schedule_delay_millis=_EXPORT_DELAY_MILLIS)
+            else BatchSpanProcessor(wrapped, schedule_delay_millis=_export_delay())
         )
     return Tracing(provider, version=settings.service_version, enabled=enabled)
+
+
+def _export_delay() -> float | None:
+    """Return the batch delay in milliseconds: a second, because a worker that is killed loses what waits."""
+    return None if os.environ.get("OTEL_BSP_SCHEDULE_DELAY") else _EXPORT_DELAY_MILLIS  # None: the SDK reads it
 
 
 def build_resource(settings: Settings) -> Resource:
