@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import threading
 import weakref
 from collections.abc import Iterator
@@ -692,6 +693,7 @@ class TestSchedule:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:  # pragma: no cover - runs in the child
+            signal.alarm(10)  # a child that hangs must not outlive the test
             before = len(threads("healthobs-controls"))
             world.engine.status()
             os.write(writer, f"{before} {len(threads('healthobs-controls'))}".encode())
@@ -718,6 +720,7 @@ class TestSchedule:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:  # pragma: no cover - runs in the child
+            signal.alarm(10)  # a child that hangs must not outlive the test
             release.set()
             os.write(writer, engine.run()["S-1"].encode())
             os._exit(0)

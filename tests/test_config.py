@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
@@ -44,8 +45,8 @@ class TestSettings:
 
     def test_documented(self) -> None:
         """Each field is described in the docstring."""
-        described = Settings.__doc__ or ""
-        assert [spec.name for spec in fields(Settings) if f"        {spec.name}: " not in described] == []
+        described = inspect.getdoc(Settings) or ""
+        assert [spec.name for spec in fields(Settings) if f"\n    {spec.name}: " not in described] == []
 
 
 class TestFromEnv:

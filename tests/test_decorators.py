@@ -196,6 +196,12 @@ class TestCounted:
         assert (capture.metric("beds_total", size="2"), capture.metric("beds_total", size="0")) == (4, 0)
         assert "# HELP beds Beds" in capture.telemetry()["metrics"]
 
+    def test_two_functions_share_a_counter(self, capture: Capture) -> None:
+        """The order in which labels are written down does not make another counter of the same name."""
+        counted("beds_total", labels={"a": str, "b": str})(admit)(1)
+        counted("beds_total", labels={"b": str, "a": str})(admit)(1)
+        assert capture.metric("beds_total", a="1", b="1") == 2
+
     def test_starts_at_zero_and_counts_success_only(self, capture: Capture) -> None:
         """A call that fails does not count, and the counter is there at 0."""
 

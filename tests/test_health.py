@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -684,6 +685,7 @@ class TestProcesses:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:  # pragma: no cover - runs in the child
+            signal.alarm(10)  # a child that hangs must not outlive the test
             hung.release.set()
             os.write(writer, health.readiness()[1]["checks"]["database"].encode())
             os._exit(0)

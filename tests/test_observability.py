@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,16 @@ class TestClose:
         obs.close()
         with pytest.raises(AuditError):
             obs.audit.append({"action": "a.b"})
+
+    def test_it_stops_the_controls(self) -> None:
+        """The thread that runs controls ends with it."""
+        obs = Observability(Settings(endpoints=True))
+        before = threading.active_count()
+        assert obs.controls is not None
+        obs.controls.start(3600)
+        assert threading.active_count() == before + 1
+        obs.close()
+        assert threading.active_count() == before
 
     def test_flush(self, capture: Capture) -> None:
         """Flush says that everything was sent."""

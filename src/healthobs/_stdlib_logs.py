@@ -58,10 +58,6 @@ class _Handler(logging.Handler):
         self._emit_line = emit
         self._redactor = redactor
 
-    def createLock(self) -> None:  # noqa: N802  # the name is the standard library's
-        """Have no lock: the line writer has one that survives a fork."""
-        self.lock = None
-
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line for `record`."""
         lowest = _NOISY.get(record.name, _NOISY.get(record.name.partition(".")[0], 0))

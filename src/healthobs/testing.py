@@ -296,10 +296,11 @@ class _Watch(SpanProcessor):
         self._open: dict[int, str] = {}
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's
-        self._open[id(span.get_span_context())] = span.name
+        self._open[span.get_span_context().span_id] = span.name
 
     def on_end(self, span: ReadableSpan) -> None:
-        self._open.pop(id(span.context), None)
+        if span.context is not None:
+            self._open.pop(span.context.span_id, None)
 
     def open(self) -> list[str]:
         return sorted(self._open.values())
