@@ -137,20 +137,9 @@ def fuzz(session: nox.Session) -> None:
 def lock(session: nox.Session) -> None:
     """Rewrite the hash-pinned locks under `requirements/`; they name no index."""
     session.install("uv")
-    compile_ = (
-        *(
-            "uv",
-            "pip",
-            "compile",
-            "--quiet",
-            "--universal",
-            "--generate-hashes",
-            "--no-annotate",
-            "--no-header",
-        ),
-        *("--python-version", PYTHONS[0], "--no-emit-package", "healthobs"),
-        *("--no-emit-package", "reference-services", "--no-emit-index-url", "--no-emit-find-links"),
-    )
+    options = "--quiet --universal --generate-hashes --no-annotate --no-header"
+    ours = "--no-emit-package healthobs --no-emit-package reference-services"
+    compile_ = f"uv pip compile {options} {ours} --python-version {PYTHONS[0]}".split()
     local, dev = "requirements/local.in", "requirements/dev.lock"
     session.run(*compile_, local, "--group", "dev", "-o", dev)
     session.run(*compile_, local, "-c", dev, "--group", "tests", "-o", "requirements/tests.lock")
@@ -160,6 +149,8 @@ def lock(session: nox.Session) -> None:
 
 @nox.session
 def deep(session: nox.Session) -> None:
-    """Run what takes long: the tests marked `deep`, and the bench with more rounds."""
+    """Run what takes long: real servers, the fuzzer, every planted fault of the demo, and the bench."""
     _locked(session)
-    session.run("python", "-m", "pytest", "-m", "deep", "--timeout", "1800", *session.posargs)
+    session.run("python", "-m", "pytest", "-m", "deep or server", "--timeout", "1800", *session.posargs)
+    session.run("healthobs", "demo", "--break", "all")
+    session.notify("bench")
