@@ -494,3 +494,20 @@ class TestProperties:
     def test_the_needle_is_seen_without_redaction(self) -> None:
         """The property above would notice: the same dump without redaction shows the needle."""
         assert NEEDLE in json.dumps({"a": [f"x {NEEDLE}"]})
+
+
+class TestSensitiveAuthenticationData:
+    """PCI DSS 3.3.1: what proves a card may be recorded nowhere."""
+
+    @pytest.mark.parametrize(
+        "key",
+        ["cvv", "cvc2", "cav2", "cid", "pin", "pin_block", "pinBlock", "track1", "track2", "track_data"],
+    )
+    def test_masked_by_key(self, key: str) -> None:
+        """Verification codes, PINs and track data are masked whatever their form."""
+        assert Redactor().value(key, "1234") == "[PHI:key]"
+
+    @pytest.mark.parametrize("key", ["pinned", "tracking", "candidate"])
+    def test_words_that_only_look_alike(self, key: str) -> None:
+        """A key is read word by word: part of a word masks nothing."""
+        assert Redactor().value(key, "1234") == "1234"
