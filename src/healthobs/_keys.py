@@ -66,7 +66,7 @@ _DENIED = _set("""
     ssn ssns itin dob birth birthday birthdate born death deceased mrn mbi hicn npi medicare medicaid
     insurance insured subscriber beneficiary email mail emails phone phones fax telephone tel mobile
     street address addresses city zip zipcode postal postcode county lat lon latitude longitude geo
-    card pan cvv cvc cvv2 cvc2 cav2 cid pin pinblock track1 track2 iban account acct password passwd pwd passphrase secret secrets token tokens
+    card pan cvv cvc cav cid pin pinblock iban account acct password passwd pwd passphrase secret secrets token tokens
     authorization cookie cookies credential credentials apikey jwt bearer license licence passport vin plate
     biometric photo diagnosis diagnoses icd medication medications prescription allergy allergies
     symptom symptoms note notes comment comments narrative gender sex race ethnicity religion
@@ -81,6 +81,8 @@ _DENIED_PAIRS = (
     frozenset({"api", "key"}),
     frozenset({"pin", "block"}),
     frozenset({"track", "data"}),
+    frozenset({"track", "1"}),
+    frozenset({"track", "2"}),
     frozenset({"private", "key"}),
     frozenset({"exception", "message"}),
     frozenset({"error", "message"}),
