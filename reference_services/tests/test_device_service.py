@@ -511,4 +511,3 @@ class TestControls:
             assert engine.run(["P-70", "P-10h"]) == {"P-70": "pass", "P-10h": "pass"}
         finally:
             kit.close()
-            kit.obs.close()

@@ -19,13 +19,14 @@ from werkzeug.exceptions import Conflict, HTTPException, TooManyRequests
 from werkzeug.routing import RequestRedirect
 
 from healthobs import AuditError, ConfigurationError, current
+from healthobs.compliance import Control, Outcome
 from healthobs.exceptions import ClientError
 from reference_services import openapi as openapi_tool
 from reference_services import services
 from reference_services._kit import Kit, Model, Principal, Problem, ServiceSettings, database, launch
 from reference_services._kit import openapi as kit_openapi
 from reference_services._kit.openapi30 import to_30
-from reference_services._kit.routes import protected_routes
+from reference_services._kit.routes import Header, protected_routes
 from reference_services._kit.settings import DEFAULT_AUDIENCE, DEFAULT_ISSUER, PEERS
 from reference_services._kit.transport import WsgiPool
 
@@ -565,6 +566,41 @@ class TestOpenapi:
         form = document["paths"]["/form"]["post"]
         assert list(form["requestBody"]["content"]) == ["application/x-www-form-urlencoded"]
 
+    def test_each_route_has_its_own_problems(self, bench: Any) -> None:
+        """A route lists the statuses that it can answer, and no others; declared headers are parameters."""
+        kit = bench.kit
+        match = Header("If-Match", "Version to replace.", {"type": "string"})
+        kit.get("/open", returns={200: Thing}, summary="x")(nothing)
+        kit.get("/audited", returns={200: Thing}, audit="x", summary="x")(nothing)
+        kit.put("/it", body=Thing, returns={200: Thing}, headers=(match,), problems=(412, 428), summary="x")(
+            nothing
+        )
+        kit.post(
+            "/oauth", body=Thing, form=True, returns={200: None, 400: Thing}, client_auth=True,
+            on_problem=lambda problem: kit.app.make_response(("", problem.status)), summary="x",
+        )(nothing)  # fmt: skip
+        made = kit_openapi.document(kit.info, kit.operations)
+        statuses = {
+            f"{method} {path}": " ".join(operation["responses"])
+            for path, methods in made["paths"].items()
+            for method, operation in methods.items()
+        }
+        assert statuses == {
+            "get /open": "200 422 500",
+            "get /audited": "200 422 500 503",
+            "put /it": "200 400 412 413 415 422 428 500",
+            "post /oauth": "200 400 500",
+            "get /health": "200 503",
+            "get /readiness": "200 503",
+            "get /metrics": "200",
+            "get /compliance/status": "200 403 409 422",
+            "get /audit/trail": "200 401 403 422 503",
+        }
+        parameter = made["paths"]["/it"]["put"]["parameters"]
+        assert [(p["name"], p["in"], p["required"]) for p in parameter] == [("If-Match", "header", True)]
+        assert made["paths"]["/oauth"]["post"]["security"] == [{"client": []}, {}]
+        assert "content" not in made["paths"]["/oauth"]["post"]["responses"]["200"]
+
     def test_null_becomes_nullable(self, document: dict[str, Any]) -> None:
         """3.0 has no null type."""
         size = to_30(document)["components"]["schemas"]["Thing"]["properties"]["size"]
@@ -625,6 +661,23 @@ class TestControls:
         """The engine is bound to the finished application: the header control has a verdict."""
         bench.client()
         assert bench.obs.controls.run(["HDR", "H-312.a1"]) == {"HDR": "pass", "H-312.a1": "pass"}
+
+    def test_own_controls(self, tmp_path: Path, bench: Any) -> None:
+        """A service's own controls run in the Observability that its kit makes and closes."""
+        settings = ServiceSettings.from_env(
+            bench.info, {"HEALTHOBS_DATA_DIR": str(tmp_path), "HEALTHOBS_CONTROL_INTERVAL_SECONDS": "60"}
+        )
+        control = Control(
+            id="X-1", cite="x", framework="hipaa", title="x", criterion="x", method="probe",
+            probe=lambda _: Outcome("pass", f"{kit.info.name} looked"),
+        )  # fmt: skip
+        before = set(threading.enumerate())
+        kit = Kit(bench.info, settings, controls=[control])
+        kit.finish()
+        assert kit.obs.controls.run(["X-1"]) == {"X-1": "pass"}
+        assert set(threading.enumerate()) > before
+        kit.close()
+        assert set(threading.enumerate()) <= before
 
 
 class TestClose:

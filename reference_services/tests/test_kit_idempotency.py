@@ -190,6 +190,80 @@ class TestReplay:
         assert pay(second.client(), 5).headers["Idempotent-Replayed"] == "true"
 
 
+class TestBefore:
+    """`before=`: what is called ahead of the transaction."""
+
+    @pytest.fixture
+    def asked(self, bench: Any) -> list[tuple[int, bool]]:
+        """Add routes with a hook; give what each call of it saw: the amount, and whether it could write alone."""
+        kit, seen = bench.kit, list[tuple[int, bool]]()
+        kit.migrate(METADATA)
+
+        def ask(body: Payment) -> None:
+            with kit.engine.begin() as other:  # raises when the route's own transaction holds the lock
+                alone = bool(other.execute(PAYMENTS.insert().values(amount=0)).rowcount)
+            seen.append((body.amount, alone))
+            if body.amount == 503:
+                raise Problem(503, "away", "Away.")
+
+        def take(body: Payment) -> Any:
+            with kit.transaction() as connection:
+                connection.execute(PAYMENTS.insert().values(amount=body.amount))
+            return Paid(id=body.amount, note=""), 201
+
+        kit.post("/once", body=Payment, returns={201: Paid}, summary="x", idempotent=True, before=ask)(take)
+        kit.post("/plain", body=Payment, returns={201: Paid}, summary="x", before=ask)(take)
+        return seen
+
+    @pytest.mark.parametrize("url", ["/once", "/plain"])
+    def test_it_runs_outside_of_the_transaction(self, asked: Any, bench: Any, url: str) -> None:
+        """The hook has the view's arguments and no transaction is open around it."""
+        assert pay(bench.client(), 5, url=url).status_code == 201
+        assert asked == [(5, True)]
+
+    def test_a_replay_does_not_ask_again(self, asked: Any, bench: Any) -> None:
+        """A remembered answer is given without the hook; a key used for another request is refused without it."""
+        client = bench.client()
+        pay(client, 5, url="/once")
+        assert pay(client, 5, url="/once").headers["Idempotent-Replayed"] == "true"
+        assert pay(client, 6, url="/once").status_code == 422
+        assert asked == [(5, True)]
+
+    def test_its_refusal_is_not_remembered(self, asked: Any, bench: Any) -> None:
+        """What the hook refuses reaches no view, and the same key asks again."""
+        client = bench.client()
+        assert [pay(client, 503, url="/once").status_code for _ in range(2)] == [503, 503]
+        assert asked == [(503, True)] * 2
+        with bench.kit.reading() as connection:
+            assert connection.execute(sa.select(PAYMENTS.c.amount)).scalars().all() == [0, 0]
+
+    def test_an_invalid_request_does_not_reach_it(self, asked: Any, bench: Any) -> None:
+        """Body and key are checked first."""
+        client = bench.client()
+        assert client.post("/once", json={}, headers={"Idempotency-Key": "k"}).status_code == 422
+        assert pay(client, 5, url="/once", key=None).status_code == 400
+        assert asked == []
+
+    def test_an_answer_that_expires_meanwhile(self, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """When the answer is forgotten between the look and the transaction, the hook is not left out."""
+        monkeypatch.setattr(Idempotency, "knows", lambda *_: True)
+        bench.kit.migrate(METADATA)
+        calls: list[int] = []
+        bench.kit.post(
+            "/late", body=Payment, returns={201: Paid}, summary="x", idempotent=True,
+            before=lambda body: calls.append(body.amount),
+        )(lambda body: (Paid(id=body.amount, note=""), 201))  # fmt: skip
+        assert pay(bench.client(), 5, url="/late").status_code == 201
+        assert calls == [5]
+
+    def test_it_asks_for_what_the_view_has(self, bench: Any) -> None:
+        """A hook that names more than the view is refused where it is registered."""
+        with pytest.raises(TypeError, match="asks for more than the view"):
+            bench.kit.get("/x", returns={200: None}, summary="x", before=lambda principal: principal)(
+                lambda: None
+            )
+
+
 class TestStorage:
     """What is kept, and how."""
 

@@ -346,6 +346,24 @@ class TestReferences:
         assert refusal(answer) == (503, "peer_unavailable", [("/device_id", "unchecked")])
         kit._clients["medical-device"] = real
         assert gateway.post("/charge", body, key="k").status_code == 201
+        kit._clients["medical-device"] = Down()
+        assert gateway.post("/charge", body, key="k").headers["Idempotent-Replayed"] == "true"
+
+    def test_nobody_waits_for_a_peer(self, gateway: Gateway) -> None:
+        """While a peer is asked no transaction is open: another writer gets on."""
+        kit = gateway.world["payment-gateway"].extensions["reference_services"]
+        device = self.device(gateway)
+        real, wrote = kit.client("medical-device"), list[bool]()
+
+        class Watching(Down):
+            def request(self, *args: Any, **options: Any) -> Any:
+                with kit.engine.begin():  # BEGIN IMMEDIATE: raises when another holds the lock
+                    wrote.append(True)
+                return real.request(*args, **options)
+
+        kit._clients["medical-device"] = Watching()
+        assert gateway.post("/charge", gateway.bill(100, device_id=device)).status_code == 201
+        assert wrote == [True]
 
 
 class Down:
@@ -648,7 +666,6 @@ class TestControls:
             }
         finally:
             kit.close()
-            kit.obs.close()
 
 
 def evidence(gateway: Gateway) -> bytes:

@@ -154,6 +154,35 @@ class TestCreate:
         answer = phi.create(record())
         assert (answer.status_code, answer.get_json()["code"]) == (503, "verifier_unavailable")
 
+    def test_a_replay_asks_nobody(self, phi: Phi) -> None:
+        """A remembered answer needs no verifier."""
+        made = phi.create(record(), "again")
+        phi.world["phi-service"].extensions["reference_services"]._clients["synthetic-phi-service"] = Down()
+        again = phi.create(record(), "again")
+        assert (made.status_code, again.status_code, again.headers["Idempotent-Replayed"]) == (
+            201,
+            201,
+            "true",
+        )
+
+    def test_who_may_not_write_asks_nobody(self, phi: Phi) -> None:
+        """Role and purpose are looked at before the verifier is asked; the access counts once."""
+        phi.world["phi-service"].extensions["reference_services"]._clients["synthetic-phi-service"] = Down()
+        assert phi.create(record(), role="billing", purpose="HPAYMT").status_code == 403
+        counted = {
+            outcome: phi.sample(
+                "phi_records_accessed_total", resource="patient", purpose="HPAYMT", outcome=outcome
+            )
+            for outcome in ("ok", "denied", "failed")
+        }
+        assert counted == {"ok": 0, "denied": 1, "failed": 0}
+
+    def test_a_stored_record_counts_once(self, phi: Phi) -> None:
+        """Admission and storing are one access."""
+        assert phi.create(record()).status_code == 201
+        labels = {"resource": "patient", "purpose": "TREAT"}
+        assert phi.sample("phi_records_accessed_total", **labels, outcome="ok") == 1
+
     @pytest.mark.parametrize(
         ("changes", "pointer"),
         [

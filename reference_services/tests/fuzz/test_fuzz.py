@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def fuzz(service: Service, token: str, folder: Path, examples: int) -> subproces
             "run",
             f"{service.url}/openapi.json",
         ),
-        *("--header", f"Authorization: Bearer {token}", "--checks", "all", "--max-examples", str(examples)),
+        *("--checks", "all", "--max-examples", str(examples)),
         *(
             "--seed",
             "20261123",
@@ -70,11 +71,13 @@ def fuzz(service: Service, token: str, folder: Path, examples: int) -> subproces
             "--suppress-health-check",
             "all",
             "--phases",
-            "examples,coverage,fuzzing",
+            "examples,coverage,fuzzing,stateful",
         ),
         *("--request-timeout", "20", "--warnings", "off"),
     )
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+    environment["FUZZ_TOKEN"] = token
+    environment["FUZZ_CLIENT"] = b64encode(f"{FUZZER.client_id}:{FUZZER.secret}".encode()).decode()
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -99,9 +102,16 @@ class TestSilence:
         """The document that the fuzzer reads describes every route of the service."""
         with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
             document = json.loads(pool.request("GET", f"{cluster[name].url}/openapi.json").data)
-        assert {"/", "/health", "/readiness", "/metrics", "/compliance/status", "/audit/trail"} <= set(
-            document["paths"]
-        )
+        shared = {
+            "/",
+            "/openapi.json",
+            "/health",
+            "/readiness",
+            "/metrics",
+            "/compliance/status",
+            "/audit/trail",
+        }
+        assert set(document["paths"]) > shared
 
 
 class TestPlantedBugs:

@@ -1,34 +1,39 @@
 """`Kit`: what the five services share, so that each is only its domain, its store and its routes.
 
-It builds the `Observability`, the Flask application with problem+json errors, and the engine; its route
-decorators validate, authorise, audit and document in one place.
+It builds the `Observability` and the Flask application with problem+json errors; its route decorators
+validate, authorise, audit and document in one place. Its database is in `storage`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pydantic
-import sqlalchemy as sa
 from flask import Flask, Response, request
-from sqlalchemy.engine import Connection, Engine
 from werkzeug.exceptions import HTTPException
 
 from healthobs import Observability, audited, classified, tokens
 from healthobs import flask as healthobs_flask
 from healthobs.audit import annotate
 from healthobs.client import Client
+from healthobs.compliance import Control
 from healthobs.compliance.selfcall import self_caller
 from healthobs.endpoints import Request as EndpointRequest
-from reference_services._kit import database, errors, idempotency, openapi
+from reference_services._kit import database, errors, idempotency, openapi, shared
 from reference_services._kit.auth import Authenticator, Jwks, Principal, fetch_jwks
 from reference_services._kit.problems import Problem, render
-from reference_services._kit.routes import Operation, Returns, View, canonical_request, protected_routes
+from reference_services._kit.routes import (
+    Header,
+    Operation,
+    Returns,
+    View,
+    canonical_request,
+    protected_routes,
+)
 from reference_services._kit.settings import ServiceInfo, ServiceSettings
+from reference_services._kit.storage import Storage
 from reference_services._kit.transport import WsgiPool
 from reference_services._kit.validation import MAX_BODY_BYTES
 
@@ -36,18 +41,18 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 _V = TypeVar("_V", bound=View)
-#: The connection of the innermost `Kit.transaction` of this context.
-_transaction: ContextVar[Connection | None] = ContextVar("reference_services.transaction", default=None)
 
 
-class Kit:
+class Kit(Storage):
     """One service in the making.
 
     Args:
         info: What the service is.
         settings: Where it runs; default: read from the environment.
-        obs: The `Observability` to report to; default: a new one from the settings.
+        obs: The `Observability` to report to, which its owner closes; default: a new one from the settings,
+            which `close` closes.
         transport: WSGI application of each peer, for tests in one process; None calls over the network.
+        controls: The service's own controls, for a new `Observability`; one that is given has its controls.
     """
 
     def __init__(
@@ -57,18 +62,18 @@ class Kit:
         *,
         obs: Observability | None = None,
         transport: Mapping[str, WSGIApplication] | None = None,
+        controls: Sequence[Control] = (),
     ) -> None:
+        super().__init__(settings or ServiceSettings.from_env(info))
         self.info = info
-        self.settings = settings or ServiceSettings.from_env(info)
         self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._owns_obs = obs is None
-        self.obs = obs or Observability(self.settings.observability)
+        self.obs = obs or Observability(self.settings.observability, controls=controls)
         self.clock = self.obs.clock
         self.log = self.obs.logs.get_logger(info.name)
         self.operations: list[Operation] = []
         self._transport = transport
         self._clients: dict[str, Client] = {}
-        self._schema_version: int | None = None
         self.jwks: Jwks = tokens.CachedJwks(self._fetch_jwks)
         self.app = errors.Application("reference_services", static_folder=None)
         self.app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
@@ -93,6 +98,10 @@ class Kit:
         conf: str | None = None,
         form: bool = False,
         idempotent: bool = False,
+        before: View | None = None,
+        headers: Sequence[Header] = (),
+        problems: Sequence[int] = (),
+        client_auth: bool = False,
         media: str = "application/json",
         on_problem: Callable[[Problem], Response] | None = None,
     ) -> Callable[[_V], _V]:
@@ -111,6 +120,10 @@ class Kit:
             conf: HL7 v3 confidentiality of the answer; default: the service's.
             form: See `Operation`.
             idempotent: See `Operation`.
+            before: See `Operation`.
+            headers: See `Operation`.
+            problems: See `Operation`.
+            client_auth: See `Operation`.
             media: See `Operation`.
             on_problem: See `Operation`.
         """
@@ -118,7 +131,8 @@ class Kit:
         def register(view: _V) -> _V:
             operation = Operation(
                 method=method, rule=rule, view=view, summary=summary, returns=returns, body=body, query=query,
-                scope=scope, form=form, idempotent=idempotent, media=media, on_problem=on_problem,
+                scope=scope, audited=audit is not None, form=form, idempotent=idempotent, before=before,
+                headers=headers, problems=problems, client_auth=client_auth, media=media, on_problem=on_problem,
             )  # fmt: skip
             self.operations.append(operation)
             handler = self._handler(operation)
@@ -151,53 +165,6 @@ class Kit:
     def delete(self, rule: str, **options: Any) -> Callable[[_V], _V]:
         """Register a DELETE view; see `route`."""
         return self.route("DELETE", rule, **options)
-
-    # ---- state
-
-    @cached_property
-    def engine(self) -> Engine:
-        """The engine of the service's own database, made on first use."""
-        return database.make_engine(self.settings.database_url)
-
-    def migrate(
-        self,
-        metadata: sa.MetaData,
-        *,
-        version: int = 1,
-        steps: Mapping[int, Callable[[Connection], None]] | None = None,
-    ) -> None:
-        """Bring the database to `version`; adds the readiness check ``database``. See `database.migrate`."""
-        database.migrate(self.engine, metadata, version=version, steps=steps)
-        idempotency.METADATA.create_all(self.engine)
-        self._schema_version = version
-
-    @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """Give the connection of one write transaction: commits at the end, rolls back on an exception.
-
-        Inside an idempotent route, and inside another `transaction`, it is the one already open, which
-        commits (with the remembered answer) when the outermost ends.
-        """
-        held = _transaction.get()
-        if held is not None and held.engine is self.engine:
-            yield held
-            return
-        with self.engine.begin() as connection:
-            token = _transaction.set(connection)
-            try:
-                yield connection
-            finally:
-                _transaction.reset(token)
-
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """Give a connection for reads only, which waits for no writer; inside `transaction`, that one's."""
-        held = _transaction.get()
-        if held is not None and held.engine is self.engine:
-            yield held
-            return
-        with database.reading(self.engine) as connection:
-            yield connection
 
     # ---- peers and callers
 
@@ -242,8 +209,10 @@ class Kit:
             if operation.idempotent:  # at start, so that a damaged key file stops it
                 self._idempotency.slot("", "", "")
                 self._replays.seed((operation.rule,))
-        self.get("/", returns={200: openapi.Index}, summary="Name, version and links")(self._index)
-        self.get("/openapi.json", returns={200: None}, summary="This description")(self._openapi)
+        self.get("/", returns={200: shared.Index}, summary="Name, version and links")(self._index)
+        self.get("/openapi.json", returns={200: shared.Description}, summary="This description")(
+            self._openapi
+        )
         app = healthobs_flask.init_app(self.app, self.obs, authorize=self._authorize, conf=self.info.conf)
         engine = self.obs.controls
         if engine is not None:
@@ -259,16 +228,15 @@ class Kit:
             self.obs.close()
         for client in self._clients.values():
             client.close()
-        if "engine" in self.__dict__:
-            self.engine.dispose()
+        self.dispose()
 
-    def _index(self) -> openapi.Index:
+    def _index(self) -> shared.Index:
         links = {f"{op.method} {op.rule}": op.summary for op in self.operations}
-        return openapi.Index(
+        return shared.Index(
             service=self.info.name,
             version=self.info.version,
             description=self.info.description,
-            links={**links, **openapi.OPERATIONAL_LINKS},
+            links={**links, **shared.OPERATIONAL_LINKS},
         )
 
     def _openapi(self) -> dict[str, Any]:
@@ -312,6 +280,7 @@ class Kit:
         arguments = operation.arguments(principal, path)
         if operation.idempotent:
             return self._answer_once(operation, principal, arguments)
+        operation.prepare(arguments)
         return operation.response(operation.view(**arguments))
 
     def _answer_once(
@@ -322,13 +291,24 @@ class Kit:
         slot = self._idempotency.slot(client_id, f"{operation.method} {operation.rule}", key)
         fingerprint = self._idempotency.fingerprint(canonical_request())
 
+        prepared = False
+
         def call() -> idempotency.Answer:
+            if not prepared:  # the remembered answer turned a day old since
+                operation.prepare(arguments)
             made = operation.response(operation.view(**arguments))
             kept = tuple((name, value) for name, value in made.headers if name != "Content-Length")
             return idempotency.Answer(made.status_code, kept, made.get_data())
 
-        with self._idempotency.exclusive(slot), self.transaction() as connection:
-            answer, replayed = self._idempotency.run(connection, slot, fingerprint, call)
+        with self._idempotency.exclusive(slot):
+            if operation.before is not None:
+                with self.reading() as connection:
+                    known = self._idempotency.knows(connection, slot)
+                if not known:
+                    operation.prepare(arguments)
+                    prepared = True
+            with self.transaction() as connection:
+                answer, replayed = self._idempotency.run(connection, slot, fingerprint, call)
         response = Response(answer.body, answer.status, list(answer.headers))
         if replayed:
             self._replays.labels(operation.rule).inc()

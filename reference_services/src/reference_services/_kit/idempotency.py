@@ -150,6 +150,12 @@ class Idempotency:
             with self._lock:
                 self._in_flight.discard(slot)
 
+    def knows(self, connection: Connection, slot: str) -> bool:
+        """Tell whether `slot` holds an answer that is not 24 hours old yet."""
+        fresh = ANSWERS.c.created_ns >= self._clock.wall_ns() - KEEP_NS
+        statement = sa.select(ANSWERS.c.slot).where(ANSWERS.c.slot == slot, fresh)
+        return connection.execute(statement).first() is not None
+
     def run(
         self, connection: Connection, slot: str, fingerprint: str, call: Callable[[], Answer]
     ) -> tuple[Answer, bool]:

@@ -8,86 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
 from pydantic.json_schema import models_json_schema
 
-from reference_services._kit.routes import PARAMETER, Operation
+from reference_services._kit import shared
+from reference_services._kit.routes import IDEMPOTENCY_KEY, PARAMETER, Operation
 from reference_services._kit.settings import ServiceInfo
-from reference_services._kit.validation import Model
+from reference_services._kit.shared import ProblemDetails
 
-#: What healthobs mounts beside the service's own routes.
-OPERATIONAL_LINKS: Mapping[str, str] = {
-    "GET /health": "Liveness",
-    "GET /readiness": "Readiness",
-    "GET /metrics": "Metrics for Prometheus",
-    "GET /compliance/status": "State of every control",
-    "GET /audit/trail": "Audit entries (scope audit:read)",
-}
 _CONVERTERS: Mapping[str | None, dict[str, Any]] = {
     "int": {"type": "integer", "minimum": 0},
     "uuid": {"type": "string", "format": "uuid"},
 }
 _REF = "#/components/schemas/{model}"
-_Mode = Literal["validation", "serialization"]
-_Key = tuple[type[pydantic.BaseModel], _Mode]
-
-
-class ProblemError(Model):
-    """One thing that is wrong with a request."""
-
-    pointer: str
-    code: str
-
-
-class ProblemDetails(pydantic.BaseModel):
-    """RFC 9457 problem details."""
-
-    model_config = pydantic.ConfigDict(extra="allow")
-
-    type: str
-    title: str
-    status: int
-    code: str
-    instance: str | None = None
-    trace_id: str | None = None
-    errors: list[ProblemError] | None = None
-
-
-class Index(Model):
-    """Answer of `GET /`."""
-
-    service: str
-    version: str
-    description: str
-    links: dict[str, str]
-
-
-class Liveness(Model):
-    """Answer of `GET /health`."""
-
-    status: Literal["healthy", "unhealthy"]
-    service: str
-    version: str
-    timestamp: str
-    checks: dict[str, str] | None = None
-
-
-class Readiness(Model):
-    """Answer of `GET /readiness`."""
-
-    ready: bool
-    checks: dict[str, str]
 
 
 def document(info: ServiceInfo, operations: Sequence[Operation]) -> dict[str, Any]:
     """Return the OpenAPI 3.1 description of a service."""
-    keys: list[_Key] = [
-        (ProblemDetails, "serialization"),
-        (Liveness, "serialization"),
-        (Readiness, "serialization"),
-    ]
+    keys = [(model, shared.SERIALIZATION) for model in shared.MODELS]
     for operation in operations:
         keys += _models(operation)
     refs, definitions = models_json_schema(list(dict.fromkeys(keys)), ref_template=_REF)
@@ -95,7 +35,7 @@ def document(info: ServiceInfo, operations: Sequence[Operation]) -> dict[str, An
     for operation in operations:
         path = PARAMETER.sub(r"{\g<name>}", operation.rule)
         paths.setdefault(path, {})[operation.method.lower()] = _operation(operation, refs)
-    paths.update(_operational(refs))
+    paths.update(shared.paths(refs))
     return {
         "openapi": "3.1.0",
         "info": {
@@ -108,12 +48,12 @@ def document(info: ServiceInfo, operations: Sequence[Operation]) -> dict[str, An
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": definitions.get("$defs", {}),
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "at+jwt"}},
+            "securitySchemes": _security_schemes(operations),
         },
     }
 
 
-def _models(operation: Operation) -> Iterable[_Key]:
+def _models(operation: Operation) -> Iterable[shared.Key]:
     for taken in (operation.body, operation.query):
         if taken is not None:
             yield taken, "validation"
@@ -125,15 +65,9 @@ def _models(operation: Operation) -> Iterable[_Key]:
 def _operation(operation: Operation, refs: Mapping[Any, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {"summary": operation.summary, "operationId": _operation_id(operation)}
     parameters = [*_path_parameters(operation), *_query_parameters(operation)]
-    if operation.idempotent:
-        parameters.append(
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "required": True,
-                "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!#-\\[\\]-~]+$"},
-            }
-        )
+    for header in (*([IDEMPOTENCY_KEY] if operation.idempotent else []), *operation.headers):
+        named = {"name": header.name, "in": "header", "description": header.description}
+        parameters.append({**named, "required": header.required, "schema": dict(header.schema)})
     if parameters:
         made["parameters"] = parameters
     if operation.body is not None:
@@ -146,9 +80,13 @@ def _operation(operation: Operation, refs: Mapping[Any, Any]) -> dict[str, Any]:
     }
     for status in _error_statuses(operation):
         made["responses"].setdefault(str(status), _problem(refs))
+    made["responses"] = dict(sorted(made["responses"].items()))
     if operation.scope is not None:
         made["security"] = [{"bearer": []}]
         made["description"] = f"Needs the scope `{operation.scope}`."
+    if operation.client_auth:
+        made["security"] = [{"client": []}, {}]
+        made["description"] = "The client authenticates by HTTP Basic, or in the form (RFC 6749 §2.3.1)."
     return made
 
 
@@ -188,8 +126,6 @@ def _response(
     described: dict[str, Any] = {"description": "Success" if status < 400 else "Refused"}
     if model is not None:
         described["content"] = {media: {"schema": refs[model, "serialization"]}}
-    elif status != 204:
-        described["content"] = {media: {"schema": {"type": "object"}}}
     return described
 
 
@@ -199,11 +135,17 @@ def _problem(refs: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _error_statuses(operation: Operation) -> list[int]:
-    statuses = {422, 500, 503}
-    if operation.body is not None or operation.idempotent:
+    """Return the statuses of the problems that can occur beside what `returns` declares."""
+    statuses = {500, *operation.problems}
+    if operation.scope is not None or operation.audited or operation.idempotent:
+        statuses.add(503)  # keys, audit trail or store out of reach
+    if operation.on_problem is not None:  # which turns the others into what `returns` declares
+        return sorted(statuses)
+    statuses.add(422)
+    if operation.body is not None:
         statuses |= {400, 413, 415}
     if operation.idempotent:
-        statuses.add(409)
+        statuses |= {400, 409, 413}
     if operation.scope is not None:
         statuses |= {401, 403}
     if "<" in operation.rule:
@@ -211,27 +153,8 @@ def _error_statuses(operation: Operation) -> list[int]:
     return sorted(statuses)
 
 
-def _operational(refs: Mapping[Any, Any]) -> dict[str, Any]:
-    def get(summary: str, content: Mapping[int, dict[str, Any]], **more: Any) -> dict[str, Any]:
-        responses = {
-            str(status): {"description": summary, "content": body} for status, body in content.items()
-        }
-        operation_id = re.sub(r"\W+", "_", summary.lower()).strip("_")
-        return {"get": {"summary": summary, "operationId": operation_id, "responses": responses, **more}}
-
-    def json_of(schema: Any) -> dict[str, Any]:
-        return {"application/json": {"schema": schema}}
-
-    problem = {"application/problem+json": {"schema": refs[ProblemDetails, "serialization"]}}
-    text = {"text/plain": {"schema": {"type": "string"}}}
-    live, ready = (json_of(refs[model, "serialization"]) for model in (Liveness, Readiness))
-    anything = json_of({"type": "object"})
-    trail = get("Audit entries", {200: anything, 400: problem, 401: problem, 403: problem, 422: problem})
-    trail["get"]["security"] = [{"bearer": []}]
-    return {
-        "/health": get("Liveness", {200: live, 503: live}),
-        "/readiness": get("Readiness", {200: ready, 503: ready}),
-        "/metrics": get("Metrics", {200: text}),
-        "/compliance/status": get("Controls", {200: anything, 409: anything}),
-        "/audit/trail": trail,
-    }
+def _security_schemes(operations: Sequence[Operation]) -> dict[str, Any]:
+    made: dict[str, Any] = {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "at+jwt"}}
+    if any(operation.client_auth for operation in operations):
+        made["client"] = {"type": "http", "scheme": "basic"}
+    return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,30 @@ PARAMETER = re.compile(r"<(?:(?P<kind>[a-z]+)(?:\([^)]*\))?:)?(?P<name>[a-z_]+)>
 Returns = Mapping[int, type[pydantic.BaseModel] | None]
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A request header that a route reads, for its description.
+
+    Args:
+        name: Its name.
+        description: What it says, in a line.
+        schema: JSON schema of its text.
+        required: Whether the request is refused without it.
+    """
+
+    name: str
+    description: str
+    schema: Mapping[str, Any]
+    required: bool = True
+
+
+IDEMPOTENCY_KEY = Header(
+    "Idempotency-Key",
+    "Names this request; the same key again gets the first answer again, for 24 hours.",
+    {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!#-\\[\\]-~]+$"},
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """One method on one rule.
@@ -33,15 +57,23 @@ class Operation:
         rule: Flask rule, such as ``/patients/<patient_id>``.
         view: Called with what its signature names of `body`, `query`, `principal` and the path parameters.
         summary: One line for OpenAPI.
-        returns: Model of the body for each status; None where there is no body or a free one.
+        returns: Model of the body for each status; None where there is no body.
         body: Model of the request body.
         query: Model of the query parameters.
         scope: Scope that the caller's token needs; None leaves the route open.
+        audited: Whether each call makes an audit entry.
         form: Whether the body is a form and not JSON.
         idempotent: Whether `Idempotency-Key` is required.
+        before: Called with what its signature names of the view's arguments, when the request is authenticated and
+            valid but no transaction is open: the place to ask other services. An answer that is remembered is
+            given without it (two requests with one key that meet in different processes may both call it).
+        headers: Request headers that the view reads.
+        problems: Statuses of the problems that the view itself raises, beside those that every such route can.
+        client_auth: Whether the caller authenticates as an OAuth client (RFC 6749 §2.3.1).
         media: Media type of JSON answers.
         on_problem: Renders errors in another vocabulary (RFC 6749 §5.2, FHIR); default problem+json.
         wanted: Names of the view's parameters.
+        wanted_before: Names of the parameters of `before`.
     """
 
     method: str
@@ -52,15 +84,30 @@ class Operation:
     body: type[pydantic.BaseModel] | None = None
     query: type[pydantic.BaseModel] | None = None
     scope: str | None = None
+    audited: bool = False
     form: bool = False
     idempotent: bool = False
+    before: View | None = None
+    headers: Sequence[Header] = ()
+    problems: Sequence[int] = ()
+    client_auth: bool = False
     media: str = "application/json"
     on_problem: Callable[[Problem], Response] | None = None
     wanted: frozenset[str] = field(init=False)
+    wanted_before: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Read the view's signature once."""
-        object.__setattr__(self, "wanted", frozenset(inspect.signature(self.view).parameters))
+        """Read the signatures once.
+
+        Raises:
+            TypeError: `before` asks for what the view does not.
+        """
+        object.__setattr__(self, "wanted", _parameters(self.view))
+        object.__setattr__(self, "wanted_before", _parameters(self.before) if self.before else frozenset())
+        if not self.wanted_before <= self.wanted:
+            raise TypeError(
+                f"before= of {self.method} {self.rule} asks for more than the view; name it there"
+            )
 
     def default_status(self) -> int:
         """Return the status of a result that names none: the lowest success that is declared."""
@@ -80,6 +127,11 @@ class Operation:
             read = validation.form_body if self.form else validation.json_body
             given["body"] = read(request, self.body)
         return {name: value for name, value in given.items() if name in self.wanted}
+
+    def prepare(self, arguments: Mapping[str, Any]) -> None:
+        """Call `before`, if there is one, with its part of the view's `arguments`."""
+        if self.before is not None:
+            self.before(**{name: arguments[name] for name in self.wanted_before})
 
     def response(self, result: Any) -> Response:
         """Return the response for what the view returned.
@@ -102,6 +154,10 @@ class Operation:
         if payload is None:
             del response.headers["Content-Type"]
         return response
+
+
+def _parameters(function: View) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _storable(value: object) -> bool:

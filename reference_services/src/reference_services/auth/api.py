@@ -273,11 +273,11 @@ def create_app(
     if clients is not None:
         service.store.replace_clients(clients)
     refusals: dict[int, Any] = {400: OAuthErrorAnswer, 401: OAuthErrorAnswer}
-    form: dict[str, Any] = {"form": True, "on_problem": _render}
+    form: dict[str, Any] = {"form": True, "on_problem": _render, "client_auth": True, "problems": (503,)}
     kit.post(
-        "/token", body=TokenForm, form=True, returns={200: TokenAnswer, **refusals}, audit="token.issued",
-        resource_type="token", on_problem=lambda problem: _render(problem, "token.denied"),
-        summary="Issue an access token (RFC 6749 §4.4)",
+        "/token", body=TokenForm, returns={200: TokenAnswer, **refusals}, audit="token.issued",
+        resource_type="token", summary="Issue an access token (RFC 6749 §4.4)",
+        **{**form, "on_problem": lambda problem: _render(problem, "token.denied")},
     )(service.token)  # fmt: skip
     kit.post(
         "/introspect", body=TokenReferenceForm, returns={200: Introspection, **refusals}, **form,

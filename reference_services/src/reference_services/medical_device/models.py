@@ -18,7 +18,14 @@ _MAX_BIGINT = 2**63 - 1
 class UdiInput(Model):
     """A unique device identifier: bracketed, or as in the barcode with U+001D as separator."""
 
-    udi: Annotated[str, Field(min_length=1, max_length=MAX_LENGTH)]
+    udi: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=MAX_LENGTH,
+            examples=["(01)00844588003288(17)290101(10)LOT42(21)SN4711"],
+        ),
+    ]
 
 
 class IssueView(Model):

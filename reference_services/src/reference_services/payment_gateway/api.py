@@ -45,9 +45,7 @@ def create_app(
     transport: Mapping[str, WSGIApplication] | None = None,
 ) -> Flask:
     """Build the service."""
-    settings = settings or ServiceSettings.from_env(INFO)
-    obs = obs or Observability(settings.observability, controls=controls(lambda: service))
-    kit = Kit(INFO, settings, obs=obs, transport=transport)
+    kit = Kit(INFO, settings, obs=obs, transport=transport, controls=controls(lambda: service))
     kit.migrate(store.METADATA)
     service = Service(kit)
     kit.app.extensions[INFO.name] = service
@@ -57,6 +55,7 @@ def create_app(
         "scope": "payment:write",
         "resource_type": "payment",
         "idempotent": True,
+        "before": service.admit,
     }
     kit.post(
         "/tokens", body=CardInput, returns={201: Token}, scope="payment:write", audit="card.tokenise",

@@ -19,10 +19,10 @@ _Uuid = Annotated[uuid.UUID, Field(strict=False)]
 class CardInput(Model):
     """A card; the one body that carries a card number."""
 
-    number: Annotated[SecretStr, Field(min_length=12, max_length=40)]
-    exp_month: Annotated[int, Field(ge=1, le=12)]
-    exp_year: Annotated[int, Field(ge=2000, le=2099)]
-    cvc: Annotated[SecretStr, Field(min_length=3, max_length=4)]
+    number: Annotated[SecretStr, Field(min_length=12, max_length=40, examples=["4242424242424242"])]
+    exp_month: Annotated[int, Field(ge=1, le=12, examples=[12])]
+    exp_year: Annotated[int, Field(ge=2000, le=2099, examples=[2040])]
+    cvc: Annotated[SecretStr, Field(min_length=3, max_length=4, examples=["123"])]
 
 
 class Token(Model):

@@ -55,7 +55,9 @@ class Service:
             ("status", "compliance_type"),
         )
         self.duration = metrics.histogram(
-            "payment_gateway_processing_duration_seconds", "Time to process a payment.", ("status",)
+            "payment_gateway_processing_duration_seconds",
+            "Time to process a payment, once its references are checked.",
+            ("status",),
         )
         self.approvals = metrics.counter("payment_gateway_approvals_total", "Decisions made.", ("decision",))
         self.violations = metrics.counter(
@@ -163,19 +165,18 @@ class Service:
         with self.kit.reading() as connection:
             return store.unbalanced(connection) == 0
 
-    def _pay(self, body: ChargeRequest, principal: Principal, *, capture: bool) -> tuple[Payment, int]:
-        started = self.kit.clock.monotonic_ns()
-        try:
-            amount = domain.amount_of(body.amount, body.amount_decimal, body.currency)
-        except domain.MoneyError as refused:
-            pointer = "/currency" if refused.code == "currency_not_supported" else "/amount"
-            raise _invalid("The amount was refused.", pointer, refused.code) from None
+    def admit(self, body: ChargeRequest) -> None:
+        """Refuse what may not be paid, and what refers to no patient or device, before a transaction is open."""
+        _amount(body)
         _refuse_card_number(body.description or "", "/description")
-        patient_id, device_id = (
-            None if found is None else str(found) for found in (body.patient_id, body.device_id)
-        )
+        patient_id, device_id = _references(body)
         self._require_peer("phi-service", "HEAD", "/patients/{id}", patient_id, "/patient_id")
         self._require_peer("medical-device", "GET", "/devices/{id}", device_id, "/device_id")
+
+    def _pay(self, body: ChargeRequest, principal: Principal, *, capture: bool) -> tuple[Payment, int]:
+        started = self.kit.clock.monotonic_ns()
+        amount = _amount(body)
+        patient_id, device_id = _references(body)
         payment_id = f"pay_{uuid.uuid4().hex}"
         required = domain.approvals_required(amount, body.currency)
         annotate(subject=patient_id, resource_id=payment_id)
@@ -311,6 +312,21 @@ class Service:
 
 def _moment(wall_ns: int) -> str:
     return rfc3339(datetime.fromtimestamp(wall_ns // 1_000_000 / 1000, UTC), timespec="milliseconds")
+
+
+def _amount(body: ChargeRequest) -> int:
+    try:
+        return domain.amount_of(body.amount, body.amount_decimal, body.currency)
+    except domain.MoneyError as refused:
+        pointer = "/currency" if refused.code == "currency_not_supported" else "/amount"
+        raise _invalid("The amount was refused.", pointer, refused.code) from None
+
+
+def _references(body: ChargeRequest) -> tuple[str | None, str | None]:
+    patient_id, device_id = (
+        None if found is None else str(found) for found in (body.patient_id, body.device_id)
+    )
+    return patient_id, device_id
 
 
 def _invalid(title: str, pointer: str, code: str) -> Problem:

@@ -14,6 +14,7 @@ from healthobs.audit import annotate
 from healthobs.exceptions import ClientError
 from reference_services._kit import Kit, Principal, Problem, ServiceInfo, ServiceSettings
 from reference_services._kit.idempotency import load_secret
+from reference_services._kit.routes import Header
 from reference_services.phi import domain
 from reference_services.phi.controls import controls
 from reference_services.phi.crypto import Vault
@@ -36,6 +37,14 @@ INFO = ServiceInfo(
     conf="R",
 )
 PURPOSE_HEADER = "Purpose-Of-Use"
+PURPOSE = Header(
+    PURPOSE_HEADER,
+    "Why the record is wanted (HL7 v3 PurposeOfUse).",
+    {"enum": [*domain.PURPOSES], "type": "string"},
+)
+IF_MATCH = Header(
+    "If-Match", "ETag of the version to replace.", {"type": "string", "pattern": '^(W/)?"[1-9][0-9]{0,8}"$'}
+)
 #: What a generator of test data can prove about a record; names and dates prove nothing.
 PROVABLE = ("identifiers", "telecom", "address")
 
@@ -64,17 +73,20 @@ class Service:
         )
         self.store = Store(self.vault)
 
+    def admit_new(self, body: PatientRecord, principal: Principal) -> None:
+        """Refuse a new record that may not be stored, before a transaction is open."""
+        with self.accessing(principal, last=False) as view:
+            _require(view.may_write)
+            self._admit(body)
+
     def create(self, body: PatientRecord, principal: Principal) -> tuple[PatientView, int, dict[str, str]]:
         """Store a new record."""
         with self.accessing(principal) as view:
             _require(view.may_write)
-            self.check_birth_date(body)
-            record = body.model_dump(mode="json")
-            self.refuse_unproven(record)
             patient_id = str(uuid.uuid4())
             annotate(subject=patient_id, resource_id=patient_id)
             with self._unique(), self.kit.transaction() as connection:
-                patient = self.store.create(connection, patient_id, record)
+                patient = self.store.create(connection, patient_id, body.model_dump(mode="json"))
             headers = {"Location": f"/patients/{patient_id}", "ETag": domain.etag(1)}
             return self.shown(view, patient), 201, headers
 
@@ -92,18 +104,22 @@ class Service:
                 raise Problem(404, "patient_unknown", "There is no such patient.")
             return self.shown(view, patient), 200, {"ETag": domain.etag(patient.version)}
 
+    def admit_change(self, patient_id: uuid.UUID, body: PatientRecord, principal: Principal) -> None:
+        """Refuse a change that may not be made, before a transaction is open."""
+        annotate(subject=str(patient_id), resource_id=str(patient_id))
+        with self.accessing(principal, last=False) as view:
+            _require(view.may_write)
+            self._expected_version()
+            self._admit(body)
+
     def update(
         self, patient_id: uuid.UUID, body: PatientRecord, principal: Principal
     ) -> tuple[PatientView, int, dict[str, str]]:
         """Replace one record, if the caller has seen its current version."""
         key = str(patient_id)
-        annotate(subject=key, resource_id=key)
         with self.accessing(principal) as view:
             _require(view.may_write)
-            expected = self._expected_version()
-            self.check_birth_date(body)
-            record = body.model_dump(mode="json")
-            self.refuse_unproven(record)
+            expected, record = self._expected_version(), body.model_dump(mode="json")
             with self._unique(), self.kit.transaction() as connection:
                 if not self.store.exists(connection, key):
                     raise Problem(404, "patient_unknown", "There is no such patient.")
@@ -126,8 +142,12 @@ class Service:
             return SearchResult(total=1, patients=[self.shown(view, patient)])
 
     @contextmanager
-    def accessing(self, principal: Principal) -> Iterator[View]:
+    def accessing(self, principal: Principal, *, last: bool = True) -> Iterator[View]:
         """Give the caller's view, and count how the access ends.
+
+        Args:
+            principal: The caller.
+            last: Whether the access is over when this is left; a refusal always ends it.
 
         Raises:
             Problem: Role and purpose of use allow nothing.
@@ -142,12 +162,13 @@ class Service:
                 raise _forbidden()
             annotate(details={"view": view.name, "withheld": ",".join(view.withheld)})
             yield view
-            outcome = "ok"
+            outcome = "ok" if last else ""
         except Problem as problem:
             outcome = "denied" if problem.status == 403 else "failed"
             raise
         finally:
-            self.accesses.labels("patient", purpose, outcome).inc()
+            if outcome:
+                self.accesses.labels("patient", purpose, outcome).inc()
 
     def shown(self, view: View, patient: Patient) -> PatientView:
         """Return the one form in which a record leaves this service: its projection."""
@@ -213,6 +234,10 @@ class Service:
             raise Problem(404, "patient_unknown", "There is no such patient.")
         return Response(status=200, content_type="application/json")
 
+    def _admit(self, body: PatientRecord) -> None:
+        self.check_birth_date(body)
+        self.refuse_unproven(body.model_dump(mode="json"))
+
     def _expected_version(self) -> int:
         stated = request.headers.get("If-Match")
         if stated is None:
@@ -254,26 +279,26 @@ def create_app(
     transport: Mapping[str, WSGIApplication] | None = None,
 ) -> Flask:
     """Build the service."""
-    settings = settings or ServiceSettings.from_env(INFO)
-    obs = obs or Observability(settings.observability, controls=controls(lambda: service))
-    kit = Kit(INFO, settings, obs=obs, transport=transport)
+    kit = Kit(INFO, settings, obs=obs, transport=transport, controls=controls(lambda: service))
     kit.migrate(METADATA)
     service = Service(kit)
     kit.app.extensions[INFO.name] = service
     kit.post(
         "/patients", body=PatientRecord, returns={201: PatientView}, scope="patient:write", audit="patient.create",
-        resource_type="patient", idempotent=True, summary="Store a record",
+        resource_type="patient", idempotent=True, before=service.admit_new, headers=(PURPOSE,),
+        summary="Store a record",
     )(service.create)  # fmt: skip
     kit.get(
         "/patients/<uuid:patient_id>", returns={200: PatientView}, scope="patient:read", audit="patient.read",
-        resource_type="patient", summary="Show a record",
+        resource_type="patient", headers=(PURPOSE,), summary="Show a record",
     )(service.read)  # fmt: skip
     kit.put(
         "/patients/<uuid:patient_id>", body=PatientRecord, returns={200: PatientView}, scope="patient:write",
-        audit="patient.update", resource_type="patient", summary="Replace a record (If-Match)",
+        audit="patient.update", resource_type="patient", before=service.admit_change, headers=(PURPOSE, IF_MATCH),
+        problems=(409, 412, 428), summary="Replace a record (If-Match)",
     )(service.update)  # fmt: skip
     kit.post(
         "/patients/search", body=Search, returns={200: SearchResult}, scope="patient:read", audit="patient.search",
-        resource_type="patient", summary="Find a record by identifier",
+        resource_type="patient", headers=(PURPOSE,), summary="Find a record by identifier",
     )(service.search)  # fmt: skip
     return kit.finish(checks={"encryption_key": service.key_is_private})
