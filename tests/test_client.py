@@ -30,9 +30,9 @@ from opentelemetry.trace import (
 )
 
 from healthobs import _runtime
-from healthobs import client as client_module
 from healthobs._runtime import use
 from healthobs.client import Client, ClientResponse
+from healthobs.client import client as client_module
 from healthobs.clock import Clock
 from healthobs.config import Settings
 from healthobs.exceptions import ClientError, ConfigurationError
@@ -423,7 +423,7 @@ class TestClient:
     def test_importing_loads_no_http_library(self) -> None:
         """`healthobs.client` can be imported where the extra is not installed; making a client names it."""
         code = (
-            "import sys, healthobs.client as c; assert 'urllib3' not in sys.modules\n"
+            "import sys, healthobs.client.client as c; assert 'urllib3' not in sys.modules\n"
             "sys.modules['urllib3'] = None\n"
             "try: c.Client('http://h', peer='p')\n"
             "except c.ConfigurationError as e: print(e)"

@@ -28,7 +28,6 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from healthobs import Observability, Settings
-from healthobs._identifiers import luhn
 from healthobs.audit import open_trail
 from healthobs.audit.checkpoint import Signer
 from healthobs.clock import Clock
@@ -56,6 +55,7 @@ from healthobs.compliance.selfcall import CANARY
 from healthobs.exceptions import TokenError
 from healthobs.flask import init_app
 from healthobs.redaction import Redactor
+from healthobs.redaction.identifiers import luhn
 from healthobs.tokens import Verifier
 from healthobs.tracing import RedactingSpanExporter
 
@@ -225,7 +225,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     built: list[Service] = []
     # The state of the machine's clock is part of the environment that tests set.
     monkeypatch.setattr(
-        "healthobs._control_wiring.library_controls",
+        "healthobs.compliance.wiring.library_controls",
         lambda: library_controls(kernel_clock=lambda: built[-1].kernel if built else IN_SYNC),
     )
 

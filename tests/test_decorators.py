@@ -37,7 +37,7 @@ from healthobs import (
     traced,
     use,
 )
-from healthobs._binding import _drops_with_parent
+from healthobs.decorators.binding import _drops_with_parent
 from healthobs.http import Exchange, HttpServer
 from healthobs.testing import Capture
 

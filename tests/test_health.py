@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from healthobs import _runtime
-from healthobs._check_decorators import pending
 from healthobs.clock import Clock
 from healthobs.exceptions import InstrumentationError
 from healthobs.health import (
@@ -31,6 +30,7 @@ from healthobs.health import (
     readiness_check,
     register_builtin_checks,
 )
+from healthobs.health.decorators import pending
 
 MOMENT = datetime(2025, 11, 23, 10, 30, tzinfo=UTC)
 

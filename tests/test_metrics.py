@@ -9,10 +9,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from healthobs._exposition import PrefixCollector
 from healthobs.config import Settings
 from healthobs.exceptions import LabelError, MetricNameError
 from healthobs.metrics import DEFAULT_BUCKETS, OVERFLOW, Metrics
+from healthobs.metrics.exposition import PrefixCollector
 from healthobs.redaction import Redactor
 
 

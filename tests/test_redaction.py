@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from healthobs import _runtime
-from healthobs._keys import ALLOWED, Action, classify, words
 from healthobs.redaction import Phi, Redactor
+from healthobs.redaction.keys import ALLOWED, Action, classify, words
 
 NEEDLE = "078-05-1120"
 
@@ -397,7 +397,7 @@ class TestFaults:
 
         counted: Counter[tuple[str, str]] = Counter()
         redactor = Redactor(on_redaction=lambda signal, kind: counted.update([(signal, kind)]))
-        monkeypatch.setattr("healthobs.redaction.scan", fail)
+        monkeypatch.setattr("healthobs.redaction.redactor.scan", fail)
         assert redactor.text("x", signal="trace") == "[PHI:error]"
         assert redactor.value("step", "x") == "[PHI:error]"
         assert redactor.mapping({"step": "x"}) == {"[PHI:error]": "[PHI:key]"}

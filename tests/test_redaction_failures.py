@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from healthobs._failures import _raised_literal
 from healthobs.redaction import ExceptionFacts, describe_exception
+from healthobs.redaction.failures import _raised_literal
 
 NEEDLE = "078-05-1120"
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from healthobs._identifiers import is_card, luhn
-from healthobs._scan import SCAN_LIMIT, find, scan
+from healthobs.redaction.identifiers import is_card, luhn
+from healthobs.redaction.scan import SCAN_LIMIT, find, scan
 
 FOUND = [
     ("078-05-1120", "ssn"),
@@ -167,7 +167,7 @@ class TestScan:
 
     def test_a_text_that_keeps_revealing_more_is_replaced(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The passes are bounded; when they do not end, nothing of the text leaves."""
-        monkeypatch.setattr("healthobs._scan._scan_once", lambda text: (f"{text}x", ("id",)))
+        monkeypatch.setattr("healthobs.redaction.scan._scan_once", lambda text: (f"{text}x", ("id",)))
         assert scan("some 1 text")[0] == "[PHI:length]"
 
     def test_a_long_record_number_goes_whole(self) -> None:

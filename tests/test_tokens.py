@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from healthobs import _jwks
 from healthobs.clock import Clock
 from healthobs.exceptions import ConfigurationError, TokenError
 from healthobs.tokens import CODES, MAX_TOKEN_BYTES, CachedJwks, Claims, Verifier
+from healthobs.tokens import jwks as _jwks
 
 NOW = 1_800_000_000
 ISSUER = "https://auth.example"

@@ -19,10 +19,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from healthobs._keys import Action, classify
 from healthobs.config import Settings
 from healthobs.exceptions import ConfigurationError
 from healthobs.redaction import Phi, Redactor, describe_exception
+from healthobs.redaction.keys import Action, classify
 from healthobs.tracing import (
     LazyExporter,
     RedactingSpanExporter,

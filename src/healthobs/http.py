@@ -27,8 +27,8 @@ from opentelemetry.trace import (
 )
 
 from healthobs import headers as header_fields
-from healthobs._exposition import PrefixCollector
-from healthobs._plan import Classified
+from healthobs.decorators.plan import Classified
+from healthobs.metrics.exposition import PrefixCollector
 from healthobs.redaction import describe_exception
 from healthobs.tracing import parse_traceparent, record_exception
 

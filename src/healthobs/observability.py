@@ -142,7 +142,7 @@ class Observability:
     def _build_controls(self, controls: Sequence[Control]) -> ControlEngine | None:
         if not controls and not self.settings.endpoints:
             return None
-        from healthobs._control_wiring import build_engine
+        from healthobs.compliance.wiring import build_engine
 
         return build_engine(self, controls)
 

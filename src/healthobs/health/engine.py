@@ -1,12 +1,4 @@
-"""Liveness and readiness of one service, in words that cannot leak anything.
-
-Liveness asks liveness checks only: restarting a service does not mend its database (Kubernetes,
-"Configure Liveness, Readiness and Startup Probes"). Readiness asks all its checks in parallel, each under
-its own timeout, and answers within `ANSWER_BUDGET_SECONDS`. Words: ``ready degraded not_ready timeout
-starting draining`` for readiness, ``ok failed`` for liveness; no exception text, ever.
-
-Limits: state is per process; checks run when somebody asks, never on a metrics scrape.
-"""
+"""Runs the checks of one service and answers liveness and readiness from their words."""
 
 from __future__ import annotations
 
@@ -15,8 +7,9 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from healthobs._check_decorators import health_check, pending, readiness_check
-from healthobs._checks import (
+from healthobs.clock import Clock, rfc3339
+from healthobs.exceptions import InstrumentationError
+from healthobs.health.checks import (
     ANSWER_BUDGET_SECONDS,
     GOOD,
     LIFECYCLE,
@@ -26,19 +19,7 @@ from healthobs._checks import (
     OnTransition,
     make_spec,
 )
-from healthobs.clock import Clock, rfc3339
-from healthobs.exceptions import InstrumentationError
-
-__all__ = [
-    "ANSWER_BUDGET_SECONDS",
-    "Degraded",
-    "Health",
-    "OnTransition",
-    "gauge_value",
-    "health_check",
-    "readiness_check",
-    "register_builtin_checks",
-]
+from healthobs.health.decorators import pending
 
 Lifecycle = Literal["starting", "ready", "draining"]
 #: Seconds without a further failed export after which ``tracing`` is ready again.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from healthobs import _runtime
-from healthobs._binding import OK, Binding
+from healthobs.decorators.binding import OK, Binding
 from healthobs.exceptions import AuditWriteError
 
 if TYPE_CHECKING:

@@ -1,11 +1,4 @@
-"""Traces: an own tracer provider whose every exporter redacts, and `traceparent` in and out.
-
-Standards: OpenTelemetry trace SDK and semantic conventions (stable ones), W3C Trace Context level 1 §3.2,
-OTLP over HTTP. Spans are redacted on export, see `RedactingSpanExporter`.
-
-Limits: the process-wide tracer provider is never touched; sampler and span limits come from the SDK's own
-`OTEL_*` variables.
-"""
+"""The tracer provider of one service, and `traceparent` in and out (W3C Trace Context §3.2)."""
 
 from __future__ import annotations
 
@@ -33,21 +26,10 @@ from opentelemetry.trace import (
     TraceState,
 )
 
-from healthobs._exporters import OUR_EXCEPTION, LazyExporter, RedactingSpanExporter
 from healthobs.config import Settings
 from healthobs.exceptions import ConfigurationError
 from healthobs.redaction import ExceptionFacts, Redactor
-
-__all__ = [
-    "LazyExporter",
-    "RedactingSpanExporter",
-    "Tracing",
-    "build_resource",
-    "build_tracing",
-    "format_traceparent",
-    "parse_traceparent",
-    "record_exception",
-]
+from healthobs.tracing.exporters import OUR_EXCEPTION, LazyExporter, RedactingSpanExporter
 
 _logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from healthobs._checks import make_spec
 from healthobs._runtime import current_or_none
 from healthobs.exceptions import InstrumentationError
+from healthobs.health.checks import make_spec
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -40,7 +40,7 @@ class Pending:
         return taken
 
 
-pending = Pending()
+pending: Pending = Pending()
 
 
 @overload

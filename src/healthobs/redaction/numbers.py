@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from itertools import pairwise, product
 
-from healthobs._identifiers import (
+from healthobs.redaction.identifiers import (
     is_card,
     is_compact_date,
     is_date,

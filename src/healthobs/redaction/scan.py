@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import re
 
-from healthobs import _numbers
-from healthobs._fold import fold
-from healthobs._identifiers import is_dea, is_iban, is_vin
+from healthobs.redaction import numbers
+from healthobs.redaction.fold import fold
+from healthobs.redaction.identifiers import is_dea, is_iban, is_vin
 
 #: Characters of a text that are scanned; what follows is replaced by ``[PHI:length]``.
 SCAN_LIMIT = 4096
@@ -211,7 +211,7 @@ def find(shadow: str) -> list[Finding]:
         if not _TELLING_WORDS.isdisjoint(_WORD.findall(shadow)):
             _after_words(shadow, found)
         if digits >= _FEWEST_DIGITS:
-            _numbers.find_numbers(shadow, found)
+            numbers.find_numbers(shadow, found)
             _tokens(shadow, found)
         if "ey" in shadow:
             found += [(*match.span(), "secret") for match in _JWT.finditer(shadow)]
@@ -278,7 +278,7 @@ def _hex_addresses(shadow: str, found: list[Finding]) -> None:
     for match in _COLONS.finditer(shadow):
         before = shadow[match.start() - 1 : match.start()]
         after = shadow[match.end() : match.end() + 1]
-        if not before.isalnum() and not after.isalnum() and _numbers.is_ipv6(match.group().rstrip(".")):
+        if not before.isalnum() and not after.isalnum() and numbers.is_ipv6(match.group().rstrip(".")):
             found.append((*match.span(), "ip"))
 
 

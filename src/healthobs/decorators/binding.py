@@ -10,7 +10,7 @@ from opentelemetry.context import Context, get_current
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanKind, Tracer, set_span_in_context
 
-from healthobs._plan import Counted, Plan
+from healthobs.decorators.plan import Audited, Counted, Plan
 
 if TYPE_CHECKING:
     from healthobs.metrics import Child, Instrument
@@ -48,34 +48,39 @@ class Binding:
 
     def __init__(self, name: str, plan: Plan, obs: Observability) -> None:
         on = not obs.settings.disabled
-        self.obs, self.plan, self.name = obs, plan, name
+        self.obs: Observability = obs
+        self.plan: Plan = plan
+        self.name: str = name
         self.event: str = obs.redactor.text(name)
-        self.wall_ns, self.monotonic_ns = obs.clock.wall_ns, obs.clock.monotonic_ns
+        self.wall_ns: Callable[[], int] = obs.clock.wall_ns
+        self.monotonic_ns: Callable[[], int] = obs.clock.monotonic_ns
         self._complained: set[str] = set()
         self.dropping: object = self
         self._exemplar_due_ns, self._exemplar_seconds = 0, 0.0
         traced = plan.traced if on else None
         self.tracer: Tracer | None = obs.tracing.tracer if traced else None
-        self.kind = SpanKind[traced.kind.upper()] if traced else SpanKind.INTERNAL
-        self.attributes = dict(traced.attributes) if traced and traced.attributes else None
-        self.inherits = traced is not None and _drops_with_parent(obs.tracing.provider)
-        self.exemplars = traced is not None and obs.settings.exemplars
-        self.level = plan.logged if on else None
+        self.kind: SpanKind = SpanKind[traced.kind.upper()] if traced else SpanKind.INTERNAL
+        self.attributes: dict[str, Any] | None = (
+            dict(traced.attributes) if traced and traced.attributes else None
+        )
+        self.inherits: bool = traced is not None and _drops_with_parent(obs.tracing.provider)
+        self.exemplars: bool = traced is not None and obs.settings.exemplars
+        self.level: str | None = plan.logged if on else None
         self.samples: dict[str, Child] | None = None
         self.counters: dict[str, Child] | None = None
         self.running: Child | None = None
         self.own_counters: list[OwnCounter] = []
         if on:
             self._bind_metrics()
-        self.measured = any((self.samples, self.counters, self.own_counters))
+        self.measured: bool = any((self.samples, self.counters, self.own_counters))
         audited = plan.audited
-        self.policy = audited.policy if audited and audited.policy else obs.settings.audit_policy
+        self.policy: str = audited.policy if audited and audited.policy else obs.settings.audit_policy
         insists = audited is not None and audited.policy == "deny"
         # A service that keeps no trail answers all the same, unless the function itself insists on an entry.
-        self.audited = audited if obs.audit is not None or insists else None
+        self.audited: Audited | None = audited if obs.audit is not None or insists else None
         others = (self.measured, self.running, self.level, self.audited, plan.classified)
         #: True when only the span is left to ask for, or nothing at all.
-        self.spans_only = not any(others)
+        self.spans_only: bool = not any(others)
 
     def _bind_metrics(self) -> None:
         plan, metrics = self.plan, self.obs.metrics

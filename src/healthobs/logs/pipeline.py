@@ -1,13 +1,4 @@
-"""Logs: one redacted JSON object per line, with the ids of the current span.
-
-``{"timestamp", "level", "event", "service", "trace_id", "span_id", …fields}``; timestamps are RFC 3339 with
-microseconds in UTC. One `write` per line, so that threads and forked processes do not mix lines. structlog
-loggers and, when asked, the standard library's root logger give the same lines; neither is configured
-globally.
-
-Limits: text is scanned for patterns, not understood: put values into fields, not into the event. Loggers of
-other libraries with handlers of their own and `propagate = False` are not captured.
-"""
+"""The log pipeline of one service: levels, fields, ids of the current span, one write per line."""
 
 from __future__ import annotations
 
@@ -26,9 +17,9 @@ import structlog
 from opentelemetry import trace
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
-from healthobs._stdlib_logs import StdlibCapture
 from healthobs.clock import Clock
 from healthobs.config import Settings
+from healthobs.logs.stdlib import StdlibCapture
 from healthobs.redaction import Redactor, describe_exception
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}

@@ -1,13 +1,4 @@
-"""Calls another service over HTTP: span, `traceparent`, request id, metrics, timeout and careful retries.
-
-Span and metric names are those of the stable OpenTelemetry semantic conventions (HTTP spans, HTTP metrics
-1.23+); `traceparent` is W3C Trace Context §3.2. The route template is recorded, never the path it became,
-its query, or a body: identifiers of patients travel there.
-
-Each attempt is one span and one sample; a repeated one carries `http.request.resend_count`.
-
-Limits: answers are read whole into memory; redirects are handed back, not followed; no circuit breaker.
-"""
+"""The client for one other service; each attempt is one span and one sample."""
 
 from __future__ import annotations
 
@@ -21,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
-from healthobs._outbound import Recorder
+from healthobs.client.outbound import Recorder
 from healthobs.exceptions import ClientError, ConfigurationError
 
 if TYPE_CHECKING:

@@ -1,11 +1,4 @@
-"""Metrics: instruments on prometheus_client that stay bounded, and the exposition of a registry.
-
-Formats: Prometheus text exposition 0.0.4 and OpenMetrics 1.0, by content negotiation. HTTP metrics are
-recorded once, under the stable OpenTelemetry names, and shown a second time under the service's prefix.
-
-Limits: in multiprocess mode (`PROMETHEUS_MULTIPROC_DIR`) exemplars are not shown, and a second registry
-of one process that records raises, because its samples would mix with the first one's.
-"""
+"""Counters, gauges and histograms on prometheus_client whose number of series is bounded."""
 
 from __future__ import annotations
 
@@ -20,9 +13,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from healthobs._exposition import PrefixCollector, render
 from healthobs.config import Settings
 from healthobs.exceptions import LabelError, MetricNameError
+from healthobs.metrics.exposition import PrefixCollector, render
 from healthobs.redaction import Redactor
 
 #: Go's `DefBuckets`, in seconds; explicit, because the Python client's defaults have three bounds more.

@@ -19,10 +19,10 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Span, Status, StatusCode, get_current_span, set_span_in_context
 
 from healthobs import _runtime
-from healthobs._audited import append_entry
-from healthobs._binding import CANCELLED, ERROR, OK, SPAN_KEY, Binding
 from healthobs._callables import target
-from healthobs._plan import Plan
+from healthobs.decorators.audit_entry import append_entry
+from healthobs.decorators.binding import CANCELLED, ERROR, OK, SPAN_KEY, Binding
+from healthobs.decorators.plan import Plan
 from healthobs.exceptions import InstrumentationError
 from healthobs.redaction import describe_exception
 from healthobs.tracing import record_exception
@@ -49,8 +49,8 @@ class Operation:
 
     def __init__(self, fn: Any, plan: Plan) -> None:
         inner = target(fn)
-        self.plan = plan
-        self.name = plan.name or _qualified_name(inner)
+        self.plan: Plan = plan
+        self.name: str = plan.name or _qualified_name(inner)
         self._signature = _signature(inner, plan) if plan.capture else None
         self._binding: Binding | None = None
 

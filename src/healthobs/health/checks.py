@@ -112,7 +112,7 @@ class Check:
 
     def __init__(self, spec: Spec, clock: Clock, on_transition: OnTransition | None = None) -> None:
         self.spec = spec
-        self.word = FIRST_WORD[spec.kind]
+        self.word: str = FIRST_WORD[spec.kind]
         self._clock = clock
         self._on_transition = on_transition
         self._lock = threading.Lock()

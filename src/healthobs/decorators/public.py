@@ -1,11 +1,4 @@
-"""The decorators: each adds a part to the function's one plan, and however many there are, there is one wrapper.
-
-A decorator does only static work at import; which `Observability` is meant is asked at each call, so
-decorating before configuring works. They may be stacked in any order, and above or below `classmethod` and
-`staticmethod`. A foreign decorator in between ends the fusion: what is above it observes its calls.
-
-Limits: no argument and no result is recorded unless `fields`, `labels` or `amount` name it.
-"""
+"""The public decorators: each checks its arguments and adds its part to the plan."""
 
 from __future__ import annotations
 
@@ -14,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args, overload
 
 from healthobs import _callables
-from healthobs._observer import Operation
-from healthobs._plan import Audited, Classified, Counted, Plan, Traced
 from healthobs.config import AuditPolicy, LogLevel
+from healthobs.decorators.observer import Operation
+from healthobs.decorators.plan import Audited, Classified, Counted, Plan, Traced
 from healthobs.exceptions import InstrumentationError, LabelError, MetricNameError
 
 _F = TypeVar("_F", bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]")

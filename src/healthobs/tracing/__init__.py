@@ -1,0 +1,29 @@
+"""Traces: an own tracer provider whose every exporter redacts, and `traceparent` in and out.
+
+Standards: OpenTelemetry trace SDK and semantic conventions (stable ones), W3C Trace Context level 1 §3.2,
+OTLP over HTTP. Spans are redacted on export, see `RedactingSpanExporter`.
+
+Limits: the process-wide tracer provider is never touched; sampler and span limits come from the SDK's own
+`OTEL_*` variables.
+"""
+
+from healthobs.tracing.exporters import LazyExporter, RedactingSpanExporter
+from healthobs.tracing.provider import (
+    Tracing,
+    build_resource,
+    build_tracing,
+    format_traceparent,
+    parse_traceparent,
+    record_exception,
+)
+
+__all__ = [
+    "LazyExporter",
+    "RedactingSpanExporter",
+    "Tracing",
+    "build_resource",
+    "build_tracing",
+    "format_traceparent",
+    "parse_traceparent",
+    "record_exception",
+]
