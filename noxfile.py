@@ -42,7 +42,7 @@ def _groups(*names: str) -> list[str]:
 
 
 def _run_tests(session: nox.Session, *arguments: str) -> None:
-    session.run("coverage", "run", "-m", "pytest", *arguments, *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "-n", "auto", *arguments, *session.posargs)
 
 
 @nox.session(python=[*PYTHONS, *NEWER])
@@ -100,7 +100,7 @@ def package(session: nox.Session) -> None:
     ignore = shutil.ignore_patterns(".git", ".nox", ".venv*", "src", "__pycache__", ".hypothesis", ".*_cache")
     shutil.copytree(".", bare, ignore=ignore)
     with session.chdir(bare):
-        session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *session.posargs)
+        session.run("python", "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider", *session.posargs)
 
 
 @nox.session

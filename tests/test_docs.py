@@ -39,4 +39,4 @@ class TestReadme:
             assert "--require-hashes" in command
             assert "--no-deps --no-build-isolation . ./reference_services" in command
         assert demo.endswith(".venv/bin/healthobs demo")
-        assert tests.endswith(".venv/bin/python -m pytest")
+        assert tests.endswith(".venv/bin/python -m pytest -n auto")

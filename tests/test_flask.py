@@ -59,8 +59,8 @@ class TestInitApp:
     @pytest.mark.parametrize(
         ("path", "route", "status"),
         [
-            ("/patients/4711", "/patients/<patient_id>", 200),
-            ("/nope/4711", "unmatched", 404),
+            ("/patients/pt-4711", "/patients/<patient_id>", 200),
+            ("/nope/pt-4711", "unmatched", 404),
             ("/broken", "/broken", 500),
             ("/gone", "/gone", 410),
             ("/stream", "/stream", 200),
@@ -79,7 +79,7 @@ class TestInitApp:
             if found["event"] == "http_request"
         ]
         assert (response.status_code, line["route"], line["status"]) == (status, route, status)
-        assert "4711" not in stream.getvalue()
+        assert "pt-4711" not in stream.getvalue()
         assert "078-05-1120" not in stream.getvalue()
 
     def test_method_not_allowed(self, obs: Observability) -> None:
