@@ -41,8 +41,8 @@ def _groups(*names: str) -> list[str]:
     return list(nox.project.dependency_groups(PYPROJECT, *names))
 
 
-def _run_tests(session: nox.Session, *arguments: str) -> None:
-    session.run("coverage", "run", "-m", "pytest", "-n", "auto", *arguments, *session.posargs)
+def _run_tests(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
+    session.run("coverage", "run", "-m", "pytest", "-n", "auto", *arguments, *session.posargs, env=env)
 
 
 @nox.session(python=[*PYTHONS, *NEWER])
@@ -87,20 +87,30 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def package(session: nox.Session) -> None:
     """Build both distributions, check them, and run the suite against the wheels with `src` out of reach."""
-    _locked(session)
+    session.install(*_groups("tests", "package"), "hatchling")
     dist = Path(session.create_tmp(), "dist").resolve()
     shutil.rmtree(dist, ignore_errors=True)
     for project in (".", SERVICES):
         session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), project)
     session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
-    session.run("check-wheel-contents", *map(str, dist.glob("*.whl")))
-    session.install("--no-deps", "--force-reinstall", *map(str, dist.glob("*.whl")))
+    wheels = sorted(map(str, dist.glob("*.whl")))
+    session.run("check-wheel-contents", *wheels)
+    library, services = wheels
+    session.install(
+        "--reinstall-package",
+        "healthobs",
+        "--reinstall-package",
+        "reference-services",
+        f"{library}[all]",
+        services,
+    )
     bare = dist.parent / "bare"
     shutil.rmtree(bare, ignore_errors=True)
     ignore = shutil.ignore_patterns(".git", ".nox", ".venv*", "src", "__pycache__", ".hypothesis", ".*_cache")
     shutil.copytree(".", bare, ignore=ignore)
+    measured = {"COVERAGE_FILE": str(Path(".coverage").resolve())}
     with session.chdir(bare):
-        session.run("python", "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider", *session.posargs)
+        _run_tests(session, "-p", "no:cacheprovider", env=measured)
 
 
 @nox.session

@@ -249,7 +249,7 @@ class TestProcess:
         status, word, errors = refusal(answer)
         assert (status, word) == (422, "invalid_request")
         assert errors == [(pointer, code)]
-        assert "4242" not in answer.get_data(as_text=True)
+        assert "42424242" not in answer.get_data(as_text=True).replace("-", "")
         assert gateway.database("SELECT * FROM payment") == []
 
     @pytest.mark.parametrize("path", ["/process", "/charge", "/tokens"])
