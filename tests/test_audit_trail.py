@@ -25,8 +25,7 @@ from hypothesis import strategies as st
 import healthobs.audit
 from healthobs.audit import AuditDraft, merkle, open_trail, reading, writer
 from healthobs.audit.checkpoint import Verifier, open_checkpoint
-from healthobs.audit.sqlite import connect_pragmas, wal_is_safe
-from healthobs.audit.store import path_of
+from healthobs.audit.sqlite import SqliteStore, connect_pragmas, path_of, wal_is_safe
 from healthobs.audit.trail import AuditTrail
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, AuditTamperedError, AuditWriteError, ConfigurationError
@@ -123,7 +122,7 @@ class TestOpenTrail:
         with pytest.raises(ConfigurationError, match="does not hold the key"):
             make_trail()
 
-    @pytest.mark.parametrize("url", ["", "sqlite://", "sqlite:///", "sqlite:///:memory:", "postgresql:///x"])
+    @pytest.mark.parametrize("url", ["", "sqlite://", "sqlite:///", "sqlite:///:memory:", "mysql:///x"])
     def test_url_must_name_a_file(self, url: str) -> None:
         """A database in memory, or of another kind, is no audit trail."""
         with pytest.raises(ConfigurationError, match="sqlite:///PATH"):
@@ -176,8 +175,8 @@ class TestOpenTrail:
         self, make_trail: MakeTrail, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A schema that could not be written whole is not written at all."""
-        monkeypatch.setattr(healthobs.audit.store, "_TABLES", ("CREATE TABLE log (x)", "CREATE nonsense"))
-        with pytest.raises(AuditError, match="cannot be opened"):
+        monkeypatch.setattr(healthobs.audit.sqlite, "_TABLES", ("CREATE TABLE log (x)", "CREATE nonsense"))
+        with pytest.raises(AuditError, match="SQLITE_ERROR"):
             make_trail()
         monkeypatch.undo()
         assert make_trail().append(READ).index == 0
@@ -290,7 +289,8 @@ class TestFailure:
 
     def test_read_only_database(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
         """A store that may only be read refuses the entry; once it may be written, the trail goes on."""
-        monkeypatch.setattr(writer.store, "connect", writer.store.connect_read_only)
+        connect = SqliteStore.connect
+        monkeypatch.setattr(SqliteStore, "connect", lambda self, **_: connect(self, read_only=True))
         with pytest.raises(AuditWriteError, match="SQLITE_READONLY"):
             trail.append(READ)
         with pytest.raises(AuditError, match="SQLITE_READONLY"):
@@ -504,7 +504,7 @@ class TestHealth:
     def test_missing_file(self, trail: AuditTrail) -> None:
         """Without its file the trail is not healthy, and makes no new one."""
         trail.path.unlink()
-        with pytest.raises(AuditError, match="SQLITE_CANTOPEN"):
+        with pytest.raises(AuditError, match="No such file"):
             trail.health()
         assert not trail.path.exists()
 
@@ -555,7 +555,7 @@ class TestAcceptedChanges:
         _execute(trail.path, "DROP TRIGGER entry_no_replace")
         assert trail.accepted_changes() == ()
         _execute(trail.path, "DROP TRIGGER entry_no_gap")
-        assert trail.accepted_changes() == ("REPLACE", "gap")
+        assert trail.accepted_changes() == ("gap", "REPLACE")
 
 
 class TestCheckpoint:
@@ -856,7 +856,7 @@ class TestConnectPragmas:
     ) -> None:
         """Append, read and verify work with a rollback journal and with write-ahead logging."""
         pragmas = connect_pragmas(version)
-        monkeypatch.setattr("healthobs.audit.store.connect_pragmas", lambda: pragmas)
+        monkeypatch.setattr("healthobs.audit.sqlite.connect_pragmas", lambda: pragmas)
         trail = make_trail()
         for _ in range(3):
             trail.append(READ)
@@ -889,7 +889,7 @@ def _execute(path: Path, *statements: str) -> None:
 
 def _damage(path: Path, *statements: str) -> None:
     """Do to the file what only somebody with write access to it can: drop the guards first."""
-    guards = list(healthobs.audit.store.GUARDS)
+    guards = list(healthobs.audit.sqlite.GUARDS)
     _execute(path, *(f"DROP TRIGGER IF EXISTS {name}" for name in guards), *statements)
 
 

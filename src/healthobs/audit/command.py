@@ -10,7 +10,6 @@ import argparse
 import base64
 import contextlib
 import json
-import sqlite3
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 from healthobs.audit import reading, store, verification
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.records import Checkpoint
+from healthobs.audit.sqlite import SqliteStore
+from healthobs.audit.store import Connection, StoreError
 from healthobs.audit.trail import consistency, inclusion
 from healthobs.exceptions import AuditTamperedError, HealthobsError
 
@@ -72,17 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     chosen = parser().parse_args(argv)
     try:
-        with contextlib.closing(store.connect_read_only(chosen.path)) as connection:
+        with contextlib.closing(SqliteStore(chosen.path).connect(read_only=True)) as connection:
             return _Command(chosen, connection).run()
     except AuditTamperedError as exc:
         print(f"TAMPERED: {exc}", file=sys.stderr)  # noqa: T201
         return TAMPERED
+    except StoreError as exc:
+        return _cannot_say(f"the file cannot be read ({exc.code})")
     except (HealthobsError, ValueError) as exc:
         return _cannot_say(str(exc))
-    except sqlite3.Error as exc:
-        return _cannot_say(
-            f"the file cannot be read ({getattr(exc, 'sqlite_errorname', None) or 'no database'})"
-        )
     except OSError as exc:
         return _cannot_say(f"the file cannot be opened ({exc.strerror or type(exc).__name__})")
 
@@ -95,7 +94,7 @@ def _cannot_say(why: str) -> int:
 class _Command:
     """One command on one trail that is open for reading."""
 
-    def __init__(self, chosen: argparse.Namespace, connection: sqlite3.Connection) -> None:
+    def __init__(self, chosen: argparse.Namespace, connection: Connection) -> None:
         self._chosen = chosen
         self._connection = connection
         log = store.read_log(connection)
@@ -175,11 +174,11 @@ class _Command:
 
     def _signed_root(self, size: int) -> bytes | None:
         """Return the root that was signed at `size`; None when no batch ended there."""
-        row = self._connection.execute("SELECT note FROM checkpoint WHERE size = ?", (size,)).fetchone()
-        return None if row is None else self._opened(row[0], f"checkpoint of size {size}").root
+        rows = self._connection.execute("SELECT note FROM checkpoint WHERE size = ?", (size,))
+        return self._opened(rows[0][0], f"checkpoint of size {size}").root if rows else None
 
     def _export(self) -> int:
-        rows = self._connection.execute("SELECT idx, leaf, CAST(body AS BLOB) FROM entry ORDER BY idx")
+        rows = self._connection.execute("SELECT idx, leaf, body FROM entry ORDER BY idx")
         for index, leaf, body in rows:
             _out(json.dumps(reading.decoded(index, leaf, body), ensure_ascii=False))
         return GOOD

@@ -5,17 +5,16 @@ Limits: an existing log keeps its origin and key for ever; keys cannot be rotate
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import secrets
-import sqlite3
 from pathlib import Path
 
 from healthobs.audit import keys, merkle, store
 from healthobs.audit.checkpoint import Signer
+from healthobs.audit.sqlite import SqliteStore, path_of
+from healthobs.audit.store import Store
 from healthobs.audit.trail import AuditTrail
 from healthobs.clock import Clock
-from healthobs.exceptions import AuditError, ConfigurationError
+from healthobs.exceptions import ConfigurationError
 from healthobs.redaction import Redactor
 
 
@@ -32,9 +31,10 @@ def open_trail(
     """Open the audit trail at `url`, which is made first when missing.
 
     Args:
-        url: ``sqlite:///PATH``; the file belongs to the trail alone.
+        url: ``sqlite:///PATH`` or ``postgresql://...``; the file, or the schema ``healthobs_audit``, is the trail's alone.
         service: Name of the service, in each entry and in the origin of a new log.
-        key_file: Ed25519 key in PEM form, made 0600 when missing; default the database file's name and ``.key``.
+        key_file: Ed25519 key in PEM form, made 0600 when missing; default the database file's name and
+            ``.key``.
         clock: Default the system's.
         origin: Origin of a new log; default ``healthobs.example/<service>/<random>``. An existing log keeps its
             own, and another one given here is refused.
@@ -45,19 +45,16 @@ def open_trail(
         ConfigurationError: URL, key file or origin cannot be used, or cryptography is not installed.
         AuditError: The file is no audit trail, or of a newer format.
     """
-    path = store.path_of(url)
-    key_file = key_file or path.with_name(path.name + ".key")
-    store.create_file(path)
-    try:
-        signer = _initialise(path, key_file, service, origin)
-    except (sqlite3.Error, OSError) as exc:
-        name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
-        raise AuditError(
-            f"the audit database cannot be opened ({name}); check the file and its disk"
-        ) from None
+    place = store_of(url)
+    if key_file is None:
+        if place.path is None:
+            raise ConfigurationError(
+                "an audit trail in PostgreSQL needs audit_key_file: name the signing key"
+            )
+        key_file = place.path.with_name(place.path.name + ".key")
     return AuditTrail(
-        path,
-        signer,
+        place,
+        _initialise(place, key_file, service, origin),
         service=service,
         clock=clock or Clock(),
         redactor=redactor or Redactor(),
@@ -65,25 +62,26 @@ def open_trail(
     )
 
 
-def _initialise(path: Path, key_file: Path, service: str, origin: str | None) -> Signer:
+def store_of(url: str) -> Store:
+    """Return the store that `url` names: ``sqlite:///PATH`` or ``postgresql://...``.
+
+    Raises:
+        ConfigurationError: The URL is neither, or what it needs is not installed.
+    """
+    return SqliteStore(path_of(url))
+
+
+def _initialise(place: Store, key_file: Path, service: str, origin: str | None) -> Signer:
     """Make schema and key where missing, one process at a time, and return the signer of the log."""
-    with open(store.open_lock(path), "rb") as lock_file:  # noqa: PTH123  # a descriptor
-        fcntl.flock(lock_file, fcntl.LOCK_EX)
-        with contextlib.closing(store.connect(path)) as connection:
-            known = store.read_log(connection)
-            if known is not None:
-                return _known_signer(known, key_file, origin)
-            log_id = secrets.token_hex(4)
-            signer = Signer(origin or f"healthobs.example/{service}/{log_id}", keys.load_or_create(key_file))
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                note = signer.checkpoint(0, merkle.EMPTY_ROOT).note
-                store.create_schema(connection, signer.name, signer.vkey, note)
-                connection.execute("COMMIT")
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            return signer
+    with place.initialising() as connection:
+        known = store.read_log(connection)
+        if known is not None:
+            return _known_signer(known, key_file, origin)
+        log_id = secrets.token_hex(4)
+        signer = Signer(origin or f"healthobs.example/{service}/{log_id}", keys.load_or_create(key_file))
+        note = signer.checkpoint(0, merkle.EMPTY_ROOT).note
+        store.begin_log(connection, signer.name, signer.vkey, note)
+        return signer
 
 
 def _known_signer(known: tuple[str, str], key_file: Path, origin: str | None) -> Signer:

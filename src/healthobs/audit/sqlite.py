@@ -1,21 +1,73 @@
-"""How SQLite is opened so that what it acknowledges is durable.
+"""The audit log in one SQLite file, opened so that what SQLite acknowledges is durable.
 
 SQLite 3.7.0 to 3.51.2 have a race in write-ahead logging: with two connections, a checkpoint that overlaps a
 commit can lose that commit after it was acknowledged (https://sqlite.org/wal.html, "The WAL-Reset Bug"; fixed
 in 3.51.3, 3.50.7 and 3.44.6). Below the fix the rollback journal is used, which has no such race.
 
-Limits: local disks only: file locks over a network file system are not reliable. With a rollback journal and
-`synchronous=FULL` the directory is not synced after the journal is removed; a power cut right after a commit
-can bring the journal, and with it the state before that commit, back (https://sqlite.org/pragma.html,
-`synchronous`). A killed process loses nothing in either mode.
+Limits: local disks only: file locks over a network file system are not reliable. Anyone who may write the file
+may drop the guards, which verification then reports.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import sqlite3
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from healthobs.audit.keys import sync_directory
+from healthobs.audit.store import FORBIDDEN, Connection, Row, StoreError, holds_log
+from healthobs.exceptions import ConfigurationError
 
 #: How long a statement waits for another connection's lock.
 BUSY_TIMEOUT_MILLIS = 5_000
+#: How long `attempting` waits.
+ATTEMPT_MILLIS = 400
+_STRICT = " STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
+_TABLES = (
+    f"""CREATE TABLE log (one INTEGER PRIMARY KEY CHECK (one = 1), format INTEGER NOT NULL,
+    origin TEXT NOT NULL, vkey TEXT NOT NULL){_STRICT}""",
+    f"""CREATE TABLE entry (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL CHECK (length(leaf) = 32),
+    body TEXT){_STRICT}""",
+    f"""CREATE TABLE tile (level INTEGER NOT NULL, n INTEGER NOT NULL,
+    hash BLOB NOT NULL CHECK (length(hash) = 32), PRIMARY KEY (level, n)) WITHOUT ROWID{_STRICT and ", STRICT"}""",
+    f"CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, note TEXT NOT NULL){_STRICT}",
+)
+
+
+def _refuse(name: str, event: str, what: str) -> str:
+    return f"CREATE TRIGGER {name} BEFORE {event} BEGIN SELECT RAISE(ABORT, 'audit: {what}'); END"
+
+
+#: Guards by name. REPLACE needs its own: it deletes without firing the DELETE trigger.
+GUARDS = {
+    "entry_no_update": _refuse("entry_no_update", "UPDATE ON entry", "entries are never changed"),
+    "entry_no_delete": _refuse("entry_no_delete", "DELETE ON entry", "entries are never deleted"),
+    "entry_no_replace": _refuse(
+        "entry_no_replace",
+        "INSERT ON entry WHEN EXISTS (SELECT 1 FROM entry WHERE idx = new.idx)",
+        "entries are never replaced",
+    ),
+    "entry_no_gap": _refuse(
+        "entry_no_gap",
+        "INSERT ON entry WHEN new.idx IS NOT (SELECT coalesce(max(idx), -1) + 1 FROM entry)",
+        "entries are numbered without gaps",
+    ),
+    "checkpoint_no_update": _refuse(
+        "checkpoint_no_update", "UPDATE ON checkpoint", "checkpoints are never changed"
+    ),
+    "checkpoint_no_delete": _refuse(
+        "checkpoint_no_delete", "DELETE ON checkpoint", "checkpoints are never deleted"
+    ),
+    "checkpoint_no_replace": _refuse(
+        "checkpoint_no_replace",
+        "INSERT ON checkpoint WHEN EXISTS (SELECT 1 FROM checkpoint WHERE size = new.size)",
+        "checkpoints are never replaced",
+    ),
+}
 
 
 def wal_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
@@ -44,3 +96,211 @@ def connect_pragmas(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> t
         "PRAGMA synchronous = FULL",
         "PRAGMA foreign_keys = ON",
     )
+
+
+def _text(raw: bytes) -> str | bytes:
+    """Read text as text, and what is none (somebody tampered with it) as it is."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+@contextmanager
+def _translated() -> Generator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as exc:
+        code = getattr(exc, "sqlite_errorname", None) or getattr(exc, "strerror", None) or type(exc).__name__
+        raise StoreError(code, refused=isinstance(exc, sqlite3.IntegrityError)) from None
+
+
+class SqliteStore:
+    """A log in the file `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path: Path | None = path
+        self._path = path
+
+    def connect(self, *, read_only: bool = False) -> SqliteConnection:
+        """Open the file, which must exist.
+
+        Raises:
+            StoreError: It cannot be opened.
+        """
+        with _translated():
+            return SqliteConnection(self._path, read_only=read_only)
+
+    @contextmanager
+    def initialising(self) -> Generator[Connection]:
+        """Make the file, readable by its owner only, and the tables in it where they are missing.
+
+        Raises:
+            ConfigurationError: The file cannot be made there.
+            StoreError: It cannot be used.
+        """
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            sync_directory(self._path.parent)
+        except OSError as exc:
+            reason = exc.strerror or type(exc).__name__
+            raise ConfigurationError(f"the audit database file cannot be created ({reason})") from None
+        with _lock_file(self._path) as lock_file:  # the change of the journal mode fails rather than waits
+            fcntl.flock(lock_file, fcntl.LOCK_EX)
+            connection = self.connect()
+        with contextlib.closing(connection), connection.writing():
+            if not holds_log(connection):
+                for statement in (*_TABLES, *GUARDS.values()):
+                    connection.execute(statement)
+            yield connection
+
+
+@contextmanager
+def _lock_file(path: Path) -> Generator[int]:
+    with _translated():
+        descriptor = _open_lock(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)  # gives the lock back, too
+
+
+def _open_lock(path: Path) -> int:
+    """Return a descriptor of the side file whose `flock` orders the writers of all processes."""
+    return os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+class SqliteConnection:
+    """A connection to a log's file; see `healthobs.audit.store.Connection`.
+
+    Between processes a lock on a side file orders the writers (fair, unlike SQLite's own busy handler, which
+    backs off); BEGIN IMMEDIATE excludes everybody else.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
+        self._path = path
+        self._lock: int | None = None
+        self._inode = _inode(path)
+        uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
+        if read_only and _is_resting_wal(path):
+            uri += "&immutable=1"
+        self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        self._connection.text_factory = _text
+        try:
+            for pragma in () if read_only else connect_pragmas():
+                self._connection.execute(pragma)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
+        """Run one statement and return its rows."""
+        with _translated():
+            return self._connection.execute(statement, tuple(parameters)).fetchall()
+
+    def insert(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
+        """Run one statement for each row of parameters."""
+        with _translated():
+            self._connection.executemany(statement, rows)
+
+    @contextmanager
+    def writing(self) -> Generator[None]:
+        """Take the lock on the side file, then SQLite's own, and commit at the end."""
+        with _translated():
+            lock = self._lock = self._lock or _open_lock(self._path)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            with self._transaction("BEGIN IMMEDIATE", "COMMIT"):
+                yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+    @contextmanager
+    def attempting(self) -> Generator[None]:
+        """Take SQLite's own lock only, without a long wait, and roll back at the end."""
+        self.execute(f"PRAGMA busy_timeout = {ATTEMPT_MILLIS}")
+        with self._transaction("BEGIN IMMEDIATE", "ROLLBACK"):
+            yield
+
+    @contextmanager
+    def reading(self) -> Generator[None]:
+        """Read from one snapshot."""
+        with self._transaction("BEGIN", "COMMIT"):
+            yield
+
+    @contextmanager
+    def _transaction(self, begin: str, end: str) -> Generator[None]:
+        self.execute(begin)
+        try:
+            yield
+            self.execute(end)
+        except BaseException:
+            if self._connection.in_transaction:
+                with contextlib.suppress(StoreError):
+                    self.execute("ROLLBACK")
+            raise
+
+    def tables(self) -> set[str]:
+        """Return the names of the tables that are there."""
+        return {name for (name,) in self.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+    def missing_guards(self) -> tuple[str, ...]:
+        """Return the names of guards that are gone or were altered."""
+        present: dict[str, str] = dict(
+            self.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+        )
+        return tuple(name for name, statement in GUARDS.items() if present.get(name) != statement)
+
+    @property
+    def forbidden(self) -> Mapping[str, str]:
+        """Statements that must be refused, by name."""
+        replace = (
+            "REPLACE INTO entry (idx, leaf, body) SELECT idx, leaf, NULL FROM entry ORDER BY idx DESC LIMIT 1"
+        )
+        return {**FORBIDDEN, "REPLACE": replace}
+
+    def usable(self) -> bool:
+        """Return whether the file that is open still is the one under its name."""
+        try:
+            return _inode(self._path) == self._inode
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Close the database and the lock file."""
+        self._connection.close()
+        if self._lock is not None:
+            os.close(self._lock)  # gives the lock back, too
+            self._lock = None
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_resting_wal(path: Path) -> bool:
+    """Return whether this is a copy in WAL mode at rest, for which SQLite would make files beside it."""
+    if any(path.with_name(path.name + suffix).exists() for suffix in ("-wal", "-journal")):
+        return False
+    with path.open("rb") as file:
+        return file.read(20)[18:] == b"\x02\x02"
+
+
+def path_of(url: str) -> Path:
+    """Return the file that ``sqlite:///PATH`` names (an absolute path has four slashes).
+
+    Raises:
+        ConfigurationError: Another scheme, or no file.
+
+    Example:
+        >>> path_of("sqlite:////var/lib/phi.audit.db")
+        PosixPath('/var/lib/phi.audit.db')
+    """
+    scheme, _, path = url.partition(":///")
+    if scheme != "sqlite" or path in ("", ":memory:"):
+        raise ConfigurationError(
+            "the audit database URL must be sqlite:///PATH and name a file, or postgresql://..."
+        )
+    return Path(path)

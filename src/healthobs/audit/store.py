@@ -1,172 +1,167 @@
-"""The audit log in one SQLite file: schema, guards, and reads of leaves and kept nodes.
+"""What a database must offer to keep the log, and the reads and writes of the log that every one of them shares.
 
-`entry` holds the log, `checkpoint` every signed root, `tile` the hash of each complete run of 256**level
-leaves (C2SP tlog-tiles), `log` who this is. Triggers refuse changes by accident; only the Merkle root and a
-copy of it elsewhere shows changes by intent (45 CFR 164.312(c)(1), PCI DSS 4.0 requirement 10.3).
+`entry` holds the log, `checkpoint` every signed root, `tile` the hash of each complete run of 256**level leaves
+(C2SP tlog-tiles), `log` who this is. Statements are those that SQLite and PostgreSQL have in common, with ``?``
+for parameters. Guards refuse changes by accident; only the Merkle root and a copy of it elsewhere shows changes
+by intent (45 CFR 164.312(c)(1), PCI DSS 4.0 requirement 10.3).
 
-Limits: a local file; anyone who may write the file may drop the triggers, which verification then reports.
+Limits: whoever owns the tables may drop the guards, which verification then reports.
 """
 
 from __future__ import annotations
 
-import os
-import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, Protocol
 
 from healthobs.audit import merkle
-from healthobs.audit.keys import sync_directory
-from healthobs.audit.sqlite import connect_pragmas
-from healthobs.exceptions import AuditError, AuditTamperedError, ConfigurationError
+from healthobs.exceptions import AuditError, AuditTamperedError
 
-#: Format of the file (`log.format`).
-FORMAT = 1
-_STRICT = " STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
-_TABLES = (
-    f"""CREATE TABLE log (one INTEGER PRIMARY KEY CHECK (one = 1), format INTEGER NOT NULL,
-    origin TEXT NOT NULL, vkey TEXT NOT NULL){_STRICT}""",
-    f"""CREATE TABLE entry (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL CHECK (length(leaf) = 32),
-    body TEXT){_STRICT}""",
-    f"""CREATE TABLE tile (level INTEGER NOT NULL, n INTEGER NOT NULL,
-    hash BLOB NOT NULL CHECK (length(hash) = 32), PRIMARY KEY (level, n)) WITHOUT ROWID{_STRICT and ", STRICT"}""",
-    f"CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, note TEXT NOT NULL){_STRICT}",
-)
-
-
-def _refuse(name: str, event: str, what: str) -> str:
-    return f"CREATE TRIGGER {name} BEFORE {event} BEGIN SELECT RAISE(ABORT, 'audit: {what}'); END"
-
-
-#: Guards by name. REPLACE needs its own: it deletes without firing the DELETE trigger.
-GUARDS = {
-    "entry_no_update": _refuse("entry_no_update", "UPDATE ON entry", "entries are never changed"),
-    "entry_no_delete": _refuse("entry_no_delete", "DELETE ON entry", "entries are never deleted"),
-    "entry_no_replace": _refuse(
-        "entry_no_replace",
-        "INSERT ON entry WHEN EXISTS (SELECT 1 FROM entry WHERE idx = new.idx)",
-        "entries are never replaced",
-    ),
-    "entry_no_gap": _refuse(
-        "entry_no_gap",
-        "INSERT ON entry WHEN new.idx IS NOT (SELECT coalesce(max(idx), -1) + 1 FROM entry)",
-        "entries are numbered without gaps",
-    ),
-    "checkpoint_no_update": _refuse(
-        "checkpoint_no_update", "UPDATE ON checkpoint", "checkpoints are never changed"
-    ),
-    "checkpoint_no_delete": _refuse(
-        "checkpoint_no_delete", "DELETE ON checkpoint", "checkpoints are never deleted"
-    ),
-    "checkpoint_no_replace": _refuse(
-        "checkpoint_no_replace",
-        "INSERT ON checkpoint WHEN EXISTS (SELECT 1 FROM checkpoint WHERE size = new.size)",
-        "checkpoints are never replaced",
-    ),
+#: Statements that no store may accept, by name.
+FORBIDDEN = {
+    "UPDATE": "UPDATE entry SET body = NULL WHERE idx = (SELECT max(idx) FROM entry)",
+    "DELETE": "DELETE FROM entry WHERE idx = (SELECT max(idx) FROM entry)",
+    "gap": "INSERT INTO entry (idx, leaf, body) SELECT idx + 2, leaf, body FROM entry ORDER BY idx DESC LIMIT 1",
 }
-
+#: Format of the tables (`log.format`).
+FORMAT = 1
 _LEAVES_AT_ONCE = 256
 
+Row = tuple[Any, ...]
 
-def path_of(url: str) -> Path:
-    """Return the file that ``sqlite:///PATH`` names (an absolute path has four slashes).
+
+class StoreError(AuditError):
+    """The database failed or refused a statement.
+
+    Args:
+        code: What it called the failure (``SQLITE_FULL``, ``53100 DiskFull``), never its text, which may hold values.
+        refused: A guard or a missing privilege refused the statement.
+    """
+
+    def __init__(self, code: str, *, refused: bool = False) -> None:
+        self.code = code
+        self.refused = refused
+        super().__init__(f"the audit store cannot be used ({code}); check the database and its disk")
+
+
+class Connection(Protocol):
+    """A connection for one user at a time; whatever the database raises comes as a `StoreError`."""
+
+    def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
+        """Run one statement and return its rows."""
+        ...
+
+    def insert(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
+        """Run one statement for each row of parameters."""
+        ...
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Exclude every other writer, then commit durably at the end, or roll back on an exception."""
+        ...
+
+    def attempting(self) -> AbstractContextManager[None]:
+        """Exclude every other writer unless that takes long, and roll back at the end."""
+        ...
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Let every read see the same moment."""
+        ...
+
+    def tables(self) -> set[str]:
+        """Return the names of the tables that are there."""
+        ...
+
+    def missing_guards(self) -> tuple[str, ...]:
+        """Return the names of guards that are gone or were altered."""
+        ...
+
+    @property
+    def forbidden(self) -> Mapping[str, str]:
+        """Statements that must be refused inside a transaction that has added an entry, by name."""
+        ...
+
+    def usable(self) -> bool:
+        """Return whether this still is a connection to the store, as far as can be told without a statement."""
+        ...
+
+    def close(self) -> None:
+        """Close it and give back every lock."""
+        ...
+
+
+class Store(Protocol):
+    """Where one log is kept: a SQLite file or a PostgreSQL database."""
+
+    @property
+    def path(self) -> Path | None:
+        """The database file, where it is one."""
+        ...
+
+    def connect(self, *, read_only: bool = False) -> Connection:
+        """Open a connection; one that is read only changes nothing, not even beside the file."""
+        ...
+
+    def initialising(self) -> AbstractContextManager[Connection]:
+        """Give a connection inside `writing`, with the tables made where there are none, one process at a time."""
+        ...
+
+
+def holds_log(connection: Connection) -> bool:
+    """Return whether the tables of a log are there.
 
     Raises:
-        ConfigurationError: Another scheme, or no file.
-
-    Example:
-        >>> path_of("sqlite:////var/lib/phi.audit.db")
-        PosixPath('/var/lib/phi.audit.db')
+        AuditError: The database belongs to something else.
     """
-    scheme, _, path = url.partition(":///")
-    if scheme != "sqlite" or path in ("", ":memory:"):
-        raise ConfigurationError("the audit database URL must be sqlite:///PATH and name a file")
-    return Path(path)
+    tables = connection.tables()
+    if tables and "log" not in tables:
+        raise AuditError("the database is no audit trail of healthobs; choose one of its own")
+    return bool(tables)
 
 
-def create_file(path: Path) -> None:
-    """Make an empty database file that only its owner can read, unless there is one.
+def read_log(connection: Connection) -> tuple[str, str] | None:
+    """Return origin and vkey of the log in this database; None when none was begun yet.
 
     Raises:
-        ConfigurationError: The file cannot be made there.
+        AuditError: The database belongs to something else, or to a newer release.
     """
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        sync_directory(path.parent)
-    except OSError as exc:
-        reason = exc.strerror or type(exc).__name__
-        raise ConfigurationError(f"the audit database file cannot be created ({reason})") from None
+    if not holds_log(connection):
+        return None
+    rows = connection.execute("SELECT format, origin, vkey FROM log")
+    if not rows:
+        return None
+    version, origin, vkey = rows[0]
+    if version != FORMAT or not isinstance(origin, str) or not isinstance(vkey, str):
+        raise AuditError("the audit trail has a format that this release cannot read; use a newer one")
+    return origin, vkey
 
 
-def open_lock(path: Path) -> int:
-    """Return a descriptor of the side file whose `flock` orders the writers of all processes."""
-    return os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """Open the file for writing; it must exist. Transactions are begun by hand, threads kept apart by the caller."""
-    uri = f"{path.absolute().as_uri()}?mode=rw"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-    try:
-        for pragma in connect_pragmas():
-            connection.execute(pragma)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def connect_read_only(path: Path) -> sqlite3.Connection:
-    """Open the file so that nothing in or beside it is changed.
-
-    Raises:
-        sqlite3.Error: It cannot be opened.
-    """
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    if not any(path.with_name(path.name + suffix).exists() for suffix in ("-wal", "-journal")):
-        with path.open("rb") as file:
-            if (
-                file.read(20)[18:] == b"\x02\x02"
-            ):  # a resting copy in WAL mode would need files made beside it
-                uri += "&immutable=1"
-    return sqlite3.connect(uri, uri=True, isolation_level=None)
-
-
-def create_schema(connection: sqlite3.Connection, origin: str, vkey: str, note: str) -> None:
-    """Make tables, guards and the checkpoint of the empty log, inside the caller's transaction."""
-    for statement in (*_TABLES, *GUARDS.values()):
-        connection.execute(statement)
+def begin_log(connection: Connection, origin: str, vkey: str, note: str) -> None:
+    """Write who the log is and the checkpoint of the empty log, inside the caller's transaction."""
     connection.execute(
         "INSERT INTO log (one, format, origin, vkey) VALUES (1, ?, ?, ?)", (FORMAT, origin, vkey)
     )
     connection.execute("INSERT INTO checkpoint (size, note) VALUES (0, ?)", (note,))
 
 
-def read_log(connection: sqlite3.Connection) -> tuple[str, str] | None:
-    """Return origin and vkey of the log in this database; None when there is none yet.
-
-    Raises:
-        AuditError: The database belongs to something else, or to a newer release.
-    """
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if not tables:
-        return None
-    if "log" not in tables:
-        raise AuditError("the file is no audit trail of healthobs; choose a file of its own")
-    row = connection.execute("SELECT format, origin, vkey FROM log").fetchone()
-    if row is None or row[0] != FORMAT or not isinstance(row[1], str) or not isinstance(row[2], str):
-        raise AuditError("the audit trail has a format that this release cannot read; use a newer one")
-    return row[1], row[2]
-
-
-def head(connection: sqlite3.Connection) -> tuple[int, str | None]:
+def head(connection: Connection) -> tuple[int, str | None]:
     """Return the number of entries and the latest checkpoint's note."""
-    (top,) = connection.execute("SELECT max(idx) FROM entry").fetchone()
-    row = connection.execute("SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1").fetchone()
-    return (0 if top is None else top + 1), (None if row is None else row[0])
+    ((top, note),) = connection.execute(
+        "SELECT (SELECT max(idx) FROM entry), (SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1)"
+    )
+    return (0 if top is None else top + 1), note
 
 
-def leaves(connection: sqlite3.Connection, start: int, end: int) -> list[bytes]:
+def stored_bytes(body: object) -> bytes | None:
+    """Return the bytes of a body as it was read; None when it was erased, no bytes when it is no text at all."""
+    if body is None:
+        return None
+    if isinstance(body, str):
+        return body.encode()
+    return body if isinstance(body, bytes) else b""
+
+
+def leaves(connection: Connection, start: int, end: int) -> list[bytes]:
     """Return the leaves [start, end).
 
     Raises:
@@ -174,7 +169,7 @@ def leaves(connection: sqlite3.Connection, start: int, end: int) -> list[bytes]:
     """
     rows = connection.execute(
         "SELECT idx, leaf FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx", (start, end)
-    ).fetchall()
+    )
     for expected, (index, _) in enumerate(rows, start):
         if index != expected:
             raise AuditTamperedError("the entry is missing", index=expected)
@@ -183,23 +178,23 @@ def leaves(connection: sqlite3.Connection, start: int, end: int) -> list[bytes]:
     return [leaf for _, leaf in rows]
 
 
-def subtree(connection: sqlite3.Connection, start: int, end: int) -> bytes:
+def subtree(connection: Connection, start: int, end: int) -> bytes:
     """Return the hash over the perfect aligned subtree [start, end), from kept nodes where there are any."""
     size = end - start
     height = size.bit_length() - 1
     if height and height % merkle.TILE_HEIGHT == 0:
-        row = connection.execute(
+        rows = connection.execute(
             "SELECT hash FROM tile WHERE level = ? AND n = ?", (height // merkle.TILE_HEIGHT, start >> height)
-        ).fetchone()
-        if row is not None:
-            return bytes(row[0])
+        )
+        if rows:
+            return bytes(rows[0][0])
     if size <= _LEAVES_AT_ONCE:
         return merkle.root_of(leaves(connection, start, end))
     middle = start + size // 2
     return merkle.node_hash(subtree(connection, start, middle), subtree(connection, middle, end))
 
 
-def load_range(connection: sqlite3.Connection, size: int) -> merkle.CompactRange:
+def load_range(connection: Connection, size: int) -> merkle.CompactRange:
     """Return the right edge of the tree of the first `size` entries."""
     return merkle.CompactRange(
         size, [subtree(connection, start, end) for start, end in merkle.peak_bounds(size)]
@@ -207,21 +202,13 @@ def load_range(connection: sqlite3.Connection, size: int) -> merkle.CompactRange
 
 
 def insert(
-    connection: sqlite3.Connection,
+    connection: Connection,
     rows: Iterable[tuple[int, bytes, str]],
     tiles: Iterable[tuple[int, int, bytes]],
     size: int,
     note: str,
 ) -> None:
     """Add entries, completed nodes and the checkpoint over all, inside the caller's transaction."""
-    connection.executemany("INSERT INTO entry (idx, leaf, body) VALUES (?, ?, ?)", rows)
-    connection.executemany("INSERT INTO tile (level, n, hash) VALUES (?, ?, ?)", tiles)
+    connection.insert("INSERT INTO entry (idx, leaf, body) VALUES (?, ?, ?)", rows)
+    connection.insert("INSERT INTO tile (level, n, hash) VALUES (?, ?, ?)", tiles)
     connection.execute("INSERT INTO checkpoint (size, note) VALUES (?, ?)", (size, note))
-
-
-def missing_guards(connection: sqlite3.Connection) -> tuple[str, ...]:
-    """Return the names of guards that are gone or were altered."""
-    present: dict[str, str] = dict(
-        connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-    )
-    return tuple(name for name, statement in GUARDS.items() if present.get(name) != statement)

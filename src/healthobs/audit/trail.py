@@ -4,16 +4,15 @@ An append returns when its entry is durable, under a signed checkpoint, or raise
 controls), 164.312(c) (integrity), 21 CFR 11.10(e) (time-stamped trail that changes do not obscure), PCI DSS
 4.0 requirement 10.
 
-Limits: one SQLite file on a local disk. The trail signs for itself: keep checkpoints elsewhere.
+Limits: the trail signs for itself: keep checkpoints elsewhere.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
 import weakref
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -23,25 +22,18 @@ from healthobs.audit.checkpoint import Signer, Verifier, open_checkpoint
 from healthobs.audit.draft import AuditDraft
 from healthobs.audit.forking import ForkGate
 from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof, Page, Receipt, Verification
+from healthobs.audit.store import Connection, Store, StoreError
 from healthobs.audit.writer import Writer
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, AuditWriteError
 from healthobs.redaction import Redactor
-
-_PROBE_BUSY_MILLIS = 400
-_CHANGES = {
-    "UPDATE": "UPDATE entry SET body = NULL WHERE idx = (SELECT max(idx) FROM entry)",
-    "DELETE": "DELETE FROM entry WHERE idx = (SELECT max(idx) FROM entry)",
-    "REPLACE": "REPLACE INTO entry (idx, leaf, body) SELECT idx, leaf, NULL FROM entry ORDER BY idx DESC LIMIT 1",
-    "gap": "INSERT INTO entry (idx, leaf, body) SELECT max(idx) + 2, zeroblob(32), NULL FROM entry",
-}
 
 
 class AuditTrail:
     """A tamper-evident log of what was done to whose data. Made by `healthobs.audit.open_trail`; safe in threads and forks.
 
     Args:
-        path: The database file, with its schema.
+        place: Where the log is, with its tables.
         signer: Signs checkpoints; its name is the log's origin.
         service: `service` of each entry.
         clock: When.
@@ -51,7 +43,7 @@ class AuditTrail:
 
     def __init__(
         self,
-        path: Path,
+        place: Store,
         signer: Signer,
         *,
         service: str,
@@ -59,7 +51,9 @@ class AuditTrail:
         redactor: Redactor,
         timeout_seconds: float,
     ) -> None:
-        self.path = path
+        #: The database file, where it is one.
+        self.path: Path | None = place.path
+        self._place = place
         self.origin: str = signer.name
         self.vkey: str = signer.vkey
         self._signer = signer
@@ -130,7 +124,7 @@ class AuditTrail:
         """
         equal = {"actor": actor, "action": action, "subject": subject, "resource_id": resource_id}
         equal["trace_id"] = trace_id
-        with self._reading() as connection:
+        with self._open() as connection:
             return reading.page(connection, start=start, end=end, equal=equal, limit=limit, cursor=cursor)
 
     def checkpoint(self) -> Checkpoint:
@@ -139,7 +133,7 @@ class AuditTrail:
         Raises:
             AuditError: There is none, or it was not signed with this trail's key.
         """
-        with self._reading() as connection:
+        with self._open() as connection:
             _, note = store.head(connection)
         return open_checkpoint(note or "", self._verifier)
 
@@ -152,7 +146,7 @@ class AuditTrail:
         Raises:
             AuditError: The store cannot be read at all, or a note in `known` is not this log's.
         """
-        with self._reading() as connection:
+        with self._open() as connection:
             return verification.verify(connection, self._verifier, known)
 
     def inclusion_proof(self, index: int, size: int | None = None) -> InclusionProof:
@@ -162,7 +156,7 @@ class AuditTrail:
             ValueError: There is no such entry at that size.
             AuditError: The store cannot be read.
         """
-        with self._reading() as connection:
+        with self._open() as connection:
             return inclusion(connection, index, size)
 
     def consistency_proof(self, old: int, new: int | None = None) -> ConsistencyProof:
@@ -172,7 +166,7 @@ class AuditTrail:
             ValueError: The sizes are not 1 <= old <= new <= the log's.
             AuditError: The store cannot be read.
         """
-        with self._reading() as connection:
+        with self._open() as connection:
             return consistency(connection, old, new)
 
     def health(self) -> None:
@@ -183,14 +177,9 @@ class AuditTrail:
         """
         if self._closed:
             raise AuditError("the audit trail is closed")
-        with self._guarded(store.connect) as connection:
-            connection.execute(f"PRAGMA busy_timeout = {_PROBE_BUSY_MILLIS}")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                connection.execute("DELETE FROM log WHERE one = 0")  # changes nothing, but must be allowed to
-                size, note = store.head(connection)
-            finally:
-                connection.execute("ROLLBACK")
+        with self._open(read_only=False) as connection, connection.attempting():
+            size, note = store.head(connection)
+            _insert_probe(connection, size)
         if open_checkpoint(note or "", self._verifier).size != size:
             raise AuditError("the audit trail's entries are not those of its latest checkpoint")
 
@@ -203,21 +192,17 @@ class AuditTrail:
             AuditError: The store cannot be written to, so nothing can be said.
         """
         accepted: list[str] = []
-        with self._guarded(store.connect) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                size, _ = store.head(connection)
-                connection.execute(
-                    "INSERT INTO entry (idx, leaf, body) VALUES (?, zeroblob(32), '{}')", (size,)
-                )
-                for name, statement in _CHANGES.items():
-                    connection.execute("SAVEPOINT attempt")
-                    with contextlib.suppress(sqlite3.IntegrityError):
-                        connection.execute(statement)
-                        accepted.append(name)
-                    connection.execute("ROLLBACK TO attempt")
-            finally:
-                connection.execute("ROLLBACK")
+        with self._open(read_only=False) as connection, connection.attempting():
+            _insert_probe(connection, store.head(connection)[0])
+            for name, statement in connection.forbidden.items():
+                connection.execute("SAVEPOINT attempt")
+                try:
+                    connection.execute(statement)
+                    accepted.append(name)
+                except StoreError as exc:
+                    if not exc.refused:
+                        raise
+                connection.execute("ROLLBACK TO attempt")
         return tuple(accepted)
 
     def close(self) -> None:
@@ -231,23 +216,19 @@ class AuditTrail:
             raise AuditWriteError("the audit trail is closed; append before close()")
         writer = self._writers.get(os.getpid())
         if writer is None:
-            writer = self._writers.setdefault(os.getpid(), Writer(self.path, self._signer, self._gate))
+            writer = self._writers.setdefault(os.getpid(), Writer(self._place, self._signer, self._gate))
         return writer
 
-    def _reading(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        return self._guarded(store.connect_read_only)
-
     @contextmanager
-    def _guarded(self, connect: Callable[[Path], sqlite3.Connection]) -> Generator[sqlite3.Connection]:
-        """Give a connection for one task, and turn SQLite's errors into ours, without its texts."""
-        try:
-            with self._gate, contextlib.closing(connect(self.path)) as connection:
-                yield connection
-        except (sqlite3.Error, OSError) as exc:
-            name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
-            raise AuditError(
-                f"the audit store cannot be used ({name}); check the file and its disk"
-            ) from None
+    def _open(self, *, read_only: bool = True) -> Generator[Connection]:
+        """Give a connection for one task."""
+        with self._gate, contextlib.closing(self._place.connect(read_only=read_only)) as connection:
+            yield connection
+
+
+def _insert_probe(connection: Connection, size: int) -> None:
+    """Add an entry that is never to be committed."""
+    connection.execute("INSERT INTO entry (idx, leaf, body) VALUES (?, ?, '{}')", (size, bytes(32)))
 
 
 def _release(writers: dict[int, Writer]) -> None:
@@ -262,7 +243,7 @@ def _stop(writers: dict[int, Writer]) -> None:
         writer.stop()
 
 
-def inclusion(connection: sqlite3.Connection, index: int, size: int | None) -> InclusionProof:
+def inclusion(connection: Connection, index: int, size: int | None) -> InclusionProof:
     """Return an inclusion proof from the log behind `connection`; see `AuditTrail.inclusion_proof`."""
     size = _size(connection, size)
     path = merkle.inclusion_path(index, size, lambda start, end: store.subtree(connection, start, end))
@@ -270,14 +251,14 @@ def inclusion(connection: sqlite3.Connection, index: int, size: int | None) -> I
     return InclusionProof(index, size, leaf, path)
 
 
-def consistency(connection: sqlite3.Connection, old: int, new: int | None) -> ConsistencyProof:
+def consistency(connection: Connection, old: int, new: int | None) -> ConsistencyProof:
     """Return a consistency proof from the log behind `connection`; see `AuditTrail.consistency_proof`."""
     new = _size(connection, new)
     path = merkle.consistency_path(old, new, lambda start, end: store.subtree(connection, start, end))
     return ConsistencyProof(old, new, path)
 
 
-def _size(connection: sqlite3.Connection, size: int | None) -> int:
+def _size(connection: Connection, size: int | None) -> int:
     total, _ = store.head(connection)
     if size is not None and size > total:
         raise ValueError("the size is more than the log has")

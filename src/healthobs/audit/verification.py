@@ -10,7 +10,6 @@ are not tolerated yet.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from heapq import merge
 
@@ -18,6 +17,7 @@ from healthobs.audit import store
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.merkle import CompactRange, leaf_hash
 from healthobs.audit.records import Checkpoint, Problem, Verification
+from healthobs.audit.store import Connection, StoreError
 
 #: Problems that are listed; one is enough to fail, and a ruined file must not flood the report.
 MAX_PROBLEMS = 50
@@ -25,7 +25,7 @@ _AT_ONCE = 2_000
 _LOWEST = -(2**63)
 
 
-def verify(connection: sqlite3.Connection, verifier: Verifier, known: Sequence[str] = ()) -> Verification:
+def verify(connection: Connection, verifier: Verifier, known: Sequence[str] = ()) -> Verification:
     """Return the verdict on the log behind `connection`.
 
     Args:
@@ -43,7 +43,7 @@ def verify(connection: sqlite3.Connection, verifier: Verifier, known: Sequence[s
 class _Run:
     """One verification: walks the entries once, in order, beside checkpoints and kept nodes."""
 
-    def __init__(self, connection: sqlite3.Connection, verifier: Verifier, outside: list[Checkpoint]) -> None:
+    def __init__(self, connection: Connection, verifier: Verifier, outside: list[Checkpoint]) -> None:
         self._connection = connection
         self._verifier = verifier
         self._outside = outside
@@ -59,9 +59,8 @@ class _Run:
         try:
             self._guards()
             self._walk(*self._extent())
-        except sqlite3.Error as exc:
-            name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
-            self._problem(self._entries, f"the file cannot be read from here on ({name})")
+        except StoreError as exc:
+            self._problem(self._entries, f"the store cannot be read from here on ({exc.code})")
             self._tree = None
         root = b"" if self._tree is None else self._tree.root()
         problems = tuple(self._problems)
@@ -72,7 +71,7 @@ class _Run:
             self._problems.append(Problem(index, what))
 
     def _guards(self) -> None:
-        for name in store.missing_guards(self._connection):
+        for name in self._connection.missing_guards():
             self._problem(None, f"the guard {name} is missing or altered")
         origin, vkey = store.read_log(self._connection) or ("", "")
         if vkey != self._verifier.vkey or origin != self._verifier.name:
@@ -80,13 +79,10 @@ class _Run:
 
     def _extent(self) -> tuple[int, int, int]:
         """Return how many entries, signed entries and kept nodes there are, as of one moment."""
-        self._connection.execute("BEGIN")
-        try:
+        with self._connection.reading():
             size, _ = store.head(self._connection)
-            (signed,) = self._connection.execute("SELECT max(size) FROM checkpoint").fetchone()
-            (tiles,) = self._connection.execute("SELECT count(*) FROM tile").fetchone()
-        finally:
-            self._connection.execute("COMMIT")
+            ((signed,),) = self._connection.execute("SELECT max(size) FROM checkpoint")
+            ((tiles,),) = self._connection.execute("SELECT count(*) FROM tile")
         if signed is None:
             self._problem(None, "there is no checkpoint at all")
         return size, signed or 0, tiles
@@ -123,26 +119,27 @@ class _Run:
     def _rows(self, size: int) -> Iterator[tuple[int, object, object]]:
         last = _LOWEST
         while rows := self._connection.execute(
-            "SELECT idx, leaf, CAST(body AS BLOB) FROM entry WHERE idx > ? AND idx < ? ORDER BY idx LIMIT ?",
+            "SELECT idx, leaf, body FROM entry WHERE idx > ? AND idx < ? ORDER BY idx LIMIT ?",
             (last, size, _AT_ONCE),
-        ).fetchall():
+        ):
             yield from rows
             last = rows[-1][0]
 
     def _signed(self, highest: int) -> Iterator[tuple[int, object]]:
         last = _LOWEST
         while rows := self._connection.execute(
-            "SELECT size, CAST(note AS BLOB) FROM checkpoint WHERE size > ? AND size <= ? ORDER BY size LIMIT ?",
+            "SELECT size, note FROM checkpoint WHERE size > ? AND size <= ? ORDER BY size LIMIT ?",
             (last, highest, _AT_ONCE),
-        ).fetchall():
+        ):
             yield from rows
             last = rows[-1][0]
 
     def _entry(self, index: int, leaf: object, body: object) -> None:
         self._entries += 1
-        if not isinstance(body, bytes):
+        stored = store.stored_bytes(body)
+        if stored is None:
             self._problem(index, "the body is missing")
-        elif leaf_hash(body) != leaf:
+        elif leaf_hash(stored) != leaf:
             self._problem(index, "the body is not what was recorded")
         if not isinstance(leaf, bytes):
             self._problem(index, "the leaf is no hash")
@@ -153,10 +150,8 @@ class _Run:
 
     def _tile(self, level: int, number: int, node: bytes) -> None:
         self._tiles += 1
-        row = self._connection.execute(
-            "SELECT hash FROM tile WHERE level = ? AND n = ?", (level, number)
-        ).fetchone()
-        if row is None or row[0] != node:
+        rows = self._connection.execute("SELECT hash FROM tile WHERE level = ? AND n = ?", (level, number))
+        if [(node,)] != rows:
             self._problem(None, f"the kept node {number} of level {level} is not that of the entries")
 
     def _checkpoint(self, size: int, found: object) -> None:
@@ -183,9 +178,6 @@ class _Run:
             self._good_size = size
 
     def _opened(self, found: object) -> Checkpoint:
-        if not isinstance(found, bytes):
-            raise NoteError("it is empty")
-        try:
-            return open_checkpoint(found.decode(), self._verifier)
-        except UnicodeDecodeError:
-            raise NoteError("it is no text") from None
+        if not isinstance(found, str):
+            raise NoteError("it is no text")
+        return open_checkpoint(found, self._verifier)

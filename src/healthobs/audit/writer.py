@@ -1,9 +1,8 @@
 """Group commit: one thread per process takes what waits, extends the tree, signs, commits, and answers.
 
-A batch is one transaction, so each entry it acknowledges is on disk under a signed checkpoint. Between
-processes a lock on a side file orders the batches (fair, unlike SQLite's own busy handler, which backs off),
-and BEGIN IMMEDIATE excludes everybody else. Before it signs, the writer checks that what it extends is what
-was signed last: a log never signs two histories (C2SP tlog-checkpoint, "Signatures").
+A batch is one transaction that excludes every other writer, so each entry it acknowledges is on disk under a
+signed checkpoint. Before it signs, the writer checks that what it extends is what was signed last: a log never
+signs two histories (C2SP tlog-checkpoint, "Signatures").
 
 Limits: the order of entries is the order of commits, which can differ from their times by milliseconds.
 """
@@ -11,13 +10,9 @@ Limits: the order of entries is the order of commits, which can differ from thei
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import sqlite3
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from healthobs.audit import store
@@ -25,6 +20,7 @@ from healthobs.audit.checkpoint import NoteError, Signer, Verifier, open_checkpo
 from healthobs.audit.forking import ForkGate
 from healthobs.audit.merkle import CompactRange, leaf_hash
 from healthobs.audit.records import Checkpoint, Receipt
+from healthobs.audit.store import Connection, Store, StoreError
 from healthobs.exceptions import AuditError, AuditWriteError
 
 #: Entries in one transaction; more would only make the first of them wait longer.
@@ -45,13 +41,13 @@ class Writer:
     """The writing side of one log in one process.
 
     Args:
-        path: The database file; it must exist and hold the schema.
+        place: Where the log is.
         signer: Signs checkpoints under the log's origin.
         gate: What each batch is written inside of, so that no fork happens meanwhile.
     """
 
-    def __init__(self, path: Path, signer: Signer, gate: ForkGate) -> None:
-        self._path = path
+    def __init__(self, place: Store, signer: Signer, gate: ForkGate) -> None:
+        self._place = place
         self._gate = gate
         self._signer = signer
         self._verifier = Verifier(signer.vkey)
@@ -60,9 +56,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._stopping = False
-        self._connection: sqlite3.Connection | None = None
-        self._inode: tuple[int, int] | None = None
-        self._lock_file: int | None = None
+        self._connection: Connection | None = None
         #: The tree as last committed or loaded, and the note over it; None when it must be loaded.
         self._tree: tuple[CompactRange, str] | None = None
         #: The highest checkpoint this process has seen; the log may never be found below it.
@@ -163,51 +157,40 @@ class Writer:
             job.done.set_result(Receipt(checkpoint.origin, index, checkpoint.size, checkpoint.root))
 
     def _commit(self, first: _Job, batch: list[_Job]) -> Checkpoint:
-        """Take the locks, then fill `batch` and write it: whoever came while we waited for them is in it."""
+        """Take the lock, then fill `batch` and write it: whoever came while we waited for it is in it."""
         try:
-            connection, lock_file = self._connected(), self._locking()
-            fcntl.flock(lock_file, fcntl.LOCK_EX)
-            connection.execute("BEGIN IMMEDIATE")
-            tree = self._current_tree(connection)
-            batch += self._gather(first)
-            checkpoint = self._write(connection, tree.copy(), batch)
-            fcntl.flock(lock_file, fcntl.LOCK_UN)
+            connection = self._connected()
+            with connection.writing():
+                tree = self._current_tree(connection).copy()
+                batch += self._gather(first)
+                checkpoint = self._write(connection, tree, batch)
+                self._tree = None  # what a failing commit leaves is not known
         except BaseException:
-            self.release()  # rolls back; what may be broken is opened anew by the next batch
+            self.release()  # what may be broken is opened anew by the next batch
             raise
-        return checkpoint
-
-    def _write(self, connection: sqlite3.Connection, tree: CompactRange, batch: list[_Job]) -> Checkpoint:
-        start = tree.size
-        tiles = [node for job in batch for node in tree.append(job.leaf)]
-        checkpoint = self._signer.checkpoint(tree.size, tree.root())
-        if batch:  # otherwise every caller gave up meanwhile
-            rows = ((index, job.leaf, job.body) for index, job in enumerate(batch, start))
-            store.insert(connection, rows, tiles, tree.size, checkpoint.note)
-        self._tree = None  # what a failing commit leaves is not known
-        connection.execute("COMMIT")
         self._tree = tree, checkpoint.note
         self._floor = checkpoint
         return checkpoint
 
-    def _connected(self) -> sqlite3.Connection:
-        """Return the connection; open it anew when the file under the name is another one."""
-        status = self._path.stat()
-        inode = status.st_dev, status.st_ino
-        if self._connection is not None and inode != self._inode:
+    def _write(self, connection: Connection, tree: CompactRange, batch: list[_Job]) -> Checkpoint:
+        start = tree.size
+        tiles = [node for job in batch for node in tree.append(job.leaf)]
+        checkpoint = self._signer.checkpoint(tree.size, tree.root())
+        if batch:  # otherwise every caller gave up meanwhile
+            rows = [(index, job.leaf, job.body) for index, job in enumerate(batch, start)]
+            store.insert(connection, rows, tiles, tree.size, checkpoint.note)
+        return checkpoint
+
+    def _connected(self) -> Connection:
+        """Return the connection; open it anew when the store under its name is another one."""
+        if self._connection is not None and not self._connection.usable():
             self.release()
             self._tree = None
         if self._connection is None:
-            self._connection = store.connect(self._path)
-            self._inode = inode
+            self._connection = self._place.connect()
         return self._connection
 
-    def _locking(self) -> int:
-        if self._lock_file is None:
-            self._lock_file = store.open_lock(self._path)
-        return self._lock_file
-
-    def _current_tree(self, connection: sqlite3.Connection) -> CompactRange:
+    def _current_tree(self, connection: Connection) -> CompactRange:
         """Return the tree of what is stored, after what others appended was checked against their checkpoint.
 
         Raises:
@@ -229,7 +212,7 @@ class Writer:
         self._floor = latest
         return tree
 
-    def _extended(self, connection: sqlite3.Connection, size: int) -> CompactRange:
+    def _extended(self, connection: Connection, size: int) -> CompactRange:
         if self._tree is None or size < self._tree[0].size:
             return store.load_range(connection, size)
         tree = self._tree[0].copy()
@@ -237,26 +220,23 @@ class Writer:
             tree.append(leaf)
         return tree
 
-    def _extends_floor(self, connection: sqlite3.Connection, size: int) -> bool:
+    def _extends_floor(self, connection: Connection, size: int) -> bool:
         floor = self._floor
         if floor is None:
             return True
         return floor.size <= size and store.load_range(connection, floor.size).root() == floor.root
 
     def release(self) -> None:
-        """Close database and lock file; the next batch opens them again. Only with nobody in the gate but the caller."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        if self._lock_file is not None:
-            os.close(self._lock_file)  # gives the lock back, too
-            self._lock_file = None
+        """Close the connection; the next batch opens one again. Only with nobody in the gate but the caller."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 def _reason(exc: Exception) -> str:
-    """Say what went wrong without any value: SQLite's code, the system's word, or our own text."""
-    if isinstance(exc, sqlite3.Error):
-        return getattr(exc, "sqlite_errorname", None) or type(exc).__name__
+    """Say what went wrong without any value: the database's code, the system's word, or our own text."""
+    if isinstance(exc, StoreError):
+        return exc.code
     if isinstance(exc, OSError):
         return exc.strerror or type(exc).__name__
     return str(exc) if isinstance(exc, AuditError) else type(exc).__name__

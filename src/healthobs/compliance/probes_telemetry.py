@@ -114,7 +114,8 @@ def _absent(context: ProbeContext, secret: str, fields: dict[str, Any], what: st
     trail = context.audit
     if trail is not None:
         trail.append(canary(**{name: value for name, value in fields.items() if isinstance(value, str)}))
-        places += [path.suffix or path.name for path in _files(trail.path) if _bytes_contain(path, needles)]
+        files = () if trail.path is None else _files(trail.path)
+        places += [path.suffix or path.name for path in files if _bytes_contain(path, needles)]
     if places:
         return Outcome("fail", f"the canary {what} was found in: {', '.join(places)}", len(places))
     if trail is None:
