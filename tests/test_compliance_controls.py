@@ -43,6 +43,7 @@ from healthobs.compliance import (
     library_controls,
     self_caller,
 )
+from healthobs.compliance.catalogue import with_catalogue
 from healthobs.compliance.probes_clock import MAX_STEP_SECONDS, ClockInSync, KernelClock, read_kernel_clock
 from healthobs.compliance.probes_http import refuses_bad_tokens, refuses_strangers, sends_headers
 from healthobs.compliance.probes_telemetry import (
@@ -51,8 +52,8 @@ from healthobs.compliance.probes_telemetry import (
     masks_identifiers,
     wraps_every_exporter,
 )
-from healthobs.compliance.selfcall import CANARY
-from healthobs.exceptions import TokenError
+from healthobs.compliance.selfcall import CANARY, OWN
+from healthobs.exceptions import ConfigurationError, TokenError
 from healthobs.flask import init_app
 from healthobs.redaction import Redactor
 from healthobs.redaction.identifiers import luhn
@@ -72,7 +73,10 @@ HEALTHY = {
     "C-10.6": "pass",
     "HDR": "pass",
 }
+#: Requirements that nothing observes here.
+UNSEEN = {made.id: "unknown" for made in with_catalogue(library_controls()) if made.id not in HEALTHY}
 CHANGED_ACTION = "control.state_changed"
+FIRST_ACTION = "control.states_observed"
 ISSUER, AUDIENCE = "https://auth.example", "records"
 NOW = 1_800_000_000
 IN_SYNC = KernelClock(True, 0.01)
@@ -125,6 +129,7 @@ class Service:
         audience: str = AUDIENCE,
         kernel: KernelClock | None = IN_SYNC,
         controls: tuple[Control, ...] = (),
+        out_of_scope: tuple[str, ...] = (),
     ) -> None:
         self.path = folder / "audit.db"
         self.elapsed = 0.0
@@ -149,6 +154,8 @@ class Service:
                 frameworks=("hipaa",),
                 endpoints=True,
                 allowed_keys=allowed_keys,
+                control_interval_seconds=0,
+                out_of_scope=out_of_scope,
             ),
             clock=self.clock,
             span_exporters=[InMemorySpanExporter()],
@@ -180,15 +187,24 @@ class Service:
         def create() -> Any:
             return {}, 201
 
-        self.app = init_app(app, self.obs)
+        self.app = init_app(
+            app,
+            self.obs,
+            protected=[Route("GET", "/patients/canary"), Route("POST", "/patients")],
+            refused_tokens=lambda: {
+                "expired": token(exp=NOW - 3600, iat=NOW - 7200),
+                "wrong_audience": token(aud="other"),
+            },
+        )
         engine = self.obs.controls
         assert engine is not None
         self.engine = engine
-        self.engine.bind(
-            self_caller(self.app.wsgi_app),
-            [Route("GET", "/patients/canary"), Route("POST", "/patients")],
-            lambda: {"expired": token(exp=NOW - 3600, iat=NOW - 7200), "wrong_audience": token(aud="other")},
-        )
+
+    def run(self) -> dict[str, Any]:
+        """Run every control; return the states of those that something observes."""
+        states = self.engine.run()
+        assert {name: states[name] for name in UNSEEN} == UNSEEN
+        return {name: state for name, state in states.items() if name not in UNSEEN}
 
     def raw(self, *statements: str) -> None:
         """Change the audit database with a connection of one's own."""
@@ -362,7 +378,7 @@ class TestSabotage:
     def test_healthy(self, build: Callable[..., Service]) -> None:
         """On a healthy service every control passes, round after round, but the one that cannot."""
         service = build()
-        assert [service.engine.run() for _ in range(3)] == [HEALTHY] * 3
+        assert [service.run() for _ in range(3)] == [HEALTHY] * 3
         assert service.engine.gate_open()
 
     @pytest.mark.parametrize("name", SABOTAGE)
@@ -372,7 +388,7 @@ class TestSabotage:
         service = build(**options)
         service.engine.run()
         sabotage(service)
-        assert service.engine.run() == {**HEALTHY, **changed}
+        assert service.run() == {**HEALTHY, **changed}
         required_failures = sorted(set(changed) - {"H-514", "C-10.6"})
         assert sorted(service.engine.gate_failures()) == required_failures
 
@@ -392,10 +408,13 @@ class TestSabotage:
         drop_triggers(service)
         service.engine.run(["C-10.3"])
         service.raw(*(sql for (sql,) in triggers))
-        assert service.engine.run() == HEALTHY
+        assert service.run() == HEALTHY
         page = service.trail.read(action=CHANGED_ACTION, resource_id="C-10.3")
-        changes = [(entry["details"]["old"], entry["details"]["new"]) for entry in reversed(page.entries)]
-        assert changes == [("unknown", "pass"), ("pass", "fail"), ("fail", "pass")]
+        changes = [
+            (entry["details"]["control.old"], entry["details"]["control.new"])
+            for entry in reversed(page.entries)
+        ]
+        assert changes == [("pass", "fail"), ("fail", "pass")]
         assert service.trail.verify().ok
 
     def test_messages_hold_no_secret(self, build: Callable[..., Service]) -> None:
@@ -412,19 +431,43 @@ class TestRecording:
     """What the engine leaves in the signals."""
 
     def test_state_changes_are_entries(self, build: Callable[..., Service]) -> None:
-        """Each change is an entry whose index is in the report."""
+        """A process begins with one entry of all states; each change is another, whose index is in the report."""
         service = build()
         service.engine.run()
+        (first,) = service.trail.read(action=FIRST_ACTION).entries
+        assert first["details"] == {
+            f"control.{state}": " ".join(name for name in HEALTHY if HEALTHY[name] == state)
+            for state in ("partial", "pass")
+        }
+        add_bare_exporter(service)
+        service.engine.run()
+        (entry,) = service.trail.read(action=CHANGED_ACTION).entries
+        assert (entry["resource"]["id"], entry["details"]) == (
+            "G-wrap",
+            {"control.old": "pass", "control.new": "fail"},
+        )
         rows = {row["id"]: row["audit_index"] for row in service.engine.status(detail=True)["controls"]}
-        entries = service.trail.read(action=CHANGED_ACTION).entries
-        assert {entry["resource"]["id"]: entry["index"] for entry in entries} == rows
+        assert rows == {**dict.fromkeys(rows, first["index"]), "G-wrap": entry["index"]}
+
+    def test_states_are_kept_in_strict_mode(self, tmp_path: Path) -> None:
+        """What controls found is in the trail whatever mode redacts."""
+        settings = Settings(
+            redaction="strict", audit_database_url=f"sqlite:///{tmp_path / 'a.db'}", endpoints=True
+        )
+        obs = Observability(settings, log_stream=io.StringIO())
+        assert obs.controls is not None
+        assert obs.audit is not None
+        obs.controls.run(["G-wrap"])
+        (entry,) = obs.audit.read(action=FIRST_ACTION).entries
+        obs.close()
+        assert entry["details"] == {"control.pass": "G-wrap"}
 
     def test_canaries_are_marked(self, build: Callable[..., Service]) -> None:
         """Whatever probes write carries the reserved subject and action."""
         service = build()
         service.engine.run()
         entries = service.trail.read().entries
-        others = [entry for entry in entries if entry["action"] not in (CANARY_ACTION, CHANGED_ACTION)]
+        others = [entry for entry in entries if entry["action"] not in (CANARY_ACTION, FIRST_ACTION)]
         canaries = [entry for entry in entries if entry["action"] == CANARY_ACTION]
         assert (others, {entry["subject"] for entry in canaries}, len(canaries)) == ([], {CANARY_SUBJECT}, 3)
 
@@ -452,20 +495,36 @@ class TestRecording:
             "healthobs_control"
         )
 
+    def test_scope_contradicted_by_what_is_seen(self, build: Callable[..., Service]) -> None:
+        """Who declares to have no card data and logs a card number fails every control of card data."""
+        service = build(out_of_scope=("chd",))
+        assert {name: state for name, state in service.engine.run().items() if name.startswith("C-")} == {
+            name: "not-applicable" for name in (*HEALTHY, *UNSEEN) if name.startswith("C-")
+        }
+        service.obs.logs.get_logger("x").info("paid", step=f"with {_card_number()}")
+        assert {state for name, state in service.engine.run().items() if name.startswith("C-")} == {"fail"}
+        shown = json.dumps(service.engine.status(detail=True))
+        assert "declared: chd is not in scope; but telemetry of this process had to be rid of: card" in shown
+
+    def test_unknown_scope(self, build: Callable[..., Service]) -> None:
+        """A declaration of what the catalogue does not know is a mistake."""
+        with pytest.raises(ConfigurationError):
+            build(out_of_scope=("cards",))
+
     def test_own_controls(self, build: Callable[..., Service]) -> None:
         """A service's own controls stand beside the library's."""
         own = Control(
             "S-1", "policy 7", "company", "Ledger", "sum is 0", "measure", lambda _: Outcome("fail", "5")
         )
         service = build(controls=(own,))
-        assert service.engine.run() == {**HEALTHY, "S-1": "fail"}
+        assert service.run() == {**HEALTHY, "S-1": "fail"}
         assert service.metric('phi_compliance_checks_total{result="fail",type="company"}') != []
 
     def test_without_trail_and_application(self) -> None:
         """What cannot be seen is unknown, never a pass; the gate stays shut."""
         obs = Observability(Settings(service_name="bare", endpoints=True))
         assert obs.controls is not None
-        states = obs.controls.run()
+        states = {name: state for name, state in obs.controls.run().items() if name not in UNSEEN}
         del states["C-10.6"]  # the machine decides
         assert states == {
             **dict.fromkeys(["H-312.a1", "H-312.b", "H-312.c", "H-312.d", "C-10.3", "HDR"], "unknown"),
@@ -589,7 +648,7 @@ class TestSelfCaller:
             "body",
         )
         assert [seen[name] for name in names] == ["POST", "/a b/Ã©", "x=1", "text/plain", "2", "1", b"hi"]
-        assert seen[CANARY] is True
+        assert seen[CANARY] is OWN
         assert reply == Reply(200, {"vary": "a, b"}, b"written")
 
     def test_closes_the_body(self) -> None:

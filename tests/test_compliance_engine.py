@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -22,7 +22,6 @@ from healthobs.clock import Clock
 from healthobs.compliance import (
     CATALOGUE_VERSION,
     STATES,
-    Attestation,
     Control,
     ControlEngine,
     Outcome,
@@ -30,7 +29,7 @@ from healthobs.compliance import (
     Reply,
     Route,
 )
-from healthobs.compliance.attestation import judge
+from healthobs.compliance.documents import Document, Documents, Signed
 from healthobs.compliance.report import DISCLAIMER
 from healthobs.compliance.schedule import Schedule
 from healthobs.config import Settings
@@ -38,7 +37,16 @@ from healthobs.exceptions import ConfigurationError
 from healthobs.redaction import Redactor
 
 MOMENT = datetime(2026, 11, 23, 7, 30, tzinfo=UTC)
-DOCUMENT = Attestation("A-1", "privacy-officer", "2026-11-23", "ab" * 32)
+DOCUMENT = Document("attestation", "A-1", "2026-01-01", "2026-11-23", "all were trained", "ab" * 32)
+WAIVER = Document("waiver", "C-1", "2026-11-01", "2026-11-23", "mended in release 7")
+
+
+def signed(*documents: Document, refused: int = 0) -> Documents:
+    """Return what a folder with these documents holds."""
+    kinds: dict[str, dict[str, Signed]] = {"attestation": {}, "waiver": {}}
+    for document in documents:
+        kinds[document.kind][document.control] = Signed(document, "privacy-officer")
+    return Documents(kinds["attestation"], kinds["waiver"], refused)
 
 
 class Time:
@@ -110,7 +118,6 @@ class World:
             settings=Settings(),
             clock=self.time.clock(),
             redactor=Redactor(),
-            scope={"chd": False, "phi": True},
         )
 
     def _changed(self, control: Control, old: str, new: str, result: Any) -> int:
@@ -235,9 +242,33 @@ class TestStates:
 
     def test_scope(self) -> None:
         """A declared scope excludes a control without running it; an undeclared one does not."""
-        world = World(*(World.control(f"C-{name}", scope=name) for name in ("chd", "phi", "other")))
-        assert world.engine.run() == {"C-chd": "not-applicable", "C-phi": "pass", "C-other": "pass"}
-        assert world.runs == ["C-phi", "C-other"]
+        controls = [World.control(f"C-{name}", scope=name) for name in ("chd", "phi")]
+        world = World(*controls, World.control("C-none"), excluded={"chd": lambda: None})
+        assert world.engine.run() == {"C-chd": "not-applicable", "C-phi": "pass", "C-none": "pass"}
+        assert world.runs == ["C-phi", "C-none"]
+
+    def test_contradicted_scope(self) -> None:
+        """A declaration that what was seen contradicts is a failure, and says by what."""
+        seen: list[str] = []
+        world = World(World.control("C-1", scope="chd"), excluded={"chd": lambda: seen[0] if seen else None})
+        states = [world.engine.run()["C-1"]]
+        seen.append("a card number was masked")
+        states.append(world.engine.run()["C-1"])
+        assert states == ["not-applicable", "fail"]
+        text = world.engine.status(detail=True)["controls"][0]["evidence"]["text"]
+        assert text == "declared: chd is not in scope; but a card number was masked"
+
+    def test_nothing_observes_it(self) -> None:
+        """A requirement without a probe stays unknown, was never observed, and is no run of a probe."""
+        world = World(World.control("C-1", probe=None, required=False), World.control("C-2"))
+        assert world.engine.run() == {"C-1": "unknown", "C-2": "pass"}
+        row = world.engine.status(detail=True)["controls"][0]
+        assert (row["observed_at"], row["required"], row["evidence"]["text"]) == (
+            None,
+            False,
+            "nothing observes it here, and nobody has attested it",
+        )
+        assert world.results == [("C-2", "pass")]
 
 
 class TestRun:
@@ -361,6 +392,27 @@ class TestChanges:
         world.engine.run(["C-1"])
         assert world.changes == [("C-1", "unknown", "pass"), ("C-2", "unknown", "pass")]
 
+    def test_first_round_is_told_at_once(self) -> None:
+        """With `on_first` a process begins with all states in one message, told until taken; then come changes."""
+        told: list[Any] = []
+
+        def first(states: Any) -> int:
+            told.append(dict(states))
+            if len(told) == 1:
+                raise OSError
+            return 7
+
+        world = World(on_first=first)
+        world.engine.run(["C-1"])
+        world.outcomes["C-2"] = Outcome("fail", "seen")
+        world.engine.run()
+        assert told == [{"C-1": "pass", "C-2": "unknown"}, {"C-1": "pass", "C-2": "fail"}]
+        assert (world.changes, world.errors) == ([], ["controls"])
+        world.outcomes["C-2"] = Outcome("pass", "seen")
+        world.engine.run()
+        assert world.changes == [("C-2", "fail", "pass")]
+        assert [row["audit_index"] for row in world.engine.status(detail=True)["controls"]] == [7, 0]
+
     def test_index_is_shown(self, world: World) -> None:
         """The report names the entry that recorded the last change."""
         world.engine.run()
@@ -415,6 +467,8 @@ class TestStatus:
                     "state": "unknown",
                     "observed_at": None,
                     "valid_for_s": 600,
+                    "required": True,
+                    "waived_until": None,
                 }
                 for name in ("C-1", "C-2")
             ],
@@ -446,8 +500,11 @@ class TestStatus:
             },
             "method": "probe",
             "required": True,
+            "waived_until": None,
             "scope": None,
             "audit_index": 0,
+            "waiver": None,
+            "attestation": None,
         }
 
     def test_detail_before_any_run(self, world: World) -> None:
@@ -516,52 +573,72 @@ class TestGate:
 
     def test_attested(self) -> None:
         """A valid attestation opens it."""
-        world = World(World.control("A-1", method="attestation", probe=None), attestations=[DOCUMENT])
+        world = World(
+            World.control("A-1", method="attestation", probe=None), documents=lambda: signed(DOCUMENT)
+        )
         world.engine.run()
         assert world.engine.gate_open()
+
+    def test_what_was_attested_once_is_required(self) -> None:
+        """An attestation of what nothing observes opens the gate while it holds; expired, it shuts it."""
+        control = World.control("A-1", probe=None, required=False)
+        world = World(control, World.control("C-1"), documents=lambda: signed(DOCUMENT))
+        seen = [(world.engine.run()["A-1"], world.engine.gate_open())]
+        world.time.elapsed = 24 * 3600
+        seen.append((world.engine.run()["A-1"], world.engine.gate_open()))
+        assert seen == [("attested", True), ("fail", False)]
+
+    def test_attestation_replaces_no_probe(self, world: World) -> None:
+        """What a probe sees counts, whatever somebody declares."""
+        document = replace(DOCUMENT, control="C-1")
+        world = World(World.control("C-1"), documents=lambda: signed(document))
+        world.outcomes["C-1"] = Outcome("fail", "seen")
+        assert (world.engine.run(), world.engine.gate_open()) == ({"C-1": "fail"}, False)
+        attestation = world.engine.status(detail=True)["controls"][0]["attestation"]
+        assert (attestation["person"], attestation["statement"]) == ("privacy-officer", "all were trained")
+
+    def test_waived_failure_stays_a_failure(self) -> None:
+        """A waiver opens the gate until its last day; the state, the counts and the report stay as they are."""
+        world = World(World.control("C-1"), documents=lambda: signed(WAIVER))
+        world.outcomes["C-1"] = Outcome("fail", "seen")
+        seen: list[Any] = []
+        for elapsed in (0, 24 * 3600):
+            world.time.elapsed = elapsed
+            world.engine.run()
+            status = world.engine.status()
+            (row,) = status["controls"]
+            seen.append(
+                (row["state"], status["counts"]["fail"], row["waived_until"], world.engine.gate_open())
+            )
+        assert seen == [("fail", 1, "2026-11-23", True), ("fail", 1, None, False)]
+
+    def test_required_by_the_service(self) -> None:
+        """A service may ask for more than its probes; an id that is not there is a mistake."""
+        control = World.control("A-1", probe=None, required=False)
+        world = World(control, World.control("C-1"), required=["A-1"])
+        world.engine.run()
+        assert world.engine.gate_failures() == ("A-1",)
+        with pytest.raises(ConfigurationError):
+            World(control, required=["A-2"])
+
+    def test_documents_that_count_for_nothing(self) -> None:
+        """A refused document, and a folder that cannot be read, are counted; the round goes on."""
+
+        def broken() -> Documents:
+            raise OSError
+
+        world = World(World.control("C-1"), documents=lambda: signed(refused=1))
+        worse = World(World.control("C-1"), documents=broken)
+        assert [world.engine.run(), worse.engine.run()] == [{"C-1": "pass"}] * 2
+        assert (world.errors, worse.errors) == (["documents"], ["documents"])
 
     def test_no_controls(self) -> None:
         """A service that observes nothing has shown nothing."""
         assert ControlEngine([], World()._context, Clock()).gate_open() is False
 
 
-class TestAttestation:
-    """What a person declared."""
-
-    TODAY = date(2026, 11, 23)
-
-    @pytest.mark.parametrize(
-        ("changes", "state"),
-        [
-            ({}, "attested"),
-            ({"expires": "2027-01-01"}, "attested"),
-            ({"expires": "2026-11-22"}, "fail"),
-            ({"expires": "soon"}, "fail"),
-            ({"person": ""}, "fail"),
-            ({"digest": ""}, "fail"),
-            ({"digest": "AB" * 32}, "fail"),
-            ({"digest": "ab" * 32 + "\n"}, "fail"),
-        ],
-    )
-    def test_judgement(self, changes: dict[str, str], state: str) -> None:
-        """It holds through its last day, and only when complete; it is never a pass."""
-        assert judge(replace(DOCUMENT, **changes), self.TODAY).state == state
-
-    def test_none(self) -> None:
-        """What nobody attested is unknown."""
-        assert judge(None, self.TODAY).state == "unknown"
-
-    def test_expires_while_running(self) -> None:
-        """The day after its last, the next round finds it expired."""
-        world = World(World.control("A-1", method="attestation", probe=None), attestations=[DOCUMENT])
-        seen = [world.engine.run()["A-1"]]
-        world.time.elapsed = 24 * 3600
-        assert [*seen, world.engine.run()["A-1"]] == ["attested", "fail"]
-
-    def test_of_no_control(self) -> None:
-        """An attestation for a control that is not there is a mistake."""
-        with pytest.raises(ConfigurationError):
-            World(World.control("C-1"), attestations=[DOCUMENT])
+class TestIds:
+    """Ids of controls."""
 
     def test_duplicate_control(self) -> None:
         """Ids differ."""
@@ -601,37 +678,44 @@ class TestSchedule:
 
     def test_works_at_once_and_again(self, schedule: Schedule, worker: Worker) -> None:
         """The first round does not wait for the interval; others follow."""
-        schedule.start(0.01, 0.2)
+        schedule.arm(0.01, 0.2)
+        schedule.revive()
         assert [worker.rounds.acquire(timeout=5) for _ in range(3)] == [True] * 3
 
     def test_first_round_does_not_wait(self, schedule: Schedule, worker: Worker) -> None:
         """Even a long interval begins with a round."""
-        schedule.start(3600, 0)
+        schedule.arm(3600, 0)
+        schedule.revive()
         assert worker.rounds.acquire(timeout=5)
 
     def test_zero_starts_nothing(self, schedule: Schedule) -> None:
         """An interval of 0 means on demand only."""
-        schedule.start(0, 0)
+        schedule.arm(0, 0)
+        schedule.revive()
         schedule.revive()
         assert threads() == []
 
     def test_one_thread(self, schedule: Schedule) -> None:
         """Started twice, it has one thread."""
-        schedule.start(3600, 0)
-        schedule.start(3600, 0)
+        schedule.arm(3600, 0)
+        schedule.revive()
+        schedule.arm(3600, 0)
+        schedule.revive()
         schedule.revive()
         assert len(threads()) == 1
 
     def test_stop(self, schedule: Schedule, worker: Worker) -> None:
         """Stopped, its thread is gone, and reviving it does nothing; it can be started again."""
-        schedule.start(3600, 0.2)
+        schedule.arm(3600, 0.2)
+        schedule.revive()
         schedule.stop()
         schedule.stop()
         schedule.revive()
         assert threads() == []
         while worker.rounds.acquire(blocking=False):
             pass
-        schedule.start(3600, 0.2)
+        schedule.arm(3600, 0.2)
+        schedule.revive()
         assert worker.rounds.acquire(timeout=5)
 
     def test_stop_from_within(self) -> None:
@@ -647,7 +731,8 @@ class TestSchedule:
                 self.done.set()
 
         once = Once()
-        once.schedule.start(0.01, 0)
+        once.schedule.arm(0.01, 0)
+        once.schedule.revive()
         assert once.done.wait(5)
         for thread in threads():
             thread.join(5)
@@ -657,13 +742,15 @@ class TestSchedule:
     def test_out_of_range(self, schedule: Schedule, interval: float, jitter: float) -> None:
         """A jitter near 1 would make the interval 0."""
         with pytest.raises(ConfigurationError):
-            schedule.start(interval, jitter)
+            schedule.arm(interval, jitter)
+            schedule.revive()
 
     def test_ends_with_its_object(self) -> None:
         """The thread keeps nothing alive, and ends when its object is gone."""
         worker = Worker()
         schedule = Schedule(worker.work, "test-schedule")
-        schedule.start(0.01, 0)
+        schedule.arm(0.01, 0)
+        schedule.revive()
         assert worker.rounds.acquire(timeout=5)
         (thread,) = threads()
         gone = weakref.ref(worker)
@@ -683,7 +770,8 @@ class TestSchedule:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", none)
             with pytest.raises(RuntimeError):
-                schedule.start(3600, 0)
+                schedule.arm(3600, 0)
+                schedule.revive()
         schedule.revive()
         assert worker.rounds.acquire(timeout=5)
 

@@ -171,6 +171,17 @@ class TestComplianceStatus:
         assert b'"evidence"' in get(obs, "/compliance/status", bearer="compliance:read").body
         assert get(obs, "/compliance/status", bearer="audit:read").status == 403
 
+    def test_reading_the_evidence_is_an_entry(self, obs: Observability) -> None:
+        """Who reads evidence is recorded; without that record nothing is shown. States alone are open."""
+        get(obs, "/compliance/status")
+        get(obs, "/compliance/status", bearer="compliance:read")
+        assert obs.audit is not None
+        (entry,) = obs.audit.read(action="compliance.read").entries
+        assert (entry["actor"]["kind"], entry["outcome"]) == ("client", "ok")
+        obs.audit.close()
+        assert get(obs, "/compliance/status", bearer="compliance:read").status == 503
+        assert get(obs, "/compliance/status").status == 200
+
     def test_gate(self, obs: Observability) -> None:
         """`?gate=1` is 409 while a required control is not accepted; anything else is refused."""
         assert get(obs, "/compliance/status", gate="1").status == 409

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 from flask import Flask, Response, abort
 
 from healthobs import Observability, Settings, _runtime, install, observe, readiness_check
+from healthobs.compliance import Route, self_caller
+from healthobs.compliance.selfcall import CANARY
 from healthobs.exceptions import ConfigurationError
 from healthobs.flask import init_app, remove_app
+from healthobs.gunicorn import post_worker_init
 
 
 @pytest.fixture
@@ -158,3 +164,77 @@ class TestRemoveApp:
         remove_app(app)
         assert answers() == before
         assert _runtime.process.default is not obs
+
+
+def control_threads() -> int:
+    """Return how many threads run controls."""
+    return [thread.name for thread in threading.enumerate()].count("healthobs-controls")
+
+
+class TestControls:
+    """`init_app` binds the controls and has them run, one way for every service."""
+
+    def test_no_thread_before_the_first_request(self, obs: Observability) -> None:
+        """Nothing runs until a request comes, so that a server may fork; `remove_app` ends it."""
+        before = control_threads()
+        app = init_app(make_app(), obs)
+        seen = [control_threads() - before]
+        app.test_client().get("/health")
+        seen.append(control_threads() - before)
+        remove_app(app)
+        assert [*seen, control_threads() - before] == [0, 1, 0]
+
+    def test_each_fork_has_its_own(self, obs: Observability) -> None:
+        """With a preloaded application each worker's first request starts that worker's thread."""
+        app = init_app(make_app(), obs)
+        client = app.test_client()
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:  # pragma: no cover - runs in the child
+            signal.alarm(10)  # a child that hangs must not outlive the test
+            seen = [control_threads()]
+            client.get("/patients/7")
+            os.write(writer, json.dumps([*seen, control_threads()]).encode())
+            os._exit(0)
+        os.close(writer)
+        os.waitpid(child, 0)
+        with os.fdopen(reader, "rb") as pipe:
+            assert json.loads(pipe.read()) == [0, 1]
+
+    def test_interval_of_zero(self) -> None:
+        """Controls that run on demand only have no thread, and know their application."""
+        before = control_threads()
+        settings = Settings(endpoints=True, headers=True, audience="all", control_interval_seconds=0)
+        obs = Observability(settings, log_stream=io.StringIO())
+        app = init_app(make_app(), obs, protected=[Route("GET", "/patients/canary")])
+        app.test_client().get("/health")
+        assert obs.controls is not None
+        assert obs.controls.run(["HDR", "H-312.a1"]) == {"HDR": "pass", "H-312.a1": "fail"}
+        assert control_threads() == before
+        remove_app(app)
+        obs.close()
+
+    def test_worker_starts_its_controls(self, obs: Observability) -> None:
+        """A gunicorn worker does not wait for a request; with nothing installed the hook does nothing."""
+        before = control_threads()
+        app = init_app(make_app(), obs)
+        post_worker_init(None)
+        started = control_threads() - before
+        remove_app(app)
+        post_worker_init(None)
+        assert (started, control_threads() - before) == (1, 0)
+
+    @pytest.mark.parametrize("claim", [True, 1, "1", "healthobs.canary", object()])
+    def test_nobody_else_passes_for_a_control(
+        self, obs: Observability, claim: object, stream: io.StringIO
+    ) -> None:
+        """Only the engine's own request is left out of telemetry: a claim in the environment is a caller's."""
+        app = init_app(make_app(), obs)
+        with app.test_client() as client:
+            client.get("/patients/7", environ_overrides={CANARY: claim}).close()
+        assert len(stream.getvalue().splitlines()) == 1
+        assert obs.controls is not None
+        obs.controls.stop()
+        assert self_caller(app)("GET", "/patients/7", {CANARY: "1"}, b"").status == 200
+        assert len(stream.getvalue().splitlines()) == 1
+        remove_app(app)

@@ -54,6 +54,11 @@ class Settings:
             draft); to the same audience as the compliance headers.
         endpoints: Serve `/metrics`, `/compliance/status` and `/audit/trail` beside the two probes.
         control_interval_seconds: How often the control engine runs what is due; 0 runs it only on demand.
+        required_controls: Ids of controls that the gate asks for besides those that have a probe.
+        out_of_scope: What the service declares not to have, so that controls of it do not apply: ``phi``,
+            ``chd`` (cardholder data), ``part11``, ``signatures``, ``devices``, ``finance``.
+        compliance_documents: Folder of signed attestations and waivers (``*.json``); None has none.
+        compliance_keys: Public keys (vkeys) of the people whose signature on those documents counts.
         audit_database_url: SQLite file of the audit trail (``sqlite:///PATH``); None keeps no trail.
         audit_key_file: Ed25519 signing key of the checkpoints (PEM), created 0600 when missing.
         audit_policy: ``deny`` (no answer without a durable entry) or ``alert`` (answer, count, log).
@@ -79,6 +84,10 @@ class Settings:
     trace_response: bool = _env("HEALTHOBS_TRACE_RESPONSE", False)
     endpoints: bool = _env("HEALTHOBS_ENDPOINTS", False)
     control_interval_seconds: int = _env("HEALTHOBS_CONTROL_INTERVAL_SECONDS", 60)
+    required_controls: tuple[str, ...] = _env("HEALTHOBS_REQUIRED_CONTROLS", ())
+    out_of_scope: tuple[str, ...] = _env("HEALTHOBS_OUT_OF_SCOPE", ())
+    compliance_documents: Path | None = _env("HEALTHOBS_COMPLIANCE_DOCUMENTS")
+    compliance_keys: tuple[str, ...] = _env("HEALTHOBS_COMPLIANCE_KEYS", ())
     audit_database_url: str | None = _env("HEALTHOBS_AUDIT_DATABASE_URL")
     audit_key_file: Path | None = _env("HEALTHOBS_AUDIT_KEY_FILE")
     audit_policy: AuditPolicy = _env("HEALTHOBS_AUDIT_POLICY", "deny")

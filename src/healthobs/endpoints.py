@@ -1,7 +1,7 @@
 """Health, readiness, metrics, compliance and audit endpoints, without I/O: a request in, a response out.
 
 Probes and scrapes are open; the audit trail and the evidence behind compliance states need a principal
-with the scope ``audit:read`` or ``compliance:read``, and reading the trail is itself an entry
+with the scope ``audit:read`` or ``compliance:read``, and reading them is itself an entry
 (PCI DSS 10.2.1.3). Nothing here is a constant.
 """
 
@@ -113,7 +113,7 @@ class Endpoints:
         gate = _flag(request, "gate")
         detail = "authorization" in request.headers
         if detail:
-            self._principal(request, COMPLIANCE_SCOPE)
+            self._note_reading("compliance.read", self._principal(request, COMPLIANCE_SCOPE))
         status = 409 if gate and not engine.gate_open() else 200
         return _json(status, engine.status(detail=detail))
 
@@ -123,9 +123,7 @@ class Endpoints:
             raise _Refused(404, "no_audit_trail")
         principal = self._principal(request, AUDIT_SCOPE)
         filters = _filters(request)
-        trail.append(
-            {"action": "audit.read", "actor": principal.subject, "actor_kind": "client", "outcome": "ok"}
-        )
+        self._note_reading("audit.read", principal)
         page = trail.read(**filters)
         checkpoint = trail.checkpoint()
         return _json(
@@ -142,6 +140,11 @@ class Endpoints:
                 "next_cursor": page.next_cursor,
             },
         )
+
+    def _note_reading(self, action: str, principal: Principal) -> None:
+        """Record who reads; without that entry nothing is shown."""
+        if self._obs.audit is not None:
+            self._obs.audit.append({"action": action, "actor": principal.subject, "actor_kind": "client"})
 
     def _principal(self, request: Request, scope: str) -> Principal:
         if self._authorize is None:

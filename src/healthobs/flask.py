@@ -6,12 +6,13 @@ application without it answers byte for byte as before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from flask import Flask
 
 from healthobs._runtime import install, process
+from healthobs.compliance.control import Route
 from healthobs.endpoints import Authorize
 from healthobs.exceptions import ConfigurationError
 from healthobs.observability import Observability
@@ -30,10 +31,13 @@ def init_app(
     authorize: Authorize | None = None,
     trusted: Callable[[WSGIEnvironment], bool] | None = None,
     conf: str = "N",
+    protected: Iterable[Route] = (),
+    refused_tokens: Callable[[], Mapping[str, str]] | None = None,
 ) -> Flask:
     """Give `app` traces, metrics, access lines, headers and the operational endpoints that `obs` asks for.
 
-    The first `Observability` becomes the process default when there is none, so that work outside
+    Its controls begin with the first request that a process answers, so no thread runs before a fork. The first
+    `Observability` becomes the process default when there is none, so that work outside
     requests reports too. Undo it with `remove_app`.
 
     Args:
@@ -42,6 +46,8 @@ def init_app(
         authorize: Checks credentials for `/audit/trail` and compliance evidence.
         trusted: Says whether a caller may see compliance headers when the audience is ``trusted``.
         conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+        protected: Routes that controls call without credentials and with bad ones: they must refuse.
+        refused_tokens: By name, tokens that only the issuer can make (``expired``) and that must be refused.
 
     Returns:
         The same application.
@@ -60,15 +66,25 @@ def init_app(
         raise ConfigurationError("healthobs is on this application already: call init_app once")
     if process.default is None:
         install(obs)
-    middleware = Middleware(app.wsgi_app, obs, authorize=authorize, trusted=trusted, conf=conf)
+    middleware = Middleware(
+        app.wsgi_app,
+        obs,
+        authorize=authorize,
+        trusted=trusted,
+        conf=conf,
+        protected=protected,
+        refused_tokens=refused_tokens,
+    )
     app.extensions[EXTENSION] = middleware
     app.wsgi_app = middleware  # type: ignore[method-assign]
     return app
 
 
 def remove_app(app: Flask) -> Flask:
-    """Take healthobs off `app` again; its answers are as before `init_app`."""
+    """Take healthobs off `app` again; its answers are as before `init_app`, and its controls have ended."""
     middleware = app.extensions.pop(EXTENSION)
+    if middleware.obs.controls is not None:
+        middleware.obs.controls.stop()
     app.wsgi_app = middleware.app  # type: ignore[method-assign]
     if process.default is middleware.obs:
         install(None)

@@ -85,6 +85,15 @@ def on_starting(server: Any) -> None:
         )
 
 
+def post_worker_init(_worker: Any) -> None:
+    """Start the controls in a worker that may wait long for its first request (hook)."""
+    from healthobs._runtime import process
+
+    controls = getattr(process.default, "controls", None)
+    if controls is not None:
+        controls.revive()
+
+
 def child_exit(_server: Any, worker: Any) -> None:
     """Drop a dead worker's live gauges (hook)."""
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):

@@ -9,15 +9,16 @@ Limits: a server that never closes the body iterable (a fault against PEP 3333) 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from http import HTTPStatus
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
 
 from healthobs import _runtime
-from healthobs.compliance.selfcall import CANARY
+from healthobs.compliance.control import Route
+from healthobs.compliance.selfcall import CANARY, OWN, self_caller
 from healthobs.endpoints import Authorize, Endpoints, Request
 from healthobs.exceptions import AuditWriteError
 from healthobs.headers import OWN_NAMES
@@ -44,6 +45,8 @@ class Middleware:
         trusted: Told the WSGI environment, says whether the caller may see compliance headers when the
             audience is ``trusted``; default nobody.
         conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+        protected: Routes that controls call without credentials and with bad ones: they must refuse.
+        refused_tokens: By name, tokens that only the issuer can make and that must be refused.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class Middleware:
         authorize: Authorize | None = None,
         trusted: Callable[[WSGIEnvironment], bool] | None = None,
         conf: str = "N",
+        protected: Iterable[Route] = (),
+        refused_tokens: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         self._app = app
         self._obs = obs
@@ -62,9 +67,15 @@ class Middleware:
         self._trusted = trusted
         _runtime.process.active = True
         obs.health.adopt_pending()
+        self._controls: Final = obs.controls
+        if obs.controls is not None:
+            obs.controls.bind(self_caller(self), protected, refused_tokens)
+            obs.controls.arm(obs.settings.control_interval_seconds)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
+        if self._controls is not None and self._controls.schedule.idle:
+            self._controls.revive()
         if environ.get("PATH_INFO") in self._endpoints.paths:
             return self._operational(environ, start_response)
         try:
@@ -100,7 +111,7 @@ class Middleware:
             get("HTTP_TRACEPARENT"),
             get("HTTP_X_REQUEST_ID"),
             trusted=self.is_trusted(environ),
-            silent=CANARY in environ,
+            silent=get(CANARY) is OWN,
         )
 
     def _operational(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

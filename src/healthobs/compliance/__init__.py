@@ -11,7 +11,6 @@ from healthobs.compliance.control import (
     CANARY_ACTION,
     CANARY_SUBJECT,
     STATES,
-    Attestation,
     Call,
     Control,
     Outcome,
@@ -22,25 +21,33 @@ from healthobs.compliance.control import (
     Route,
     State,
 )
+from healthobs.compliance.documents import Document, Documents, Signed
 from healthobs.compliance.engine import CATALOGUE_VERSION, ControlEngine
+from healthobs.compliance.requirements import REQUIREMENTS, SCOPES, Requirement, control
 from healthobs.compliance.selfcall import self_caller
 
 __all__ = [
     "CANARY_ACTION",
     "CANARY_SUBJECT",
     "CATALOGUE_VERSION",
+    "REQUIREMENTS",
+    "SCOPES",
     "STATES",
-    "Attestation",
     "Call",
     "Control",
     "ControlEngine",
+    "Document",
+    "Documents",
     "Outcome",
     "Probe",
     "ProbeContext",
     "Reply",
+    "Requirement",
     "Result",
     "Route",
+    "Signed",
     "State",
+    "control",
     "library_controls",
     "self_caller",
 ]

@@ -1,7 +1,7 @@
-"""The library's own controls: those whose subject the library has.
+"""The library's own controls: those requirements of the catalogue whose subject the library has.
 
-Citations: 45 CFR 164.312 and 164.514 (HIPAA), PCI DSS 4.0 requirements, OWASP Secure Headers Project.
-Services add their own to these.
+Two are the library's alone: that every exporter redacts, and that responses carry their headers (OWASP Secure
+Headers Project, RFC 9651). Services add theirs with `control`.
 
 Limits: each control shows what its criterion says and no more of the clause than that.
 """
@@ -9,6 +9,7 @@ Limits: each control shows what its criterion says and no more of the clause tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from healthobs.compliance.control import Control
 from healthobs.compliance.probes_audit import Integrity, records_and_proves, refuses_changes
@@ -20,6 +21,7 @@ from healthobs.compliance.probes_telemetry import (
     masks_identifiers,
     wraps_every_exporter,
 )
+from healthobs.compliance.requirements import REQUIREMENTS, control
 
 
 def library_controls(
@@ -34,57 +36,13 @@ def library_controls(
         >>> [control.id for control in library_controls()][:3]
         ['H-312.a1', 'H-312.b', 'H-312.c']
     """
+    dear = partial(control, valid_for_s=900, every_s=60)
     return (
-        Control(
-            "H-312.a1",
-            "45 CFR 164.312(a)(1)",
-            "hipaa",
-            "Access control",
-            "every declared route answers 401 or 403 without credentials",
-            "probe",
-            refuses_strangers,
-        ),
-        Control(
-            "H-312.b",
-            "45 CFR 164.312(b)",
-            "hipaa",
-            "Audit controls",
-            "a canary entry is recorded, read back, and included under the signed checkpoint",
-            "probe",
-            records_and_proves,
-            valid_for_s=900,
-            every_s=60,
-        ),
-        Control(
-            "H-312.c",
-            "45 CFR 164.312(c)(1)",
-            "hipaa",
-            "Integrity of the audit trail",
-            "every entry, checkpoint and guard verifies, and the trail extends what was verified before",
-            "measure",
-            Integrity(),
-            valid_for_s=900,
-            every_s=60,
-        ),
-        Control(
-            "H-312.d",
-            "45 CFR 164.312(d)",
-            "hipaa",
-            "Entity authentication",
-            "garbage, unsigned and forged tokens, and those that the issuer supplies, are refused",
-            "probe",
-            refuses_bad_tokens,
-        ),
-        Control(
-            "H-514",
-            "45 CFR 164.514(b)(2)",
-            "hipaa",
-            "The eighteen identifiers stay out of telemetry",
-            "each is masked under its key and in free text",
-            "probe",
-            masks_identifiers,
-            required=False,  # no pattern finds a name, so this cannot pass
-        ),
+        control("H-312.a1")(refuses_strangers),
+        dear("H-312.b")(records_and_proves),
+        dear("H-312.c")(Integrity()),
+        control("H-312.d")(refuses_bad_tokens),
+        control("H-514", required=False)(masks_identifiers),  # no pattern finds a name, so it cannot pass
         Control(
             "G-wrap",
             "45 CFR 164.502(b)",
@@ -94,49 +52,10 @@ def library_controls(
             "config",
             wraps_every_exporter,
         ),
-        Control(
-            "C-3.3",
-            "PCI DSS 4.0 3.3.1.2",
-            "pci-dss",
-            "No card verification code is kept",
-            "a canary verification code is in neither telemetry nor the audit trail's bytes",
-            "probe",
-            hides_authentication_data,
-            valid_for_s=900,
-            scope="chd",
-            every_s=60,
-        ),
-        Control(
-            "C-3.5",
-            "PCI DSS 4.0 3.4.1, 3.5.1",
-            "pci-dss",
-            "Card numbers are unreadable",
-            "a canary card number is in neither telemetry nor the audit trail's bytes",
-            "probe",
-            hides_card_numbers,
-            valid_for_s=900,
-            scope="chd",
-            every_s=60,
-        ),
-        Control(
-            "C-10.3",
-            "PCI DSS 4.0 10.3.2, 10.3.4",
-            "pci-dss",
-            "Audit entries cannot be changed",
-            "update, delete, replace and misnumbering of an entry are refused",
-            "probe",
-            refuses_changes,
-        ),
-        Control(
-            "C-10.6",
-            "PCI DSS 4.0 10.6.1",
-            "pci-dss",
-            "Clocks are in sync",
-            "the kernel has a time source and is at most 1 s off; the wall clock has not jumped by 0.5 s",
-            "measure",
-            ClockInSync(kernel_clock),
-            required=False,  # a container often may not ask
-        ),
+        dear("C-3.3")(hides_authentication_data),
+        dear("C-3.5")(hides_card_numbers),
+        control("C-10.3")(refuses_changes),
+        control("C-10.6", required=False)(ClockInSync(kernel_clock)),  # a container often may not ask
         Control(
             "HDR",
             "OWASP Secure Headers Project; RFC 9651",
@@ -147,3 +66,14 @@ def library_controls(
             sends_headers,
         ),
     )
+
+
+def with_catalogue(controls: tuple[Control, ...]) -> tuple[Control, ...]:
+    """Return `controls`, and after them each requirement of the catalogue that none of them observes.
+
+    Example:
+        >>> len(with_catalogue(()))
+        52
+    """
+    observed = {name for made in controls for name in (made.id, made.id.rpartition(".")[0])}
+    return (*controls, *(row.unobserved() for name, row in REQUIREMENTS.items() if name not in observed))

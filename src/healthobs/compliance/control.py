@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
     from healthobs.audit.trail import AuditTrail
+    from healthobs.metrics import Metrics
 
 State = Literal["pass", "fail", "partial", "not-applicable", "unknown", "attested"]
 Method = Literal["probe", "measure", "config", "sample", "attestation"]
@@ -92,7 +93,7 @@ class ProbeContext:
         provider: The tracer provider, when there is one.
         call: Sends requests to the service itself; None until an application is bound.
         protected: Routes declared to need credentials.
-        scope: Declared facts such as ``{"chd": False}`` (handles no cardholder data).
+        metrics: Of the service, when there are some.
         refused_tokens: By name, tokens that the service must refuse, made by whoever can sign them
             (``expired``, ``wrong_audience``); the probes add those that anybody can make.
     """
@@ -104,7 +105,7 @@ class ProbeContext:
     provider: TracerProvider | None = None
     call: Call | None = None
     protected: Sequence[Route] = ()
-    scope: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    metrics: Metrics | None = None
     refused_tokens: Callable[[], Mapping[str, str]] | None = None
 
 
@@ -122,11 +123,12 @@ class Control:
         title: A few words.
         criterion: What must be seen for ``pass``.
         method: How it is observed.
-        probe: Looks and returns an `Outcome`; whatever it raises makes the control ``unknown``. None for an
-            attestation only.
+        probe: Looks and returns an `Outcome`; whatever it raises makes the control ``unknown``. None when only a
+            person can attest it, or nothing observes it yet.
         valid_for_s: Seconds after which a result decays to ``unknown``.
         required: Whether the gate needs it.
-        scope: Name of the scope fact that the control depends on; declared False makes it ``not-applicable``.
+        scope: What the control is about (``chd``); a service that declares not to have it makes it
+            ``not-applicable``.
         every_s: Least seconds between scheduled runs, for probes that are dear; 0 runs at every round.
 
     Raises:
@@ -162,29 +164,15 @@ class Control:
             problems.append("a control needs cite, title and criterion")
         if self.method not in METHODS:
             problems.append(f"a control's method is one of {', '.join(METHODS)}")
-        if (self.probe is None) != (self.method == "attestation"):
-            problems.append("a control has a probe, unless its method is attestation")
+        if self.method == "attestation":
+            if self.probe is not None:
+                problems.append("a control whose method is attestation has no probe")
+        elif self.probe is None and self.required:
+            problems.append("a required control has a probe, unless its method is attestation")
         if self.valid_for_s < 1 or not 0 <= self.every_s < self.valid_for_s:
             problems.append("valid_for_s is at least 1, and every_s less than it")
         if problems:
             raise ConfigurationError(*problems)
-
-
-@dataclass(frozen=True, slots=True)
-class Attestation:
-    """A named person's declaration, backed by a document.
-
-    Args:
-        control: Id of the control it is about.
-        person: Who declares; the role or work id of a member of the workforce.
-        expires: Last day on which it holds (``YYYY-MM-DD``, UTC).
-        digest: SHA-256 of the document, 64 hex digits.
-    """
-
-    control: str
-    person: str
-    expires: str
-    digest: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,9 @@ from dataclasses import replace
 from typing import Any
 
 from healthobs.clock import Clock, rfc3339
-from healthobs.compliance.attestation import judge
 from healthobs.compliance.control import (
     ACCEPTED,
     STATES,
-    Attestation,
     Call,
     Control,
     Outcome,
@@ -32,6 +30,7 @@ from healthobs.compliance.control import (
     Route,
     State,
 )
+from healthobs.compliance.documents import NO_DOCUMENTS, Documents, Signed, judge
 from healthobs.compliance.report import Row, evidence_digest, report
 from healthobs.compliance.schedule import Schedule
 from healthobs.exceptions import ConfigurationError
@@ -40,7 +39,11 @@ from healthobs.exceptions import ConfigurationError
 OnResult = Callable[[Result], object]
 #: Told (control, old state, new state, last result) of each change; returns the index of its audit entry.
 OnChange = Callable[[Control, State, State, "Result | None"], "int | None"]
-#: Version of the library's controls and of the report's form.
+#: Told every state after the first round of a process; returns the index of its audit entry.
+OnFirst = Callable[[Mapping[str, State]], "int | None"]
+#: Says what was seen that contradicts a declaration of scope, or None.
+CounterCheck = Callable[[], "str | None"]
+#: Version of the catalogue and of the report's form.
 CATALOGUE_VERSION = "2026.1"
 
 
@@ -52,13 +55,17 @@ class ControlEngine:
         context_factory: Makes what probes look at, anew for every round.
         clock: Times and ages.
         service: Name in the report.
-        attestations: Declarations for controls whose method is attestation.
+        documents: Reads attestations and waivers, before every round.
+        excluded: What the service declares not to have, and what could contradict that.
+        required: Ids that the gate asks for besides the controls that say so themselves.
         on_result: Told of each run of a probe (metrics); its faults go to `on_error`.
         on_change: Told of each change of state (audit); asked again in the next round when it raises.
-        on_error: Told the component (``controls``) when one of the above raised.
+        on_first: Told all states of the first round at once, in place of a change each.
+        on_error: Told the component (``controls``, ``documents``) when one of the above raised, or a document
+            counts for nothing.
 
     Raises:
-        ConfigurationError: Two controls have one id, or an attestation names none of them.
+        ConfigurationError: Two controls have one id, or a required id is none of theirs.
 
     Example:
         >>> from healthobs.config import Settings
@@ -81,29 +88,37 @@ class ControlEngine:
         clock: Clock,
         *,
         service: str = "",
-        attestations: Iterable[Attestation] = (),
+        documents: Callable[[], Documents] = lambda: NO_DOCUMENTS,
+        excluded: Mapping[str, CounterCheck] | None = None,
+        required: Iterable[str] = (),
         on_result: OnResult | None = None,
         on_change: OnChange | None = None,
+        on_first: OnFirst | None = None,
         on_error: Callable[[str], object] | None = None,
     ) -> None:
         self.controls: dict[str, Control] = {control.id: control for control in controls}
-        self._attestations = {document.control: document for document in attestations}
+        self._required = frozenset(required)
         if len(self.controls) != len(controls):
             raise ConfigurationError("two controls have the same id: give each its own")
-        if not self._attestations.keys() <= self.controls.keys():
-            raise ConfigurationError("an attestation names a control that is not there")
+        if not self._required <= self.controls.keys():
+            raise ConfigurationError("required_controls names a control that is not there")
+        self._read_documents = documents
+        self._documents = NO_DOCUMENTS
+        self._excluded = excluded or {}
         self._service = service
         self._context_factory = context_factory
         self._clock = clock
         self._on_result = on_result
         self._on_change = on_change
+        self._on_first = on_first
         self._on_error = on_error
         self._bound: dict[str, Any] = {}
         self._results: dict[str, Result] = {}
         #: State and audit index that `on_change` has taken.
         self._told: dict[str, tuple[State, int | None]] = {}
         self._running = _ForkLock()
-        self._schedule = Schedule(self.run_due, "healthobs-controls")
+        #: When it runs by itself; front ends look whether it is idle.
+        self.schedule: Schedule = Schedule(self.run_due, "healthobs-controls")
 
     def bind(
         self,
@@ -151,27 +166,43 @@ class ControlEngine:
 
     def _round(self, wanted: list[str]) -> None:
         with self._running.held():
+            self._refresh_documents()
             context = None
             for name in wanted:
                 control = self.controls[name]
                 try:
                     context = context or self._context()
-                    result = self._result(control, self._observe(control, context))
+                    outcome = self._observe(control, context)
+                    result = None if outcome is None else self._result(control, outcome)
                 except (Exception, SystemExit) as exc:  # noqa: BLE001 - its text may be PHI, so only its type is kept
                     result = self._result(
                         control, Outcome("unknown", f"the probe raised {type(exc).__name__}")
                     )
-                self._keep(result)
+                self._keep(name, result)
             self._tell_changes()
+
+    def _refresh_documents(self) -> None:
+        try:
+            self._documents = self._read_documents()
+        except Exception:  # noqa: BLE001 - what cannot be read counts for nothing
+            self._documents = NO_DOCUMENTS
+            self._failed("documents")
+        if self._documents.refused:
+            self._failed("documents")
 
     def _context(self) -> ProbeContext:
         return replace(self._context_factory(), **self._bound)
 
-    def _observe(self, control: Control, context: ProbeContext) -> Outcome:
-        if control.scope is not None and context.scope.get(control.scope) is False:
+    def _observe(self, control: Control, context: ProbeContext) -> Outcome | None:
+        """Return what is seen now; None where there is nothing that could see it."""
+        if control.scope is not None and control.scope in self._excluded:
+            contradiction = self._excluded[control.scope]()
+            if contradiction is not None:
+                return Outcome("fail", f"declared: {control.scope} is not in scope; but {contradiction}")
             return Outcome("not-applicable", f"declared: {control.scope} is not in scope")
         if control.probe is None:
-            return judge(self._attestations.get(control.id), self._clock.now().date())
+            signed = self._documents.attestations.get(control.id)
+            return None if signed is None else judge(signed, self._clock.now().date())
         outcome = control.probe(context)
         if outcome.state not in STATES or outcome.state == "attested":
             return Outcome("unknown", "the probe returned a state that no probe may return")
@@ -182,33 +213,45 @@ class ControlEngine:
         digest = evidence_digest(control, outcome, moment)
         return Result(control, outcome, moment, self._clock.monotonic_ns(), digest)
 
-    def _keep(self, result: Result) -> None:
-        self._results[result.control.id] = result
+    def _keep(self, name: str, result: Result | None) -> None:
+        if result is None:
+            self._results.pop(name, None)
+            return
+        self._results[name] = result
         if self._on_result is not None:
             try:
                 self._on_result(result)
             except Exception:  # noqa: BLE001 - a fault of telemetry must not stop the controls
-                self._failed()
+                self._failed("controls")
 
     def _tell_changes(self) -> None:
         """Hand over each change of state, decay included; what is not taken is offered again next time."""
+        states = self.states()
+        if self._on_first is not None and not self._told:
+            try:
+                index = self._on_first(states)
+            except Exception:  # noqa: BLE001 - the trail may be what is broken; controls must go on to say so
+                self._failed("controls")
+            else:
+                self._told = {name: (state, index) for name, state in states.items()}
+            return
         if self._on_change is None:
             return
-        for name, state in self.states().items():
+        for name, state in states.items():
             old, _ = self._told.get(name, ("unknown", None))
             if state == old:
                 continue
             try:
                 index = self._on_change(self.controls[name], old, state, self._results.get(name))
-            except Exception:  # noqa: BLE001 - the trail may be what is broken; controls must go on to say so
-                self._failed()
+            except Exception:  # noqa: BLE001 - as above
+                self._failed("controls")
             else:
                 self._told[name] = state, index
 
-    def _failed(self) -> None:
+    def _failed(self, component: str) -> None:
         if self._on_error is not None:
             with contextlib.suppress(Exception):  # nowhere left to tell
-                self._on_error("controls")
+                self._on_error(component)
 
     # ---- reading
 
@@ -231,39 +274,53 @@ class ControlEngine:
         Args:
             detail: Include criterion, evidence, method and audit index, for readers who may see them.
         """
-        with self._counted_thread_fault():
-            self._schedule.revive()
+        self.revive()
         now = self._clock.monotonic_ns()
-        rows: list[Row] = [
-            (
+        rows = [
+            Row(
                 control,
                 self._state(control, now),
                 self._results.get(name),
                 self._told.get(name, (None, None))[1],
+                self._is_required(control),
+                self._waiver(name),
+                self._documents.attestations.get(name),
             )
             for name, control in self.controls.items()
         ]
         return report(self._service, CATALOGUE_VERSION, rows, detail=detail)
 
+    def _is_required(self, control: Control) -> bool:
+        """Return whether the gate asks for it; what somebody once attested must go on being attested."""
+        return (
+            control.required
+            or control.id in self._required
+            or (control.probe is None and control.id in self._documents.attestations)
+        )
+
+    def _waiver(self, name: str) -> Signed | None:
+        """Return the waiver of a control that holds today."""
+        signed = self._documents.waivers.get(name)
+        today = self._clock.now().date()
+        return signed if signed is not None and signed.document.holds(today) else None
+
     def gate_failures(self) -> tuple[str, ...]:
-        """Return the ids of required controls that are not ``pass``, ``attested`` or ``not-applicable``."""
+        """Return the ids of required controls that are neither ``pass``, ``attested`` or ``not-applicable`` nor waived."""
         states = self.states()
         return tuple(
             name
             for name, control in self.controls.items()
-            if control.required and states[name] not in ACCEPTED
+            if self._is_required(control) and states[name] not in ACCEPTED and self._waiver(name) is None
         )
 
     def gate_open(self) -> bool:
-        """Return whether every required control is shown; with no control at all the gate stays shut."""
-        return bool(self.controls) and not self.gate_failures()
+        """Return whether every required control is shown or waived; where none is required the gate stays shut."""
+        return any(map(self._is_required, self.controls.values())) and not self.gate_failures()
 
     # ---- the background thread
 
     def start(self, interval_s: float, jitter: float = 0.2) -> None:
         """Run what is due at once and then every `interval_s` seconds, on a daemon thread.
-
-        A forked child has no such thread; its own starts when its status is first asked for, or by `start`.
 
         Args:
             interval_s: Seconds between rounds; 0 starts nothing.
@@ -272,8 +329,25 @@ class ControlEngine:
         Raises:
             ConfigurationError: A number is out of its range.
         """
+        self.arm(interval_s, jitter)
+        self.revive()
+
+    def arm(self, interval_s: float, jitter: float = 0.2) -> None:
+        """Be ready to `start`: the thread begins with the first request that this process, or a fork of it, sees.
+
+        Args:
+            interval_s: As for `start`.
+            jitter: As for `start`.
+
+        Raises:
+            ConfigurationError: A number is out of its range.
+        """
+        self.schedule.arm(interval_s, jitter)
+
+    def revive(self) -> None:
+        """Start the thread where there should be one and is none: armed only, after a fork, or none could be had."""
         with self._counted_thread_fault():
-            self._schedule.start(interval_s, jitter)
+            self.schedule.revive()
 
     @contextlib.contextmanager
     def _counted_thread_fault(self) -> Generator[None]:
@@ -281,11 +355,11 @@ class ControlEngine:
         try:
             yield
         except RuntimeError:
-            self._failed()
+            self._failed("controls")
 
     def stop(self) -> None:
         """End the background thread after the round that it is in; harmless twice."""
-        self._schedule.stop()
+        self.schedule.stop()
 
 
 class _ForkLock:

@@ -7,14 +7,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from healthobs.compliance.control import STATES, Control, Outcome, Result, State
+from healthobs.compliance.documents import Signed
 
 DISCLAIMER = "run-time evidence, not certification"
-#: A control, its state now, its last result, and the index of the audit entry about its last change.
-Row = tuple[Control, State, "Result | None", "int | None"]
+
+
+class Row(NamedTuple):
+    """One control as it is reported: its state now, its last result, where that was recorded, who vouches for it."""
+
+    control: Control
+    state: State
+    result: Result | None
+    audit_index: int | None
+    required: bool
+    waiver: Signed | None
+    attestation: Signed | None
 
 
 def evidence_digest(control: Control, outcome: Outcome, observed_at: str) -> str:
@@ -50,8 +62,8 @@ def report(service: str, catalogue_version: str, rows: Iterable[Row], *, detail:
     """
     rows = list(rows)
     counts = dict.fromkeys(STATES, 0)
-    for _, state, _, _ in rows:
-        counts[state] += 1
+    for row in rows:
+        counts[row.state] += 1
     return {
         "service": service,
         "catalogue_version": catalogue_version,
@@ -62,33 +74,42 @@ def report(service: str, catalogue_version: str, rows: Iterable[Row], *, detail:
 
 
 def _summary(row: Row) -> dict[str, Any]:
-    control, state, result, _ = row
+    control = row.control
     return {
         "id": control.id,
         "cite": control.cite,
         "framework": control.framework,
         "title": control.title,
-        "state": state,
-        "observed_at": None if result is None else result.observed_at,
+        "state": row.state,
+        "observed_at": None if row.result is None else row.result.observed_at,
         "valid_for_s": control.valid_for_s,
+        "required": row.required,
+        "waived_until": None if row.waiver is None else row.waiver.document.expires,
     }
 
 
 def _detail(row: Row) -> dict[str, Any]:
-    control, state, result, audit_index = row
+    control = row.control
     return {
         "criterion": control.criterion,
-        "evidence": _evidence(state, result),
+        "evidence": _evidence(control, row.state, row.result),
         "method": control.method,
-        "required": control.required,
         "scope": control.scope,
-        "audit_index": audit_index,
+        "audit_index": row.audit_index,
+        "waiver": _vouched(row.waiver),
+        "attestation": _vouched(row.attestation),
     }
 
 
-def _evidence(state: State, result: Result | None) -> dict[str, Any]:
+def _vouched(signed: Signed | None) -> dict[str, str] | None:
+    return None if signed is None else {"person": signed.person, **asdict(signed.document)}
+
+
+def _evidence(control: Control, state: State, result: Result | None) -> dict[str, Any]:
     if result is None:
-        return {"text": "not run yet", "n": None, "digest": None}
+        observed = control.probe is not None
+        text = "not run yet" if observed else "nothing observes it here, and nobody has attested it"
+        return {"text": text, "n": None, "digest": None}
     outcome = result.outcome
     stale = state != outcome.state
     evidence: dict[str, Any] = {

@@ -35,10 +35,12 @@ class Schedule:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        #: Whether there should be a thread and is none; a plain attribute, because every request looks.
+        self.idle: bool = False
         _schedules.add(self)
 
-    def start(self, interval_s: float, jitter: float) -> None:
-        """Work at once and then every `interval_s` seconds, more or less by the share `jitter`; 0 starts nothing.
+    def arm(self, interval_s: float, jitter: float) -> None:
+        """Say how often to work, once revived: every `interval_s` seconds, more or less by the share `jitter`.
 
         Raises:
             ConfigurationError: A number is out of its range.
@@ -46,31 +48,32 @@ class Schedule:
         if interval_s < 0 or not 0 <= jitter <= _MAX_JITTER:
             raise ConfigurationError(f"interval_s is 0 or more seconds, and jitter from 0 to {_MAX_JITTER}")
         if interval_s:
-            self._times = (interval_s, jitter)
-            self.revive()
+            with self._lock:
+                self._times = (interval_s, jitter)
+                self.idle = self._thread is None
 
     def revive(self) -> None:
-        """Start the thread where there should be one and is none: after a fork, or when none could be had.
+        """Work at once and go on, where there should be a thread and is none.
 
         Raises:
             RuntimeError: No thread can be had now either.
         """
-        times = self._times
-        if times is None or self._thread is not None:
-            return
         with self._lock:
-            if self._thread is None:
-                self._stopped = threading.Event()
-                thread = threading.Thread(
-                    target=_repeat, args=(self._work, self._stopped, *times), name=self._name, daemon=True
-                )
-                thread.start()
-                self._thread = thread
+            times = self._times  # under the lock: whoever waited for it may have been stopped meanwhile
+            if times is None or self._thread is not None:
+                return
+            self._stopped = threading.Event()
+            thread = threading.Thread(
+                target=_repeat, args=(self._work, self._stopped, *times), name=self._name, daemon=True
+            )
+            thread.start()
+            self._thread = thread
+            self.idle = False
 
     def stop(self) -> None:
         """End the thread after the round that it is in; harmless twice."""
-        self._times = None
         with self._lock:
+            self._times, self.idle = None, False
             thread, self._thread = self._thread, None
             self._stopped.set()
         if thread is not None and thread is not threading.current_thread():
@@ -80,6 +83,7 @@ class Schedule:
         """Start over in a forked child."""
         self._lock = threading.Lock()
         self._thread = None
+        self.idle = self._times is not None
 
 
 def _repeat(

@@ -1,7 +1,8 @@
 """Requests of a service to itself, inside the process, so that probes see what a caller would see.
 
-PEP 3333 without a socket. Every such request carries `CANARY` in its environment, which no request from
-outside can set, so that front ends can keep it out of business metrics.
+PEP 3333 without a socket. Every such request carries the object `OWN` in its environment, so that front ends can
+keep it out of business metrics. No request from outside can carry it, whatever names and texts a server, a proxy
+protocol (uwsgi_param, FastCGI) or another middleware puts there: front ends compare by identity.
 
 Limits: what only the server adds or removes (a `Server` header, TLS) is not seen.
 """
@@ -16,8 +17,9 @@ from urllib.parse import unquote_to_bytes
 
 from healthobs.compliance.control import Call, Reply
 
-#: Key in the WSGI environment that marks a request as a probe's.
+#: Key in the WSGI environment whose value marks a request as a probe's, and that value.
 CANARY = "healthobs.canary"
+OWN = object()
 _Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -79,7 +81,7 @@ def _environ(method: str, path: str, headers: Mapping[str, str], body: bytes) ->
         "wsgi.multithread": True,
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
-        CANARY: True,
+        CANARY: OWN,
     }
     for name, value in headers.items():
         key = name.upper().replace("-", "_")

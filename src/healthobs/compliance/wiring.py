@@ -2,19 +2,28 @@
 
 Each run of a probe counts in `<prefix>_compliance_checks_total{type,result}`; each change of state sets
 `healthobs_control_state{control,state}` and appends the audit entry `control.state_changed`
-(45 CFR 164.316(b)(1)(ii): what was found is kept).
+(45 CFR 164.316(b)(1)(ii): what was found is kept). A process begins with one entry of all states,
+`control.states_observed`; the state at any moment is the last such entry and the changes after it. Their details are named
+`control.…`, which redaction lets pass in every mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from healthobs.compliance import Control, ControlEngine, ProbeContext, Result, State
-from healthobs.compliance.catalogue import library_controls
+from healthobs.compliance.catalogue import library_controls, with_catalogue
+from healthobs.compliance.control import Control, ProbeContext, Result, State
+from healthobs.compliance.documents import read_folder
+from healthobs.compliance.engine import ControlEngine, CounterCheck
+from healthobs.compliance.requirements import SCOPES
+from healthobs.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from healthobs.observability import Observability
+
+#: Kinds of redaction that contradict a declaration of scope. Other identifiers are not health information alone.
+_BETRAYING = {"chd": frozenset({"card"}), "phi": frozenset({"mbi", "mrn"})}
 
 
 def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngine:
@@ -39,40 +48,75 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
     )
 
     def on_result(result: Result) -> None:
-        checks.labels(result.control.framework, result.outcome.state).inc()
+        if result.control.probe is not None:
+            checks.labels(result.control.framework, result.outcome.state).inc()
+
+    def record(action: str, control: str | None, details: Mapping[str, str]) -> int | None:
+        if trail is None:
+            return None
+        return trail.append(
+            {
+                "action": action,
+                "actor": settings.service_name,
+                "actor_kind": "system",
+                "resource_type": "control",
+                "resource_id": control,
+                "details": details,
+            }
+        ).index
+
+    def on_first(now: Mapping[str, State]) -> int | None:
+        for name, state in now.items():
+            if state != "unknown":
+                states.labels(name, "unknown").set(0)
+                states.labels(name, state).set(1)
+        known = sorted(set(now.values()) - {"unknown"})
+        ids = {f"control.{state}": " ".join(name for name in now if now[name] == state) for state in known}
+        return record("control.states_observed", None, ids)
 
     def on_change(control: Control, old: State, new: State, _result: Result | None) -> int | None:
         states.labels(control.id, old).set(0)
         states.labels(control.id, new).set(1)
-        if trail is None:
-            return None
-        receipt = trail.append(
-            {
-                "action": "control.state_changed",
-                "actor": settings.service_name,
-                "actor_kind": "system",
-                "resource_type": "control",
-                "resource_id": control.id,
-                "details": {"old": old, "new": new},
-            }
-        )
-        return receipt.index
+        return record("control.state_changed", control.id, {"control.old": old, "control.new": new})
 
     engine = ControlEngine(
-        [*library_controls(), *controls],
+        with_catalogue((*library_controls(), *controls)),
         lambda: ProbeContext(
             settings=settings,
             clock=obs.clock,
             redactor=obs.redactor,
             audit=trail,
             provider=obs.tracing.provider,
+            metrics=metrics,
         ),
         obs.clock,
         service=settings.service_name,
+        documents=lambda: read_folder(settings.compliance_documents, settings.compliance_keys),
+        excluded=_excluded(obs),
+        required=settings.required_controls,
         on_result=on_result,
         on_change=on_change,
+        on_first=on_first,
         on_error=metrics.count_internal_error,
     )
     for name, state in engine.states().items():
         states.labels(name, state).set(1)
     return engine
+
+
+def _excluded(obs: Observability) -> dict[str, CounterCheck]:
+    """Return what the service declares not to have, each with what would contradict it."""
+    wrong = set(obs.settings.out_of_scope) - SCOPES.keys()
+    if wrong:
+        raise ConfigurationError(f"out_of_scope must name some of {', '.join(SCOPES)}")
+
+    def check(name: str) -> CounterCheck:
+        seen = obs.metrics.redacted_kinds
+
+        def contradicted() -> str | None:
+            found = sorted(_BETRAYING.get(name, frozenset()) & seen)
+            return f"telemetry of this process had to be rid of: {', '.join(found)}" if found else None
+
+        return contradicted
+
+    return {name: check(name) for name in obs.settings.out_of_scope}

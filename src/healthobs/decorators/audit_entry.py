@@ -41,7 +41,7 @@ def append_entry(
         draft.outcome = audit_outcome(result, exc, outcome)
     exchange = _runtime.exchange.get()
     if exchange is not None and exchange.silent and draft.outcome == "denied":
-        return  # a control asked without credentials and was refused: nobody's access
+        return  # a control of this process asked without credentials and was refused: nobody's access
     trail, failure = binding.obs.audit, None
     try:
         if trail is not None:

@@ -152,6 +152,8 @@ class Metrics:
         self.redactions: Instrument = self.counter(
             "healthobs_redactions_total", "Values masked before they left", ("signal", "kind")
         )
+        #: Kinds that this process has masked so far.
+        self.redacted_kinds: set[str] = set()
         self._errors = self.counter(
             "healthobs_internal_errors_total", "Faults of telemetry itself", ("component",)
         )
@@ -201,6 +203,7 @@ class Metrics:
 
     def count_redaction(self, signal: str, kind: str) -> None:
         """Count one masked value."""
+        self.redacted_kinds.add(kind)
         self.redactions.labels(signal, kind).inc()
 
     def clean(self, value: str) -> str:

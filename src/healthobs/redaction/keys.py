@@ -51,6 +51,7 @@ ALLOWED = _set("""
     exception_type exception_frames exception_fingerprint exception_causes audit_index
     """)
 _ALLOWED_PREFIXES = (
+    "control.",
     "telemetry.",
     "otel.",
     "deployment.",

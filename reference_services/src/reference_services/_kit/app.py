@@ -19,7 +19,6 @@ from healthobs import flask as healthobs_flask
 from healthobs.audit import annotate
 from healthobs.client import Client
 from healthobs.compliance import Control
-from healthobs.compliance.selfcall import self_caller
 from healthobs.endpoints import Request as EndpointRequest
 from reference_services._kit import database, errors, idempotency, openapi, shared
 from reference_services._kit.auth import Authenticator, Jwks, Principal, fetch_jwks
@@ -192,7 +191,7 @@ class Kit(Storage):
     # ---- the finished application
 
     def finish(self, *, checks: Mapping[str, Callable[[], object]] | None = None) -> Flask:
-        """Add `GET /` and `GET /openapi.json`, register readiness checks, mount healthobs, start the controls.
+        """Add `GET /` and `GET /openapi.json`, register readiness checks, mount healthobs.
 
         Args:
             checks: Readiness check by name: returns None or True when ready, False or raises when not.
@@ -213,12 +212,13 @@ class Kit(Storage):
         self.get("/openapi.json", returns={200: shared.Description}, summary="This description")(
             self._openapi
         )
-        app = healthobs_flask.init_app(self.app, self.obs, authorize=self._authorize, conf=self.info.conf)
-        engine = self.obs.controls
-        if engine is not None:
-            engine.bind(self_caller(app), protected_routes(self.operations))
-            engine.start(self.obs.settings.control_interval_seconds)
-        return app
+        return healthobs_flask.init_app(
+            self.app,
+            self.obs,
+            authorize=self._authorize,
+            conf=self.info.conf,
+            protected=protected_routes(self.operations),
+        )
 
     def close(self) -> None:
         """Take healthobs off the application, flush telemetry that this service owns, close connections."""

@@ -13,36 +13,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from healthobs.compliance import Control, Outcome
+from healthobs.compliance import Control, Outcome, control
 from reference_services.medical_device import store, udi
 
 if TYPE_CHECKING:
     from reference_services.medical_device.service import Service
 
+_BOUND = (
+    "a moved or altered canary signature does not hold, and every stored one is this key's and in its place"
+)
+_VALID = "an identifier with a wrong check digit is refused, and no registered device has one"
 _CANARY = {"id": "canary", "state": "sound"}
 
 
 def controls(service: Callable[[], Service]) -> tuple[Control, ...]:
     """Return the controls of the service that `service` returns once it exists."""
     return (
-        Control(
-            id="P-70",
-            cite="21 CFR 11.70",
-            framework="fda-21cfr11",
-            title="Signatures are bound to their records",
-            criterion="a moved or altered canary signature does not hold, and every stored one is this key's and in its place",
-            method="probe",
-            probe=lambda _context: signatures_bound(service()),
-        ),
-        Control(
-            id="P-10h",
-            cite="21 CFR 11.10(h)",
-            framework="fda-21cfr11",
-            title="Device identifiers are valid",
-            criterion="an identifier with a wrong check digit is refused, and no registered device has one",
-            method="probe",
-            probe=lambda _context: identifiers_valid(service()),
-        ),
+        control("P-70", criterion=_BOUND)(lambda _context: signatures_bound(service())),
+        control("P-10h", criterion=_VALID)(lambda _context: identifiers_valid(service())),
     )
 
 

@@ -14,12 +14,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from healthobs.compliance import Control, Outcome
+from healthobs.compliance import Control, Outcome, control
 from reference_services.payment_gateway import cards, domain, store
 
 if TYPE_CHECKING:
     from reference_services.payment_gateway.service import Service
 
+_NO_CARD = "a canary card leaves no number in its row, and no published card is in any file of the service"
 CANARY = "4000056655665556"
 MAX_SEARCHED_BYTES = 16 * 1024 * 1024
 
@@ -27,34 +28,10 @@ MAX_SEARCHED_BYTES = 16 * 1024 * 1024
 def controls(service: Callable[[], Service]) -> tuple[Control, ...]:
     """Return the controls of the service that `service` returns once it exists."""
     return (
-        Control(
-            id="S-sod",
-            cite="15 U.S.C. 7262; COSO 2013 principle 10",
-            framework="sox",
-            title="Separation of duties",
-            criterion="no stored decision is the initiator's own, and a self-approval is refused",
-            method="probe",
-            probe=lambda _context: separation_of_duties(service()),
-        ),
-        Control(
-            id="S-dual",
-            cite="15 U.S.C. 7262; COSO 2013 principle 10",
-            framework="sox",
-            title="Dual control",
-            criterion="every payment beyond a threshold has the approvers it needs, and each threshold is in force",
-            method="probe",
-            probe=lambda _context: dual_control(service()),
-        ),
-        Control(
-            id="C-3.5.db",
-            cite="PCI DSS 4.0.1 3.5.1",
-            framework="pci-dss",
-            title="No card number is stored",
-            criterion="a canary card leaves no number in its row, and no published card is in any file of the service",
-            method="probe",
-            probe=lambda _context: no_card_stored(service()),
-            valid_for_s=900,
-            every_s=60,
+        control("S-sod")(lambda _context: separation_of_duties(service())),
+        control("S-dual")(lambda _context: dual_control(service())),
+        control("C-3.5", part="db", criterion=_NO_CARD, valid_for_s=900, every_s=60)(
+            lambda _context: no_card_stored(service())
         ),
     )
 

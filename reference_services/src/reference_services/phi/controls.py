@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from healthobs.compliance import Control, Outcome, ProbeContext
+from healthobs.compliance import Control, Outcome, ProbeContext, control
 from reference_services.phi import domain
 from reference_services.phi.crypto import SealError
 
 if TYPE_CHECKING:
     from reference_services.phi.api import Service
 
+_SEALED = "a canary and every sampled record are stored unreadable and open under a private key"
 SAMPLE = 50
 #: Shorter values occur in any file by chance.
 SHORTEST_SEARCHED = 8
@@ -30,24 +31,8 @@ MAX_SEARCHED_BYTES = 64 * 1024 * 1024
 def controls(service: Callable[[], Service]) -> tuple[Control, ...]:
     """Return the controls of the service that `service` returns once it exists."""
     return (
-        Control(
-            id="H-312.a2iv",
-            cite="45 CFR 164.312(a)(2)(iv)",
-            framework="hipaa",
-            title="Encryption at rest",
-            criterion="a canary and every sampled record are stored unreadable and open under a private key",
-            method="probe",
-            probe=lambda _context: encryption_at_rest(service()),
-        ),
-        Control(
-            id="H-502b",
-            cite="45 CFR 164.502(b), 164.514(d)",
-            framework="hipaa",
-            title="Minimum necessary",
-            criterion="no view shows a field that it does not declare, and every answer is a view",
-            method="probe",
-            probe=lambda context: minimum_necessary(service(), context),
-        ),
+        control("H-312.a2iv", criterion=_SEALED)(lambda _context: encryption_at_rest(service())),
+        control("H-502b")(lambda context: minimum_necessary(service(), context)),
     )
 
 

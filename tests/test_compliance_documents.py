@@ -1,0 +1,195 @@
+"""Tests of attestations and waivers: who signed, for how long, and that nothing else counts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from healthobs import ConfigurationError
+from healthobs.audit.checkpoint import Signer
+from healthobs.compliance import Document
+from healthobs.compliance.documents import NO_DOCUMENTS, Signed, judge, read, read_folder, sign
+from healthobs.testing import Capture, Settings
+
+OFFICER = Signer("privacy-officer", Ed25519PrivateKey.generate())
+OTHER = Signer("privacy-officer", Ed25519PrivateKey.generate())
+TRAINED = Document("attestation", "H-308.5", "2026-01-01", "2026-11-23", "all were trained: ü", "ab" * 32)
+WAIVER = Document("waiver", "HDR", "2026-01-01", "2026-11-23", "mended in release 7")
+TODAY = date(2026, 11, 23)
+
+
+def edited(**changes: Any) -> bytes:
+    """Return a signed attestation whose text was changed afterwards."""
+    parsed = json.loads(sign(TRAINED, OFFICER))
+    parsed["document"] |= changes
+    return json.dumps(parsed).encode()
+
+
+class TestDocument:
+    """`Document`."""
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"kind": "promise"},
+            {"control": ""},
+            {"statement": ""},
+            {"document_sha256": ""},
+            {"document_sha256": "AB" * 32},
+            {"document_sha256": "ab" * 32 + "\n"},
+            {"issued": "20260101"},
+            {"expires": "soon"},
+            {"issued": "2026-11-24"},
+        ],
+    )
+    def test_wrong_field(self, wrong: dict[str, Any]) -> None:
+        """Each wrong field is refused by itself."""
+        with pytest.raises(ConfigurationError) as caught:
+            replace(TRAINED, **wrong)
+        assert len(caught.value.problems) == 1
+
+    @given(st.dates(date(2025, 1, 1), date(2027, 12, 31)))
+    def test_holds_from_first_to_last_day(self, day: date) -> None:
+        """It counts from its first through its last day."""
+        assert TRAINED.holds(day) == (date(2026, 1, 1) <= day <= TODAY)
+
+
+class TestRead:
+    """`read`: the signature decides."""
+
+    @pytest.mark.parametrize("document", [TRAINED, WAIVER])
+    def test_round_trip(self, document: Document) -> None:
+        """What was signed is read again, with the name of its signer; other listed keys do no harm."""
+        content = sign(document, OFFICER).encode()
+        assert read(content, ["no vkey", OTHER.vkey, OFFICER.vkey]) == Signed(document, "privacy-officer")
+
+    @pytest.mark.parametrize("vkeys", [[], [OTHER.vkey], ["privacy-officer"]])
+    def test_other_key(self, vkeys: list[str]) -> None:
+        """A key that is not listed signs nothing, whatever name it takes."""
+        with pytest.raises(ConfigurationError, match="not signed"):
+            read(sign(TRAINED, OFFICER).encode(), vkeys)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"expires": "2027-11-23"},
+            {"control": "H-308.b"},
+            {"kind": "waiver"},
+            {"statement": "none was trained"},
+            {"document_sha256": "cd" * 32},
+            {"issued": "2025-12-31"},
+        ],
+    )
+    def test_edited_after_signing(self, changes: dict[str, str]) -> None:
+        """Every field is under the signature."""
+        with pytest.raises(ConfigurationError, match="not signed"):
+            read(edited(**changes), [OFFICER.vkey])
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"[]",
+            b"{}",
+            b"\xff",
+            b'{"document": 1, "signature": ""}',
+            b"[" * 100_000,
+            edited(expires=7),
+            edited(more="x"),
+            json.dumps({"document": asdict(TRAINED)}).encode(),
+        ],
+    )
+    def test_malformed(self, content: bytes) -> None:
+        """Anything else is refused in one way."""
+        with pytest.raises(ConfigurationError):
+            read(content, [OFFICER.vkey])
+
+    @given(st.binary(max_size=200))
+    def test_any_bytes(self, content: bytes) -> None:
+        """No content is read by accident, and none breaks it."""
+        with pytest.raises(ConfigurationError):
+            read(content, [OFFICER.vkey])
+
+
+class TestFolder:
+    """`read_folder`."""
+
+    def test_newest_counts_and_the_rest_is_counted(self, tmp_path: Path) -> None:
+        """Of several about one control the newest counts; what is refused is counted; other files are not read."""
+        newer = replace(TRAINED, issued="2026-06-01", expires="2026-12-31")
+        for name, document, signer in (
+            ("1.json", newer, OFFICER),
+            ("2.json", TRAINED, OFFICER),
+            ("3.json", WAIVER, OFFICER),
+            ("4.json", replace(WAIVER, control="H-312.b"), OTHER),
+            ("5.txt", WAIVER, OTHER),
+        ):
+            (tmp_path / name).write_text(sign(document, signer))
+        (tmp_path / "6.json").mkdir()
+        documents = read_folder(tmp_path, [OFFICER.vkey])
+        assert {name: signed.document for name, signed in documents.attestations.items()} == {
+            "H-308.5": newer
+        }
+        assert {name: signed.document for name, signed in documents.waivers.items()} == {"HDR": WAIVER}
+        assert documents.refused == 2
+
+    def test_none(self, tmp_path: Path) -> None:
+        """No folder, and one that is not there, hold nothing."""
+        assert read_folder(None, [OFFICER.vkey]) == NO_DOCUMENTS
+        assert read_folder(tmp_path / "none", [OFFICER.vkey]) == NO_DOCUMENTS
+
+
+class TestJudge:
+    """`judge`."""
+
+    @pytest.mark.parametrize(
+        ("document", "state"),
+        [
+            (TRAINED, "attested"),
+            (replace(TRAINED, expires="2026-11-22"), "fail"),
+            (replace(TRAINED, issued="2026-11-24", expires="2027-01-01"), "unknown"),
+        ],
+    )
+    def test_judgement(self, document: Document, state: str) -> None:
+        """It holds through its last day, fails after it, and is nothing before its first; it is never a pass."""
+        assert judge(Signed(document, "privacy-officer"), TODAY).state == state
+
+    def test_none(self) -> None:
+        """What nobody attested is unknown."""
+        assert judge(None, TODAY).state == "unknown"
+
+
+class TestInService:
+    """Documents of a running service."""
+
+    def test_put_there_and_taken_away(self, tmp_path: Path) -> None:
+        """A file counts from the next round on, and revoking its key or taking it away ends that; each is recorded."""
+        (tmp_path / "training.json").write_text(sign(replace(TRAINED, expires="2026-12-31"), OFFICER))
+        settings = Settings(
+            endpoints=True, compliance_documents=tmp_path, compliance_keys=(OFFICER.vkey, "broken")
+        )
+        with Capture(settings, audit=True) as capture:
+            assert capture.obs.controls is not None
+            states = [capture.obs.controls.run()["H-308.5"]]
+            row = next(
+                row for row in capture.obs.controls.status(detail=True)["controls"] if row["id"] == "H-308.5"
+            )
+            (tmp_path / "training.json").write_text(sign(TRAINED, OTHER))
+            states.append(capture.obs.controls.run()["H-308.5"])
+        assert states == ["attested", "unknown"]
+        assert row["attestation"]["person"] == "privacy-officer"
+        assert capture.metric("healthobs_internal_errors_total", component="documents") == 1
+        changes = [
+            entry["details"]
+            for entry in capture.audit_entries
+            if entry["resource"]["id"] == "H-308.5" and entry["action"] == "control.state_changed"
+        ]
+        assert changes == [{"control.old": "attested", "control.new": "unknown"}]
