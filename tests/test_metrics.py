@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from healthobs.config import Settings
 from healthobs.exceptions import LabelError, MetricNameError
-from healthobs.metrics import DEFAULT_BUCKETS, OVERFLOW, Metrics
+from healthobs.metrics import DEFAULT_BUCKETS, OVERFLOW, Metrics, instruments
+from healthobs.metrics.exemplars import Pace
 from healthobs.metrics.exposition import PrefixCollector
 from healthobs.redaction import Redactor
 
@@ -108,6 +115,30 @@ class TestInstrument:
             counter.labels(value).inc()
         assert samples(metrics)["healthobs_label_overflow_total", (("metric", "a_total"),)] == 2
 
+    def test_declared_series_do_not_eat_the_cap(self) -> None:
+        """A hundred functions with three outcomes each leave the whole cap to labels that come from data."""
+        metrics = Metrics(Settings(max_series=2))
+        counter = metrics.counter("a_total", "", ("operation", "outcome"))
+        for operation in range(100):
+            for outcome in ("ok", "error", "cancelled"):
+                counter.declare(str(operation), outcome).inc()
+        for value in ("x", "y", "z"):
+            counter.labels(value, "ok").inc()
+        found = {labels for name, labels in samples(metrics) if name == "a_total"}
+        assert len(found) == 300 + 2 + 1
+        assert samples(metrics)["healthobs_label_overflow_total", (("metric", "a_total"),)] == 1
+
+    def test_declaring_without_end_is_bounded_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A name made of data, declared in a loop, ends in the overflow series like a label would."""
+        monkeypatch.setattr(instruments, "_MOST_DECLARED", 5)
+        metrics = Metrics(Settings(max_series=1))
+        counter = metrics.counter("a_total", "", ("operation",))
+        for operation in range(50):
+            counter.declare(str(operation)).inc()
+        found = {labels: value for (name, labels), value in samples(metrics).items() if name == "a_total"}
+        assert len(found) == 5 + 1 + 1
+        assert sum(found.values()) == 50
+
     def test_seeded_series_are_born_at_zero(self) -> None:
         """A series that exists before its first event is visible to `rate()`."""
         metrics = Metrics(Settings())
@@ -188,3 +219,58 @@ class TestPrefixCollector:
         metrics = Metrics(Settings())
         metrics.show_also_as(PrefixCollector("no_such", "own", "", {}))
         assert not any(name == "own" for name, _ in samples(metrics))
+
+
+class TestExemplars:
+    """Which samples carry a trace id."""
+
+    def test_the_slowest_and_one_a_second(self) -> None:
+        """The first sample carries one, then those a second later, and at once what is slower."""
+        pace, second = Pace(), 1_000_000_000
+        asked = [
+            (0, 0.2),
+            (1, 0.1),
+            (2, 0.3),
+            (3, 0.3),
+            (second + 1, 0.1),
+            (second + 2, 0.1),
+            (2 * second + 2, 0.1),
+        ]
+        assert [pace.due(*one) for one in asked] == [True, False, True, False, False, True, True]
+
+    def test_multiprocess_shows_the_workers_own(self, tmp_path: Path) -> None:
+        """prometheus_client drops exemplars in multiprocess mode; the worker that answers shows its own, valid."""
+        code = """
+            from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
+            from healthobs import Settings
+            from healthobs.metrics import Metrics, PrefixCollector
+            metrics = Metrics(Settings())
+            series = metrics.histogram("wait_seconds", "", ("ward", "bed"))
+            series.labels("B2", "7").observe(0.02)
+            series.labels("B2", "7").observe(0.03, {"trace_id": "ab"})
+            series.labels("B2", "8").observe(99.0, {"trace_id": "cd"})
+            metrics.histogram("plain_seconds", "").observe(0.5, {"trace_id": "ef"})
+            metrics.show_also_as(PrefixCollector("wait_seconds", "own_seconds", "", {"ward": "endpoint"}))
+            text = metrics.exposition("application/openmetrics-text; version=1.0.0")[1].decode()
+            for family in parse(text):
+                for sample in family.samples:
+                    if sample.exemplar:
+                        labels = sample.labels
+                        where = labels.get("bed", labels.get("endpoint", "-"))
+                        print(sample.name, where, labels["le"], sample.exemplar.labels["trace_id"], sample.value)
+        """
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert sorted(done.stdout.splitlines()) == [
+            "own_seconds_bucket B2 +Inf cd 3.0",
+            "own_seconds_bucket B2 0.05 ab 2.0",
+            "plain_seconds_bucket - 0.5 ef 1.0",
+            "wait_seconds_bucket 7 0.05 ab 2.0",
+            "wait_seconds_bucket 8 +Inf cd 1.0",
+        ]

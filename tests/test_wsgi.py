@@ -107,6 +107,7 @@ def answer(
             environ["healthobs.route"] = route
         headers = [
             ("Content-Type", "text/plain"),
+            ("Content-Length", str(len(body))),
             *[(name.replace("_", "-"), value) for name, value in extra.items()],
         ]
         if environ["REQUEST_METHOD"] == "HEAD":
@@ -378,7 +379,7 @@ class TestHeaders:
     def test_off_by_default(self) -> None:
         """Unless asked for, only the request id is added."""
         _, headers, _ = Kit(answer()).request()
-        assert set(headers) == {"content-type", "x-request-id"}
+        assert set(headers) == {"content-type", "content-length", "x-request-id"}
 
     def test_compliance_headers_only_for_the_trusted(self) -> None:
         """With the audience `trusted`, others get the security set alone."""
@@ -441,6 +442,7 @@ class TestFaults:
         kit = Kit(app)
         assert kit.request()[2] == b"ok"
         assert kit.sample("healthobs_internal_errors_total", component="http") == 1
+        assert kit.sample("healthobs_internal_errors_total", component="hook") == 1, "the first byte"
 
     def test_audit_failure_is_a_503(self) -> None:
         """What could not be recorded is not answered."""

@@ -23,8 +23,17 @@ def _audit(argv: list[str]) -> int:
     return audit(argv)
 
 
+def _explain(argv: list[str]) -> int:
+    from healthobs.explain import main as explain
+
+    return explain(argv)
+
+
 #: Commands of the library itself; a plug-in cannot take their names.
-_OWN: dict[str, tuple[str, _Command]] = {"audit": ("verify, prove and export an audit trail", _audit)}
+_OWN: dict[str, tuple[str, _Command]] = {
+    "audit": ("verify, prove and export an audit trail", _audit),
+    "explain": ("print what log files tell of one trace or failure", _explain),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,14 +37,20 @@ class Settings:
             outbound metrics take it (`<prefix>_request_duration_seconds`).
         disabled: Switch all telemetry off (`OTEL_SDK_DISABLED`); audit and health go on.
         otlp_endpoint: Where spans go (OTLP over HTTP, base URL); None exports nothing.
-        trust_incoming: Continue an incoming `traceparent`; when False, link it from a new root.
+        trust_incoming: Continue an incoming `traceparent`; when False, link it from a new root. `init_app` takes
+            a function that says so for each request.
+        baggage: Names of W3C baggage entries that are read from trusted callers and passed on by
+            `healthobs.client`; none otherwise.
+        excluded: Paths (exact) whose requests leave no span, sample, access line or header of the server's; they
+            are only counted. What the view itself calls still reports.
         log_level: Lowest level that is written.
         capture_stdlib: Route the standard library's root logger through the same redacted JSON lines.
         redaction: ``mask`` masks what keys, types and patterns identify; ``strict`` also drops free
             text under unknown keys.
         allowed_keys: Exact names of log fields and span attributes that never hold a person's data, though
             their names look like it; their plain values pass redaction.
-        max_series: Series per metric before further label values share one overflow series.
+        max_series: Series per metric before further label values share one overflow series; series that
+            decorators declare do not count.
         exemplars: Attach trace ids to histogram samples of sampled requests.
         headers: Send compliance and security headers.
         audience: Who gets the compliance headers: ``all``, or only callers that `init_app(trusted=…)` accepts.
@@ -72,6 +78,8 @@ class Settings:
     disabled: bool = _env("HEALTHOBS_DISABLED", False, otel="OTEL_SDK_DISABLED")
     otlp_endpoint: str | None = _env("HEALTHOBS_OTLP_ENDPOINT", otel="OTEL_EXPORTER_OTLP_ENDPOINT")
     trust_incoming: bool = _env("HEALTHOBS_TRUST_INCOMING", True)
+    baggage: tuple[str, ...] = _env("HEALTHOBS_BAGGAGE", ())
+    excluded: tuple[str, ...] = _env("HEALTHOBS_EXCLUDED", ())
     log_level: LogLevel = _env("HEALTHOBS_LOG_LEVEL", "info", otel="OTEL_LOG_LEVEL")
     capture_stdlib: bool = _env("HEALTHOBS_CAPTURE_STDLIB", False)
     redaction: RedactionMode = _env("HEALTHOBS_REDACTION", "mask")

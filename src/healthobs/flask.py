@@ -1,16 +1,18 @@
 """Flask: one `init_app`. The only module that imports Flask.
 
 It puts the WSGI middleware around the application; no before or after hooks are used, so an
-application without it answers byte for byte as before.
+application without it answers byte for byte as before. Flask's signal of an unhandled exception, which it turns
+into a 500, tells the exchange what it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask
+from flask import Flask, got_request_exception
 
+from healthobs import _runtime
 from healthobs._runtime import install, process
 from healthobs.compliance.control import Route
 from healthobs.endpoints import Authorize
@@ -20,6 +22,7 @@ from healthobs.wsgi import Middleware
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
+    from opentelemetry.trace import Span
 
 EXTENSION = "healthobs"
 
@@ -33,6 +36,9 @@ def init_app(
     conf: str = "N",
     protected: Iterable[Route] = (),
     refused_tokens: Callable[[], Mapping[str, str]] | None = None,
+    trust_incoming: Callable[[WSGIEnvironment], bool] | None = None,
+    request_hook: Callable[[Span, WSGIEnvironment], object] | None = None,
+    response_hook: Callable[[Span, str, list[tuple[str, str]]], object] | None = None,
 ) -> Flask:
     """Give `app` traces, metrics, access lines, headers and the operational endpoints that `obs` asks for.
 
@@ -48,6 +54,9 @@ def init_app(
         conf: HL7 v3 Confidentiality of responses that no `@classified` names.
         protected: Routes that controls call without credentials and with bad ones: they must refuse.
         refused_tokens: By name, tokens that only the issuer can make (``expired``) and that must be refused.
+        trust_incoming: Says whether a caller's trace is continued; default `Settings.trust_incoming`.
+        request_hook: Told the server span and the WSGI environment, before the view runs.
+        response_hook: Told the server span, the status line and the response's headers.
 
     Returns:
         The same application.
@@ -74,7 +83,11 @@ def init_app(
         conf=conf,
         protected=protected,
         refused_tokens=refused_tokens,
+        trust_incoming=trust_incoming,
+        request_hook=request_hook,
+        response_hook=response_hook,
     )
+    got_request_exception.connect(_note_exception, app)
     app.extensions[EXTENSION] = middleware
     app.wsgi_app = middleware  # type: ignore[method-assign]
     return app
@@ -85,7 +98,14 @@ def remove_app(app: Flask) -> Flask:
     middleware = app.extensions.pop(EXTENSION)
     if middleware.obs.controls is not None:
         middleware.obs.controls.stop()
+    got_request_exception.disconnect(_note_exception, app)
     app.wsgi_app = middleware.app  # type: ignore[method-assign]
     if process.default is middleware.obs:
         install(None)
     return app
+
+
+def _note_exception(_app: Flask, exception: BaseException, **_extra: Any) -> None:
+    exchange = _runtime.exchange.get()
+    if exchange is not None:
+        exchange.error = exception

@@ -4,13 +4,14 @@ Standards: OpenTelemetry semantic conventions for HTTP (stable), W3C Trace Conte
 (methods), RFC 9457 (problem details). One pair of clock readings serves all signals. Nothing of path,
 query, headers or body is recorded; `url.path` is left out, a deliberate deviation: `http.route` stands for it.
 
-Limits: baggage is not read.
+Limits: `tracestate` is not read.
 """
 
 from __future__ import annotations
 
+import os
 import re
-import uuid
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
@@ -28,13 +29,14 @@ from opentelemetry.trace import (
 
 from healthobs import headers as header_fields
 from healthobs.decorators.plan import Classified
+from healthobs.metrics.exemplars import Pace
 from healthobs.metrics.exposition import PrefixCollector
-from healthobs.redaction import describe_exception
-from healthobs.tracing import parse_traceparent, record_exception
+from healthobs.redaction import ExceptionFacts, describe_exception
+from healthobs.tracing import parse_traceparent, read_baggage, record_exception
 
 if TYPE_CHECKING:
     from healthobs.audit import Receipt
-    from healthobs.metrics import Instrument
+    from healthobs.metrics import Child, Instrument
     from healthobs.observability import Observability
 
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
@@ -76,6 +78,7 @@ class HttpServer:
         if settings.prefix:
             for view in _views(settings.prefix):
                 metrics.show_also_as(view)
+        self.paces: defaultdict[Child, Pace] = defaultdict(Pace)
         self._default = Classified(conf, settings.frameworks)
         self._headers: dict[Classified, list[tuple[str, str]]] = {}
 
@@ -128,11 +131,13 @@ class Exchange:
         request_id: `X-Request-Id` as received, or None.
         trusted: Whether the caller may see compliance headers when the audience is ``trusted``.
         silent: Leave no span, sample, access line or audit entry: the service asks itself, for a control.
+        trust_incoming: Continue the caller's trace and take its baggage; default the settings'.
+        baggage: `baggage` as received, or None; only what the settings allow is taken.
     """
 
     __slots__ = (
-        "_active", "_classified", "_context", "_method", "_protocol", "_receipt", "_route", "_scheme", "_server",
-        "_start_ns", "_trusted", "_wall_ns", "error", "request_id", "silent", "span", "status",
+        "_active", "_classified", "_context", "_first_byte_ns", "_method", "_protocol", "_receipt", "_route",
+        "_scheme", "_server", "_start_ns", "_trusted", "_wall_ns", "error", "request_id", "silent", "span", "status",
     )  # fmt: skip
 
     def __init__(
@@ -147,6 +152,8 @@ class Exchange:
         *,
         trusted: bool = False,
         silent: bool = False,
+        trust_incoming: bool | None = None,
+        baggage: str | None = None,
     ) -> None:
         obs = server.obs
         self._server = server
@@ -162,18 +169,22 @@ class Exchange:
         self.request_id: str = new_request_id(request_id)
         self._wall_ns = obs.clock.wall_ns()
         self._start_ns = obs.clock.monotonic_ns()
+        self._first_byte_ns: int | None = None
         self.silent: bool = silent
         self._active = server.active.labels(self._method, scheme) if server.on and not silent else None
         if self._active is not None:
             self._active.inc()
-        self.span: Span = INVALID_SPAN if silent else self._start_span(host, traceparent)
+        trusts = obs.settings.trust_incoming if trust_incoming is None else trust_incoming
+        self.span: Span = INVALID_SPAN if silent else self._start_span(host, traceparent, trusts=trusts)
         self._context = set_span_in_context(self.span)
+        if baggage and trusts:
+            self._context = read_baggage(baggage, obs.settings.baggage, self._context)
 
-    def _start_span(self, host: tuple[str, str], traceparent: str | None) -> Span:
+    def _start_span(self, host: tuple[str, str], traceparent: str | None, *, trusts: bool) -> Span:
         remote = parse_traceparent(traceparent) if traceparent else None
         parent, links = None, None
         if remote is not None:
-            if self._server.obs.settings.trust_incoming:
+            if trusts:
                 parent = set_span_in_context(NonRecordingSpan(remote), otel_context.Context())
             else:
                 links = [Link(remote)]
@@ -193,6 +204,11 @@ class Exchange:
             links,
             self._wall_ns,
         )
+
+    @property
+    def error_id(self) -> str:
+        """The id of the failure that span event and access line will name; empty while there is none."""
+        return "" if self.error is None else describe_exception(self.error).error_id
 
     def enter(self) -> None:
         """Make the server span current, in a context that is the exchange's own."""
@@ -227,6 +243,11 @@ class Exchange:
                 added.append(("traceresponse", _traceresponse(context)))
         return added
 
+    def first_byte(self) -> None:
+        """Note that the first byte of a stream goes out, so that the time to it is recorded too."""
+        if self._first_byte_ns is None:
+            self._first_byte_ns = self._server.obs.clock.monotonic_ns()
+
     def finish(self, response_bytes: int) -> None:
         """End every signal with one duration; called once, when the body was closed.
 
@@ -237,10 +258,12 @@ class Exchange:
             return
         server = self._server
         obs = server.obs
-        duration_ns = obs.clock.monotonic_ns() - self._start_ns
+        now_ns = obs.clock.monotonic_ns()
+        duration_ns = now_ns - self._start_ns
         seconds = duration_ns / 1e9
         status = self.status or 500
         code = str(status)
+        facts = None if self.error is None else describe_exception(self.error)
         error = "" if self.error is None else type(self.error).__qualname__
         if not error and status >= 500:
             error = code
@@ -248,42 +271,61 @@ class Exchange:
             self._active.dec()
         span = self.span
         context = span.get_span_context()
-        exemplar = None
-        if span.is_recording():
-            self._end_span(span, status, error)
-            if obs.settings.exemplars:
-                exemplar = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+        trace_id = span_id = ""
+        if context.is_valid:
+            trace_id, span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+        line: dict[str, Any] = {
+            "trace_id": trace_id,
+            "span_id": span_id,
+            "method": self._method,
+            "route": self._route,
+            "status": status,
+            "duration_seconds": seconds,
+            "response_bytes": response_bytes,
+            "request_id": self.request_id,
+        }
+        if self._first_byte_ns is not None:
+            line["first_byte_seconds"] = (self._first_byte_ns - self._start_ns) / 1e9
+        if facts is not None:
+            line |= _told(facts)
+        sampled = span.is_recording()
+        if sampled:
+            self._end_span(span, status, error, facts, line.get("first_byte_seconds"))
         span.end(self._wall_ns + duration_ns)
         if server.on:
             child = server.duration.labels(
                 self._method, self._scheme, self._route, code, error, self._protocol
             )
-            child.observe(seconds, exemplar)
-        obs.logs.access(
-            {
-                "trace_id": f"{context.trace_id:032x}" if context.is_valid else "",
-                "span_id": f"{context.span_id:016x}" if context.is_valid else "",
-                "method": self._method,
-                "route": self._route,
-                "status": status,
-                "duration_seconds": seconds,
-                "response_bytes": response_bytes,
-                "request_id": self.request_id,
-            }
-        )
+            shown = sampled and obs.settings.exemplars and server.paces[child].due(now_ns, seconds)
+            child.observe(seconds, {"trace_id": trace_id, "span_id": span_id} if shown else None)
+        obs.logs.access(line)
 
-    def _end_span(self, span: Span, status: int, error: str) -> None:
+    def _end_span(
+        self, span: Span, status: int, error: str, facts: ExceptionFacts | None, first_byte: float | None
+    ) -> None:
         route = self._route
         attributes: dict[str, Any] = {"http.response.status_code": status}
         if route != UNMATCHED:
             span.update_name(f"{self._method} {route}")
             attributes["http.route"] = route
-        if self.error is not None:
-            record_exception(span, describe_exception(self.error))
+        if first_byte is not None:
+            attributes["healthobs.first_byte_seconds"] = first_byte
+        if facts is not None:
+            record_exception(span, facts)
         elif error:
             attributes["error.type"] = error
             span.set_status(_ERROR_STATUS)
         span.set_attributes(attributes)
+
+
+def _told(facts: ExceptionFacts) -> dict[str, Any]:
+    """Return the log fields of an exception, under the names of `Logs.emit`."""
+    return {
+        "exception_type": facts.type,
+        "exception_frames": facts.frames,
+        "exception_fingerprint": facts.fingerprint,
+        "error_id": facts.error_id,
+    }
 
 
 def _traceresponse(context: SpanContext) -> str:
@@ -291,5 +333,9 @@ def _traceresponse(context: SpanContext) -> str:
 
 
 def new_request_id(received: str | None) -> str:
-    """Return the caller's request id when it is well-formed, else a new one."""
-    return received if received and _REQUEST_ID.match(received) else str(uuid.uuid4())
+    """Return the caller's request id when it is well-formed, else a new UUID (RFC 9562 version 4)."""
+    if received and _REQUEST_ID.match(received):
+        return received
+    digits = os.urandom(16).hex()  # `uuid.uuid4` makes eight calls of these two
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

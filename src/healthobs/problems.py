@@ -25,6 +25,7 @@ def problem(
     errors: Sequence[tuple[str, str]] = (),
     trace_id: str = "",
     request_id: str = "",
+    error_id: str = "",
     headers: Sequence[tuple[str, str]] = (),
 ) -> Response:
     """Return a problem details response (RFC 9457).
@@ -37,6 +38,7 @@ def problem(
         errors: Pairs of JSON pointer (RFC 6901) and code.
         trace_id: The exchange's trace id.
         request_id: Its request id; becomes `instance`.
+        error_id: `describe_exception(exc).error_id`: names the failure in span, log line and answer.
         headers: More header fields.
     """
     body: dict[str, Any] = {
@@ -51,6 +53,8 @@ def problem(
         body["errors"] = [{"pointer": pointer, "code": what} for pointer, what in errors]
     if trace_id:
         body["trace_id"] = trace_id
+    if error_id:
+        body["error_id"] = error_id
     if request_id:
         body["instance"] = f"urn:uuid:{request_id}"
     content = json.dumps(body, separators=(",", ":")).encode()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from http import HTTPStatus
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 from healthobs import _runtime
@@ -27,6 +27,7 @@ from healthobs.problems import Response, problem
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from opentelemetry.trace import Span
 
     from healthobs.observability import Observability
 
@@ -47,6 +48,11 @@ class Middleware:
         conf: HL7 v3 Confidentiality of responses that no `@classified` names.
         protected: Routes that controls call without credentials and with bad ones: they must refuse.
         refused_tokens: By name, tokens that only the issuer can make and that must be refused.
+        trust_incoming: Told the WSGI environment, says whether the caller's trace is continued; default
+            `Settings.trust_incoming`.
+        request_hook: Told the server span and the WSGI environment, before the application is called.
+        response_hook: Told the server span, the status line and the response's headers. What a hook or one of
+            the functions above raises is counted (component ``hook``), and counts as no.
     """
 
     def __init__(
@@ -59,12 +65,23 @@ class Middleware:
         conf: str = "N",
         protected: Iterable[Route] = (),
         refused_tokens: Callable[[], Mapping[str, str]] | None = None,
+        trust_incoming: Callable[[WSGIEnvironment], bool] | None = None,
+        request_hook: Callable[[Span, WSGIEnvironment], object] | None = None,
+        response_hook: Callable[[Span, str, list[tuple[str, str]]], object] | None = None,
     ) -> None:
         self._app = app
         self._obs = obs
         self._server = HttpServer(obs, conf=conf)
         self._endpoints = Endpoints(obs, authorize)
         self._trusted = trusted
+        self._trust_incoming = trust_incoming
+        self.request_hook: Final = request_hook
+        self.response_hook: Final = response_hook
+        excluded = obs.metrics.counter(
+            "healthobs_excluded_requests_total", "Requests that no other signal shows", ("path",)
+        )
+        self._excluded = {path: excluded.declare(path) for path in obs.settings.excluded}
+        self._takes_baggage = bool(obs.settings.baggage)
         _runtime.process.active = True
         obs.health.adopt_pending()
         self._controls: Final = obs.controls
@@ -76,18 +93,30 @@ class Middleware:
         """Answer one request."""
         if self._controls is not None and self._controls.schedule.idle:
             self._controls.revive()
-        if environ.get("PATH_INFO") in self._endpoints.paths:
+        path = environ.get("PATH_INFO")
+        if path in self._endpoints.paths:
             return self._operational(environ, start_response)
+        if path in self._excluded:
+            self._excluded[path].inc()
+            return self._app(environ, start_response)
         try:
             exchange = self._begin(environ)
         except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
             self._obs.metrics.count_internal_error("http")
             return self._app(environ, start_response)
-        return _Answer(self._app, self._obs, exchange, environ, start_response).run()
+        return _Answer(self, exchange, environ, start_response).run()
 
     def is_trusted(self, environ: WSGIEnvironment) -> bool:
         """Say whether the caller may see compliance headers."""
-        return self._trusted is not None and self._trusted(environ)
+        return self._trusted is not None and bool(self.safely(self._trusted, environ))
+
+    def safely(self, hook: Callable[..., object], *arguments: Any) -> object:
+        """Return what `hook` says, or None when it raises, which is counted."""
+        try:
+            return hook(*arguments)
+        except Exception:  # noqa: BLE001 - a hook's fault is not the caller's
+            self._obs.metrics.count_internal_error("hook")
+            return None
 
     @property
     def app(self) -> WSGIApplication:
@@ -102,6 +131,7 @@ class Middleware:
     def _begin(self, environ: WSGIEnvironment) -> Exchange:
         get = environ.get
         protocol: str = get("SERVER_PROTOCOL", "")
+        asked = self._trust_incoming
         return Exchange(
             self._server,
             get("REQUEST_METHOD", ""),
@@ -110,8 +140,10 @@ class Middleware:
             _PROTOCOLS.get(protocol, protocol[-3:]),
             get("HTTP_TRACEPARENT"),
             get("HTTP_X_REQUEST_ID"),
-            trusted=self.is_trusted(environ),
+            trusted=self._trusted is not None and self.is_trusted(environ),
             silent=get(CANARY) is OWN,
+            trust_incoming=None if asked is None else bool(self.safely(asked, environ)),
+            baggage=get("HTTP_BAGGAGE") if self._takes_baggage else None,
         )
 
     def _operational(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -156,33 +188,25 @@ class _Answer:
     """
 
     __slots__ = (
-        "_app",
-        "_body",
-        "_closed",
-        "_context",
-        "_environ",
-        "_exchange",
-        "_iterator",
-        "_obs",
-        "_sent",
-        "_start",
-    )
+        "_body", "_closed", "_context", "_environ", "_exchange", "_iterator", "_middleware", "_sent", "_start",
+        "_streams", "_write",
+    )  # fmt: skip
 
     def __init__(
         self,
-        app: WSGIApplication,
-        obs: Observability,
+        middleware: Middleware,
         exchange: Exchange,
         environ: WSGIEnvironment,
         start_response: StartResponse,
     ) -> None:
-        self._app = app
-        self._obs = obs
+        self._middleware = middleware
         self._exchange = exchange
         self._environ = environ
         self._start = start_response
+        self._write: Callable[[bytes], object] | None = None
         self._sent = 0
         self._closed = False
+        self._streams = False
         self._context = copy_context()
         self._body: Iterable[bytes] = ()
         self._iterator: Iterator[bytes] = iter(())
@@ -201,23 +225,57 @@ class _Answer:
         return self
 
     def _call(self) -> Iterable[bytes]:
-        _runtime.override.set(self._obs)
+        middleware = self._middleware
+        _runtime.override.set(middleware.obs)
         _runtime.exchange.set(self._exchange)
         self._exchange.enter()
-        return self._app(self._environ, self.start_response)
+        if middleware.request_hook is not None:
+            middleware.safely(middleware.request_hook, self._exchange.span, self._environ)
+        return middleware.app(self._environ, self.start_response)
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo = None, /
     ) -> Callable[[bytes], object]:
         """Add headers; note status and route."""
+        middleware = self._middleware
         try:
             added = self._exchange.respond(int(status[:3]), _route(self._environ))
-            headers = [*headers, *_missing(added, headers)]
+            headers = self._with(headers, added)
         except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            self._obs.metrics.count_internal_error("http")
-        if exc_info is None:
-            return self._start(status, headers)
-        return self._start(status, headers, exc_info)
+            middleware.obs.metrics.count_internal_error("http")
+        if middleware.response_hook is not None:
+            middleware.safely(middleware.response_hook, self._exchange.span, status, headers)
+        write = self._start(status, headers) if exc_info is None else self._start(status, headers, exc_info)
+        self._write = write
+        return self._written
+
+    def _with(self, headers: list[tuple[str, str]], added: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return `headers` and what of `added` the application did not send itself; see whether it streams."""
+        streams, clash = True, False
+        for name, _ in headers:
+            lowered = name.lower()
+            if lowered == "content-length":
+                streams = False
+            elif lowered in OWN_NAMES:
+                clash = True
+        self._streams = streams
+        if clash:
+            taken = {name.lower() for name, _ in headers}
+            added = [pair for pair in added if pair[0].lower() not in taken]
+        return [*headers, *added]
+
+    def _written(self, data: bytes) -> object:
+        """Send a chunk by the `write` of PEP 3333, and count it."""
+        assert self._write is not None  # noqa: S101 - `start_response` set it
+        self._write(data)
+        self._count(data)
+        return None
+
+    def _count(self, chunk: bytes) -> None:
+        self._sent += len(chunk)
+        if self._streams and chunk:
+            self._streams = False
+            self._middleware.safely(self._exchange.first_byte)
 
     def __iter__(self) -> Iterator[bytes]:
         """Return itself."""
@@ -232,7 +290,10 @@ class _Answer:
         except BaseException as exc:
             self._exchange.error = exc
             raise
-        self._sent += len(chunk)
+        if self._streams:
+            self._count(chunk)
+        else:
+            self._sent += len(chunk)
         return chunk
 
     def close(self) -> None:
@@ -251,7 +312,7 @@ class _Answer:
         try:
             self._exchange.finish(self._sent)
         except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            self._obs.metrics.count_internal_error("http")
+            self._middleware.obs.metrics.count_internal_error("http")
 
     def _unavailable(self) -> Iterable[bytes]:
         """Answer 503 in place of what may not be answered without its audit entry."""
@@ -264,15 +325,6 @@ class _Answer:
             headers=[("Retry-After", "1")],
         )
         return _send(response, [], self._environ, self.start_response)
-
-
-def _missing(added: list[tuple[str, str]], headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return what of `added` the application did not send itself."""
-    for name, _ in headers:
-        if name.lower() in OWN_NAMES:
-            taken = {name.lower() for name, _ in headers}
-            return [pair for pair in added if pair[0].lower() not in taken]
-    return added
 
 
 def _route(environ: WSGIEnvironment) -> str | None:

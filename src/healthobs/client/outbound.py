@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from healthobs import _runtime
-from healthobs.tracing import format_traceparent
+from healthobs.tracing import format_traceparent, write_baggage
 
 if TYPE_CHECKING:
     from healthobs.metrics import Instrument
@@ -92,13 +92,15 @@ class Recording:
     monotonic_ns: int
 
     def headers(self) -> dict[str, str]:
-        """Return what makes the peer's telemetry join this one's; never baggage, which may hold anything."""
+        """Return what makes the peer's telemetry join this one's; of the baggage only what is allowed."""
         context = self.span.get_span_context()
         fields: dict[str, str] = {}
         if context.is_valid:
             fields["traceparent"] = format_traceparent(context)
             if context.trace_state:
                 fields["tracestate"] = context.trace_state.to_header()
+        if self.obs.settings.baggage and (carried := write_baggage(self.obs.settings.baggage)):
+            fields["baggage"] = carried
         request_id = getattr(_runtime.exchange.get(), "request_id", None)
         if isinstance(request_id, str) and request_id:
             fields["X-Request-Id"] = request_id

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanKind, Tracer, set_span_in_context
 
 from healthobs.decorators.plan import Audited, Counted, Plan
+from healthobs.metrics.exemplars import Pace
 
 if TYPE_CHECKING:
     from healthobs.metrics import Child, Instrument
@@ -21,8 +22,6 @@ OK, ERROR, CANCELLED = "ok", "error", "cancelled"
 OUTCOMES = (OK, ERROR, CANCELLED)
 #: The key under which OpenTelemetry keeps the current span in a context.
 SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, Context())))
-#: At most this often does a histogram sample carry an exemplar, slower calls than the last one excepted.
-_EXEMPLAR_INTERVAL_NS = 1_000_000_000
 
 #: An own counter, what to add, and what its labels are, each told the result.
 OwnCounter = tuple["Instrument", Callable[[Any], float] | None, tuple[Callable[[Any], Any], ...]]
@@ -41,9 +40,9 @@ class Binding:
     """
 
     __slots__ = (
-        "_complained", "_exemplar_due_ns", "_exemplar_seconds", "attributes", "audited", "counters", "dropping",
-        "event", "exemplars", "inherits", "kind", "level", "measured", "monotonic_ns", "name", "obs",
-        "own_counters", "plan", "policy", "running", "samples", "spans_only", "tracer", "wall_ns",
+        "_complained", "attributes", "audited", "counters", "dropping", "event", "inherits", "kind", "level",
+        "measured", "monotonic_ns", "name", "obs", "own_counters", "pace", "plan", "policy", "running", "samples",
+        "spans_only", "tracer", "wall_ns",
     )  # fmt: skip
 
     def __init__(self, name: str, plan: Plan, obs: Observability) -> None:
@@ -56,7 +55,6 @@ class Binding:
         self.monotonic_ns: Callable[[], int] = obs.clock.monotonic_ns
         self._complained: set[str] = set()
         self.dropping: object = self
-        self._exemplar_due_ns, self._exemplar_seconds = 0, 0.0
         traced = plan.traced if on else None
         self.tracer: Tracer | None = obs.tracing.tracer if traced else None
         self.kind: SpanKind = SpanKind[traced.kind.upper()] if traced else SpanKind.INTERNAL
@@ -64,7 +62,7 @@ class Binding:
             dict(traced.attributes) if traced and traced.attributes else None
         )
         self.inherits: bool = traced is not None and _drops_with_parent(obs.tracing.provider)
-        self.exemplars: bool = traced is not None and obs.settings.exemplars
+        self.pace: Pace | None = Pace() if traced and obs.settings.exemplars else None
         self.level: str | None = plan.logged if on else None
         self.samples: dict[str, Child] | None = None
         self.counters: dict[str, Child] | None = None
@@ -106,7 +104,7 @@ class Binding:
                 "in_flight",
                 lambda: metrics.gauge(
                     f"{prefix}s_in_flight", "Operations that are running", ("operation",)
-                ).labels(self.name),
+                ).declare(self.name),
             )
         for part in plan.counted:
             if part.metric is not None:
@@ -116,7 +114,7 @@ class Binding:
 
     def _children(self, instrument: Instrument) -> dict[str, Child]:
         """Create the series of all outcomes at 0: one born above 0 is invisible to `rate()`."""
-        return {outcome: instrument.labels(self.name, outcome) for outcome in OUTCOMES}
+        return {outcome: instrument.declare(self.name, outcome) for outcome in OUTCOMES}
 
     def _own_counter(self, part: Counted) -> OwnCounter:
         names = tuple(name for name, _ in part.labels)
@@ -151,17 +149,6 @@ class Binding:
             return False
         self.dropping = span  # one request asks many times
         return True
-
-    def exemplar_due(self, now_ns: int, seconds: float) -> bool:
-        """Return whether this sample should carry a trace id: the slowest calls do, the others once a second.
-
-        An exemplar costs three times the sample; Prometheus keeps one per scrape.
-        """
-        if now_ns >= self._exemplar_due_ns or seconds > self._exemplar_seconds:
-            self._exemplar_due_ns = now_ns + _EXEMPLAR_INTERVAL_NS
-            self._exemplar_seconds = seconds
-            return True
-        return False
 
 
 def _drops_with_parent(provider: Any) -> bool:

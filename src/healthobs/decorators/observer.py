@@ -258,7 +258,8 @@ class ObservedCall:
             if binding.samples is not None:
                 seconds = duration_ns / 1e9
                 exemplar = None
-                if ids is not None and ids[2] and binding.exemplars and binding.exemplar_due(now_ns, seconds):
+                pace = binding.pace
+                if ids is not None and ids[2] and pace is not None and pace.due(now_ns, seconds):
                     exemplar = {"trace_id": ids[0], "span_id": ids[1]}
                 binding.samples[outcome].observe(seconds, exemplar)
             if binding.counters is not None:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from healthobs.config import Settings
 from healthobs.exceptions import LabelError, MetricNameError
+from healthobs.metrics import exemplars
 from healthobs.metrics.exposition import PrefixCollector, render
 from healthobs.redaction import Redactor
 
@@ -24,6 +25,8 @@ OVERFLOW = "_other"
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\Z")
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*\Z")
 _RESERVED = frozenset({"le", "quantile"})
+#: Series that code names do not count towards the cap; names made of data in a loop end here all the same.
+_MOST_DECLARED = 10_000
 
 
 class Child(Protocol):
@@ -58,10 +61,10 @@ class Instrument:
         self._labelnames: tuple[str, ...] = shape[2]
         self._metrics = metrics
         self._children: dict[tuple[str, ...], Child] = {}
+        self._declared = 0
         self._lock = threading.Lock()
-        self._overflowed = False
         if not self._labelnames:
-            self._children[()] = metric
+            self._children[()] = self._series(metric, ())
 
     def labels(self, *values: str) -> Child:
         """Return the series of these label values; beyond the cap, the shared overflow series.
@@ -75,10 +78,21 @@ class Instrument:
         child = self._children.get(values)
         return child if child is not None else self._new(values)
 
+    def declare(self, *values: str) -> Child:
+        """Return a series that code names, not data: it starts at 0 and does not count towards the cap.
+
+        Args:
+            *values: One value per declared label, in order.
+
+        Raises:
+            LabelError: The number of values is not the number of labels.
+        """
+        return self._children.get(values) or self._new(values, declared=True)
+
     def seed(self, *rows: tuple[str, ...]) -> None:
-        """Create series in advance at 0: one born above 0 is invisible to `rate()`."""
+        """Declare series in advance: one born above 0 is invisible to `rate()`."""
         for row in rows:
-            self.labels(*row)
+            self.declare(*row)
 
     def inc(self, amount: float = 1) -> None:
         """Add `amount` (counters without labels: at least 0)."""
@@ -96,19 +110,29 @@ class Instrument:
         """Record one measurement (histograms without labels)."""
         self._children[()].observe(value, exemplar)
 
-    def _new(self, values: tuple[str, ...]) -> Child:
+    def _new(self, values: tuple[str, ...], *, declared: bool = False) -> Child:
         if len(values) != len(self._labelnames):
             raise LabelError(f"{self.name} takes {len(self._labelnames)} label values, not {len(values)}")
         with self._lock:
             known = self._children.get(values)
             if known is not None:
                 return known
-            if len(self._children) >= self._metrics.max_series:
+            exempt = declared and self._declared < _MOST_DECLARED
+            if not exempt and len(self._children) - self._declared >= self._metrics.max_series:
                 return self._overflow()
             clean = tuple(self._metrics.clean(value) for value in values)
-            child = cast("Child", self._metric.labels(*clean))
-            self._children[values] = child
+            child = self._children[values] = self._series(self._metric.labels(*clean), clean)
+            self._declared += exempt
             return child
+
+    def _series(self, child: Any, values: tuple[str, ...]) -> Child:
+        kind, name, labels, options = self.shape
+        if kind is not Histogram or not self._metrics.multiprocess:
+            return cast("Child", child)
+        series = exemplars.RememberingHistogram(
+            child, name, dict(zip(labels, values, strict=True)), dict(options)["buckets"], self._metrics.kept
+        )
+        return cast("Child", series)
 
     def _overflow(self) -> Child:
         if self._labelnames != ("metric",):  # the overflow counter must not count itself
@@ -143,6 +167,7 @@ class Metrics:
         )
         self.multiprocess: bool = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
         self.max_series: int = settings.max_series
+        self.kept: exemplars.Kept = {}
         self._redactor = redactor
         self._instruments: dict[str, Instrument] = {}
         self._lock = threading.RLock()
@@ -225,6 +250,10 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family, the prefixed views included."""
         families = list(_without_created(self._collector().collect()))
+        recorded = {name.removesuffix("_bucket") for name, _ in self.kept}
+        for family in families:
+            if family.name in recorded:
+                exemplars.attach(family, self.kept)
         yield from families
         by_name: Mapping[str, Metric] = {family.name: family for family in families}
         for view in self._views:

@@ -7,6 +7,7 @@ Limits: the process-wide tracer provider is never touched; sampler and span limi
 `OTEL_*` variables.
 """
 
+from healthobs.tracing.baggage import read_baggage, write_baggage
 from healthobs.tracing.exporters import LazyExporter, RedactingSpanExporter
 from healthobs.tracing.provider import (
     Tracing,
@@ -25,5 +26,7 @@ __all__ = [
     "build_tracing",
     "format_traceparent",
     "parse_traceparent",
+    "read_baggage",
     "record_exception",
+    "write_baggage",
 ]

@@ -90,6 +90,7 @@ def render(problem: Problem) -> Response:
         errors=problem.errors,
         trace_id=f"{span.trace_id:032x}" if span.is_valid else "",
         request_id="" if answering is None else answering.request_id,
+        error_id="" if answering is None else answering.error_id,
         headers=list(problem.headers.items()),
     )
     return Response(made.body, made.status, list(made.headers))
