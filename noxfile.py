@@ -128,6 +128,15 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def peers(session: nox.Session) -> None:
+    """Show each known defect of a peer: right here, a strict expected failure there."""
+    _locked(session, "peers")
+    # Its metadata binds prometheus-client below 0.18; its code works with ours.
+    session.install("--no-deps", "--require-hashes", "-r", "requirements/peers-unbound.txt")
+    session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/peers", *session.posargs)
+
+
+@nox.session
 def breaks(session: nox.Session) -> None:
     """Run the demo green, then with every planted fault, each red exactly where declared."""
     _locked(session, "run")
@@ -155,6 +164,7 @@ def lock(session: nox.Session) -> None:
     session.run(*compile_, local, "-c", dev, "--group", "tests", "-o", "requirements/tests.lock")
     session.run(*compile_, local, "-c", dev, "-o", "requirements/run.lock")
     session.run(*compile_, local, "requirements/bench-peers.in", "-o", "requirements/bench.lock")
+    session.run(*compile_, local, "requirements/peers.in", "-o", "requirements/peers.lock")
 
 
 @nox.session
