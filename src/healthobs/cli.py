@@ -29,10 +29,17 @@ def _explain(argv: list[str]) -> int:
     return explain(argv)
 
 
+def _compliance(argv: list[str]) -> int:
+    from healthobs.compliance.command import main as compliance
+
+    return compliance(argv)
+
+
 #: Commands of the library itself; a plug-in cannot take their names.
 _OWN: dict[str, tuple[str, _Command]] = {
     "audit": ("verify, prove and export an audit trail", _audit),
     "explain": ("print what log files tell of one trace or failure", _explain),
+    "compliance": ("states of controls, OSCAL export, signed attestations and waivers", _compliance),
 }
 
 

@@ -15,6 +15,7 @@ from flask import Flask, got_request_exception
 from healthobs import _runtime
 from healthobs._runtime import install, process
 from healthobs.compliance.control import Route
+from healthobs.compliance.selfcall import self_caller
 from healthobs.endpoints import Authorize
 from healthobs.exceptions import ConfigurationError
 from healthobs.observability import Observability
@@ -90,6 +91,8 @@ def init_app(
     got_request_exception.connect(_note_exception, app)
     app.extensions[EXTENSION] = middleware
     app.wsgi_app = middleware  # type: ignore[method-assign]
+    if obs.controls is not None:  # what stands around the application later is asked too
+        obs.controls.bind(self_caller(app), protected, refused_tokens)
     return app
 
 

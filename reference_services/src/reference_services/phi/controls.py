@@ -1,16 +1,19 @@
 """What phi-service observes about itself, beside the library's controls.
 
 * H-312.a2iv, encryption at rest (45 CFR 164.312(a)(2)(iv)): what is stored is read back as stored.
-* H-502b, minimum necessary (45 CFR 164.502(b), 164.514(d)): what views show is compared with what they declare.
+* H-502b, minimum necessary (45 CFR 164.502(b), 164.514(d)): what views show, of stored records too, is compared
+  with what they declare.
 
 Limits: the files are searched where the database is SQLite; of PostgreSQL only the columns are seen.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,26 +47,27 @@ def encryption_at_rest(service: Service) -> Outcome:
         rows = service.store.raw(connection, SAMPLE)
     if _canary_is_readable(service):
         return Outcome("fail", "a canary record is stored readable")
-    values: list[str] = []
-    unopened = 0
-    for patient_id, version, wrapped, sealed in rows:
-        try:
-            plain = service.vault.decrypt(
-                service.vault.unwrap(patient_id, wrapped), patient_id, version, sealed
-            )
-        except SealError:
-            unopened += 1
-        else:
-            values.extend(_texts(json.loads(plain)))
+    records, unopened = _opened(service, rows)
     if unopened:
         return Outcome("fail", f"{unopened} of {len(rows)} sampled records do not open as sealed", len(rows))
     stored = b"".join(_stored(service, rows))
+    values = [value for record in records for value in _texts(record)]
     readable = sum(value.encode() in stored for value in values if len(value) >= SHORTEST_SEARCHED)
     if readable:
         return Outcome("fail", f"{readable} values are readable in what is stored", len(rows))
     return Outcome(
         "pass", f"canary and {len(rows)} sampled records unreadable in {len(stored)} stored bytes", len(rows)
     )
+
+
+def _opened(service: Service, rows: list[tuple[str, int, str, str]]) -> tuple[list[Mapping[str, Any]], int]:
+    """Return the sampled records, and how many do not open."""
+    records: list[Mapping[str, Any]] = []
+    for patient_id, version, wrapped, sealed in rows:
+        with contextlib.suppress(SealError):
+            key = service.vault.unwrap(patient_id, wrapped)
+            records.append(json.loads(service.vault.decrypt(key, patient_id, version, sealed)))
+    return records, len(rows) - len(records)
 
 
 def _canary_is_readable(service: Service) -> bool:
@@ -101,13 +105,30 @@ def _stored(service: Service, rows: list[tuple[str, int, str, str]]) -> Iterator
 
 
 def minimum_necessary(service: Service, context: ProbeContext) -> Outcome:
-    """Project a record of markers through every view, and compare answers given with views made."""
-    leaks = domain.undeclared_fields(context.clock.now().date())
+    """Project a record of markers and every sampled record through each view; look for what it does not declare."""
+    today = context.clock.now().date()
+    leaks = domain.undeclared_fields(today)
     if leaks:
         named = ", ".join(f"{view}: {' '.join(fields)}" for view, fields in sorted(leaks.items()))
         return Outcome("fail", f"views show undeclared fields ({named})", len(domain.POLICY))
+    with service.kit.reading() as connection:
+        rows = service.store.raw(connection, SAMPLE)
+    records, _ = _opened(service, rows)
+    showing = sum(_shows_more(view, record, today) for record in records for view in domain.POLICY.values())
+    if showing:
+        return Outcome(
+            "fail", f"{showing} views of stored records repeat what they do not declare", len(rows)
+        )
     return Outcome(
         "pass",
-        f"{len(domain.POLICY)} views show only declared fields; {service.projected} answers were views",
+        f"{len(domain.POLICY)} views show only declared fields, of {len(records)} stored records too; "
+        f"{service.projected} answers were views",
         len(domain.POLICY),
     )
+
+
+def _shows_more(view: domain.View, record: Mapping[str, Any], today: date) -> bool:
+    """Tell whether a declared field repeats a value of a field that the view does not declare."""
+    shown = str(domain.project(view, "", 1, record, today))
+    hidden = (_texts(value) for name, value in record.items() if name not in view.fields)
+    return any(text in shown for texts in hidden for text in texts if len(text) >= SHORTEST_SEARCHED)

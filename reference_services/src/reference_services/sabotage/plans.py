@@ -1,0 +1,215 @@
+"""Every sabotage: what it does, which control must fail by it, and what else is bound to change."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from healthobs.compliance import State
+from reference_services.sabotage.world import World
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+Target = Literal["settings", "environment", "database", "file", "process", "clock"]
+PAYMENT, PHI, DEVICE = "payment-gateway", "phi-service", "medical-device"
+
+
+def _nothing(_world: World) -> None:
+    """Leave it to settings or environment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sabotage:
+    """One way to break a service from outside.
+
+    Args:
+        name: What is done, in a few words.
+        control: The control that must fail (the diagonal).
+        service: The service that is broken.
+        on: What it acts on.
+        act: Does it, after the service has worked and a healthy round has run.
+        settings: Fields of `Settings` that the service is started with instead.
+        environ: Variables that the service is started with instead.
+        also: What else changes, and to which state.
+    """
+
+    name: str
+    control: str
+    service: str
+    on: Target
+    act: Callable[[World], None] = _nothing
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    environ: Mapping[str, str] = field(default_factory=dict[str, str])
+    also: Mapping[str, State] = field(default_factory=dict[str, State])
+
+
+def _proxy(*, when_present: bool) -> Callable[[World], None]:
+    """Put a proxy in front that sends good credentials in place of none, or of bad ones."""
+
+    def act(world: World) -> None:
+        app, credentials = world[world.target], world.bearer()
+        inner = app.wsgi_app
+
+        def proxy(environ: WSGIEnvironment, start_response: Any) -> Any:
+            if ("HTTP_AUTHORIZATION" in environ) == when_present:
+                environ["HTTP_AUTHORIZATION"] = credentials
+            return inner(environ, start_response)
+
+        app.wsgi_app = proxy  # type: ignore[method-assign]
+
+    return act
+
+
+def _audit_file(world: World) -> str:
+    url = world.obs.settings.audit_database_url
+    return str(url).rpartition("/")[2]
+
+
+def _triggers(world: World) -> list[tuple[str, str]]:
+    assert world.obs.audit is not None  # noqa: S101 - every reference service has a trail
+    with contextlib.closing(sqlite3.connect(world.folder / _audit_file(world))) as connection:
+        return connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+
+
+def _drop_guards(world: World) -> None:
+    world.database(_audit_file(world), *(f'DROP TRIGGER "{name}"' for name, _ in _triggers(world)))
+
+
+def _edit_entry(world: World) -> None:
+    guards = _triggers(world)
+    edit = 'UPDATE entry SET body = replace(body, \'"outcome":"ok"\', \'"outcome":"no"\') WHERE idx = 0'
+    drops = [f'DROP TRIGGER "{name}"' for name, _ in guards]
+    world.database(_audit_file(world), *drops, edit, *(sql for _, sql in guards))
+
+
+def _rewrite_what_comes(world: World) -> None:
+    world.database(
+        _audit_file(world),
+        "DROP TRIGGER entry_no_update",
+        "CREATE TRIGGER rewriting AFTER INSERT ON entry BEGIN "
+        "UPDATE entry SET body = replace(body, 'canary', 'barfly') WHERE idx = new.idx; END",
+    )
+
+
+def _bare_exporter(world: World) -> None:
+    world.obs.tracing.provider.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
+
+
+def _step_clock(world: World) -> None:
+    world.wall_step_seconds = -2
+
+
+def _sql(file: str, statement: str) -> Callable[[World], None]:
+    return lambda world: world.database(file, statement)
+
+
+def _core_dump(world: World) -> None:
+    (world.folder / "core.dump").write_bytes(b"\0\xff" + b"4000056655665556" + b"\0")
+
+
+def _open_key_file(world: World) -> None:
+    (world.folder / "phi.kek").chmod(0o644)
+
+
+def _name_in_a_shown_field(world: World) -> None:
+    """Store, with the service's key, a record whose gender repeats its identifier, as a careless import would."""
+    service: Any = world[PHI].extensions[PHI]
+    identifier = "MRN-48213377-canary"
+    record = {
+        "first_name": "Ada", "last_name": "Canary", "date_of_birth": "1961-04-12", "gender": identifier,
+        "address": {"line": "12 Canary Lane", "postal_code": "03601"}, "telecom": [],
+        "identifiers": [{"system": "urn:oid:2.999", "value": identifier}], "conditions": [],
+    }  # fmt: skip
+    with service.kit.engine.begin() as connection:
+        service.store.create(connection, "00000000-0000-4000-8000-00000000ca7a", record)
+
+
+_TRAIL_UNGUARDED: Mapping[str, State] = {"H-312.c": "fail"}
+
+SABOTAGES: tuple[Sabotage, ...] = (
+    Sabotage(
+        name="a proxy adds credentials to requests without",
+        control="H-312.a1", service=PAYMENT, on="process", act=_proxy(when_present=False),
+    ),
+    Sabotage(
+        name="a proxy puts good credentials in place of bad ones",
+        control="H-312.d", service=PAYMENT, on="process", act=_proxy(when_present=True),
+    ),
+    Sabotage(
+        name="a trigger alters entries as they come",
+        control="H-312.b", service=PAYMENT, on="database", act=_rewrite_what_comes,
+        also={"H-312.c": "fail", "C-10.3": "fail"},
+    ),
+    Sabotage(
+        name="an entry is edited and the guards are put back",
+        control="H-312.c", service=PAYMENT, on="database", act=_edit_entry,
+    ),
+    Sabotage(
+        name="the guards of the audit trail are dropped",
+        control="C-10.3", service=PAYMENT, on="database", act=_drop_guards, also=_TRAIL_UNGUARDED,
+    ),
+    Sabotage(
+        name="an identifier is allowed in telemetry",
+        control="H-514", service=PAYMENT, on="settings", settings={"allowed_keys": ("ssn",)},
+    ),
+    Sabotage(
+        name="a verification code is allowed in telemetry",
+        control="C-3.3", service=PAYMENT, on="settings", settings={"allowed_keys": ("cvv",)},
+    ),
+    Sabotage(
+        name="a card number is allowed in telemetry",
+        control="C-3.5", service=PAYMENT, on="settings", settings={"allowed_keys": ("card_number",)},
+    ),
+    Sabotage(
+        name="an exporter is added past the redactor",
+        control="G-wrap", service=PAYMENT, on="process", act=_bare_exporter,
+    ),
+    Sabotage(
+        name="the wall clock is set back by two seconds",
+        control="C-10.6", service=PAYMENT, on="clock", act=_step_clock,
+    ),
+    Sabotage(
+        name="headers are switched off",
+        control="HDR", service=PAYMENT, on="environment", environ={"HEALTHOBS_HEADERS": "false"},
+    ),
+    Sabotage(
+        name="the initiator is written in as the approver",
+        control="S-sod", service=PAYMENT, on="database",
+        act=_sql("payment_gateway.db", "UPDATE approval SET approver = 'billing'"),
+        also={"S-dual": "fail"},  # an initiator's own approval counts for nothing
+    ),
+    Sabotage(
+        name="an approval is deleted",
+        control="S-dual", service=PAYMENT, on="database",
+        act=_sql("payment_gateway.db", "DELETE FROM approval"),
+    ),
+    Sabotage(
+        name="a core dump with a card number is left behind",
+        control="C-3.5.db", service=PAYMENT, on="file", act=_core_dump,
+    ),
+    Sabotage(
+        name="the key file is opened to others",
+        control="H-312.a2iv", service=PHI, on="file", act=_open_key_file,
+    ),
+    Sabotage(
+        name="an import repeats an identifier in a field that is shown",
+        control="H-502b", service=PHI, on="database", act=_name_in_a_shown_field,
+    ),
+    Sabotage(
+        name="a signature is moved to another record",
+        control="P-70", service=DEVICE, on="database",
+        act=_sql("medical_device.db", "UPDATE signature SET record_id = 'other'"),
+    ),
+    Sabotage(
+        name="a stored device identifier gets a wrong check digit",
+        control="P-10h", service=DEVICE, on="database",
+        act=_sql("medical_device.db", "UPDATE device SET device_identifier = '00844588003289'"),
+    ),
+)  # fmt: skip

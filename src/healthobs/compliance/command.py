@@ -1,0 +1,178 @@
+"""`healthobs compliance`: the status of a service, its OSCAL export, and documents that people sign.
+
+``status`` and ``export`` read a service (its base URL, or the URL of the status) or a saved status document. Exit
+status: 0 good, 1 the gate is shut (``status --gate``), 2 what was asked could not be done.
+
+Limits: nothing is sent but a GET; a token is read from a file or ``$HEALTHOBS_TOKEN``, never from the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from healthobs.clock import rfc3339
+from healthobs.compliance.control import ACCEPTED, STATES
+from healthobs.compliance.documents import Document, Kind, sign
+from healthobs.compliance.oscal import assessment_results
+from healthobs.exceptions import ConfigurationError
+
+GOOD, SHUT, CANNOT_SAY = 0, 1, 2
+#: Entry points that break a service on purpose; a library that runs in production has none of its own.
+SABOTAGE_GROUP = "healthobs.sabotage"
+_TIMEOUT_SECONDS = 10.0
+_MAX_BYTES = 8 * 2**20
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: Arguments after ``healthobs compliance``.
+
+    Returns:
+        The exit status.
+    """
+    arguments = list(argv)
+    if arguments[:1] == ["sabotage"]:
+        return _sabotage(arguments[1:])
+    try:
+        chosen = _parser().parse_args(arguments)
+    except SystemExit as exc:
+        return GOOD if exc.code in (0, None) else CANNOT_SAY
+    try:
+        return cast("int", chosen.run(chosen))
+    except (ConfigurationError, OSError, ValueError) as exc:
+        print(f"healthobs compliance: {_explain(exc)}", file=sys.stderr)  # noqa: T201
+        return CANNOT_SAY
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="healthobs compliance", description=(__doc__ or "").split("\n\n")[0]
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    source = argparse.ArgumentParser(add_help=False)
+    source.add_argument("source", help="URL of a service, or a file with its status")
+    source.add_argument("--token-file", type=Path, help="bearer token with the scope compliance:read")
+    status = commands.add_parser("status", parents=[source], help="print the state of every control")
+    status.add_argument("--gate", action="store_true", help="exit 1 when a required control is not shown")
+    status.add_argument("--json", action="store_true", help="print the document itself, to save it")
+    status.set_defaults(run=_status)
+    export = commands.add_parser("export", parents=[source], help="print the status in another form")
+    export.add_argument("--oscal", action="store_true", required=True, help="OSCAL assessment-results 1.2")
+    export.set_defaults(run=_export)
+    document = commands.add_parser("sign", help="print a signed attestation or waiver")
+    document.add_argument("kind", choices=get_args(Kind))
+    document.add_argument("control", help="id of the control (H-308.5)")
+    document.add_argument("--key", type=Path, required=True, help="Ed25519 key (PEM), made when missing")
+    document.add_argument("--person", required=True, help="name of the key: role or work id")
+    document.add_argument("--issued", help="first day (default today, UTC)")
+    document.add_argument("--expires", required=True, help="last day (YYYY-MM-DD)")
+    document.add_argument("--statement", required=True, help="what is declared, or why it is accepted")
+    document.add_argument("--paper", type=Path, help="the document behind it, of which the digest is kept")
+    document.set_defaults(run=_sign)
+    commands.add_parser("sabotage", help="break services on purpose and print which control sees it")
+    return parser
+
+
+def _explain(exc: Exception) -> str:
+    if isinstance(exc, urllib.error.HTTPError):
+        return f"the service answered {exc.code}"
+    if isinstance(exc, OSError):
+        return f"the source cannot be read ({exc.strerror or type(exc).__name__})"
+    return "the source is no JSON document" if isinstance(exc, json.JSONDecodeError) else str(exc)
+
+
+def _load(arguments: argparse.Namespace) -> dict[str, Any]:
+    source: str = arguments.source
+    if not source.startswith(("http://", "https://")):
+        content = Path(source).read_bytes()
+    else:
+        url = source if source.endswith("/compliance/status") else source.rstrip("/") + "/compliance/status"
+        request = urllib.request.Request(url)  # noqa: S310 - its scheme is one of the two above
+        token = os.environ.get("HEALTHOBS_TOKEN", "")
+        if arguments.token_file is not None:
+            token = cast("Path", arguments.token_file).read_text("utf-8")
+        if token.strip():
+            request.add_header("Authorization", f"Bearer {token.strip()}")
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as above
+            content = answer.read(_MAX_BYTES)
+    status: Any = json.loads(content)
+    if not isinstance(status, dict) or "controls" not in status:
+        raise ConfigurationError("the source is no compliance status")
+    return cast("dict[str, Any]", status)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    status = _load(arguments)
+    if arguments.json:
+        _print(json.dumps(status, ensure_ascii=False, indent=2))
+    else:
+        for row in cast("list[dict[str, Any]]", status["controls"]):
+            _print(_line(row))
+        counts: Mapping[str, int] = status["counts"]
+        _print(", ".join(f"{counts[state]} {state}" for state in STATES) + f" ({status['disclaimer']})")
+    return SHUT if arguments.gate and not _is_open(status["controls"]) else GOOD
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    waived = f", waived until {row['waived_until']}" if row["waived_until"] else ""
+    needed = "*" if row["required"] else " "
+    return f"{row['state']:<15}{needed} {row['id']:<13} {row['title']} ({row['cite']}){waived}"
+
+
+def _is_open(rows: Sequence[Mapping[str, Any]]) -> bool:
+    required = [row for row in rows if row["required"]]
+    return bool(required) and all(row["state"] in ACCEPTED or row["waived_until"] for row in required)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    document = assessment_results(_load(arguments), published=rfc3339(datetime.now(UTC)))
+    _print(json.dumps(document, ensure_ascii=False, indent=2))
+    return GOOD
+
+
+def _sign(arguments: argparse.Namespace) -> int:
+    from healthobs.audit import keys
+    from healthobs.audit.checkpoint import Signer
+
+    paper: Path | None = arguments.paper
+    document = Document(
+        arguments.kind,
+        arguments.control,
+        arguments.issued or datetime.now(UTC).date().isoformat(),
+        arguments.expires,
+        arguments.statement,
+        "" if paper is None else sha256(paper.read_bytes()).hexdigest(),
+    )
+    signer = Signer(arguments.person, keys.load_or_create(arguments.key))
+    _print(sign(document, signer).rstrip("\n"))
+    print(f"compliance_keys must list {signer.vkey}", file=sys.stderr)  # noqa: T201
+    return GOOD
+
+
+def _sabotage(arguments: list[str]) -> int:
+    """Hand over to whoever brings services that may be broken."""
+    for point in entry_points(group=SABOTAGE_GROUP):
+        return cast("int", point.load()(arguments))
+    print(  # noqa: T201
+        "healthobs compliance: nothing here may be broken; install reference-services, or bring an entry point "
+        f"of the group {SABOTAGE_GROUP}",
+        file=sys.stderr,
+    )
+    return CANNOT_SAY
+
+
+def _print(text: str) -> None:
+    print(text)  # noqa: T201
