@@ -59,7 +59,7 @@ class TestDependencies:
 class TestLocks:
     """`requirements/*.lock`."""
 
-    @pytest.mark.parametrize("name", ["run", "tests", "dev", "bench"])
+    @pytest.mark.parametrize("name", ["run", "tests", "dev", "bench", "standards"])
     def test_hash_pinned_and_without_an_index(self, name: str) -> None:
         """Every package is pinned with hashes; no index, no address, none of our own distributions is named."""
         text = (ROOT / "requirements" / f"{name}.lock").read_text()
@@ -86,3 +86,4 @@ class TestLocks:
             return set(re.findall(r"^([a-z0-9-]+==[^ \\]+)", text, re.MULTILINE))
 
         assert pins("run") <= pins("tests") <= pins("dev")
+        assert not pins("standards") & pins("tests")

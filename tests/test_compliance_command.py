@@ -1,0 +1,205 @@
+"""Tests of `healthobs compliance`: status and gate, export, signing; against files and a real server."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import pytest
+from flask import Flask
+
+from healthobs import Observability, Settings
+from healthobs.cli import main as healthobs
+from healthobs.compliance import Control, Outcome
+from healthobs.compliance.documents import read
+from healthobs.flask import init_app, remove_app
+
+
+def run(*arguments: object) -> int:
+    """Run `healthobs compliance`."""
+    return healthobs(["compliance", *map(str, arguments)])
+
+
+class Quiet(WSGIRequestHandler):
+    """Logs nothing."""
+
+    def log_message(self, *_: Any) -> None:
+        """Do nothing."""
+
+
+@pytest.fixture
+def outcome() -> dict[str, Any]:
+    """What the one required control sees."""
+    return {"state": "pass"}
+
+
+@pytest.fixture
+def service(outcome: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Observability]]:
+    """A service over HTTP on the loopback address, with one control that is required."""
+    monkeypatch.setattr("healthobs.compliance.wiring.library_controls", lambda: ())
+    control = Control(
+        "S-1",
+        "policy 7",
+        "company",
+        "Ledger",
+        "sum is 0",
+        "measure",
+        lambda _: Outcome(outcome["state"], "sum"),
+    )
+    settings = Settings(service_name="svc", endpoints=True, control_interval_seconds=0)
+    obs = Observability(settings, log_stream=io.StringIO(), controls=[control])
+    app = init_app(
+        Flask("svc"), obs, authorize=lambda asked, _: SimpleNamespace(subject="auditor")
+        if asked.headers.get("authorization") == "Bearer good" else None,
+    )  # fmt: skip
+    server = make_server("127.0.0.1", 0, app, handler_class=Quiet)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", obs
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    remove_app(app)
+    obs.close()
+
+
+class TestStatus:
+    """`healthobs compliance status`."""
+
+    def test_of_a_service(self, service: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        """One line a control, counts, and the disclaimer."""
+        url, obs = service
+        obs.controls.run()
+        assert run("status", url) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert "pass           * S-1           Ledger (policy 7)" in lines
+        assert lines[-1].startswith("1 pass, 0 fail")
+        assert lines[-1].endswith("(run-time evidence, not certification)")
+
+    @pytest.mark.parametrize(("state", "status"), [("pass", 0), ("fail", 1), ("partial", 1), ("unknown", 1)])
+    def test_gate(self, service: Any, outcome: dict[str, Any], state: str, status: int) -> None:
+        """With `--gate` the exit status is the gate's; without it a failure is shown and no error."""
+        url, obs = service
+        outcome["state"] = state
+        obs.controls.run()
+        assert [run("status", url, "--gate"), run("status", f"{url}/compliance/status")] == [status, 0]
+
+    def test_saved_document(self, service: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """`--json` saves what the service said; the file says the same."""
+        url, obs = service
+        obs.controls.run()
+        assert run("status", url, "--json") == 0
+        path = tmp_path / "status.json"
+        path.write_text(capsys.readouterr().out)
+        assert json.loads(path.read_text()) == obs.controls.status()
+        assert run("status", path, "--gate") == 0
+
+    def test_nothing_required_is_no_open_gate(self, tmp_path: Path) -> None:
+        """A status in which nothing is required has shown nothing."""
+        path = tmp_path / "status.json"
+        path.write_text(json.dumps({"controls": [], "counts": dict.fromkeys(
+            ("pass", "fail", "partial", "not-applicable", "unknown", "attested"), 0), "disclaimer": "x"}))  # fmt: skip
+        assert run("status", path, "--gate") == 1
+
+    @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'"controls"'])
+    def test_no_status(self, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+        """What is no status is 2, with a reason."""
+        path = tmp_path / "status.json"
+        path.write_bytes(content)
+        assert run("status", path) == 2
+        assert capsys.readouterr().err.startswith("healthobs compliance: ")
+
+    @pytest.mark.parametrize("source", ["/none/such.json", "http://127.0.0.1:9/"])
+    def test_cannot_be_read(self, source: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """So is what cannot be read."""
+        assert run("status", source) == 2
+        assert "cannot be read" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("arguments", [[], ["status"], ["export", "x"], ["nothing"]])
+    def test_usage(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        """Wrong arguments are 2."""
+        assert run(*arguments) == 2
+        assert "usage" in capsys.readouterr().err
+
+    def test_help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Help is no error."""
+        assert run("--help") == 0
+        assert "sabotage" in capsys.readouterr().out
+
+
+class TestExport:
+    """`healthobs compliance export --oscal`."""
+
+    def test_with_evidence(
+        self,
+        service: Any,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """With a token from a file or the environment the export has a finding; the token is not printed."""
+        url, obs = service
+        obs.controls.run()
+        (tmp_path / "token").write_text("good\n")
+        assert run("export", url, "--oscal", "--token-file", tmp_path / "token") == 0
+        document = json.loads(capsys.readouterr().out)
+        (finding,) = document["assessment-results"]["results"][0]["findings"]
+        assert finding["target"]["target-id"] == "s-1"
+        monkeypatch.setenv("HEALTHOBS_TOKEN", "good")
+        assert run("export", url, "--oscal") == 0
+        assert "good" not in capsys.readouterr().out
+
+    def test_without(
+        self, service: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Without evidence, or with a token that is refused, there is no export."""
+        url, _ = service
+        statuses = [run("export", url, "--oscal")]
+        monkeypatch.setenv("HEALTHOBS_TOKEN", "bad")
+        statuses.append(run("export", url, "--oscal"))
+        printed = capsys.readouterr()
+        assert (statuses, printed.out) == ([2, 2], "")
+        assert "compliance:read" in printed.err
+        assert "the service answered 403" in printed.err
+
+
+class TestSign:
+    """`healthobs compliance sign`."""
+
+    def test_attestation(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """What is printed is read again under the key that is named, and holds the paper's digest."""
+        (tmp_path / "paper.pdf").write_bytes(b"signed lists")
+        arguments = (
+            "--key",
+            tmp_path / "officer.key",
+            "--person",
+            "privacy-officer",
+            "--expires",
+            "2099-12-31",
+        )
+        status = run(
+            "sign", "attestation", "H-308.5", *arguments,
+            "--statement", "all were trained", "--paper", tmp_path / "paper.pdf",
+        )  # fmt: skip
+        printed = capsys.readouterr()
+        vkey = printed.err.split()[-1]
+        signed = read(printed.out.encode(), [vkey])
+        assert (status, signed.person, signed.document.control) == (0, "privacy-officer", "H-308.5")
+        assert signed.document.document_sha256 == sha256(b"signed lists").hexdigest()
+        assert signed.document.holds(datetime.now(UTC).date())
+        assert not signed.document.holds(date(2100, 1, 1))
+
+    @pytest.mark.parametrize("more", [["--expires", "soon"], ["--expires", "2099-12-31", "--paper", "/none"]])
+    def test_refused(self, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        """A wrong day or a paper that is not there prints nothing to file away."""
+        key = ("--key", tmp_path / "k", "--person", "officer", "--statement", "x")
+        assert run("sign", "waiver", "HDR", *key, *more) == 2
+        assert capsys.readouterr().out == ""
