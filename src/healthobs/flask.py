@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, got_request_exception
+from flask import Flask, Response, got_request_exception
 
 from healthobs import _runtime
 from healthobs._runtime import install, process
 from healthobs.compliance.control import Route
 from healthobs.compliance.selfcall import self_caller
 from healthobs.endpoints import Authorize
-from healthobs.exceptions import ConfigurationError
+from healthobs.exceptions import AuditWriteError, ConfigurationError
 from healthobs.observability import Observability
+from healthobs.problems import problem
 from healthobs.wsgi import Middleware
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def init_app(
     )
     got_request_exception.connect(_note_exception, app)
     app.extensions[EXTENSION] = middleware
+    app.error_handler_spec[None][None].setdefault(AuditWriteError, _unavailable)
     app.wsgi_app = middleware  # type: ignore[method-assign]
     if obs.controls is not None:  # what stands around the application later is asked too
         obs.controls.bind(self_caller(app), protected, refused_tokens)
@@ -102,6 +104,9 @@ def remove_app(app: Flask) -> Flask:
     if middleware.obs.controls is not None:
         middleware.obs.controls.stop()
     got_request_exception.disconnect(_note_exception, app)
+    handlers = app.error_handler_spec[None][None]
+    if handlers.get(AuditWriteError) is _unavailable:
+        del handlers[AuditWriteError]
     app.wsgi_app = middleware.app  # type: ignore[method-assign]
     if process.default is middleware.obs:
         install(None)
@@ -112,3 +117,10 @@ def _note_exception(_app: Flask, exception: BaseException, **_extra: Any) -> Non
     exchange = _runtime.exchange.get()
     if exchange is not None:
         exchange.error = exception
+
+
+def _unavailable(_error: Exception) -> Response:
+    """Answer 503 for what may not be answered without its audit entry."""
+    exchange = _runtime.exchange.get()
+    answer = problem(503, "audit_unavailable") if exchange is None else exchange.unavailable()
+    return Response(answer.body, answer.status, answer.headers)

@@ -69,5 +69,14 @@ def receipt(origin: str, index: int, root: bytes) -> tuple[str, str]:
     return "Audit-Receipt", f'log="{origin}";index={index};root=:{base64.b64encode(root).decode()}:'
 
 
+def missing(added: list[tuple[str, str]], sent: Sequence[tuple[str, object]]) -> list[tuple[str, str]]:
+    """Return what of `added` the application did not send itself."""
+    for name, _ in sent:
+        if name.lower() in OWN_NAMES:
+            taken = {name.lower() for name, _ in sent}
+            return [pair for pair in added if pair[0].lower() not in taken]
+    return added
+
+
 def _inner_list(words: Sequence[str]) -> str:
     return "(" + " ".join(f'"{word}"' for word in words) + ")"

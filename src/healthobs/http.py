@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
+from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
@@ -31,6 +32,7 @@ from healthobs import headers as header_fields
 from healthobs.decorators.plan import Classified
 from healthobs.metrics.exemplars import Pace
 from healthobs.metrics.exposition import PrefixCollector
+from healthobs.problems import Response, problem
 from healthobs.redaction import ExceptionFacts, describe_exception
 from healthobs.tracing import parse_traceparent, read_baggage, record_exception
 
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 OTHER = "_OTHER"
 UNMATCHED = "unmatched"
+#: `error.type` of a request whose caller went away, and its status when none was sent (nginx's convention).
+CANCELLED, CLIENT_CLOSED = "cancelled", 499
 #: Only a UUID is taken from a caller: anything freer is room for an identifier of a person.
 _REQUEST_ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 _ERROR_STATUS = Status(StatusCode.ERROR)
@@ -137,7 +141,8 @@ class Exchange:
 
     __slots__ = (
         "_active", "_classified", "_context", "_first_byte_ns", "_method", "_protocol", "_receipt", "_route",
-        "_scheme", "_server", "_start_ns", "_trusted", "_wall_ns", "error", "request_id", "silent", "span", "status",
+        "_scheme", "_server", "_start_ns", "_trusted", "_wall_ns", "cancelled", "error", "request_id", "silent",
+        "span", "status",
     )  # fmt: skip
 
     def __init__(
@@ -166,6 +171,7 @@ class Exchange:
         self._trusted = trusted
         self.status: int = 0
         self.error: BaseException | None = None
+        self.cancelled: bool = False
         self.request_id: str = new_request_id(request_id)
         self._wall_ns = obs.clock.wall_ns()
         self._start_ns = obs.clock.monotonic_ns()
@@ -210,9 +216,9 @@ class Exchange:
         """The id of the failure that span event and access line will name; empty while there is none."""
         return "" if self.error is None else describe_exception(self.error).error_id
 
-    def enter(self) -> None:
-        """Make the server span current, in a context that is the exchange's own."""
-        otel_context.attach(self._context)
+    def enter(self) -> Token[otel_context.Context]:
+        """Make the server span current; the token is for a caller whose context is not the exchange's own."""
+        return otel_context.attach(self._context)
 
     def classify(self, part: Classified) -> None:
         """State the response's classification (`@classified`)."""
@@ -248,6 +254,17 @@ class Exchange:
         if self._first_byte_ns is None:
             self._first_byte_ns = self._server.obs.clock.monotonic_ns()
 
+    def unavailable(self) -> Response:
+        """Return the 503 in place of what may not be answered without its audit entry."""
+        context = self.span.get_span_context()
+        return problem(
+            503,
+            "audit_unavailable",
+            trace_id=f"{context.trace_id:032x}" if context.is_valid else "",
+            request_id=self.request_id,
+            headers=[("Retry-After", "1")],
+        )
+
     def finish(self, response_bytes: int) -> None:
         """End every signal with one duration; called once, when the body was closed.
 
@@ -261,12 +278,15 @@ class Exchange:
         now_ns = obs.clock.monotonic_ns()
         duration_ns = now_ns - self._start_ns
         seconds = duration_ns / 1e9
-        status = self.status or 500
+        status = self.status or (CLIENT_CLOSED if self.cancelled else 500)
         code = str(status)
         facts = None if self.error is None else describe_exception(self.error)
-        error = "" if self.error is None else type(self.error).__qualname__
-        if not error and status >= 500:
-            error = code
+        if self.cancelled:
+            error = CANCELLED
+        else:
+            error = "" if self.error is None else type(self.error).__qualname__
+            if not error and status >= 500:
+                error = code
         if self._active is not None:
             self._active.dec()
         span = self.span
@@ -314,7 +334,8 @@ class Exchange:
             record_exception(span, facts)
         elif error:
             attributes["error.type"] = error
-            span.set_status(_ERROR_STATUS)
+            if error != CANCELLED:
+                span.set_status(_ERROR_STATUS)
         span.set_attributes(attributes)
 
 

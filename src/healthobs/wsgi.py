@@ -23,7 +23,7 @@ from healthobs.endpoints import Authorize, Endpoints, Request
 from healthobs.exceptions import AuditWriteError
 from healthobs.headers import OWN_NAMES
 from healthobs.http import Exchange, HttpServer, new_request_id
-from healthobs.problems import Response, problem
+from healthobs.problems import Response
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -316,15 +316,7 @@ class _Answer:
 
     def _unavailable(self) -> Iterable[bytes]:
         """Answer 503 in place of what may not be answered without its audit entry."""
-        context = self._exchange.span.get_span_context()
-        response = problem(
-            503,
-            "audit_unavailable",
-            trace_id=f"{context.trace_id:032x}" if context.is_valid else "",
-            request_id=self._exchange.request_id,
-            headers=[("Retry-After", "1")],
-        )
-        return _send(response, [], self._environ, self.start_response)
+        return _send(self._exchange.unavailable(), [], self._environ, self.start_response)
 
 
 def _route(environ: WSGIEnvironment) -> str | None:

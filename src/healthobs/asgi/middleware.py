@@ -1,0 +1,338 @@
+"""ASGI middleware (ASGI 3.0, HTTP 2.x) around any application: every response measured to its last byte."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import Token
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from healthobs import _runtime, headers
+from healthobs.asgi.routes import Routes, own_path
+from healthobs.endpoints import LIVENESS, Authorize, Endpoints, Request
+from healthobs.exceptions import AuditWriteError, ConfigurationError
+from healthobs.http import Exchange, HttpServer, new_request_id
+from healthobs.problems import Response
+
+if TYPE_CHECKING:
+    from healthobs.observability import Observability
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+_READ = (b"traceparent", b"x-request-id")
+
+
+class Middleware:
+    """Observe `app` with `obs`.
+
+    Args:
+        app: The application.
+        obs: Where to record.
+        authorize: Checks credentials for the audit trail and compliance evidence.
+        trusted: Told the scope, says whether the caller may see compliance headers when the audience is
+            ``trusted``; default nobody.
+        conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        obs: Observability,
+        *,
+        authorize: Authorize | None = None,
+        trusted: Callable[[Scope], bool] | None = None,
+        conf: str = "N",
+    ) -> None:
+        self.app: ASGIApp = app
+        self.obs: Observability = obs
+        self._server = HttpServer(obs, conf=conf)
+        self._endpoints = Endpoints(obs, authorize)
+        self._trusted = trusted
+        self._routes = Routes(app)
+        _runtime.process.active = True
+        obs.health.adopt_pending()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass another kind of connection on."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, self._flushing(send))
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = own_path(scope, scope.get("root_path", ""))
+        if path in self._endpoints.paths:
+            await self._operational(scope, path, send)
+            return
+        try:
+            exchange = self._begin(scope)
+        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            self.obs.metrics.count_internal_error("http")
+            await self.app(scope, receive, send)
+            return
+        await _Answer(self, exchange, scope, receive, send).run()
+
+    def route(self, scope: Scope) -> str | None:
+        """Return the template of the route that the application chose."""
+        return self._routes.template(scope)
+
+    def _is_trusted(self, scope: Scope) -> bool:
+        return self._trusted is not None and self._trusted(scope)
+
+    def _begin(self, scope: Scope) -> Exchange:
+        found: dict[bytes, str] = {}
+        for name, value in scope["headers"]:
+            if name in _READ:
+                text = value.decode("latin-1")
+                found[name] = f"{found[name]},{text}" if name in found else text
+        host, port = scope.get("server") or ("", None)
+        return Exchange(
+            self._server,
+            scope["method"],
+            scope.get("scheme", "http"),
+            (host, "" if port is None else str(port)),
+            scope.get("http_version", ""),
+            found.get(b"traceparent"),
+            found.get(b"x-request-id"),
+            trusted=self._is_trusted(scope),
+        )
+
+    def _flushing(self, send: Send) -> Send:
+        async def flush_first(message: MutableMapping[str, Any]) -> None:
+            # uvicorn ends by the signal it got, without the interpreter's exit handlers.
+            if message["type"].startswith("lifespan.shutdown."):
+                await asyncio.to_thread(self.obs.flush)
+            await send(message)
+
+        return flush_first
+
+    async def _operational(self, scope: Scope, path: str, send: Send) -> None:
+        fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        query = parse_qs(
+            scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True, errors="replace"
+        )
+        request = Request(scope["method"], path, query, fields)
+        token = _runtime.override.set(self.obs)
+        try:
+            if path in LIVENESS:  # answered by the event loop itself: that it turns is what is asked
+                response = self._endpoints.handle(request)
+            else:
+                response = await asyncio.to_thread(self._endpoints.handle, request)
+        finally:
+            _runtime.override.reset(token)
+        assert response is not None  # noqa: S101 - the path is one of theirs
+        added = self._server.headers(None, trusted=self._is_trusted(scope))
+        request_id = new_request_id(fields.get("x-request-id"))
+        await _reply(response, [("X-Request-Id", request_id), *added], scope, send)
+
+
+class _Answer:
+    """One exchange's way through the application.
+
+    It ends with the last byte, so that work in the background is not counted; a response of 5xx ends with
+    the application, which may raise what went wrong only after it has answered.
+    """
+
+    __slots__ = (
+        "_exchange", "_finished", "_gone", "_middleware", "_receive", "_refused", "_scope", "_send", "_sent",
+        "_streams",
+    )  # fmt: skip
+
+    def __init__(
+        self, middleware: Middleware, exchange: Exchange, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self._middleware = middleware
+        self._exchange = exchange
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._sent = 0
+        self._finished = False
+        self._gone = False
+        self._refused = False
+        self._streams = False
+
+    async def run(self) -> None:
+        obs_token = _runtime.override.set(self._middleware.obs)
+        exchange_token = _runtime.exchange.set(self._exchange)
+        span_token = self._exchange.enter()
+        try:
+            await self._call()
+        except asyncio.CancelledError:
+            self._exchange.cancelled = True
+            raise
+        except BaseException as exc:
+            if self._gone:
+                self._exchange.cancelled = True
+            else:
+                self._exchange.error = exc
+            raise
+        finally:
+            self._exchange.cancelled |= self._gone
+            self._finish()
+            _reset(span_token)
+            _reset(exchange_token)
+            _reset(obs_token)
+
+    async def _call(self) -> None:
+        try:
+            await self._middleware.app(self._scope, self.receive, self.send)
+        except AuditWriteError:
+            if self._refused:
+                return
+            if self._exchange.status:
+                raise
+            await self._refuse()
+
+    async def _refuse(self) -> None:
+        """Answer 503 in place of what may not be answered without its audit entry."""
+        await _reply(self._exchange.unavailable(), [], self._scope, self.send)
+        self._refused = True
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        """Notice that the client went away before the last byte."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._gone = not self._finished
+        return message
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """Add headers to the start; notice the end."""
+        if self._refused:
+            return
+        kind = message["type"]
+        if kind == "http.response.start":
+            if message["status"] == 500 and isinstance(sys.exception(), AuditWriteError):
+                await self._refuse()  # Starlette answers for the exception, then raises it again
+                return
+            message = self._started(message)
+        try:
+            await self._send(message)
+        except OSError:  # what ASGI 2.4 servers raise when the client is gone
+            self._gone = True
+            raise
+        if kind == "http.response.body":
+            length = len(message.get("body", b""))
+            if length and self._streams:
+                self._streams = False
+                self._exchange.first_byte()
+            self._sent += length
+            if not message.get("more_body", False) and self._exchange.status < 500:
+                self._finish()
+
+    def _started(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        try:
+            added = self._exchange.respond(message["status"], self._middleware.route(self._scope))
+            sent = [(name.decode("latin-1"), value) for name, value in message.get("headers", ())]
+            self._streams = all(name.lower() != "content-length" for name, _ in sent)
+            return {
+                **message,
+                "headers": [*message.get("headers", ()), *_bytes(headers.missing(added, sent))],
+            }
+        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            self._middleware.obs.metrics.count_internal_error("http")
+            return message
+
+    def _finish(self) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        try:
+            self._exchange.finish(self._sent)
+        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            self._middleware.obs.metrics.count_internal_error("http")
+
+
+def _reset(token: Token[Any]) -> None:
+    try:
+        token.var.reset(token)
+    except ValueError:  # the server closed the coroutine in another context, which keeps nothing of ours
+        return
+
+
+def _bytes(pairs: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+
+
+async def _reply(response: Response, added: list[tuple[str, str]], scope: Scope, send: Send) -> None:
+    length = ("Content-Length", str(len(response.body)))
+    fields = _bytes([*response.headers, length, *added])
+    await send({"type": "http.response.start", "status": response.status, "headers": fields})
+    body = b"" if scope["method"] == "HEAD" else response.body
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class _Stack:
+    """Builds a Starlette application's middleware stack with ours outermost."""
+
+    def __init__(self, build: Callable[[], ASGIApp], middleware: Middleware, replaced: Any) -> None:
+        self.build = build
+        self.middleware = middleware
+        self.replaced = replaced
+
+    def __call__(self) -> Middleware:
+        self.middleware.app = self.build()
+        return self.middleware
+
+
+def init_app(
+    app: Any,
+    obs: Observability,
+    *,
+    authorize: Authorize | None = None,
+    trusted: Callable[[Scope], bool] | None = None,
+    conf: str = "N",
+) -> Any:
+    """Give a Starlette or FastAPI `app` what `healthobs.flask.init_app` gives a Flask one.
+
+    The first `Observability` becomes the process default when there is none. Undo it with `remove_app`.
+
+    Args:
+        app: The application.
+        obs: Where to record.
+        authorize: Checks credentials for `/audit/trail` and compliance evidence.
+        trusted: Told the scope, says whether a caller may see compliance headers when the audience is ``trusted``.
+        conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+
+    Returns:
+        The same application.
+
+    Raises:
+        ConfigurationError: It has been initialised already, or is neither Starlette nor built on it.
+    """
+    build = getattr(app, "build_middleware_stack", None)
+    if build is None:
+        raise ConfigurationError("this is no Starlette application: wrap it in healthobs.asgi.Middleware")
+    if isinstance(build, _Stack):
+        raise ConfigurationError("healthobs is on this application already: call init_app once")
+    if _runtime.process.default is None:
+        _runtime.install(obs)
+    middleware = Middleware(app, obs, authorize=authorize, trusted=trusted, conf=conf)
+    replaced: Any = app.__dict__.get("build_middleware_stack")
+    app.build_middleware_stack = _Stack(build, middleware, replaced)
+    app.middleware_stack = None
+    return app
+
+
+def remove_app(app: Any) -> Any:
+    """Take healthobs off `app` again; its answers are as before `init_app`.
+
+    Raises:
+        ConfigurationError: It is not on it, or something else was put around it since.
+    """
+    stack = getattr(app, "build_middleware_stack", None)
+    if not isinstance(stack, _Stack):
+        raise ConfigurationError(
+            "healthobs is not the outermost on this application: take off what came after it"
+        )
+    del app.build_middleware_stack
+    if stack.replaced is not None:
+        app.build_middleware_stack = stack.replaced
+    app.middleware_stack = None
+    if _runtime.process.default is stack.middleware.obs:
+        _runtime.install(None)
+    return app

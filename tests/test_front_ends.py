@@ -1,0 +1,266 @@
+"""One contract, three front ends: whatever serves the request, callers and telemetry get the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opentelemetry.trace import SpanKind, StatusCode, get_current_span
+
+from fronts import FRONTS, Front
+from healthobs import _runtime, observe
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+Make = Callable[..., Front]
+
+
+@pytest.fixture(params=FRONTS.values(), ids=FRONTS.keys())
+def make(request: pytest.FixtureRequest) -> Make:
+    """Give each front end in turn."""
+    front: Make = request.param
+    return front
+
+
+class TestSpan:
+    """The server span."""
+
+    def test_semantic_conventions(self, make: Make) -> None:
+        """Kind, name and attributes follow the stable HTTP conventions; nothing of path or query is recorded."""
+        front = make()
+        assert front.get("/patients/pt-4711?ssn=078-05-1120").status == 200
+        (span,) = front.spans()
+        assert (span.kind, span.name) == (SpanKind.SERVER, f"GET {front.template}")
+        assert dict(span.attributes or {}) == {
+            "http.request.method": "GET",
+            "url.scheme": "http",
+            "server.address": "127.0.0.1",
+            "server.port": 80,
+            "network.protocol.version": "1.1",
+            "http.route": front.template,
+            "http.response.status_code": 200,
+        }
+        assert "pt-4711" not in front.telemetry()
+        assert "078-05-1120" not in front.telemetry()
+
+    def test_continues_a_trace(self, make: Make) -> None:
+        """An incoming `traceparent` becomes the parent (W3C Trace Context §3.2)."""
+        front = make()
+        front.get("/own", traceparent=TRACEPARENT)
+        (span,) = front.spans()
+        assert f"{span.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
+        assert span.parent is not None
+        assert f"{span.parent.span_id:016x}" == "b7ad6b7169203331"
+        assert front.access()[0]["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+
+    def test_untrusted_trace_is_linked(self, make: Make) -> None:
+        """From callers that are not trusted, the trace is linked and a new root begins."""
+        front = make(trust_incoming=False)
+        front.get("/own", traceparent=TRACEPARENT)
+        (span,) = front.spans()
+        assert span.parent is None
+        assert [f"{link.context.trace_id:032x}" for link in span.links] == [
+            "0af7651916cd43dd8448eb211c80319c"
+        ]
+
+    @pytest.mark.parametrize(
+        "header", ["junk", "00-0-0-01", TRACEPARENT.upper(), f"{TRACEPARENT},{TRACEPARENT}"]
+    )
+    def test_malformed_traceparent_starts_a_new_trace(self, make: Make, header: str) -> None:
+        """What is not a traceparent is ignored."""
+        front = make()
+        front.get("/own", traceparent=header)
+        assert front.spans()[0].parent is None
+
+    def test_unsampled(self, make: Make) -> None:
+        """A request whose caller does not sample is measured and logged, not traced."""
+        front = make()
+        front.get("/own", traceparent=TRACEPARENT[:-2] + "00")
+        assert front.spans() == ()
+        assert front.access()[0]["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+        assert front.total("svc_request_duration_seconds_count") == 1
+
+    def test_disabled(self, make: Make) -> None:
+        """Switched off, nothing is recorded and the answer is the application's."""
+        front = make(disabled=True)
+        assert front.get("/patients/1").status == 200
+        assert (front.spans(), front.access()) == ((), [])
+        assert front.total("svc_request_duration_seconds_count") == 0
+
+
+class TestOutcome:
+    """What kind of end a request came to."""
+
+    @pytest.mark.parametrize(
+        ("path", "status", "route"), [("/gone", 410, "/gone"), ("/.env/pt-4711", 404, "unmatched")]
+    )
+    def test_refusals(self, make: Make, path: str, status: int, route: str) -> None:
+        """A 4xx is no error of the span; an unknown path is recorded as `unmatched`."""
+        front = make()
+        assert front.get(path).status == status
+        assert front.spans()[0].status.status_code is StatusCode.UNSET
+        assert (front.access()[0]["status"], front.access()[0]["route"]) == (status, route)
+        assert front.total("svc_request_duration_seconds_count", endpoint=route, status=str(status)) == 1
+        assert "pt-4711" not in front.telemetry()
+
+    @pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
+    def test_unknown_method(self, make: Make) -> None:
+        """A made-up method reaches neither a name nor a label."""
+        front = make()
+        front.request("BREW", "/nothing")
+        assert "BREW" not in front.telemetry()
+        assert front.total("svc_request_duration_seconds_count", method="_OTHER") == 1
+
+    def test_exception(self, make: Make) -> None:
+        """An exception is a 500 and an error of the span; its message is nowhere; nothing stays in flight."""
+        front = make()
+        assert front.get("/broken").status == 500
+        (span,) = front.spans()
+        assert span.status.status_code is StatusCode.ERROR
+        assert (span.attributes or {})["error.type"] in ("RuntimeError", "500")
+        assert front.access()[0]["status"] == 500
+        assert front.total("http_server_request_duration_seconds_count", http_response_status_code="500") == 1
+        assert front.total("svc_active_requests") == 0
+        assert "078-05-1120" not in front.telemetry()
+
+    def test_stream_is_measured_to_its_close(self, make: Make) -> None:
+        """Span, histogram and access line have one duration: to the last byte."""
+        front = make()
+        assert front.get("/stream").body == b"ab"
+        (span,), (line,) = front.spans(), front.access()
+        assert ((span.end_time or 0) - (span.start_time or 0)) / 1e9 == 2.0
+        assert (line["duration_seconds"], line["response_bytes"], line["first_byte_seconds"]) == (2.0, 2, 1.0)
+        assert front.total("svc_request_duration_seconds_sum") == 2.0
+        assert front.total("http_server_request_duration_seconds_sum") == 2.0
+
+
+class TestContext:
+    """What is current while the application runs."""
+
+    def test_inside_and_outside(self, make: Make) -> None:
+        """Span, `Observability` and exchange are current inside, and nowhere else; work inside is a child."""
+        front = make()
+        seen: list[Any] = []
+
+        @observe("work")
+        def look() -> None:
+            seen.append((_runtime.override.get() is front.obs, _runtime.exchange.get() is not None))
+
+        front.look = look
+        front.get("/look")
+        assert seen == [(True, True)]
+        work, server = front.spans()
+        assert work.parent is not None
+        assert (work.name, work.parent.span_id) == ("work", server.context.span_id)
+        assert not get_current_span().get_span_context().is_valid
+        assert (_runtime.override.get(), _runtime.exchange.get()) == (None, None)
+
+
+class TestHeaders:
+    """What every response carries."""
+
+    @pytest.mark.parametrize(
+        "path", ["/patients/1", "/gone", "/nothing", "/stream", "/unrecorded", "/health"]
+    )
+    def test_same_set_on_every_response(self, make: Make, path: str) -> None:
+        """Errors, streams and probes carry the same set as successes, each once."""
+        front = make(headers=True, audience="all", frameworks=("hipaa",))
+        answer = front.get(path)
+        assert answer.header("compliance") == 'frameworks=("hipaa");catalogue="2026.1"'
+        assert answer.header("cache-control") == "no-store"
+        assert answer.header("x-request-id")
+        assert len(answer.headers) == len(dict(answer.headers))
+
+    def test_off_by_default(self, make: Make) -> None:
+        """Unless asked for, only the request id is added."""
+        names = {name for name, _ in make().get("/patients/1").headers}
+        assert names - {"content-type", "content-length"} == {"x-request-id"}
+
+    def test_compliance_headers_only_for_the_trusted(self, make: Make) -> None:
+        """With the audience `trusted`, others get the security set alone."""
+        front = make(headers=True, trusted=lambda inside: inside == "1")
+        for path in ("/patients/1", "/health"):
+            assert front.get(path).header("compliance") is None
+            assert front.get(path, x_inside="1").header("compliance") is not None
+            assert front.get(path).header("x-content-type-options") == "nosniff"
+
+    def test_the_application_wins(self, make: Make) -> None:
+        """A header that the application sends itself is not sent a second time."""
+        answer = make(headers=True, audience="all").get("/own")
+        assert [value for name, value in answer.headers if name == "cache-control"] == ["private"]
+
+    def test_request_id(self, make: Make) -> None:
+        """A UUID is kept; anything freer is replaced, because it could name a person."""
+        front = make()
+        good = "0af76519-16cd-43dd-8448-eb211c80319c"
+        assert front.get("/own", x_request_id=good).header("x-request-id") == good
+        assert front.get("/own", x_request_id="jane-roe").header("x-request-id") != "jane-roe"
+        assert "jane-roe" not in front.telemetry()
+
+    def test_trace_response(self, make: Make) -> None:
+        """Asked for, the response names its trace."""
+        answer = make(trace_response=True, audience="all").get("/own", traceparent=TRACEPARENT)
+        assert (answer.header("traceresponse") or "").startswith("00-0af7651916cd43dd8448eb211c80319c-")
+
+
+class TestFaults:
+    """Faults of telemetry never reach the caller; faults of audit do, as a 503."""
+
+    def test_broken_clock(self, make: Make) -> None:
+        """Telemetry that cannot begin leaves the application alone, and is counted."""
+        front = make()
+
+        def broken() -> int:
+            raise RuntimeError("no clock")
+
+        object.__setattr__(front.obs.clock, "monotonic_ns", broken)
+        assert front.get("/patients/1").status == 200
+        assert front.total("healthobs_internal_errors_total", component="http") == 1
+
+    def test_audit_failure_is_a_503(self, make: Make) -> None:
+        """What could not be recorded is not answered."""
+        answer = make().get("/unrecorded")
+        assert (answer.status, answer.header("content-type"), answer.header("retry-after")) == (
+            503,
+            "application/problem+json",
+            "1",
+        )
+        assert json.loads(answer.body)["code"] == "audit_unavailable"
+        assert b"store is gone" not in answer.body
+
+
+class TestOperationalEndpoints:
+    """Probes and scrapes are answered before the application and leave no trace."""
+
+    @pytest.mark.parametrize("path", ["/health", "/livez", "/readiness", "/readyz", "/startupz"])
+    def test_probes(self, make: Make, path: str) -> None:
+        """Always there, without span, access line or request sample."""
+        front = make()
+        answer = front.get(path)
+        assert (answer.status, answer.header("content-type")) == (200, "application/json")
+        assert (front.spans(), front.access()) == ((), [])
+        assert front.total("svc_request_duration_seconds_count") == 0
+        assert front.total("healthobs_probe_requests_total", probe=path, code="200") == 1
+
+    def test_opt_in(self, make: Make) -> None:
+        """Metrics are the application's path unless asked for; OpenMetrics by negotiation."""
+        assert make().get("/metrics").status == 404
+        front = make(endpoints=True)
+        front.get("/patients/1")
+        assert b'svc_request_duration_seconds_count{endpoint="' in front.get("/metrics").body
+        answer = front.get("/metrics", accept="application/openmetrics-text")
+        assert answer.body.endswith(b"# EOF\n")
+
+    def test_head_and_other_methods(self, make: Make) -> None:
+        """HEAD answers as GET does, without the body; anything else is 405 with `Allow`."""
+        answer = make().request("HEAD", "/health")
+        assert (answer.status, answer.body) == (200, b"")
+        assert int(answer.header("content-length") or 0) > 0
+        answer = make().request("POST", "/health")
+        assert (answer.status, answer.header("allow")) == (405, "GET, HEAD")
+
+    def test_audit_trail_needs_authorization(self, make: Make) -> None:
+        """Without a trail there is nothing to show."""
+        front = make(endpoints=True, authorize=lambda request, scope: None)
+        assert front.get("/audit/trail").status == 404
