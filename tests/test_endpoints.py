@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from healthobs import Observability, Settings
-from healthobs.endpoints import Endpoints, Request
+from healthobs.endpoints import Endpoints, InvalidCredentials, Request
 from healthobs.problems import Response
 
 
@@ -25,7 +25,9 @@ class Someone:
 
 
 def authorize(request: Request, scope: str) -> Someone | None:
-    """Accept the credential that is the scope's own name."""
+    """Accept the credential that is the scope's own name; refuse what is no credential at all."""
+    if request.headers["authorization"] == "Bearer forged":
+        raise InvalidCredentials
     return Someone() if request.headers["authorization"] == f"Bearer {scope}" else None
 
 
@@ -65,10 +67,28 @@ class TestAuditTrail:
         """401 without a credential, 403 without the scope or without a configured check."""
         assert get(obs, "/audit/trail").status == 401
         assert dict(get(obs, "/audit/trail").headers)["WWW-Authenticate"] == "Bearer"
+        forged = get(obs, "/audit/trail", bearer="forged")
+        assert (forged.status, dict(forged.headers)["WWW-Authenticate"]) == (401, "Bearer")
         assert get(obs, "/audit/trail", bearer="compliance:read").status == 403
         assert get(obs, "/audit/trail", bearer="audit:read", guarded=False).status == 403
         assert obs.audit is not None
         assert obs.audit.checkpoint().size == 0
+
+    def test_reading_is_tied_to_the_callers_trace(self, obs: Observability) -> None:
+        """The entry about a reading has trace, span and request id: the caller's where it sent them."""
+        endpoints = Endpoints(obs, authorize)
+        headers = {
+            "authorization": "Bearer audit:read",
+            "traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01",
+            "x-request-id": "6a1f6b8e-0a4e-4b0e-9d35-2f1f5c0d9b11",
+        }
+        response = endpoints.handle(Request("GET", "/audit/trail", {}, headers))
+        assert response is not None
+        (told,) = json.loads(response.body)["recent_entries"]
+        assert (told["trace_id"], told["request_id"]) == ("ab" * 16, headers["x-request-id"])
+        newest = json.loads(get(obs, "/audit/trail", bearer="audit:read").body)["recent_entries"][0]
+        assert len(newest["trace_id"]) == 32
+        assert newest["trace_id"] != told["trace_id"]
 
     def test_shows_what_was_recorded(self, obs: Observability) -> None:
         """Entries come with index, ids and hash; the reading is itself the newest of them."""

@@ -10,11 +10,16 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, Span, set_span_in_context
+
 from healthobs.exceptions import AuditError
 from healthobs.problems import Response, problem
+from healthobs.tracing import parse_traceparent
 
 if TYPE_CHECKING:
     from healthobs.observability import Observability
@@ -45,8 +50,12 @@ class Principal(Protocol):
         ...
 
 
-#: Returns the caller when its credentials carry the scope, else None.
+#: Returns the caller when its credentials carry the scope, else None; raises `InvalidCredentials` for bad ones.
 Authorize = Callable[[Request, str], "Principal | None"]
+
+
+class InvalidCredentials(Exception):  # noqa: N818 - an answer to credentials, not an error
+    """Raised by an `Authorize` whose caller sent credentials that are not good: answered 401, not 403."""
 
 
 class _Refused(Exception):  # noqa: N818 - a response, not an error
@@ -113,7 +122,7 @@ class Endpoints:
         gate = _flag(request, "gate")
         detail = "authorization" in request.headers
         if detail:
-            self._note_reading("compliance.read", self._principal(request, COMPLIANCE_SCOPE))
+            self._note_reading(request, "compliance.read", self._principal(request, COMPLIANCE_SCOPE))
         status = 409 if gate and not engine.gate_open() else 200
         return _json(status, engine.status(detail=detail))
 
@@ -123,7 +132,7 @@ class Endpoints:
             raise _Refused(404, "no_audit_trail")
         principal = self._principal(request, AUDIT_SCOPE)
         filters = _filters(request)
-        self._note_reading("audit.read", principal)
+        self._note_reading(request, "audit.read", principal)
         page = trail.read(**filters)
         checkpoint = trail.checkpoint()
         return _json(
@@ -141,17 +150,30 @@ class Endpoints:
             },
         )
 
-    def _note_reading(self, action: str, principal: Principal) -> None:
+    def _note_reading(self, request: Request, action: str, principal: Principal) -> None:
         """Record who reads; without that entry nothing is shown."""
-        if self._obs.audit is not None:
-            self._obs.audit.append({"action": action, "actor": principal.subject, "actor_kind": "client"})
+        if self._obs.audit is None:
+            return
+        draft = {"action": action, "actor": principal.subject, "actor_kind": "client"}
+        with self._span(request, action):
+            self._obs.audit.append({**draft, "request_id": request.headers.get("x-request-id")})
+
+    def _span(self, request: Request, name: str) -> AbstractContextManager[Span]:
+        """Return the span of a reading, in the caller's trace where callers are trusted with theirs."""
+        header = request.headers.get("traceparent")
+        remote = parse_traceparent(header) if header and self._obs.settings.trust_incoming else None
+        context = Context() if remote is None else set_span_in_context(NonRecordingSpan(remote), Context())
+        return self._obs.tracing.tracer.start_as_current_span(name, context, record_exception=False)
 
     def _principal(self, request: Request, scope: str) -> Principal:
         if self._authorize is None:
             raise _Refused(403, "no_authorization_configured")
         if "authorization" not in request.headers:
             raise _Refused(401, "credentials_required")
-        principal = self._authorize(request, scope)
+        try:
+            principal = self._authorize(request, scope)
+        except InvalidCredentials:
+            raise _Refused(401, "credentials_refused") from None
         if principal is None:
             raise _Refused(403, "scope_required")
         return principal

@@ -152,6 +152,7 @@ class Middleware:
             for name, value in environ.items()
             if name.startswith("HTTP_")
         }
+        request_id = headers["x-request-id"] = new_request_id(headers.get("x-request-id"))
         query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="replace")
         request = Request(environ.get("REQUEST_METHOD", ""), environ["PATH_INFO"], query, headers)
         token = _runtime.override.set(self._obs)
@@ -160,7 +161,6 @@ class Middleware:
         finally:
             _runtime.override.reset(token)
         assert response is not None  # noqa: S101 - the path is one of theirs
-        request_id = new_request_id(environ.get("HTTP_X_REQUEST_ID"))
         added = self._server.headers(None, trusted=self.is_trusted(environ))
         return _send(response, [("X-Request-Id", request_id), *added], environ, start_response)
 

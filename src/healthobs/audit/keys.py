@@ -1,4 +1,7 @@
-"""The signing key of a log: an Ed25519 key in a PEM file that only its owner can read.
+"""Secret files of the audit trail, above all the signing keys of a log: Ed25519 in PEM, for their owner only.
+
+The first key in the file is the current one. `rotate` puts a new one before it; the earlier ones go on
+signing beside it, so that whoever knows only them can follow, until `retire` takes them out.
 
 Limits: the file is not encrypted; protect it like the service's other secrets, or mount it from a key store.
 Whoever has the key can rewrite the log, which only a checkpoint held elsewhere then shows.
@@ -8,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 
 #: Group may read (a mounted secret with a group id); nothing else, and nobody else anything.
 _TOO_OPEN = 0o037
+_PEM = re.compile(rb"-----BEGIN [A-Z ]+-----\r?\n.*?-----END [A-Z ]+-----\r?\n?", re.DOTALL)
 
 
 def load_or_create(path: Path) -> Ed25519PrivateKey:
@@ -33,7 +39,16 @@ def load_or_create(path: Path) -> Ed25519PrivateKey:
 
 
 def load(path: Path) -> Ed25519PrivateKey:
-    """Return the key in `path`.
+    """Return the current key in `path`.
+
+    Raises:
+        ConfigurationError: As `load_or_create`.
+    """
+    return load_all(path)[0]
+
+
+def load_all(path: Path) -> tuple[Ed25519PrivateKey, ...]:
+    """Return the current key in `path` and the retiring ones after it.
 
     Raises:
         ConfigurationError: As `load_or_create`.
@@ -43,50 +58,116 @@ def load(path: Path) -> Ed25519PrivateKey:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
     except ImportError:
         raise ConfigurationError("the audit trail needs cryptography; install healthobs[audit]") from None
+    found: list[Ed25519PrivateKey] = []
+    for pem in _PEM.findall(read_secret(path)) or [b""]:
+        try:
+            key = load_pem_private_key(pem, password=None)
+        except (ValueError, TypeError):
+            key = None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ConfigurationError(
+                "the audit key file must hold one unencrypted Ed25519 private key in PEM form"
+                " (after a rotation several, the current one first)"
+            )
+        found.append(key)
+    return tuple(found)
+
+
+def rotate(path: Path) -> Ed25519PrivateKey:
+    """Put a new key before those in `path` and return it; the log's next opening records the change.
+
+    Restart every process that signs with the file: until then it goes on with the keys it has.
+
+    Raises:
+        ConfigurationError: As `load_or_create`.
+    """
+    before = load_all(path)
+    pem = _new_pem()
+    _replace(path, pem + b"".join(_pem(key) for key in before))
+    return load(path)
+
+
+def retire(path: Path) -> int:
+    """Take all but the current key out of `path`, and return how many those were.
+
+    Raises:
+        ConfigurationError: As `load_or_create`.
+    """
+    current, *earlier = load_all(path)
+    _replace(path, _pem(current))
+    return len(earlier)
+
+
+def read_secret(path: Path) -> bytes:
+    """Return what is in a file that nobody but its owner (and its group, reading) may touch.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or is open to others.
+    """
     try:
         mode = path.stat().st_mode
-        pem = path.read_bytes()
+        content = path.read_bytes()
     except OSError as exc:
         raise ConfigurationError(f"the audit key file cannot be read ({_reason(exc)})") from None
     if mode & _TOO_OPEN:
         raise ConfigurationError("the audit key file is open to others; chmod 600 it")
-    try:
-        key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError):
-        key = None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigurationError(
-            "the audit key file must hold one unencrypted Ed25519 private key in PEM form"
-        )
-    return key
+    return content
+
+
+def create_secret(path: Path, content: bytes) -> None:
+    """Write a new 0600 file so that a reader sees all of it or none; one that is there is left as it is.
+
+    Raises:
+        ConfigurationError: It cannot be made.
+    """
+
+    def place(draft: Path) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)  # unlike a rename it never replaces the key of another process
+
+    _write(path, content, place)
 
 
 def _create(path: Path) -> None:
-    """Write a new key so that a reader sees the whole file or none."""
-    try:
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    except ImportError:
-        raise ConfigurationError("the audit trail needs cryptography; install healthobs[audit]") from None
-    pem = Ed25519PrivateKey.generate().private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    create_secret(path, _new_pem())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    _write(path, content, lambda draft: os.replace(draft, path))  # noqa: PTH105  # atomic, and said so
+
+
+def _write(path: Path, content: bytes, place: Callable[[Path], None]) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, made 0600 from the start
-                file.write(pem)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, path)  # unlike a rename it never replaces the key of another process
+            place(draft)
             sync_directory(path.parent)
         finally:
             draft.unlink(missing_ok=True)
     except OSError as exc:
         raise ConfigurationError(f"the audit key file cannot be created ({_reason(exc)})") from None
+
+
+def _new_pem() -> bytes:
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    except ImportError:
+        raise ConfigurationError("the audit trail needs cryptography; install healthobs[audit]") from None
+    return _pem(Ed25519PrivateKey.generate())
+
+
+def _pem(key: Ed25519PrivateKey) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def sync_directory(path: Path) -> None:

@@ -19,6 +19,7 @@ from healthobs import flask as healthobs_flask
 from healthobs.audit import annotate
 from healthobs.client import Client
 from healthobs.compliance import Control
+from healthobs.endpoints import InvalidCredentials
 from healthobs.endpoints import Request as EndpointRequest
 from reference_services._kit import database, errors, idempotency, openapi, shared
 from reference_services._kit.auth import Authenticator, Jwks, Principal, fetch_jwks
@@ -249,7 +250,9 @@ class Kit(Storage):
     def _authorize(self, asked: EndpointRequest, scope: str) -> Principal | None:
         try:
             return self.authenticator.authenticate(asked.headers.get("authorization"), scope)
-        except Problem:
+        except Problem as problem:
+            if problem.status == 401:
+                raise InvalidCredentials from None
             return None
 
     # ---- one call
