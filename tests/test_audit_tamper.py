@@ -212,8 +212,8 @@ class TestVerify:
         assert verify(copy, impostor.vkey).ok, "it is consistent in itself: only the pinned key tells"
         verdict = verify(copy, pristine[1])
         assert [str(problem) for problem in verdict.problems] == [
-            "the key written in the file is not the expected key",
             "the checkpoint of size 0 does not verify: the note is not signed by the expected key",
+            "the key written in the file is not the expected key",
         ]
 
     def test_old_file_restored(self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path) -> None:

@@ -9,7 +9,8 @@ HealthobsError (Exception)
 ├── RedactionError                       a value that could not be classified (raise mode only)
 ├── AuditError
 │   ├── AuditWriteError                  the trail refused an entry; the policy decides what follows
-│   └── AuditTamperedError               the trail does not verify; names the first bad index
+│   ├── AuditTamperedError               the trail does not verify; names the first bad index
+│   └── RetentionError                   an entry may not be erased, pruned, held or released
 ├── ClientError                          an outgoing call got no answer
 └── TokenError                           an access token was refused; carries a code, never the token
 ```
@@ -63,6 +64,10 @@ class AuditTamperedError(AuditError):
         self.index = index
         at = "" if index is None else f" at entry {index}"
         super().__init__(f"audit trail does not verify{at}: {problem}")
+
+
+class RetentionError(AuditError):
+    """An entry may not be erased, pruned, held or released: too young, held, or the order is not good."""
 
 
 class ClientError(HealthobsError):

@@ -1,23 +1,23 @@
-"""The command `healthobs audit`: verify, show, prove and export a trail, offline, without the private key.
+"""The command `healthobs audit`: verify, show, prove, export, hold and prune a trail.
 
-Everything is read-only and works on a copy. Exit status: 0 good, 1 tampered (the first bad entry is named),
-2 cannot say (no trail, unreadable, wrong arguments).
+What only reads works on a copy and without a private key. Exit status: 0 good, 1 tampered (the first bad entry
+is named), 2 cannot say (no trail, unreadable, wrong arguments, refused).
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from healthobs.audit import reading, store, verification
+from healthobs.audit import changes, export, governance, opening, store, tiles, verification
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
-from healthobs.audit.records import Checkpoint
+from healthobs.audit.records import Checkpoint, Verification
 from healthobs.audit.sqlite import SqliteStore
 from healthobs.audit.store import Connection, StoreError
 from healthobs.audit.trail import consistency, inclusion
@@ -29,30 +29,11 @@ GOOD, TAMPERED, UNKNOWN = 0, 1, 2
 def parser() -> argparse.ArgumentParser:
     """Return the parser of `healthobs audit`."""
     top = argparse.ArgumentParser(
-        prog="healthobs audit", description="Verify, prove and export an audit trail."
+        prog="healthobs audit", description="Verify, prove, export, hold and prune an audit trail."
     )
     commands = top.add_subparsers(dest="command", required=True)
-    _verify_arguments(_add(commands, "verify", "recompute every entry and check every signed checkpoint"))
-    _add(commands, "checkpoint", "print the latest signed checkpoint; keep it elsewhere")
-    prove = _add(commands, "prove", "print the proof that an entry is in the log, as JSON")
-    prove.add_argument("index", type=int, help="position of the entry, from 0")
-    consistent = _add(commands, "consistency", "print the proof that the log only grew, as JSON")
-    consistent.add_argument("old", type=int, help="earlier number of entries")
-    consistent.add_argument("new", type=int, nargs="?", help="later number of entries (default: all)")
-    _add(commands, "export", "print every entry as one JSON line, oldest first")
-    return top
-
-
-def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    command.add_argument("path", type=Path, help="the trail's SQLite file, or a copy of it")
-    command.add_argument("--vkey", help="public key that must have signed (default: the one in the file)")
-    command.add_argument("--json", action="store_true", help="answer as JSON")
-    return command
-
-
-def _verify_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+    verify = _add(commands, "verify", "recompute every entry and check every signed checkpoint")
+    verify.add_argument(
         "--checkpoint",
         type=Path,
         action="append",
@@ -60,6 +41,35 @@ def _verify_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="signed checkpoint kept elsewhere that the log must still contain (repeatable)",
     )
+    fsck = _add(commands, "fsck", "check an exported directory of tiles, or the database under a trail")
+    fsck.add_argument("--erased", action="store_true", help="accept tiles whose entries were erased")
+    fsck.set_defaults(checkpoint=[])
+    _add(commands, "checkpoint", "print the latest signed checkpoint; keep it elsewhere")
+    prove = _add(commands, "prove", "print the proof that an entry is in the log, as JSON")
+    prove.add_argument("index", type=int, help="position of the entry, from 0")
+    prove.add_argument("--tlog-proof", action="store_true", help="print it as C2SP tlog-proof instead")
+    consistent = _add(commands, "consistency", "print the proof that the log only grew, as JSON")
+    consistent.add_argument("old", type=int, help="earlier number of entries")
+    consistent.add_argument("new", type=int, nargs="?", help="later number of entries (default: all)")
+    exported = _add(commands, "export", "print every entry as one JSON line, oldest first")
+    form = exported.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="as comma-separated values instead")
+    form.add_argument("--fhir", action="store_true", help="as FHIR R4 AuditEvents instead, one on each line")
+    form.add_argument("--tiles", type=Path, metavar="DIR", help="as C2SP tiles, into a directory")
+    changes.add(commands)
+    return top
+
+
+def _add(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.add_argument("path", help="the trail's SQLite file or a copy of it, or its database URL")
+    command.add_argument(
+        "--vkey",
+        action="append",
+        help="public key that must have signed (default: those that the file names)",
+    )
+    command.add_argument("--json", action="store_true", help="answer as JSON")
+    return command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     chosen = parser().parse_args(argv)
     try:
-        with contextlib.closing(SqliteStore(chosen.path).connect(read_only=True)) as connection:
+        if "change" in chosen:
+            change: Callable[[argparse.Namespace], Iterable[str]] = chosen.change
+            for line in change(chosen):
+                _out(line)
+            return GOOD
+        if chosen.command == "fsck" and Path(chosen.path).is_dir():
+            return _fsck_tiles(chosen)
+        place = opening.store_of(chosen.path) if "://" in chosen.path else SqliteStore(Path(chosen.path))
+        with contextlib.closing(place.connect(read_only=True)) as connection:
             return _Command(chosen, connection).run()
     except AuditTamperedError as exc:
         print(f"TAMPERED: {exc}", file=sys.stderr)  # noqa: T201
@@ -84,6 +102,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _cannot_say(str(exc))
     except OSError as exc:
         return _cannot_say(f"the file cannot be opened ({exc.strerror or type(exc).__name__})")
+
+
+def _fsck_tiles(chosen: argparse.Namespace) -> int:
+    if not chosen.vkey:
+        raise ValueError("a directory of tiles holds no key; pin the log's with --vkey")
+    verdict = tiles.check(Path(chosen.path), Verifier(*chosen.vkey), erased=chosen.erased)
+    _show(verdict, f"{verdict.size} entries in tiles, {verdict.erased} of them erased")
+    return GOOD if verdict.ok else TAMPERED
+
+
+def _show(verdict: Verification, counted: str) -> None:
+    bad = verdict.first_bad_index
+    where = "" if bad is None else f", first bad entry {bad}"
+    _out(f"ok: {counted} verify" if verdict.ok else f"TAMPERED: {counted} do not verify{where}")
+    for problem in verdict.problems:
+        _out(f"  {problem}")
 
 
 def _cannot_say(why: str) -> int:
@@ -100,8 +134,12 @@ class _Command:
         log = store.read_log(connection)
         if log is None:
             raise ValueError("the file holds no audit trail")
-        self._pinned = chosen.vkey is not None
-        self._verifier = Verifier(chosen.vkey if self._pinned else log[1])
+        self._pinned = bool(chosen.vkey)
+        self._verifier = Verifier(*(chosen.vkey or (log[1],)))
+        #: Opens what any key that the log names signed; in `verify` each must be vouched for.
+        self._ring = verification.ring(self._verifier, governance.orders(connection))
+        if not self._pinned:
+            self._verifier = self._ring
 
     def run(self) -> int:
         command: int = getattr(self, f"_{self._chosen.command}")()
@@ -113,7 +151,7 @@ class _Command:
 
     def _opened(self, note: object, which: str) -> Checkpoint:
         try:
-            return open_checkpoint(note if isinstance(note, str) else "", self._verifier)
+            return open_checkpoint(note if isinstance(note, str) else "", self._ring)
         except NoteError as exc:
             raise AuditTamperedError(f"the {which}: {exc}") from None
 
@@ -128,24 +166,31 @@ class _Command:
             "checkpoints": verdict.checkpoints,
             "vkey": self._verifier.vkey,
             "vkey_pinned": self._pinned,
+            "first": verdict.first,
+            "erased": verdict.erased,
             "first_bad_index": verdict.first_bad_index,
             "problems": [{"index": problem.index, "what": problem.what} for problem in verdict.problems],
         }
-        self._print(answer, self._verdict_lines(verdict.ok, answer, map(str, verdict.problems)))
+        if self._chosen.json:
+            self._print(answer)
+        else:
+            self._tell(verdict)
         return GOOD if verdict.ok else TAMPERED
 
-    def _verdict_lines(self, ok: bool, answer: dict[str, Any], problems: Iterable[str]) -> list[str]:
-        counted = f"{answer['size']} entries under {answer['checkpoints']} checkpoints"
-        bad = answer["first_bad_index"]
-        where = "" if bad is None else f", first bad entry {bad}"
-        lines = [f"ok: {counted} verify" if ok else f"TAMPERED: {counted} do not verify{where}"]
-        lines += [f"  {problem}" for problem in problems]
-        lines.append(f"log {self._verifier.vkey}")
+    def _tell(self, verdict: Verification) -> None:
+        _show(verdict, f"{verdict.size} entries under {verdict.checkpoints} checkpoints")
+        if verdict.first or verdict.erased:
+            _out(f"by order: entries before {verdict.first} pruned, bodies of {verdict.erased} erased")
+        _out(f"log {self._verifier.vkey}")
         if not self._pinned:
-            lines.append(
-                "the key was taken from the file: this shows consistency, not origin; pin it with --vkey"
-            )
-        return lines
+            _out("the key was taken from the file: this shows consistency, not origin; pin it with --vkey")
+
+    def _fsck(self) -> int:
+        """Check the database's own structure, then the log in it."""
+        damage = self._connection.damage()
+        if damage is not None:
+            raise AuditTamperedError(f"the database is damaged ({damage})")
+        return self._verify()
 
     def _checkpoint(self) -> int:
         latest = self._latest()
@@ -158,6 +203,9 @@ class _Command:
         proof = inclusion(self._connection, self._chosen.index, latest.size)
         if not proof.verify(latest.root):
             return self._broken(f"entry {proof.index} is not under the signed root")
+        if self._chosen.tlog_proof:
+            _out(export.tlog_proof(proof, latest.note).removesuffix("\n"))
+            return GOOD
         shown = {"index": proof.index, "leaf": _b64(proof.leaf), "path": [_b64(node) for node in proof.path]}
         self._print({**shown, "checkpoint": _shown(latest), "vkey": self._verifier.vkey})
         return GOOD
@@ -178,22 +226,24 @@ class _Command:
         return self._opened(rows[0][0], f"checkpoint of size {size}").root if rows else None
 
     def _export(self) -> int:
-        rows = self._connection.execute("SELECT idx, leaf, body FROM entry ORDER BY idx")
-        for index, leaf, body in rows:
-            _out(json.dumps(reading.decoded(index, leaf, body), ensure_ascii=False))
+        if self._chosen.tiles is not None:
+            count = tiles.export(self._connection, self._latest(), self._chosen.tiles)
+            _out(f"{count} files written")
+        elif self._chosen.csv:
+            export.csv(self._connection, sys.stdout)
+        else:
+            for entry in (export.fhir if self._chosen.fhir else export.entries)(self._connection):
+                _out(json.dumps(entry, ensure_ascii=False))
         return GOOD
 
     def _broken(self, what: str) -> int:
         self._print({"ok": False, "problem": what}, [f"TAMPERED: {what}"])
         return TAMPERED
 
-    def _print(self, answer: dict[str, Any], lines: Sequence[str] | None = None) -> None:
+    def _print(self, answer: Mapping[str, Any], lines: Sequence[str] | None = None) -> None:
         """Print `lines`, or the answer as JSON where it was asked for or is all there is."""
-        if lines is None or self._chosen.json:
-            _out(json.dumps(answer, indent=2))
-        else:
-            for line in lines:
-                _out(line)
+        for line in (json.dumps(answer, indent=2),) if lines is None or self._chosen.json else lines:
+            _out(line)
 
 
 def _shown(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -206,7 +256,7 @@ def _shown(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _b64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
+    return b64encode(raw).decode()
 
 
 def _out(line: str) -> None:

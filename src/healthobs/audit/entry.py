@@ -32,6 +32,8 @@ SALT_BYTES = 16
 MAX_TEXT = 256
 MAX_REASON = 1_024
 MAX_DETAILS = 64
+#: Bytes of one entry; its length must fit the prefix in an entry bundle (C2SP tlog-tiles, "Log entries").
+MAX_BODY = 65_535
 #: Integers beyond it are not exact in every JSON reader (RFC 8785 §3.2.2.3, RFC 7493 §2.2).
 MAX_INTEGER = 2**53 - 1
 
@@ -100,7 +102,10 @@ def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redac
         "salt": os.urandom(SALT_BYTES).hex(),
         **_context_ids(draft),
     }
-    return canonical(body).encode()
+    encoded = canonical(body).encode()
+    if len(encoded) > MAX_BODY:
+        raise AuditWriteError("the audit entry is longer than 65,535 bytes; record less in its details")
+    return encoded
 
 
 def _context_ids(draft: Mapping[str, object]) -> dict[str, str | None]:

@@ -78,6 +78,11 @@ class CompactRange:
             root = node_hash(peak, root)
         return root
 
+    @property
+    def peaks(self) -> tuple[bytes, ...]:
+        """Hashes of the perfect subtrees that the size splits into, largest first."""
+        return tuple(self._peaks)
+
     def copy(self) -> CompactRange:
         """Return an independent copy, to be thrown away when a commit fails."""
         return CompactRange(self.size, self._peaks)
@@ -89,6 +94,16 @@ def root_of(leaves: Iterable[bytes]) -> bytes:
     for leaf in leaves:
         tree.append(leaf)
     return tree.root()
+
+
+def tile_levels(size: int) -> int:
+    """Return how many levels of tiles a tree of `size` leaves has (C2SP tlog-tiles, "Merkle Tree").
+
+    Example:
+        >>> tile_levels(0), tile_levels(255), tile_levels(256), tile_levels(70_000)
+        (0, 1, 2, 3)
+    """
+    return -(-size.bit_length() // TILE_HEIGHT) if size else 0
 
 
 def peak_bounds(size: int) -> list[tuple[int, int]]:

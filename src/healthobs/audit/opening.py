@@ -1,6 +1,7 @@
 """Opens a trail: makes file, schema, key and identity where they are missing, one process at a time.
 
-Limits: an existing log keeps its origin and key for ever; keys cannot be rotated yet.
+A log keeps its origin for ever. Its key may change: a new key first in the key file signs beside the earlier ones,
+and the first opening after that records the change (`audit.key`).
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from healthobs.audit import keys, merkle, store
-from healthobs.audit.checkpoint import Signer
+from healthobs.audit import governance, keys, merkle, store
+from healthobs.audit.checkpoint import NoteError, Signer, Verifier
 from healthobs.audit.sqlite import SqliteStore, path_of
-from healthobs.audit.store import Store
+from healthobs.audit.store import Connection, Store
 from healthobs.audit.trail import AuditTrail
 from healthobs.clock import Clock
 from healthobs.exceptions import ConfigurationError
@@ -52,14 +53,19 @@ def open_trail(
                 "an audit trail in PostgreSQL needs audit_key_file: name the signing key"
             )
         key_file = place.path.with_name(place.path.name + ".key")
-    return AuditTrail(
+    signer, previous = _initialise(place, key_file, service, origin)
+    trail = AuditTrail(
         place,
-        _initialise(place, key_file, service, origin),
+        signer,
         service=service,
         clock=clock or Clock(),
         redactor=redactor or Redactor(),
         timeout_seconds=timeout_seconds,
     )
+    if previous is not None:
+        details = {"vkey": signer.vkey, "previous": previous}
+        trail.append_own({"action": governance.KEY, "actor": "healthobs", "details": details})
+    return trail
 
 
 def store_of(url: str) -> Store:
@@ -71,26 +77,37 @@ def store_of(url: str) -> Store:
     return SqliteStore(path_of(url))
 
 
-def _initialise(place: Store, key_file: Path, service: str, origin: str | None) -> Signer:
-    """Make schema and key where missing, one process at a time, and return the signer of the log."""
+def _initialise(place: Store, key_file: Path, service: str, origin: str | None) -> tuple[Signer, str | None]:
+    """Make schema and key where missing, one process at a time.
+
+    Returns:
+        The signer of the log, and the key before it when it has not signed anything yet.
+    """
     with place.initialising() as connection:
         known = store.read_log(connection)
         if known is not None:
-            return _known_signer(known, key_file, origin)
+            return _known_signer(connection, known, key_file, origin)
         log_id = secrets.token_hex(4)
         signer = Signer(origin or f"healthobs.example/{service}/{log_id}", keys.load_or_create(key_file))
         note = signer.checkpoint(0, merkle.EMPTY_ROOT).note
         store.begin_log(connection, signer.name, signer.vkey, note)
-        return signer
+        return signer, None
 
 
-def _known_signer(known: tuple[str, str], key_file: Path, origin: str | None) -> Signer:
-    """Return the signer of an existing log; its key must be the one that the log was made with."""
+def _known_signer(
+    connection: Connection, known: tuple[str, str], key_file: Path, origin: str | None
+) -> tuple[Signer, str | None]:
+    """Return the signer of an existing log; one of its keys must have signed the latest checkpoint."""
     if origin is not None and origin != known[0]:
         raise ConfigurationError("the audit trail has another origin; leave origin unset to keep its own")
-    signer = Signer(known[0], keys.load(key_file))
-    if signer.vkey != known[1]:
-        raise ConfigurationError(
-            "the audit key file does not hold the key of this trail; restore it from where you keep it"
-        )
-    return signer
+    current, *retiring = keys.load_all(key_file)
+    signer = Signer(known[0], current, retiring)
+    try:
+        signers = list(Verifier(*signer.vkeys).opened(store.head(connection)[1] or "").signers)
+    except NoteError:
+        if known[1] not in signer.vkeys:
+            raise ConfigurationError(
+                "the audit key file does not hold the key of this trail; restore it from where you keep it"
+            ) from None
+        signers = [signer.vkey]  # it was tampered with: appending refuses, verification says what
+    return signer, None if signer.vkey in signers else signers[0]

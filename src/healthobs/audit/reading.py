@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from healthobs.audit import store
+from healthobs.audit import governance, store
 from healthobs.audit.entry import canonical
 from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.records import Page
@@ -126,7 +126,8 @@ def _matching(
     """Return up to `limit` matching indices below `before`, newest first, and how many match in all."""
     below = size if before is None else min(before, size)
     if wanted is None:
-        return list(range(below - 1, max(below - 1 - limit, -1), -1)), size
+        first = _pruned(connection)
+        return list(range(below - 1, max(below - limit, first) - 1, -1)), size - first
     patterns = wanted.patterns()
     statement = "SELECT idx, body FROM entry WHERE idx >= ? AND idx < ?"
     statement += " AND body LIKE ? ESCAPE '!'" * len(patterns) + " ORDER BY idx DESC"
@@ -138,6 +139,14 @@ def _matching(
         total += len(matching)
         found += [index for index in matching if index < below][: limit - len(found)]
     return found, total
+
+
+def _pruned(connection: Connection) -> int:
+    """Return how many entries went by order; one that went without leaves a visible hole."""
+    there = store.first_index(connection)
+    if there <= 0:
+        return 0
+    return max((order.below for order in governance.orders(connection) if order.below <= there), default=0)
 
 
 def _entry(connection: Connection, index: int) -> dict[str, Any]:

@@ -115,6 +115,8 @@ class Verification:
         root: Merkle root recomputed over them; empty when the tree could not be built.
         problems: What was found, in the order of the log.
         checkpoints: Signed checkpoints that were checked.
+        first: The first entry; 0 unless those before it were pruned by order.
+        erased: Entries whose bodies are gone.
     """
 
     ok: bool
@@ -122,6 +124,8 @@ class Verification:
     root: bytes
     problems: tuple[Problem, ...]
     checkpoints: int = 0
+    first: int = 0
+    erased: int = 0
 
     @property
     def first_bad_index(self) -> int | None:

@@ -60,6 +60,10 @@ class Connection(Protocol):
         """Exclude every other writer, then commit durably at the end, or roll back on an exception."""
         ...
 
+    def amending(self) -> AbstractContextManager[None]:
+        """As `writing`, with the guards against changes lifted until its end; only for `healthobs.audit.retention`."""
+        ...
+
     def attempting(self) -> AbstractContextManager[None]:
         """Exclude every other writer unless that takes long, and roll back at the end."""
         ...
@@ -70,6 +74,10 @@ class Connection(Protocol):
 
     def tables(self) -> set[str]:
         """Return the names of the tables that are there."""
+        ...
+
+    def damage(self) -> str | None:
+        """Return what the database finds wrong with its own structure, without any value; None when nothing."""
         ...
 
     def missing_guards(self) -> tuple[str, ...]:
@@ -150,6 +158,12 @@ def head(connection: Connection) -> tuple[int, str | None]:
         "SELECT (SELECT max(idx) FROM entry), (SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1)"
     )
     return (0 if top is None else top + 1), note
+
+
+def first_index(connection: Connection) -> int:
+    """Return the first entry that is there: 0, unless entries were pruned."""
+    ((first,),) = connection.execute("SELECT min(idx) FROM entry")
+    return 0 if first is None else first
 
 
 def stored_bytes(body: object) -> bytes | None:

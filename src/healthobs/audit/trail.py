@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from healthobs.audit import entry, merkle, reading, store, verification
+from healthobs.audit import entry, governance, merkle, reading, store, verification
 from healthobs.audit.checkpoint import Signer, Verifier, open_checkpoint
 from healthobs.audit.draft import AuditDraft
 from healthobs.audit.forking import ForkGate
@@ -57,7 +57,7 @@ class AuditTrail:
         self.origin: str = signer.name
         self.vkey: str = signer.vkey
         self._signer = signer
-        self._verifier = Verifier(signer.vkey)
+        self._verifier = Verifier(*signer.vkeys)
         self._service = service
         self._clock = clock
         self._redactor = redactor
@@ -84,12 +84,17 @@ class AuditTrail:
             >>> receipt.index
             0
         """
-        body = entry.encode(
-            draft.as_mapping() if isinstance(draft, AuditDraft) else draft,
-            service=self._service,
-            moment=self._clock.now(),
-            redactor=self._redactor,
-        )
+        fields = draft.as_mapping() if isinstance(draft, AuditDraft) else draft
+        if fields.get("action") in governance.RESERVED:
+            raise AuditWriteError("the audit entry's action is one that only the trail itself records")
+        return self._record(fields, self._redactor)
+
+    def append_own(self, draft: Mapping[str, object]) -> Receipt:
+        """Record an entry by which the trail governs itself; for `healthobs.audit` only."""
+        return self._record({**draft, "actor_kind": "system"}, governance.REDACTOR)
+
+    def _record(self, fields: Mapping[str, object], redactor: Redactor) -> Receipt:
+        body = entry.encode(fields, service=self._service, moment=self._clock.now(), redactor=redactor)
         return self._writer().append(body, self._timeout_seconds)
 
     def read(
@@ -124,7 +129,7 @@ class AuditTrail:
         """
         equal = {"actor": actor, "action": action, "subject": subject, "resource_id": resource_id}
         equal["trace_id"] = trace_id
-        with self._open() as connection:
+        with self.connected() as connection:
             return reading.page(connection, start=start, end=end, equal=equal, limit=limit, cursor=cursor)
 
     def checkpoint(self) -> Checkpoint:
@@ -133,7 +138,7 @@ class AuditTrail:
         Raises:
             AuditError: There is none, or it was not signed with this trail's key.
         """
-        with self._open() as connection:
+        with self.connected() as connection:
             _, note = store.head(connection)
         return open_checkpoint(note or "", self._verifier)
 
@@ -146,7 +151,7 @@ class AuditTrail:
         Raises:
             AuditError: The store cannot be read at all, or a note in `known` is not this log's.
         """
-        with self._open() as connection:
+        with self.connected() as connection:
             return verification.verify(connection, self._verifier, known)
 
     def inclusion_proof(self, index: int, size: int | None = None) -> InclusionProof:
@@ -156,7 +161,7 @@ class AuditTrail:
             ValueError: There is no such entry at that size.
             AuditError: The store cannot be read.
         """
-        with self._open() as connection:
+        with self.connected() as connection:
             return inclusion(connection, index, size)
 
     def consistency_proof(self, old: int, new: int | None = None) -> ConsistencyProof:
@@ -166,7 +171,7 @@ class AuditTrail:
             ValueError: The sizes are not 1 <= old <= new <= the log's.
             AuditError: The store cannot be read.
         """
-        with self._open() as connection:
+        with self.connected() as connection:
             return consistency(connection, old, new)
 
     def health(self) -> None:
@@ -177,7 +182,7 @@ class AuditTrail:
         """
         if self._closed:
             raise AuditError("the audit trail is closed")
-        with self._open(read_only=False) as connection, connection.attempting():
+        with self.connected(read_only=False) as connection, connection.attempting():
             size, note = store.head(connection)
             _insert_probe(connection, size)
         if open_checkpoint(note or "", self._verifier).size != size:
@@ -192,7 +197,7 @@ class AuditTrail:
             AuditError: The store cannot be written to, so nothing can be said.
         """
         accepted: list[str] = []
-        with self._open(read_only=False) as connection, connection.attempting():
+        with self.connected(read_only=False) as connection, connection.attempting():
             _insert_probe(connection, store.head(connection)[0])
             for name, statement in connection.forbidden.items():
                 connection.execute("SAVEPOINT attempt")
@@ -220,8 +225,8 @@ class AuditTrail:
         return writer
 
     @contextmanager
-    def _open(self, *, read_only: bool = True) -> Generator[Connection]:
-        """Give a connection for one task."""
+    def connected(self, *, read_only: bool = True) -> Generator[Connection]:
+        """Give a connection for one task; for `healthobs.audit` only."""
         with self._gate, contextlib.closing(self._place.connect(read_only=read_only)) as connection:
             yield connection
 
@@ -246,6 +251,8 @@ def _stop(writers: dict[int, Writer]) -> None:
 def inclusion(connection: Connection, index: int, size: int | None) -> InclusionProof:
     """Return an inclusion proof from the log behind `connection`; see `AuditTrail.inclusion_proof`."""
     size = _size(connection, size)
+    if 0 <= index < store.first_index(connection):
+        raise ValueError("entries from the first on are no longer there; verify says whether by order")
     path = merkle.inclusion_path(index, size, lambda start, end: store.subtree(connection, start, end))
     (leaf,) = store.leaves(connection, index, index + 1)
     return InclusionProof(index, size, leaf, path)

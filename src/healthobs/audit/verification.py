@@ -1,11 +1,13 @@
-"""Verification of a whole trail, online or on a copy: every leaf, every checkpoint, every guard.
+"""Verification of a whole trail, online or on a copy: every leaf, every checkpoint, every key, every guard.
 
 Nothing that is stored is believed: leaves are recomputed from the bodies, the tree from the leaves, and both
-are held against every signed checkpoint, and against those that somebody kept elsewhere.
+are held against every signed checkpoint, and against those that somebody kept elsewhere. A missing body or a
+missing beginning is a problem unless an entry of the log itself ordered it; a key that signed is a problem
+unless it is known, or an entry under a known key's checkpoint vouches for it.
 
 Limits: a file that was put back to an earlier state, checkpoints included, verifies; only a checkpoint held
-outside shows it (`known`). So does a log rewritten by whoever has the signing key. Bodies that were erased
-are not tolerated yet.
+outside shows it (`known`). So does a log rewritten by whoever has the signing key. Approvers' signatures under
+a pruning are checked when it is carried out, not again here.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from heapq import merge
 
-from healthobs.audit import store
+from healthobs.audit import governance, store
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
-from healthobs.audit.merkle import CompactRange, leaf_hash
+from healthobs.audit.governance import Order, Range
+from healthobs.audit.merkle import TILE_HEIGHT, CompactRange, leaf_hash
 from healthobs.audit.records import Checkpoint, Problem, Verification
 from healthobs.audit.store import Connection, StoreError
 
@@ -36,17 +39,28 @@ def verify(connection: Connection, verifier: Verifier, known: Sequence[str] = ()
     Raises:
         NoteError: A checkpoint in `known` does not verify itself, so nothing can be said.
     """
-    outside = [open_checkpoint(note, verifier) for note in known]
-    return _Run(connection, verifier, outside).run()
+    return _Run(connection, verifier, known).run()
+
+
+def ring(verifier: Verifier, orders: Sequence[Order]) -> Verifier:
+    """Return a verifier that also opens what keys signed that the log's own entries name: not yet trusted ones."""
+    named = [vkey for order in orders for vkey in order.vkeys]
+    own = [vkey for vkey in named if vkey.startswith(f"{verifier.name}+")]
+    return Verifier(*dict.fromkeys((*verifier.vkeys, *own)))
 
 
 class _Run:
     """One verification: walks the entries once, in order, beside checkpoints and kept nodes."""
 
-    def __init__(self, connection: Connection, verifier: Verifier, outside: list[Checkpoint]) -> None:
+    def __init__(self, connection: Connection, verifier: Verifier, known: Sequence[str]) -> None:
         self._connection = connection
         self._verifier = verifier
-        self._outside = outside
+        self._known = known
+        self._orders: list[Order] = []
+        self._erased: list[Range] = []
+        self._ring = verifier
+        #: Who signed: the first size filed under it, and the highest whose root is that of the entries.
+        self._signers: dict[frozenset[str], tuple[int, int]] = {}
         self._problems: list[Problem] = []
         self._tree: CompactRange | None = CompactRange()
         self._good_size = 0
@@ -54,17 +68,25 @@ class _Run:
         self._entries = 0
         self._checkpoints = 0
         self._tiles = 0
+        self._first = 0
+        self._bodies_erased = 0
 
     def run(self) -> Verification:
         try:
             self._guards()
-            self._walk(*self._extent())
+            self._orders = governance.orders(self._connection)
+            self._erased = governance.erased(self._orders)
+            self._ring = ring(self._verifier, self._orders)
+            self._walk([open_checkpoint(note, self._ring) for note in self._known], *self._extent())
+            self._keys()
         except StoreError as exc:
             self._problem(self._entries, f"the store cannot be read from here on ({exc.code})")
             self._tree = None
         root = b"" if self._tree is None else self._tree.root()
         problems = tuple(self._problems)
-        return Verification(not problems, self._entries, root, problems, self._checkpoints)
+        return Verification(
+            not problems, self._entries, root, problems, self._checkpoints, self._first, self._bodies_erased
+        )
 
     def _problem(self, index: int | None, what: str) -> None:
         if len(self._problems) < MAX_PROBLEMS:
@@ -73,8 +95,24 @@ class _Run:
     def _guards(self) -> None:
         for name in self._connection.missing_guards():
             self._problem(None, f"the guard {name} is missing or altered")
+
+    def _keys(self) -> None:
+        """Follow the changes of key from the known ones: each must be under a good checkpoint of a trusted key."""
+        trusted = set(self._verifier.vkeys)
+        before = 0
+        while len(trusted) > before:
+            before = len(trusted)
+            reach = max(
+                (good for signers, (_, good) in self._signers.items() if signers & trusted), default=0
+            )
+            trusted.update(vkey for order in self._orders if order.index < reach for vkey in order.vkeys)
+        for signers, (first, _) in self._signers.items():
+            if not signers & trusted:
+                self._problem(
+                    None, f"the checkpoint of size {first} is signed by a key that no known key vouches for"
+                )
         origin, vkey = store.read_log(self._connection) or ("", "")
-        if vkey != self._verifier.vkey or origin != self._verifier.name:
+        if vkey not in trusted or origin != self._verifier.name:
             self._problem(None, "the key written in the file is not the expected key")
 
     def _extent(self) -> tuple[int, int, int]:
@@ -87,11 +125,15 @@ class _Run:
             self._problem(None, "there is no checkpoint at all")
         return size, signed or 0, tiles
 
-    def _walk(self, size: int, signed_size: int, tiles: int) -> None:
-        outside = ((checkpoint.size, checkpoint) for checkpoint in self._outside)
+    def _walk(self, known: list[Checkpoint], size: int, signed_size: int, tiles: int) -> None:
+        expected = self._first = self._start()
+        if any(checkpoint.size < expected for checkpoint in known):
+            raise NoteError(
+                "a checkpoint that was kept is of entries that were pruned since, so nothing can be said by it"
+            )
+        outside = ((checkpoint.size, checkpoint) for checkpoint in known)
         checkpoints = merge(self._signed(signed_size), outside, key=lambda pair: pair[0])
         due = next(checkpoints, None)
-        expected = 0
         for index, leaf, body in self._rows(size):
             if index < expected:
                 self._problem(index, "the entry is numbered out of order")
@@ -116,6 +158,27 @@ class _Run:
         if self._tree is not None and tiles > self._tiles:
             self._problem(None, "there are kept nodes that belong to no entries")
 
+    def _start(self) -> int:
+        """Return where the log begins; where it was pruned by order, load the tree up to there from kept nodes."""
+        there = store.first_index(self._connection)
+        first = max((order.below for order in self._orders if order.below <= there), default=0)
+        if not first:
+            return 0
+        kept = CompactRange()
+        for (node,) in self._connection.execute(
+            "SELECT hash FROM tile WHERE level = 1 AND n < ? ORDER BY n", (first >> TILE_HEIGHT,)
+        ):
+            self._tiles += 1
+            for level, number, above in kept.append(node if isinstance(node, bytes) else b""):
+                self._tile(level + 1, number, above)
+        if kept.size != first >> TILE_HEIGHT:
+            self._problem(None, "kept nodes of the pruned entries are missing")
+            self._tree = None
+        else:
+            self._tree = CompactRange(first, kept.peaks)
+        self._good_size = self._good_outside = first
+        return first
+
     def _rows(self, size: int) -> Iterator[tuple[int, object, object]]:
         last = _LOWEST
         while rows := self._connection.execute(
@@ -138,7 +201,9 @@ class _Run:
         self._entries += 1
         stored = store.stored_bytes(body)
         if stored is None:
-            self._problem(index, "the body is missing")
+            self._bodies_erased += 1
+            if not any(first <= index <= last for first, last in self._erased):
+                self._problem(index, "the body is missing")
         elif leaf_hash(stored) != leaf:
             self._problem(index, "the body is not what was recorded")
         if not isinstance(leaf, bytes):
@@ -165,6 +230,7 @@ class _Run:
         if checkpoint.size != size:
             self._problem(None, f"the checkpoint filed under size {size} is of another size")
         if self._tree is None or checkpoint.size != self._tree.size:
+            self._sign(checkpoint, good=0)
             return  # no root to compare it with; why is reported already
         outside = found is checkpoint
         good = self._good_outside if outside else self._good_size
@@ -172,12 +238,21 @@ class _Run:
             signed = f"signed at size {size}" + (", as a checkpoint kept elsewhere shows" if outside else "")
             self._problem(good, f"entries {good} to {size - 1} are not those that were {signed}")
             self._tree = None  # every later root differs too
-        elif outside:
+            self._sign(checkpoint, good=0)
+            return
+        self._sign(checkpoint, good=size)
+        if outside:
             self._good_outside = size
         else:
             self._good_size = size
 
+    def _sign(self, checkpoint: Checkpoint, good: int) -> None:
+        vkeys = self._ring.vkeys
+        signers = frozenset(vkeys if len(vkeys) == 1 else self._ring.opened(checkpoint.note).signers)
+        first, reach = self._signers.get(signers, (checkpoint.size, 0))
+        self._signers[signers] = min(first, checkpoint.size), max(reach, good)
+
     def _opened(self, found: object) -> Checkpoint:
         if not isinstance(found, str):
             raise NoteError("it is no text")
-        return open_checkpoint(found, self._verifier)
+        return open_checkpoint(found, self._ring)

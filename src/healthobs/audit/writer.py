@@ -50,7 +50,7 @@ class Writer:
         self._place = place
         self._gate = gate
         self._signer = signer
-        self._verifier = Verifier(signer.vkey)
+        self._verifier = Verifier(*signer.vkeys)
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -213,7 +213,7 @@ class Writer:
         return tree
 
     def _extended(self, connection: Connection, size: int) -> CompactRange:
-        if self._tree is None or size < self._tree[0].size:
+        if self._tree is None or not store.first_index(connection) <= self._tree[0].size <= size:
             return store.load_range(connection, size)
         tree = self._tree[0].copy()
         for leaf in store.leaves(connection, tree.size, size):
@@ -222,7 +222,7 @@ class Writer:
 
     def _extends_floor(self, connection: Connection, size: int) -> bool:
         floor = self._floor
-        if floor is None:
+        if floor is None or floor.size < store.first_index(connection):  # pruned: its root is not to be had
             return True
         return floor.size <= size and store.load_range(connection, floor.size).root() == floor.root
 

@@ -1,0 +1,142 @@
+"""Commands of `healthobs audit` that change a trail or its keys: hold, erase, prune, approve, rotate.
+
+Each needs a private key: the log's, to record what was done, or an approver's, to sign an order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from healthobs.audit import keys, opening
+from healthobs.audit.checkpoint import Signer
+from healthobs.audit.retention import Retention, approve
+
+_SERVICE = "healthobs-audit"
+
+
+def add(commands: Any) -> None:
+    """Add the commands to the parser's."""
+    hold = _add(commands, "hold", "keep entries from being erased or pruned", _hold)
+    hold.add_argument("name", nargs="?", help="name of the hold; without it, the holds in force are listed")
+    hold.add_argument("--release", action="store_true", help="release the hold of that name")
+    _what(hold)
+    _what(_add(commands, "erase", "take bodies of entries away; every proof still holds", _erase))
+    prune = _add(
+        commands, "prune", "take away all entries before an index, by order of two approvers", _prune
+    )
+    prune.add_argument("--order", type=Path, help="the order, signed by two approvers")
+    prune.add_argument("--below", type=int, help="print an order for this index instead, to be signed")
+    prune.add_argument("--approver", action="append", default=[], help="vkey of an approver (repeatable)")
+    prune.add_argument("--dry-run", action="store_true", help="check everything and take nothing away")
+    signing = commands.add_parser("approve", help="sign an order, and print it signed")
+    signing.add_argument("order", type=Path, help="the order, as prune --below or approve printed it")
+    signing.add_argument("--key-file", type=Path, required=True, help="the approver's key, made when missing")
+    signing.add_argument("--name", required=True, help="the approver's name, such as example.org/alice")
+    signing.set_defaults(change=_approve)
+    rotate = commands.add_parser("rotate", help="put a new key before those in a key file")
+    rotate.add_argument("key_file", type=Path, help="the log's key file")
+    rotate.add_argument(
+        "--retire", action="store_true", help="end the overlap instead: drop all earlier keys"
+    )
+    rotate.set_defaults(change=_rotate)
+
+
+def _add(
+    commands: Any, name: str, text: str, change: Callable[[argparse.Namespace], Iterator[str]]
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.add_argument("path", help="the trail's SQLite file or its database URL")
+    command.add_argument("--key-file", type=Path, help="the log's key (default: the file's name and .key)")
+    command.add_argument("--actor", default=f"uid-{os.getuid()}", help="opaque id of who does it")
+    command.add_argument("--reason", default="", help="why")
+    command.set_defaults(change=change)
+    return command
+
+
+def _what(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--subject", help="entries about this subject token")
+    command.add_argument("--entries", help="entries FIRST-LAST")
+
+
+@contextlib.contextmanager
+def _retention(chosen: argparse.Namespace, *approvers: str) -> Generator[Retention]:
+    url = chosen.path if "://" in chosen.path else f"sqlite:///{Path(chosen.path).absolute()}"
+    if "://" not in chosen.path and not Path(chosen.path).exists():
+        raise ValueError("there is no such trail")
+    trail = opening.open_trail(url, service=_SERVICE, key_file=chosen.key_file)
+    try:
+        yield Retention(trail, approvers=approvers)
+    finally:
+        trail.close()
+
+
+def _range(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, _, last = text.partition("-")
+    if not first.isdecimal() or not (last or first).isdecimal():
+        raise ValueError("--entries must be FIRST-LAST, such as 0-99")
+    return int(first), int(last or first)
+
+
+def _hold(chosen: argparse.Namespace) -> Iterator[str]:
+    with _retention(chosen) as retention:
+        if chosen.name is None:
+            for hold in retention.holds():
+                yield f"{hold.details['hold']}: since entry {hold.index}"
+        elif chosen.release:
+            yield f"released in entry {retention.release(chosen.name, actor=chosen.actor, reason=chosen.reason).index}"
+        else:
+            receipt = retention.hold(
+                chosen.name,
+                actor=chosen.actor,
+                reason=chosen.reason,
+                subject=chosen.subject,
+                entries=_range(chosen.entries),
+            )
+            yield f"held by entry {receipt.index}"
+
+
+def _erase(chosen: argparse.Namespace) -> Iterator[str]:
+    with _retention(chosen) as retention:
+        erased = retention.erase(
+            actor=chosen.actor,
+            reason=chosen.reason,
+            subject=chosen.subject,
+            entries=_range(chosen.entries),
+        )
+        yield f"{len(erased)} bodies erased"
+
+
+def _prune(chosen: argparse.Namespace) -> Iterator[str]:
+    with _retention(chosen, *chosen.approver) as retention:
+        if chosen.below is not None:
+            yield retention.order(chosen.below).removesuffix("\n")
+        elif chosen.order is None:
+            raise ValueError("give --order FILE, or --below INDEX to make one")
+        else:
+            first = retention.prune(
+                chosen.order.read_text(encoding="utf-8"),
+                actor=chosen.actor,
+                reason=chosen.reason,
+                dry_run=chosen.dry_run,
+            )
+            yield f"entries before {first} {'may be' if chosen.dry_run else 'were'} pruned"
+
+
+def _approve(chosen: argparse.Namespace) -> Iterator[str]:
+    signer = Signer(chosen.name, keys.load_or_create(chosen.key_file))
+    yield approve(chosen.order.read_text(encoding="utf-8"), signer).removesuffix("\n")
+
+
+def _rotate(chosen: argparse.Namespace) -> Iterator[str]:
+    if chosen.retire:
+        yield f"{keys.retire(chosen.key_file)} earlier keys dropped; restart what signs with the file"
+    else:
+        keys.rotate(chosen.key_file)
+        yield "a new key signs beside the earlier ones from the next start on"

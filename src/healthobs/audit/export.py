@@ -1,0 +1,74 @@
+"""The log in the forms that others read: decoded entries, CSV, FHIR R4 AuditEvents, C2SP tlog-proof.
+
+Limits: what is exported carries no proof of its own but the leaf hash of each entry; `tlog_proof` and the
+tiles of `healthobs.audit.tiles` do. An entry whose body is gone is in JSON and CSV by index and hash, and left
+out of the AuditEvents, which need what it said.
+"""
+
+from __future__ import annotations
+
+import csv as csv_format
+import json
+from base64 import b64encode
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from healthobs.audit import reading
+from healthobs.audit.fhir import audit_event
+from healthobs.audit.records import InclusionProof
+from healthobs.audit.store import Connection
+
+_AT_ONCE = 1_000
+COLUMNS = (
+    "index", "time", "service", "action", "outcome", "actor", "actor_kind", "subject", "resource_type",
+    "resource_id", "purpose", "classification", "reason", "details", "trace_id", "span_id", "request_id", "hash",
+)  # fmt: skip
+
+
+def entries(connection: Connection) -> Iterator[dict[str, Any]]:
+    """Return every entry as pages show it, oldest first."""
+    last = -(2**63)
+    while rows := connection.execute(
+        "SELECT idx, leaf, body FROM entry WHERE idx > ? ORDER BY idx LIMIT ?", (last, _AT_ONCE)
+    ):
+        for row in rows:
+            yield reading.decoded(*row)
+        last = rows[-1][0]
+
+
+def fhir(connection: Connection) -> Iterator[dict[str, Any]]:
+    """Return an AuditEvent for every entry that can be read."""
+    return (audit_event(entry) for entry in entries(connection) if not entry.get("unreadable"))
+
+
+def csv(connection: Connection, out: TextIO) -> None:
+    """Write every entry as a line of CSV (RFC 4180), under a line of names.
+
+    A cell that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    writer = csv_format.writer(out)
+    writer.writerow(COLUMNS)
+    for entry in entries(connection):
+        actor: dict[str, Any] = entry.get("actor") or {}
+        resource: dict[str, Any] = entry.get("resource") or {}
+        details = json.dumps(entry.get("details") or {}, ensure_ascii=False)
+        flat = {**entry, "actor": actor.get("id"), "actor_kind": actor.get("kind"), "details": details}
+        flat |= {"resource_type": resource.get("type"), "resource_id": resource.get("id")}
+        writer.writerow([_cell(flat.get(name)) for name in COLUMNS])
+
+
+def _cell(value: object) -> str:
+    text = "" if value is None else str(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def tlog_proof(proof: InclusionProof, note: str) -> str:
+    """Return a proof that needs nothing but the log's key to be checked (C2SP tlog-proof).
+
+    Args:
+        proof: Of an entry, in the tree that `note` signs.
+        note: The checkpoint, with witnesses' signatures if there are any.
+    """
+    lines = ["c2sp.org/tlog-proof@v1", f"index {proof.index}"]
+    lines += [b64encode(node).decode() for node in proof.path]
+    return "\n".join([*lines, "", note])

@@ -1,0 +1,148 @@
+"""Entries by which the trail governs itself: changes of key, legal holds, erasures, prunings.
+
+They are ordinary entries under ordinary proofs, so nothing that they allow can be claimed afterwards. Their
+actions are reserved: `AuditTrail.append` refuses them, `healthobs.audit.retention` and the opening write them.
+
+Limits: they are found by scan. Ranges are inclusive, as ``0-4,7``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from healthobs.audit.merkle import leaf_hash
+from healthobs.audit.store import Connection, stored_bytes
+from healthobs.redaction import Redactor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KEY, HOLD, RELEASE, ERASE, PRUNE = "audit.key", "audit.hold", "audit.release", "audit.erase", "audit.prune"
+RESERVED = frozenset({KEY, HOLD, RELEASE, ERASE, PRUNE})
+#: Details of these entries; they hold no free text, and a mark in them would break what they are for.
+DETAILS = ("vkey", "previous", "hold", "ranges", "below", "order")
+#: Lets these details pass; `reason` is still redacted.
+REDACTOR = Redactor(allowed_keys=DETAILS)
+#: Ranges in one entry; the text of a detail is cut at 1,024 characters.
+MAX_RANGES_TEXT = 1_000
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One governing entry.
+
+    Args:
+        index: Its position.
+        action: One of `RESERVED`.
+        subject: The subject that a hold is about.
+        details: The rest, as recorded.
+    """
+
+    index: int
+    action: str
+    subject: str | None
+    details: Mapping[str, Any]
+
+    @property
+    def ranges(self) -> list[Range]:
+        """The entries that it is about; none when it names none."""
+        return parse_ranges(str(self.details.get("ranges") or ""))
+
+    @property
+    def below(self) -> int:
+        """The first entry that a pruning keeps; 0 when it is none."""
+        value = self.details.get("below")
+        return value if self.action == PRUNE and isinstance(value, int) and value <= self.index else 0
+
+    @property
+    def vkeys(self) -> tuple[str, ...]:
+        """The keys that it vouches for."""
+        return tuple(str(self.details[name]) for name in ("vkey", "previous") if self.details.get(name))
+
+
+def orders(connection: Connection) -> list[Order]:
+    """Return the governing entries whose bodies are what their leaves say, oldest first."""
+    rows = connection.execute(
+        "SELECT idx, leaf, body FROM entry WHERE body LIKE ? ORDER BY idx", ('%"action":"audit.%',)
+    )
+    return [order for row in rows if (order := _order(*row)) is not None]
+
+
+def _order(index: int, leaf: object, body: object) -> Order | None:
+    stored = stored_bytes(body)
+    if stored is None or leaf_hash(stored) != leaf:
+        return None
+    try:
+        entry = cast("dict[str, Any]", json.loads(stored))
+        action, subject, details = entry["action"], entry["subject"], entry["details"]
+    except (ValueError, LookupError, TypeError):  # whoever can write the database can write anything
+        return None
+    if action not in RESERVED or not isinstance(details, dict):
+        return None
+    return Order(index, action, subject, cast("dict[str, Any]", details))
+
+
+def erased(found: Iterable[Order]) -> list[Range]:
+    """Return the entries whose bodies were ordered to go, each order for entries before it only."""
+    return [
+        (first, min(last, order.index - 1))
+        for order in found
+        if order.action == ERASE
+        for first, last in order.ranges
+    ]
+
+
+def holds(found: Iterable[Order]) -> list[Order]:
+    """Return the holds in force: those placed and not released since."""
+    placed: dict[str, Order] = {}
+    for order in found:
+        name = str(order.details.get("hold"))
+        if order.action == HOLD:
+            placed[name] = order
+        elif order.action == RELEASE:
+            placed.pop(name, None)
+    return list(placed.values())
+
+
+def parse_ranges(text: str) -> list[Range]:
+    """Return the ranges in `text`; malformed parts count for nothing.
+
+    Example:
+        >>> parse_ranges("0-4,7,x")
+        [(0, 4), (7, 7)]
+    """
+    pairs = (part.partition("-") for part in text.split(","))
+    return [
+        (int(first), int(last or first))
+        for first, _, last in pairs
+        if first.isdecimal() and (not last or last.isdecimal())
+    ]
+
+
+def format_ranges(indices: Iterable[int]) -> Iterator[str]:
+    """Return texts of ranges that together name the ascending `indices`, each short enough for one entry.
+
+    Example:
+        >>> list(format_ranges([0, 1, 2, 3, 4, 7]))
+        ['0-4,7']
+    """
+    ranges: list[list[int]] = []
+    for index in indices:
+        if ranges and ranges[-1][1] == index - 1:
+            ranges[-1][1] = index
+        else:
+            ranges.append([index, index])
+    text = ""
+    for first, last in ranges:
+        part = str(first) if first == last else f"{first}-{last}"
+        if text and len(text) + len(part) >= MAX_RANGES_TEXT:
+            yield text
+            text = ""
+        text += f",{part}" if text else part
+    if text:
+        yield text

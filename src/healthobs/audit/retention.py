@@ -1,0 +1,300 @@
+"""How long entries are kept, and how they go: minimum periods, legal hold, erasure, pruning.
+
+*Erase* takes bodies away and leaves their leaves, so that every proof still holds; *prune* takes all below an
+index away and keeps the nodes above (C2SP tlog-tiles, "Pruning"). Both wait for the minimum period of each
+record class (45 CFR 164.316(b)(2)(i): six years; PCI DSS 10.5.1: twelve months; the longest that applies wins)
+and for legal holds; a pruning needs an order signed by two distinct approvers. Each is first an entry, then
+done, so that a crash between leaves an order to carry out (`apply`) and never a gap without one.
+
+Limits: times are those in the entries. What is erased may stay in old pages of the disk and in backups. On
+PostgreSQL only the owner of the tables can erase and prune. Not legal advice: the periods are yours to set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, cast
+
+from healthobs.audit import governance
+from healthobs.audit.checkpoint import NoteError, Signer, Verifier, split
+from healthobs.audit.governance import RESERVED, Order, Range
+from healthobs.audit.merkle import TILE_HEIGHT
+from healthobs.audit.records import Receipt
+from healthobs.audit.store import Connection
+from healthobs.clock import Clock
+from healthobs.exceptions import RetentionError
+
+if TYPE_CHECKING:
+    from healthobs.audit.trail import AuditTrail
+
+_AT_ONCE = 2_000
+_APPROVERS = 2
+_TITLE = "healthobs.example/audit-prune-order/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordClass:
+    """Entries that must be kept for a time.
+
+    Args:
+        name: For messages.
+        days: Minimum period in days from the time of the entry.
+        actions: Patterns of actions (``payment.*``) that belong to it.
+    """
+
+    name: str
+    days: int
+    actions: tuple[str, ...] = ("*",)
+
+
+#: HIPAA documentation: 6 years; cards: 12 months; money: 7 years, a company policy and no rule of SOX.
+DEFAULT_CLASSES = (
+    RecordClass("hipaa", 2_192),
+    RecordClass("pci", 365),
+    RecordClass("finance", 2_557, ("payment.*", "transaction.*", "refund.*")),
+)
+
+
+class Retention:
+    """Retention of one trail.
+
+    Args:
+        trail: The trail, opened with its key.
+        classes: Record classes; of those that apply to an entry the longest period wins.
+        approvers: vkeys of those who may approve a pruning.
+        clock: Says how old entries are; default the system's.
+
+    Example:
+        >>> retention = Retention(trail)
+        >>> retention.hold("case-17", actor="counsel-2", reason="litigation", subject="s-17").index
+        1
+    """
+
+    def __init__(
+        self,
+        trail: AuditTrail,
+        classes: Sequence[RecordClass] = DEFAULT_CLASSES,
+        *,
+        approvers: Sequence[str] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        self._trail = trail
+        self._classes = classes
+        self._approvers = [Verifier(vkey) for vkey in approvers]
+        self._clock = clock or Clock()
+
+    def hold(
+        self,
+        name: str,
+        *,
+        actor: str,
+        reason: str,
+        subject: str | None = None,
+        entries: Range | None = None,
+    ) -> Receipt:
+        """Keep entries from being erased or pruned until the hold is released.
+
+        Args:
+            name: What the hold is called; placing it again replaces it.
+            actor: Who places it.
+            reason: Why.
+            subject: Entries about this subject, also those to come.
+            entries: First and last entry.
+
+        Raises:
+            RetentionError: Neither subject nor entries are named.
+        """
+        if subject is None and entries is None:
+            raise RetentionError("a hold names a subject or entries; without them it would hold nothing")
+        details: dict[str, str] = {"hold": name}
+        if entries is not None:
+            details["ranges"] = f"{entries[0]}-{entries[1]}"
+        return self._record(governance.HOLD, actor, reason, details, subject)
+
+    def release(self, name: str, *, actor: str, reason: str) -> Receipt:
+        """Release a hold.
+
+        Raises:
+            RetentionError: No hold of that name is in force.
+        """
+        if name not in {str(order.details["hold"]) for order in self.holds()}:
+            raise RetentionError("no hold of that name is in force; see healthobs audit hold --list")
+        return self._record(governance.RELEASE, actor, reason, {"hold": name})
+
+    def holds(self) -> list[Order]:
+        """Return the holds in force."""
+        with self._trail.connected() as connection:
+            return governance.holds(governance.orders(connection))
+
+    def erase(
+        self, *, actor: str, reason: str, subject: str | None = None, entries: Range | None = None
+    ) -> tuple[int, ...]:
+        """Take the bodies of entries away; their leaves and every proof stay.
+
+        Args:
+            actor: Who erases.
+            reason: Why.
+            subject: Entries about this subject.
+            entries: First and last entry; with `subject`, only its entries among them.
+
+        Returns:
+            The entries that were erased; none when nothing matched.
+
+        Raises:
+            RetentionError: One of them is too young, held, or governs the trail; then none is erased.
+        """
+        first, last = entries or (0, 2**62)
+        if subject is None and entries is None:
+            raise RetentionError("an erasure names a subject or entries")
+        with self._trail.connected() as connection:
+            found = governance.orders(connection)
+            rows = _bodies(connection, first, last + 1)
+            chosen = [
+                (index, body)
+                for index, body in rows
+                if subject is None or (body["subject"] == subject and body["action"] not in RESERVED)
+            ]
+        self._check(chosen, found)
+        indices = tuple(index for index, _ in chosen)
+        for text in governance.format_ranges(indices):
+            self._record(governance.ERASE, actor, reason, {"ranges": text}, subject)
+        if indices:
+            self.apply()
+        return indices
+
+    def order(self, below: int) -> str:
+        """Return the text of an order to prune all entries before `below`, rounded down to a whole tile.
+
+        Raises:
+            RetentionError: The log has not that many entries.
+        """
+        if not 0 < below <= self._trail.checkpoint().size:
+            raise RetentionError("the log has no such entry; name one that is kept")
+        return prune_order(self._trail.origin, below)
+
+    def prune(self, order: str, *, actor: str, reason: str, dry_run: bool = False) -> int:
+        """Take away every entry before the index that a signed order names.
+
+        Args:
+            order: The text of `order`, signed by two approvers (`approve`).
+            actor: Who carries it out.
+            reason: Why.
+            dry_run: Check everything and take nothing away.
+
+        Returns:
+            The first entry that is kept.
+
+        Raises:
+            RetentionError: The order is not this log's or lacks two approvers, or an entry is too young or held.
+        """
+        below = self._approved(order)
+        with self._trail.connected() as connection:
+            found = governance.orders(connection)
+            self._check(_bodies(connection, 0, below), found, erasing=False)
+        if any(order.index < below for order in governance.holds(found)):
+            raise RetentionError("a hold in force was placed in an entry that would go; release it first")
+        if not dry_run:
+            self._record(governance.PRUNE, actor, reason, {"below": below, "order": order})
+            self.apply()
+        return below
+
+    def apply(self) -> None:
+        """Carry out every erasure and pruning that is on record; harmless when all were.
+
+        Raises:
+            AuditError: The store cannot be written to, or not by this role.
+        """
+        with self._trail.connected(read_only=False) as connection, connection.amending():
+            found = governance.orders(connection)
+            for first, last in governance.erased(found):
+                connection.execute("UPDATE entry SET body = NULL WHERE idx >= ? AND idx <= ?", (first, last))
+            below = max((order.below for order in found), default=0)
+            connection.execute("DELETE FROM entry WHERE idx < ?", (below,))
+            connection.execute("DELETE FROM checkpoint WHERE size < ?", (below,))
+
+    def _approved(self, note: str) -> int:
+        """Return the index that an order names, once two distinct approvers signed it."""
+        try:
+            text, _ = split(note)
+            title, origin, below, end = text.split("\n")
+            signers = [approver for approver in self._approvers if _signed(approver, note)]
+        except (NoteError, ValueError):
+            raise RetentionError("the order is no signed note of title, origin and index") from None
+        if (title, origin, end) != (_TITLE, self._trail.origin, "") or text != prune_order(
+            origin, int(below)
+        ):
+            raise RetentionError("the order is for another log, or was altered")
+        if len({signer.vkey.rpartition("+")[2] for signer in signers}) < _APPROVERS:
+            raise RetentionError("the order lacks the signatures of two distinct approvers")
+        return int(below)
+
+    def _check(
+        self, entries: Iterable[tuple[int, dict[str, Any]]], found: list[Order], *, erasing: bool = True
+    ) -> None:
+        now = self._clock.now()
+        held = governance.holds(found)
+        for index, body in entries:
+            if erasing and body["action"] in RESERVED:
+                raise RetentionError(f"entry {index} governs the trail and is never erased")
+            for hold in held:
+                if _holds(hold, index, body["subject"]):
+                    raise RetentionError(f"entry {index} is under legal hold")
+            kept = max(
+                (kept for kept in self._classes if _belongs(kept, body["action"])),
+                key=lambda kept: kept.days,
+                default=None,
+            )
+            if kept and datetime.fromisoformat(body["time"]) + timedelta(days=kept.days) > now:
+                raise RetentionError(
+                    f"entry {index} is of class {kept.name} and must be kept {kept.days} days"
+                )
+
+    def _record(
+        self, action: str, actor: str, reason: str, details: dict[str, Any], subject: str | None = None
+    ) -> Receipt:
+        return self._trail.append_own(
+            {"action": action, "actor": actor, "reason": reason, "details": details, "subject": subject}
+        )
+
+
+def prune_order(origin: str, below: int) -> str:
+    """Return the text that approvers sign: title, log and first entry to keep, a multiple of 256."""
+    return f"{_TITLE}\n{origin}\n{below >> TILE_HEIGHT << TILE_HEIGHT}\n"
+
+
+def approve(order: str, approver: Signer) -> str:
+    """Return an order, signed already or not, with the signature of one more approver."""
+    text = split(order)[0] if "\n\n" in order else order
+    return (order if "\n\n" in order else f"{order}\n") + approver.lines(text)
+
+
+def _signed(approver: Verifier, note: str) -> bool:
+    try:
+        approver.open(note)
+    except NoteError:
+        return False
+    return True
+
+
+def _belongs(kept: RecordClass, action: str) -> bool:
+    return any(fnmatchcase(action, pattern) for pattern in kept.actions)
+
+
+def _holds(hold: Order, index: int, subject: str | None) -> bool:
+    about = hold.subject is not None and hold.subject == subject
+    return about or any(first <= index <= last for first, last in hold.ranges)
+
+
+def _bodies(connection: Connection, start: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Return the entries [start, end) whose bodies are still there."""
+    while rows := connection.execute(
+        "SELECT idx, body FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx LIMIT ?", (start, end, _AT_ONCE)
+    ):
+        for index, body in rows:
+            if body is not None:
+                yield index, cast("dict[str, Any]", json.loads(body))
+        start = rows[-1][0] + 1

@@ -1,0 +1,210 @@
+"""The log as a directory of static files (C2SP tlog-tiles), and proofs and checks from such files alone.
+
+`checkpoint`, `tile/<L>/<N>[.p/<W>]` with up to 256 hashes, `tile/entries/<N>[.p/<W>]` with length-prefixed
+entries. Any client of the format reads it; the directory can be served or archived as it is.
+
+Limits: an erased body is written as an entry of length 0, which by intent does not hash to its leaf. Of a
+pruned log, what lies below its first entry is left out. Nothing is compressed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from healthobs.audit import merkle, store
+from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
+from healthobs.audit.records import Checkpoint, InclusionProof, Problem, Verification
+from healthobs.audit.store import Connection
+from healthobs.exceptions import AuditError, AuditTamperedError
+
+_WIDTH = 1 << merkle.TILE_HEIGHT
+_HASH = merkle.HASH_BYTES
+_LENGTH_BYTES = 2
+
+#: Returns the hashes of a tile: level, number, width of a partial one (256 for a full one).
+Fetch = Callable[[int, int, int], bytes]
+
+
+def tile_path(level: int | str, number: int, width: int = _WIDTH) -> str:
+    """Return where a tile is, below the prefix; level ``entries`` for a bundle.
+
+    Example:
+        >>> tile_path(0, 1234067), tile_path("entries", 5, 112)
+        ('tile/0/x001/x234/067', 'tile/entries/005.p/112')
+    """
+    parts = [f"{number % 1000:03d}"]
+    while number := number // 1000:
+        parts.append(f"x{number % 1000:03d}")
+    partial = "" if width == _WIDTH else f".p/{width}"
+    return f"tile/{level}/{'/'.join(reversed(parts))}{partial}"
+
+
+class TileTree:
+    """A tree of a given size that is read by whole tiles, each once.
+
+    Args:
+        size: Leaves in the tree.
+        fetch: Gets a tile.
+    """
+
+    def __init__(self, size: int, fetch: Fetch) -> None:
+        self._size = size
+        self._fetch = fetch
+        self._tiles: dict[tuple[int, int], bytes] = {}
+
+    def subtree(self, start: int, end: int) -> bytes:
+        """Return the hash over the perfect aligned subtree [start, end)."""
+        height = (end - start).bit_length() - 1
+        level, rest = divmod(height, merkle.TILE_HEIGHT)
+        first = start >> level * merkle.TILE_HEIGHT
+        return merkle.root_of(self._nodes(level, first, first + (1 << rest)))
+
+    def _nodes(self, level: int, first: int, end: int) -> Iterable[bytes]:
+        tile = self._tile(level, first >> merkle.TILE_HEIGHT)
+        offset = first % _WIDTH
+        for place in range(offset, offset + end - first):
+            yield tile[place * _HASH : (place + 1) * _HASH]
+
+    def _tile(self, level: int, number: int) -> bytes:
+        known = self._tiles.get((level, number))
+        if known is None:
+            width = min(_WIDTH, (self._size >> level * merkle.TILE_HEIGHT) - number * _WIDTH)
+            known = self._tiles[level, number] = self._fetch(level, number, width)
+            if len(known) != width * _HASH:
+                raise AuditTamperedError("a tile has not as many hashes as the tree's size asks for")
+        return known
+
+    def inclusion(self, index: int) -> InclusionProof:
+        """Return the proof that leaf `index` is in the tree.
+
+        Raises:
+            ValueError: The tree has no such leaf.
+            AuditTamperedError: A tile is too short.
+        """
+        path = merkle.inclusion_path(index, self._size, self.subtree)
+        return InclusionProof(index, self._size, self.subtree(index, index + 1), path)
+
+
+def from_store(connection: Connection) -> Fetch:
+    """Return what gets tiles from the log behind `connection`: each with one read of consecutive rows."""
+
+    def fetch(level: int, number: int, width: int) -> bytes:
+        start = number * _WIDTH
+        if level == 0:
+            return b"".join(store.leaves(connection, start, start + width))
+        rows = connection.execute(
+            "SELECT hash FROM tile WHERE level = ? AND n >= ? AND n < ? ORDER BY n",
+            (level, start, start + width),
+        )
+        return b"".join(bytes(node) for (node,) in rows)
+
+    return fetch
+
+
+def export(connection: Connection, checkpoint: Checkpoint, directory: Path) -> int:
+    """Write the log as of `checkpoint` into `directory`, and return the number of files.
+
+    Args:
+        connection: The log.
+        checkpoint: A checkpoint of it; the file `checkpoint` is its note.
+        directory: Made when missing.
+
+    Raises:
+        AuditTamperedError: An entry below the checkpoint's size is missing.
+    """
+    fetch, size, first = from_store(connection), checkpoint.size, store.first_index(connection)
+    count = 1
+    for level in range(merkle.tile_levels(size)):
+        per_tile = _WIDTH << level * merkle.TILE_HEIGHT
+        nodes = size >> level * merkle.TILE_HEIGHT
+        for number in range(first // per_tile, -(-nodes // _WIDTH)):
+            width = min(_WIDTH, nodes - number * _WIDTH)
+            _write(directory / tile_path(level, number, width), fetch(level, number, width))
+            count += 1
+            if level == 0:
+                bundle = _bundle(connection, number * _WIDTH, width)
+                _write(directory / tile_path("entries", number, width), bundle)
+                count += 1
+    _write(directory / "checkpoint", checkpoint.note.encode())  # last: it promises what is there by then
+    return count
+
+
+def _bundle(connection: Connection, start: int, width: int) -> bytes:
+    rows = connection.execute(
+        "SELECT body FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx", (start, start + width)
+    )
+    bodies = [store.stored_bytes(body) or b"" for (body,) in rows]
+    return b"".join(len(body).to_bytes(_LENGTH_BYTES) + body for body in bodies)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def check(directory: Path, verifier: Verifier, erased: bool = False) -> Verification:
+    """Recompute an exported log from its entries and hold every tile and the checkpoint against them.
+
+    Args:
+        directory: What `export` wrote, whole: not of a pruned log.
+        verifier: The key that must have signed.
+        erased: Accept entries of length 0 for what their leaf says.
+
+    Raises:
+        AuditError: There is no checkpoint, or it does not verify.
+    """
+    try:
+        checkpoint = open_checkpoint((directory / "checkpoint").read_text(encoding="utf-8"), verifier)
+    except (OSError, UnicodeDecodeError, NoteError) as exc:
+        raise AuditError(f"there is no checkpoint that verifies ({type(exc).__name__})") from None
+    problems: list[Problem] = []
+    tree = merkle.CompactRange()
+    nodes: dict[int, list[bytes]] = {}
+    gone = 0
+    for number in range(-(-checkpoint.size // _WIDTH)):
+        width = min(_WIDTH, checkpoint.size - number * _WIDTH)
+        leaves = _hashes(_read(directory / tile_path(0, number, width)))
+        bodies = _entries(_read(directory / tile_path("entries", number, width)))
+        for place in range(width):
+            index = number * _WIDTH + place
+            leaf = leaves[place] if place < len(leaves) else b""
+            body = bodies[place] if place < len(bodies) else None
+            gone += body == b""
+            if body is None or (merkle.leaf_hash(body) != leaf and not (erased and body == b"")):
+                problems.append(Problem(index, "the entry is not what its leaf says"))
+            for level, _, node in tree.append(leaf):
+                nodes.setdefault(level, []).append(node)
+    for level in range(1, merkle.tile_levels(checkpoint.size)):
+        problems += _wrong_tiles(directory, level, nodes.get(level, []))
+    if tree.root() != checkpoint.root:
+        problems.append(Problem(None, "the leaves are not those that were signed"))
+    return Verification(not problems, checkpoint.size, tree.root(), tuple(problems), 1, erased=gone)
+
+
+def _wrong_tiles(directory: Path, level: int, nodes: list[bytes]) -> Iterable[Problem]:
+    for number, start in enumerate(range(0, len(nodes), _WIDTH)):
+        expected = nodes[start : start + _WIDTH]
+        if _hashes(_read(directory / tile_path(level, number, len(expected)))) != expected:
+            yield Problem(None, f"tile {number} of level {level} is not that of the entries")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _hashes(tile: bytes) -> list[bytes]:
+    return [tile[place : place + _HASH] for place in range(0, len(tile), _HASH)]
+
+
+def _entries(bundle: bytes) -> list[bytes]:
+    found: list[bytes] = []
+    place = 0
+    while place < len(bundle):
+        start = place + _LENGTH_BYTES
+        place = start + int.from_bytes(bundle[place:start])
+        found.append(bundle[start:place])
+    return found

@@ -1,0 +1,149 @@
+"""`healthobs audit` where it changes something, and exports: on the command line, as an operator would."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from healthobs.audit import keys, open_trail
+from healthobs.audit.checkpoint import Signer
+from healthobs.audit.command import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A trail of three entries."""
+    trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
+    for number in range(3):
+        trail.append({"action": "patient.read", "subject": f"s-{number}"})
+    trail.close()
+    return tmp_path / "audit.db"
+
+
+class TestHold:
+    """`hold` places, lists and releases."""
+
+    def test_life(self, path: Path, run: Run) -> None:
+        """Placed, listed, in the way of an erasure, released, gone."""
+        assert run("hold", path, "case-1", "--subject", "s-1", "--reason", "litigation")[:2] == (
+            0,
+            "held by entry 3\n",
+        )
+        assert run("hold", path)[:2] == (0, "case-1: since entry 3\n")
+        status, _, err = run("erase", path, "--subject", "s-1")
+        assert (status, "under legal hold" in err) == (2, True)
+        assert run("hold", path, "case-1", "--release")[:2] == (0, "released in entry 4\n")
+        assert run("hold", path)[:2] == (0, "")
+
+    def test_by_entries(self, path: Path, run: Run) -> None:
+        """A range is taken, a malformed one is not."""
+        assert run("hold", path, "case-1", "--entries", "0-1")[0] == 0
+        assert run("hold", path, "case-2", "--entries", "x")[0] == 2
+
+    def test_too_young_to_erase(self, path: Path, run: Run) -> None:
+        """The minimum period holds on the command line too, and nothing matching is nothing done."""
+        status, _, err = run("erase", path, "--entries", "0")
+        assert (status, "class hipaa" in err) == (2, True)
+        assert run("erase", path, "--subject", "nobody")[:2] == (0, "0 bodies erased\n")
+
+    def test_no_trail(self, tmp_path: Path, run: Run) -> None:
+        """A file that is not there is not made."""
+        assert run("hold", tmp_path / "none.db")[0] == 2
+        assert not (tmp_path / "none.db").exists()
+
+
+class TestPrune:
+    """`prune`, and the two who approve it."""
+
+    def test_order_and_approvals(self, path: Path, tmp_path: Path, run: Run) -> None:
+        """An order is printed, signed by two, and checked in full before anything goes; here all is too young."""
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        for number in range(257):
+            trail.append({"action": "a.b", "details": {"number": number}})
+        trail.close()
+        order = tmp_path / "order"
+        vkeys: list[str] = []
+        status, out, _ = run("prune", path, "--below", 260)
+        assert (status, out.splitlines()[2]) == (0, "256")
+        order.write_text(out)
+        for name in ("alice", "bob"):
+            key = tmp_path / f"{name}.key"
+            status, out, _ = run("approve", order, "--key-file", key, "--name", f"approver.example/{name}")
+            assert status == 0
+            order.write_text(out)
+            vkeys += ["--approver", Signer(f"approver.example/{name}", keys.load(key)).vkey]
+        status, _, err = run("prune", path, "--order", order, *vkeys[:2])
+        assert (status, "two distinct approvers" in err) == (2, True)
+        status, _, err = run("prune", path, "--order", order, "--dry-run", *vkeys)
+        assert (status, "entry 0 is of class hipaa" in err) == (2, True)
+        assert run("prune", path)[0] == 2
+
+
+class TestRotate:
+    """`rotate` and what `verify` says then."""
+
+    def test_life(self, path: Path, run: Run) -> None:
+        """A new key signs beside the old, the old is dropped, and the old pinned key still verifies all."""
+        key_file = path.with_name("audit.db.key")
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        old = trail.vkey
+        trail.close()
+        assert run("rotate", key_file)[0] == 0
+        open_trail(f"sqlite:///{path}", service="s").close()
+        assert run("rotate", key_file, "--retire")[:2] == (
+            0,
+            "1 earlier keys dropped; restart what signs with the file\n",
+        )
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        trail.append({"action": "a.b"})
+        trail.close()
+        for pinned in ((), ("--vkey", old), ("--vkey", trail.vkey)):
+            assert run("verify", path, *pinned)[0] == 0
+        assert json.loads(run("prove", path, 4)[1])["index"] == 4
+
+
+class TestForms:
+    """`export`, `fsck` and `prove` in other forms."""
+
+    def test_tiles_and_fsck(self, path: Path, tmp_path: Path, run: Run) -> None:
+        """Tiles check against the pinned key; damage is named; without a key nothing can be said."""
+        vkey = json.loads(run("verify", path, "--json")[1])["vkey"]
+        assert run("export", path, "--tiles", tmp_path / "tiles")[:2] == (0, "3 files written\n")
+        assert run("fsck", tmp_path / "tiles", "--vkey", vkey)[0] == 0
+        assert run("fsck", tmp_path / "tiles")[0] == 2
+        bundle = tmp_path / "tiles/tile/entries/000.p/3"
+        bundle.write_bytes(bundle.read_bytes().replace(b"s-1", b"s-2"))
+        status, out, _ = run("fsck", tmp_path / "tiles", "--vkey", vkey)
+        assert (status, out.splitlines()[0][-17:]) == (1, "first bad entry 1")
+
+    def test_fsck_of_a_database(self, path: Path, tmp_path: Path, run: Run) -> None:
+        """A good file is good; one whose pages were overwritten is not."""
+        assert run("fsck", path)[0] == 0
+        copy = Path(shutil.copy(path, tmp_path / "copy.db"))
+        content = bytearray(copy.read_bytes())
+        content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+        copy.write_bytes(content)
+        assert run("fsck", copy)[0] in {1, 2}
+
+    def test_other_forms(self, path: Path, run: Run) -> None:
+        """AuditEvents one on each line, CSV under a line of names, a tlog-proof."""
+        lines = run("export", path, "--fhir")[1].splitlines()
+        assert [json.loads(line)["resourceType"] for line in lines] == ["AuditEvent"] * 3
+        assert run("export", path, "--csv")[1].startswith("index,time,service,action")
+        assert run("prove", path, 1, "--tlog-proof")[1].startswith("c2sp.org/tlog-proof@v1\nindex 1\n")

@@ -1,0 +1,502 @@
+"""Erasure, pruning, legal hold, change of key: what goes, what stays provable, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from healthobs.audit import (
+    AuditTrail,
+    Verification,
+    governance,
+    keys,
+    merkle,
+    open_trail,
+    store,
+    verification,
+)
+from healthobs.audit.checkpoint import NoteError, Signer, Verifier
+from healthobs.audit.retention import RecordClass, Retention, approve, prune_order
+from healthobs.audit.sqlite import SqliteStore
+from healthobs.exceptions import AuditWriteError, ConfigurationError, RetentionError
+from healthobs.testing import SteppingClock
+
+YEAR = 366 * 86_400
+ALICE = Signer("approver.example/alice", Ed25519PrivateKey.generate())
+BOB = Signer("approver.example/bob", Ed25519PrivateKey.generate())
+SHORT = (RecordClass("short", 1),)
+
+
+class Bench:
+    """A trail whose time can be moved, and its retention."""
+
+    def __init__(self, directory: Path) -> None:
+        self.time = SteppingClock(datetime(2020, 1, 1, tzinfo=UTC))
+        self.url = f"sqlite:///{directory}/audit.db"
+        self.key_file = directory / "audit.db.key"
+        self.trail = self.open()
+
+    def open(self) -> AuditTrail:
+        return open_trail(self.url, service="s", clock=self.time.clock())
+
+    def reopen(self) -> AuditTrail:
+        self.trail.close()
+        self.trail = self.open()
+        return self.trail
+
+    def retention(
+        self, *classes: RecordClass, approvers: tuple[str, ...] = (ALICE.vkey, BOB.vkey)
+    ) -> Retention:
+        return Retention(self.trail, classes or SHORT, approvers=approvers, clock=self.time.clock())
+
+    def add(self, count: int, action: str = "patient.read", **fields: object) -> None:
+        """Append entries in one batch, as another process with the key would."""
+        with self.trail.connected(read_only=False) as connection, connection.writing():
+            size, _ = store.head(connection)
+            tree = store.load_range(connection, size)
+            rows: list[tuple[int, bytes, str]] = []
+            nodes: list[tuple[int, int, bytes]] = []
+            for index in range(size, size + count):
+                draft = {"action": action, "subject": f"s-{index % 3}", **fields}
+                body = encode(draft, self.time)
+                nodes += tree.append(merkle.leaf_hash(body))
+                rows.append((index, merkle.leaf_hash(body), body.decode()))
+            signer = Signer(self.trail.origin, *_keys(self.key_file))
+            store.insert(connection, rows, nodes, tree.size, signer.checkpoint(tree.size, tree.root()).note)
+
+    def verify(self, *known: str) -> Verification:
+        return self.trail.verify(known=known)
+
+
+def encode(draft: dict[str, object], time: SteppingClock) -> bytes:
+    from healthobs.audit.entry import encode as encode_entry
+    from healthobs.redaction import Redactor
+
+    return encode_entry(draft, service="s", moment=time.clock().now(), redactor=Redactor())
+
+
+def _keys(path: Path) -> tuple[Ed25519PrivateKey, list[Ed25519PrivateKey]]:
+    current, *retiring = keys.load_all(path)
+    return current, retiring
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    held = Bench(tmp_path)
+    yield held
+    held.trail.close()
+
+
+def signed(text: str, *signers: Signer) -> str:
+    for signer in signers:
+        text = approve(text, signer)
+    return text
+
+
+class TestErase:
+    """Bodies go, leaves and proofs stay."""
+
+    def test_proofs_hold(self, bench: Bench) -> None:
+        """After an erasure the log verifies, kept checkpoints still fit, and an old proof still leads to the root."""
+        bench.add(6)
+        kept = bench.trail.checkpoint()
+        before = bench.trail.inclusion_proof(1)
+        bench.time.advance(YEAR)
+        erased = bench.retention().erase(actor="dpo-1", reason="request", subject="s-1")
+        assert erased == (1, 4)
+        verdict = bench.verify(kept.note)
+        assert (verdict.ok, verdict.erased, verdict.size) == (True, 2, 7)
+        assert bench.trail.inclusion_proof(1, 6) == before
+        assert before.verify(kept.root)
+
+    def test_body_is_gone_from_the_file(self, bench: Bench) -> None:
+        """What was erased is in no page of the database any more, and pages show the entry without it."""
+        bench.trail.append({"action": "a.b", "resource_id": "the-needle", "subject": "s-9"})
+        bench.add(3)
+        assert bench.trail.path is not None
+        assert b"the-needle" in bench.trail.path.read_bytes()
+        bench.time.advance(YEAR)
+        bench.retention().erase(actor="dpo-1", reason="request", subject="s-9")
+        bench.trail.close()
+        assert b"the-needle" not in bench.trail.path.read_bytes()
+        shown = bench.trail.read(limit=10).entries[-1]
+        assert (shown["index"], shown["action"], shown["unreadable"]) == (0, None, True)
+
+    def test_is_an_entry(self, bench: Bench) -> None:
+        """Who erased what and why is on record, and appending goes on."""
+        bench.add(4)
+        bench.time.advance(YEAR)
+        bench.retention().erase(actor="dpo-1", reason="request", entries=(1, 2))
+        bench.trail.append({"action": "a.b"})
+        entry = bench.trail.read(action=governance.ERASE).entries[0]
+        assert (entry["index"], entry["actor"]["id"], entry["reason"]) == (4, "dpo-1", "request")
+        assert entry["details"] == {"ranges": "1-2"}
+
+    def test_without_an_order_it_is_tampering(self, bench: Bench) -> None:
+        """A body that went without an order, or beyond its ranges, is named."""
+        bench.add(6)
+        bench.time.advance(YEAR)
+        bench.retention().erase(actor="dpo-1", reason="request", entries=(1, 2))
+        with bench.trail.connected(read_only=False) as connection, connection.amending():
+            connection.execute("UPDATE entry SET body = NULL WHERE idx = 4")
+        verdict = bench.verify()
+        assert [str(problem) for problem in verdict.problems] == ["entry 4: the body is missing"]
+
+    def test_order_cannot_be_forged_by_a_caller(self, bench: Bench) -> None:
+        """An application cannot record an order through `append`."""
+        for action in governance.RESERVED:
+            with pytest.raises(AuditWriteError, match="only the trail itself"):
+                bench.trail.append({"action": action, "details": {"ranges": "0-9"}})
+
+    def test_order_covers_only_what_was_before_it(self, bench: Bench) -> None:
+        """A range that reaches beyond its own entry allows nothing there."""
+        bench.add(2)
+        bench.trail.append_own({"action": governance.ERASE, "details": {"ranges": "0-99"}})
+        bench.add(2)
+        with bench.trail.connected(read_only=False) as connection, connection.amending():
+            connection.execute("UPDATE entry SET body = NULL WHERE idx IN (0, 3)")
+        assert bench.verify().first_bad_index == 3
+
+    def test_interrupted(self, bench: Bench) -> None:
+        """An order that a crash kept from being carried out is carried out by the next."""
+        bench.add(4)
+        bench.trail.append_own({"action": governance.ERASE, "details": {"ranges": "2"}})
+        assert bench.verify().erased == 0
+        bench.retention().apply()
+        bench.retention().apply()
+        verdict = bench.verify()
+        assert (verdict.ok, verdict.erased) == (True, 1)
+
+    def test_guards_are_back(self, bench: Bench) -> None:
+        """Right after an erasure the database again refuses every change."""
+        bench.add(4)
+        bench.time.advance(YEAR)
+        bench.retention().erase(actor="dpo-1", reason="request", entries=(0, 0))
+        assert bench.trail.accepted_changes() == ()
+        assert bench.verify().ok
+
+    def test_nothing_to_do(self, bench: Bench) -> None:
+        """Nothing matching is nothing done and nothing recorded; nothing named is refused."""
+        bench.add(2)
+        bench.time.advance(YEAR)
+        assert bench.retention().erase(actor="a", reason="r", subject="nobody") == ()
+        assert bench.trail.checkpoint().size == 2
+        with pytest.raises(RetentionError, match="names a subject or entries"):
+            bench.retention().erase(actor="a", reason="r")
+
+    def test_governing_entries_stay(self, bench: Bench) -> None:
+        """The entries that explain what went are themselves never erased."""
+        bench.add(2)
+        bench.retention().hold("h", actor="a", reason="r", subject="nobody")
+        bench.time.advance(YEAR)
+        with pytest.raises(RetentionError, match="entry 2 governs the trail"):
+            bench.retention().erase(actor="a", reason="r", entries=(0, 9))
+
+
+class TestPeriods:
+    """Minimum periods per class."""
+
+    def test_the_longest_wins(self, bench: Bench) -> None:
+        """An entry of several classes is kept for the longest; one day before is refused, one day after allowed."""
+        classes = (RecordClass("hipaa", 100), RecordClass("finance", 200, ("payment.*",)))
+        bench.add(1, "patient.read")
+        bench.add(1, "payment.charge")
+        bench.time.advance(101 * 86_400)
+        retention = bench.retention(*classes)
+        assert retention.erase(actor="a", reason="r", entries=(0, 0)) == (0,)
+        with pytest.raises(RetentionError, match="entry 1 is of class finance and must be kept 200 days"):
+            retention.erase(actor="a", reason="r", entries=(1, 1))
+        bench.time.advance(98 * 86_400)
+        with pytest.raises(RetentionError, match="finance"):
+            retention.erase(actor="a", reason="r", entries=(1, 1))
+        bench.time.advance(2 * 86_400)
+        assert retention.erase(actor="a", reason="r", entries=(1, 1)) == (1,)
+
+    def test_default_is_six_years(self, bench: Bench) -> None:
+        """Five years are too young for HIPAA; seven are not enough of a payment by the default policy."""
+        bench.add(1)
+        bench.add(1, "payment.charge")
+        retention = Retention(bench.trail, clock=bench.time.clock())
+        bench.time.advance(5 * YEAR)
+        with pytest.raises(RetentionError, match="hipaa"):
+            retention.erase(actor="a", reason="r", entries=(0, 0))
+        bench.time.advance(1.5 * YEAR)
+        assert retention.erase(actor="a", reason="r", entries=(0, 0)) == (0,)
+        with pytest.raises(RetentionError, match="finance"):
+            retention.erase(actor="a", reason="r", entries=(1, 1))
+
+    def test_all_or_nothing(self, bench: Bench) -> None:
+        """One entry that is too young keeps all that were named."""
+        bench.add(2)
+        bench.time.advance(YEAR)
+        bench.add(1)
+        with pytest.raises(RetentionError, match="entry 2"):
+            bench.retention().erase(actor="a", reason="r", entries=(0, 2))
+        assert bench.verify().erased == 0
+
+
+class TestHold:
+    """Legal hold blocks both, until it is released."""
+
+    def test_by_subject(self, bench: Bench) -> None:
+        """Entries about a held subject cannot be erased, others can; after the release they can too."""
+        bench.add(6)
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        retention.hold("case-1", actor="counsel", reason="litigation", subject="s-1")
+        with pytest.raises(RetentionError, match="entry 1 is under legal hold"):
+            retention.erase(actor="a", reason="r", subject="s-1")
+        assert retention.erase(actor="a", reason="r", subject="s-2") == (2, 5)
+        assert [order.details["hold"] for order in retention.holds()] == ["case-1"]
+        retention.release("case-1", actor="counsel", reason="settled")
+        assert retention.holds() == []
+        assert retention.erase(actor="a", reason="r", subject="s-1") == (1, 4)
+
+    def test_by_range_blocks_pruning(self, bench: Bench) -> None:
+        """A held range keeps a prune order from being carried out, signatures or not."""
+        bench.add(600)
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        retention.hold("case-1", actor="counsel", reason="litigation", entries=(100, 110))
+        order = signed(retention.order(512), ALICE, BOB)
+        with pytest.raises(RetentionError, match="entry 100 is under legal hold"):
+            retention.prune(order, actor="a", reason="r")
+
+    def test_hold_itself_is_not_pruned(self, bench: Bench) -> None:
+        """The entry that placed a hold in force may not go either."""
+        bench.retention().hold("case-1", actor="counsel", reason="litigation", entries=(900, 999))
+        bench.add(300)
+        bench.time.advance(YEAR)
+        with pytest.raises(RetentionError, match="hold in force"):
+            bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
+
+    def test_mistakes(self, bench: Bench) -> None:
+        """A hold on nothing and the release of an unknown one are refused."""
+        with pytest.raises(RetentionError, match="names a subject or entries"):
+            bench.retention().hold("h", actor="a", reason="r")
+        with pytest.raises(RetentionError, match="no hold of that name"):
+            bench.retention().release("h", actor="a", reason="r")
+
+
+class TestPrune:
+    """C2SP pruning, by order of two."""
+
+    def test_the_rest_verifies(self, bench: Bench) -> None:
+        """What is left verifies, proves, grows and verifies again; what went can no longer be proved."""
+        bench.add(700)
+        kept = bench.trail.checkpoint()
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        order = signed(retention.order(600), ALICE, BOB)
+        assert retention.prune(order, actor="a", reason="r", dry_run=True) == 512
+        assert bench.verify().first == 0
+        assert retention.prune(order, actor="a", reason="r") == 512
+        bench.reopen().append({"action": "a.b"})
+        verdict = bench.verify(kept.note)
+        assert (verdict.ok, verdict.first, verdict.size) == (True, 512, 190)
+        latest = bench.trail.checkpoint()
+        assert bench.trail.inclusion_proof(512).verify(latest.root)
+        assert bench.trail.inclusion_proof(701).verify(latest.root)
+        assert bench.trail.consistency_proof(kept.size).verify(kept.root, latest.root)
+        with pytest.raises(ValueError, match="no longer there"):
+            bench.trail.inclusion_proof(511)
+        assert len(bench.trail.read(limit=1000).entries) == 190
+
+    def test_checkpoint_from_before_says_nothing(self, bench: Bench) -> None:
+        """A kept checkpoint of what was pruned can no longer be compared: neither good nor bad."""
+        bench.add(10)
+        old = bench.trail.checkpoint().note
+        bench.add(300)
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
+        with pytest.raises(NoteError, match="pruned"):
+            bench.verify(old)
+
+    @pytest.mark.parametrize("statement", [
+        "DELETE FROM entry WHERE idx < 300",
+        "DELETE FROM tile WHERE level = 1 AND n = 0",
+        "UPDATE tile SET hash = zeroblob(32) WHERE level = 1 AND n = 0",
+    ])  # fmt: skip
+    def test_tampering_after_it(self, bench: Bench, statement: str) -> None:
+        """Taking more than the order said, or touching the nodes that stand for what went, is noticed."""
+        bench.add(600)
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
+        assert bench.verify().ok
+        with bench.trail.connected(read_only=False) as connection, connection.amending():
+            connection.execute(statement)
+        verdict = bench.verify()
+        assert not verdict.ok
+        assert verdict.first_bad_index in ({256} if "entry" in statement else {None, 256})
+
+    @pytest.mark.parametrize(
+        ("signers", "word"),
+        [
+            ((), "no signed note"),
+            ((ALICE,), "two distinct approvers"),
+            ((ALICE, ALICE), "two distinct approvers"),
+            ((ALICE, Signer("approver.example/eve", Ed25519PrivateKey.generate())), "two distinct approvers"),
+        ],
+        ids=["nobody", "one", "one twice", "a stranger"],
+    )
+    def test_needs_two_approvers(self, bench: Bench, signers: tuple[Signer, ...], word: str) -> None:
+        """One approver, the same one twice, or somebody who is none, is not enough."""
+        bench.add(300)
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        with pytest.raises(RetentionError, match=word):
+            retention.prune(signed(retention.order(256), *signers), actor="a", reason="r")
+        assert bench.verify().first == 0
+
+    def test_one_key_under_two_names_is_one(self, bench: Bench) -> None:
+        """The same key listed as two approvers does not approve twice."""
+        key = Ed25519PrivateKey.generate()
+        twins = [Signer(f"approver.example/{name}", key) for name in ("a", "b")]
+        bench.add(300)
+        bench.time.advance(YEAR)
+        retention = bench.retention(approvers=tuple(twin.vkey for twin in twins))
+        with pytest.raises(RetentionError, match="two distinct"):
+            retention.prune(signed(retention.order(256), *twins), actor="a", reason="r")
+
+    def test_order_is_for_one_log_and_index(self, bench: Bench) -> None:
+        """An order for another log, for part of a tile or with an altered index is none."""
+        bench.add(300)
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        for text in (
+            prune_order("example.org/other", 256),
+            prune_order(bench.trail.origin, 256).replace("256", "257"),
+        ):
+            with pytest.raises(RetentionError, match="another log, or was altered"):
+                retention.prune(signed(text, ALICE, BOB), actor="a", reason="r")
+        altered = signed(prune_order(bench.trail.origin, 0), ALICE, BOB).replace("\n0\n", "\n256\n")
+        with pytest.raises(RetentionError, match="two distinct"):
+            retention.prune(altered, actor="a", reason="r")
+
+    def test_too_young(self, bench: Bench) -> None:
+        """Two approvers cannot shorten the minimum period."""
+        bench.add(300)
+        retention = bench.retention()
+        with pytest.raises(RetentionError, match="entry 0 is of class short"):
+            retention.prune(signed(retention.order(256), ALICE, BOB), actor="a", reason="r")
+
+    def test_beyond_the_log(self, bench: Bench) -> None:
+        """An order names an entry that is kept."""
+        bench.add(3)
+        with pytest.raises(RetentionError, match="no such entry"):
+            bench.retention().order(4)
+
+    def test_another_process_goes_on(self, bench: Bench) -> None:
+        """A process that last looked before the pruning appends and verifies afterwards."""
+        bench.add(10)
+        other = bench.open()
+        other.append({"action": "a.b"})
+        bench.add(600)
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(512), ALICE, BOB), actor="a", reason="r")
+        other.append({"action": "a.b"})
+        assert other.verify().ok
+        other.close()
+
+
+class TestRotation:
+    """A change of key is an entry, and a chain of trust."""
+
+    def rotate(self, bench: Bench) -> None:
+        keys.rotate(bench.key_file)
+        bench.reopen()
+
+    def test_both_sign_for_a_while(self, bench: Bench) -> None:
+        """After a rotation, checkpoints open with the old key and with the new one; the change is an entry."""
+        old = bench.trail.vkey
+        bench.add(2)
+        self.rotate(bench)
+        entry = bench.trail.read().entries[0]
+        assert (entry["action"], entry["index"]) == (governance.KEY, 2)
+        assert entry["details"] == {"vkey": bench.trail.vkey, "previous": old}
+        note = bench.trail.checkpoint().note
+        assert Verifier(old).open(note) == Verifier(bench.trail.vkey).open(note)
+        bench.reopen()
+        assert bench.trail.checkpoint().size == 3, "it is recorded once"
+
+    def test_whole_life(self, bench: Bench) -> None:
+        """After two rotations and the end of every overlap, each pinned key of the chain verifies the whole log."""
+        vkeys = [bench.trail.vkey]
+        for _ in range(2):
+            bench.add(3)
+            self.rotate(bench)
+            vkeys.append(bench.trail.vkey)
+            bench.add(3)
+            assert keys.retire(bench.key_file) >= 1
+            bench.reopen().append({"action": "a.b"})
+        assert len(set(vkeys)) == 3
+        with contextlib.closing(
+            SqliteStore(Path(bench.url.removeprefix("sqlite:///"))).connect()
+        ) as connection:
+            for vkey in vkeys:
+                assert verification.verify(connection, Verifier(vkey)).problems == ()
+        with pytest.raises(NoteError, match="not signed by the expected key"):
+            Verifier(vkeys[0]).open(bench.trail.checkpoint().note)
+
+    def test_key_exchanged_without_overlap(self, bench: Bench) -> None:
+        """A key file that holds none of the log's keys is refused."""
+        bench.trail.close()
+        bench.key_file.unlink()
+        keys.load_or_create(bench.key_file)
+        with pytest.raises(ConfigurationError, match="does not hold the key"):
+            open_trail(bench.url, service="s")
+
+    def test_swapped_key_is_named(self, bench: Bench) -> None:
+        """A key that somebody slipped in, with an entry that vouches for it but no known key over it, is named."""
+        bench.add(3)
+        origin, vkey = bench.trail.origin, bench.trail.vkey
+        thief = Signer(origin, Ed25519PrivateKey.generate())
+        with bench.trail.connected(read_only=False) as connection, connection.writing():
+            size, _ = store.head(connection)
+            tree = store.load_range(connection, size)
+            draft: dict[str, object] = {
+                "action": governance.KEY,
+                "details": {"vkey": thief.vkey, "previous": vkey},
+            }
+            body = encode(draft, bench.time)
+            tree.append(merkle.leaf_hash(body))
+            row = (size, merkle.leaf_hash(body), body.decode())
+            store.insert(connection, [row], [], tree.size, thief.checkpoint(tree.size, tree.root()).note)
+        verdict = bench.verify()
+        assert [str(problem) for problem in verdict.problems] == [
+            "the checkpoint of size 4 is signed by a key that no known key vouches for"
+        ]
+
+    def test_open_to_others(self, bench: Bench) -> None:
+        """Rotation keeps the file its owner's alone."""
+        keys.rotate(bench.key_file)
+        assert bench.key_file.stat().st_mode & 0o077 == 0
+        assert len(keys.load_all(bench.key_file)) == 2
+        assert keys.retire(bench.key_file) == 1
+        assert len(keys.load_all(bench.key_file)) == 1
+
+    def test_keys_of_two_logs_are_no_ring(self) -> None:
+        """A verifier's keys are of one log."""
+        with pytest.raises(NoteError, match="one log"):
+            Verifier(ALICE.vkey, BOB.vkey)
+
+
+@given(st.sets(st.integers(0, 3_000), max_size=1_500))
+def test_ranges_round_trip(indices: set[int]) -> None:
+    """Ranges name exactly the indices they were made of, and no text is too long for one entry."""
+    texts = list(governance.format_ranges(sorted(indices)))
+    named = {
+        index
+        for text in texts
+        for first, last in governance.parse_ranges(text)
+        for index in range(first, last + 1)
+    }
+    assert named == indices
+    assert all(len(text) <= governance.MAX_RANGES_TEXT for text in texts)

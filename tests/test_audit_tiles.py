@@ -1,0 +1,219 @@
+"""The log as static files: C2SP tlog-tiles, what a client needs of them, and what damage to them shows."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from healthobs.audit import keys, merkle, open_trail, tiles
+from healthobs.audit.checkpoint import Signer, Verifier
+from healthobs.audit.entry import encode
+from healthobs.audit.sqlite import SqliteStore
+from healthobs.audit.store import insert
+from healthobs.exceptions import AuditError, AuditTamperedError
+from healthobs.redaction import Redactor
+from healthobs.testing import SteppingClock
+
+SIZE = 700
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Path]:
+    """A log of 700 entries and its tiles; its vkey."""
+    base = tmp_path_factory.mktemp("exported")
+    path, vkey = build(base, SIZE)
+    with contextlib.closing(SqliteStore(path).connect(read_only=True)) as connection:
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        count = tiles.export(connection, trail.checkpoint(), base / "tiles")
+        trail.close()
+    assert count == 1 + 3 + 3 + 1
+    return base / "tiles", vkey, path
+
+
+def build(base: Path, size: int) -> tuple[Path, str]:
+    """Make a log of `size` entries in one batch."""
+    trail = open_trail(f"sqlite:///{base}/audit.db", service="s")
+    moment = SteppingClock().clock().now()
+    tree = merkle.CompactRange()
+    rows: list[tuple[int, bytes, str]] = []
+    nodes: list[tuple[int, int, bytes]] = []
+    for index in range(size):
+        body = encode({"action": "a.b"}, service="s", moment=moment, redactor=Redactor())
+        leaf = merkle.leaf_hash(body)
+        nodes += tree.append(leaf)
+        rows.append((index, leaf, body.decode()))
+    signer = Signer(trail.origin, keys.load(base / "audit.db.key"))
+    with trail.connected(read_only=False) as connection, connection.writing():
+        insert(connection, rows, nodes, tree.size, signer.checkpoint(tree.size, tree.root()).note)
+    trail.close()
+    assert trail.path is not None
+    return trail.path, trail.vkey
+
+
+def from_files(directory: Path, reads: list[str]) -> tiles.Fetch:
+    """Return a fetch from files that notes what it reads."""
+
+    def fetch(level: int, number: int, width: int) -> bytes:
+        reads.append(tiles.tile_path(level, number, width))
+        return (directory / reads[-1]).read_bytes()
+
+    return fetch
+
+
+class TestPaths:
+    """Names of tiles, from the standard's examples."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "path"),
+        [
+            ((0, 0), "tile/0/000"),
+            ((0, 1234067), "tile/0/x001/x234/067"),
+            ((2, 999), "tile/2/999"),
+            ((1, 1000, 17), "tile/1/x001/000.p/17"),
+            (("entries", 273, 112), "tile/entries/273.p/112"),
+        ],
+    )
+    def test_path(self, arguments: tuple[int | str, int], path: str) -> None:
+        """Three digits a part, x before all but the last, the width of a partial tile behind."""
+        assert tiles.tile_path(*arguments) == path
+
+    def test_70_000(self) -> None:
+        """The example of the standard: 273 full and one partial of 112, one full and one of 17, one of width 1."""
+        size = 70_000
+        widths = [(size >> 8 * level) for level in range(merkle.tile_levels(size))]
+        assert [divmod(nodes, 256) for nodes in widths] == [(273, 112), (1, 17), (0, 1)]
+
+
+class TestExport:
+    """What `export` writes is what the standard describes."""
+
+    def test_files(self, exported: tuple[Path, str, Path]) -> None:
+        """A log of 700 has two full and one partial tile, their bundles, one partial tile above, and a checkpoint."""
+        names = sorted(
+            str(path.relative_to(exported[0])) for path in exported[0].rglob("*") if path.is_file()
+        )
+        assert names == [
+            "checkpoint",
+            "tile/0/000", "tile/0/001", "tile/0/002.p/188",
+            "tile/1/000.p/2",
+            "tile/entries/000", "tile/entries/001", "tile/entries/002.p/188",
+        ]  # fmt: skip
+        assert (exported[0] / "tile/0/000").stat().st_size == 8192
+
+    def test_by_hand(self, exported: tuple[Path, str, Path]) -> None:
+        """Entries hash to the leaves, full tiles hash to the tile above, all hash to the signed root."""
+        bundle, leaves = ((exported[0] / "tile" / kind / "000").read_bytes() for kind in ("entries", "0"))
+        first = bundle[2 : 2 + int.from_bytes(bundle[:2])]
+        assert merkle.leaf_hash(first) == leaves[:32]
+        above = (exported[0] / "tile/1/000.p/2").read_bytes()
+        assert merkle.root_of([leaves[place : place + 32] for place in range(0, 8192, 32)]) == above[:32]
+        assert "\n700\n" in Verifier(exported[1]).open((exported[0] / "checkpoint").read_text())
+
+    def test_checks(self, exported: tuple[Path, str, Path]) -> None:
+        """The files alone verify against the log's key."""
+        verdict = tiles.check(exported[0], Verifier(exported[1]))
+        assert (verdict.ok, verdict.size, verdict.problems) == (True, SIZE, ())
+
+    @pytest.mark.parametrize(
+        ("name", "change", "index"),
+        [
+            ("tile/entries/001", lambda content: content.replace(b'"ok"', b'"no"', 1), 256),
+            ("tile/entries/002.p/188", lambda content: content[:-1], 699),
+            ("tile/entries/000", lambda _content: b"", 0),
+            ("tile/0/001", lambda content: bytes(32) + content[32:], 256),
+            ("tile/0/002.p/188", lambda content: content[:-32], 699),
+            ("tile/1/000.p/2", lambda content: content[32:] + content[:32], None),
+        ],
+    )
+    def test_damage_is_named(
+        self,
+        exported: tuple[Path, str, Path],
+        tmp_path: Path,
+        name: str,
+        change: Callable[[bytes], bytes],
+        index: int | None,
+    ) -> None:
+        """A changed entry, leaf or node is found, and the first bad entry named."""
+        copy = Path(shutil.copytree(exported[0], tmp_path / "copy"))
+        (copy / name).write_bytes(change((copy / name).read_bytes()))
+        verdict = tiles.check(copy, Verifier(exported[1]))
+        assert (verdict.ok, verdict.first_bad_index) == (False, index)
+
+    def test_forged_or_missing_checkpoint(self, exported: tuple[Path, str, Path], tmp_path: Path) -> None:
+        """Without a checkpoint of the log's key nothing can be said."""
+        copy = Path(shutil.copytree(exported[0], tmp_path / "copy"))
+        note = (copy / "checkpoint").read_text()
+        (copy / "checkpoint").write_text(note.replace("\n700\n", "\n600\n"))
+        with pytest.raises(AuditError, match="NoteError"):
+            tiles.check(copy, Verifier(exported[1]))
+        (copy / "checkpoint").unlink()
+        with pytest.raises(AuditError, match="FileNotFoundError"):
+            tiles.check(copy, Verifier(exported[1]))
+
+    def test_missing_entry(self, exported: tuple[Path, str, Path], tmp_path: Path) -> None:
+        """A log with a hole is not exported as if it were whole."""
+        copy = Path(shutil.copy(exported[2], tmp_path / "copy.db"))
+        trail = open_trail(f"sqlite:///{exported[2]}", service="s")
+        with contextlib.closing(sqlite3.connect(copy)) as raw:
+            raw.execute("DROP TRIGGER entry_no_delete")
+            raw.execute("DELETE FROM entry WHERE idx = 300")
+            raw.commit()
+        with (
+            contextlib.closing(SqliteStore(copy).connect(read_only=True)) as connection,
+            pytest.raises(AuditTamperedError, match="300"),
+        ):
+            tiles.export(connection, trail.checkpoint(), tmp_path / "tiles")
+        trail.close()
+
+    def test_erased_entries(self, tmp_path: Path) -> None:
+        """An erased body is an empty entry: accepted only where that is asked for."""
+        path, vkey = build(tmp_path, 3)
+        with contextlib.closing(SqliteStore(path).connect()) as connection:
+            with connection.amending():
+                connection.execute("UPDATE entry SET body = NULL WHERE idx = 1")
+            trail = open_trail(f"sqlite:///{path}", service="s")
+            tiles.export(connection, trail.checkpoint(), tmp_path / "tiles")
+            trail.close()
+        assert tiles.check(tmp_path / "tiles", Verifier(vkey)).first_bad_index == 1
+        verdict = tiles.check(tmp_path / "tiles", Verifier(vkey), erased=True)
+        assert (verdict.ok, verdict.erased) == (True, 1)
+
+
+class TestProofs:
+    """Proofs from tiles alone."""
+
+    @given(index=st.integers(0, SIZE - 1))
+    @settings(max_examples=40, deadline=None)
+    def test_same_as_from_the_log(self, exported: tuple[Path, str, Path], index: int) -> None:
+        """A proof made of exported tiles is the one that the log gives, whatever the entry."""
+        with contextlib.closing(SqliteStore(exported[2]).connect(read_only=True)) as connection:
+            expected = tiles.TileTree(SIZE, tiles.from_store(connection)).inclusion(index)
+        proof = tiles.TileTree(SIZE, from_files(exported[0], [])).inclusion(index)
+        assert proof == expected
+        (leaf, root) = (proof.leaf, tiles.check(exported[0], Verifier(exported[1])).root)
+        assert merkle.verify_inclusion(leaf, index, SIZE, proof.path, root)
+
+    def test_each_tile_once(self, exported: tuple[Path, str, Path]) -> None:
+        """A proof reads its own tile, the one above, and the right edge; none of them twice."""
+        reads: list[str] = []
+        tiles.TileTree(SIZE, from_files(exported[0], reads)).inclusion(5)
+        assert sorted(reads) == ["tile/0/000", "tile/0/002.p/188", "tile/1/000.p/2"]
+
+    def test_short_tile(self) -> None:
+        """A tile with fewer hashes than the size asks for is no tile."""
+        with pytest.raises(AuditTamperedError, match="as many hashes"):
+            tiles.TileTree(300, lambda _level, _number, _width: b"").inclusion(0)
+
+    def test_other_key(self, exported: tuple[Path, str, Path]) -> None:
+        """Tiles that another key signed are not this log's."""
+        other = Signer(Verifier(exported[1]).name, Ed25519PrivateKey.generate())
+        with pytest.raises(AuditError, match="NoteError"):
+            tiles.check(exported[0], Verifier(other.vkey))
