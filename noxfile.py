@@ -170,6 +170,14 @@ def standards(session: nox.Session) -> None:
 
 
 @nox.session
+def exports(session: nox.Session) -> None:
+    """Hold exported AuditEvents against HL7's own schema, which npm brings."""
+    _locked(session)
+    required = {"HEALTHOBS_NPM": "required"}
+    session.run("python", "-m", "pytest", "-q", "tests/test_audit_export.py", "-m", "server", env=required)
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Rewrite the hash-pinned locks under `requirements/`; they name no index."""
     session.install("uv")
