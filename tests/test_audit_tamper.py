@@ -185,7 +185,7 @@ class TestVerify:
             ("DELETE FROM checkpoint WHERE size = 6", "never signed"),
             ("UPDATE log SET vkey = 'x'", "not the expected key"),
             ("DROP TABLE tile", "cannot be read from here on"),
-            ("INSERT INTO tile VALUES (1, 7, zeroblob(32))", "kept nodes that belong to no entries"),
+            ("INSERT INTO tile VALUES (1, 7, 1, zeroblob(32))", "kept tiles that belong to no entries"),
         ],
     )
     def test_other_damage(
@@ -263,8 +263,8 @@ class TestVerify:
     @pytest.mark.parametrize(
         ("statement", "word"),
         [
-            ("UPDATE tile SET hash = zeroblob(32)", "kept node 0 of level 1"),
-            ("DELETE FROM tile", "kept node 0 of level 1"),
+            ("UPDATE tile SET hashes = zeroblob(32)", "kept tile 0 of level 1"),
+            ("DELETE FROM tile", "kept tile 0 of level 1"),
         ],
     )
     def test_kept_nodes_are_checked(self, long: Path, tmp_path: Path, statement: str, word: str) -> None:

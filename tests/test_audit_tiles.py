@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from healthobs.audit import keys, merkle, open_trail, tiles
+from healthobs.audit import keys, merkle, open_trail, store, tiles
 from healthobs.audit.checkpoint import Signer, Verifier
 from healthobs.audit.entry import encode
-from healthobs.audit.sqlite import SqliteStore
-from healthobs.audit.store import insert
+from healthobs.audit.sqlite import SqliteConnection, SqliteStore
+from healthobs.audit.store import Row, insert
+from healthobs.audit.trail import inclusion
 from healthobs.exceptions import AuditError, AuditTamperedError
 from healthobs.redaction import Redactor
 from healthobs.testing import SteppingClock
 
 SIZE = 700
+MILLION = 1_000_000
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def build(base: Path, size: int) -> tuple[Path, str]:
     return trail.path, trail.vkey
 
 
-def from_files(directory: Path, reads: list[str]) -> tiles.Fetch:
+def from_files(directory: Path, reads: list[str]) -> merkle.Fetch:
     """Return a fetch from files that notes what it reads."""
 
     def fetch(level: int, number: int, width: int) -> bytes:
@@ -66,6 +69,32 @@ def from_files(directory: Path, reads: list[str]) -> tiles.Fetch:
         return (directory / reads[-1]).read_bytes()
 
     return fetch
+
+
+def leaf_of(index: int) -> bytes:
+    """Return the leaf of an entry that exists only where it is asked for."""
+    return index.to_bytes(32)
+
+
+class Counted:
+    """A connection that has a million leaves, and counts the rows of tiles that are read through it."""
+
+    def __init__(self, connection: SqliteConnection) -> None:
+        self._connection = connection
+        self.tile_rows = 0
+        self.leaf_runs = 0
+
+    def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
+        if "FROM entry" in statement:
+            self.leaf_runs += 1
+            start, end = cast("tuple[int, int]", parameters)
+            return [(index, leaf_of(index)) for index in range(start, end)]
+        rows = self._connection.execute(statement, parameters)
+        self.tile_rows += len(rows)
+        return rows
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
 
 
 class TestPaths:
@@ -193,24 +222,41 @@ class TestProofs:
     @given(index=st.integers(0, SIZE - 1))
     @settings(max_examples=40, deadline=None)
     def test_same_as_from_the_log(self, exported: tuple[Path, str, Path], index: int) -> None:
-        """A proof made of exported tiles is the one that the log gives, whatever the entry."""
+        """A path made of exported tiles is the one that the log gives, and leads to the signed root."""
         with contextlib.closing(SqliteStore(exported[2]).connect(read_only=True)) as connection:
-            expected = tiles.TileTree(SIZE, tiles.from_store(connection)).inclusion(index)
-        proof = tiles.TileTree(SIZE, from_files(exported[0], [])).inclusion(index)
-        assert proof == expected
-        (leaf, root) = (proof.leaf, tiles.check(exported[0], Verifier(exported[1])).root)
-        assert merkle.verify_inclusion(leaf, index, SIZE, proof.path, root)
+            proof = inclusion(connection, index, SIZE)
+        tree = merkle.TileTree(SIZE, from_files(exported[0], []))
+        assert merkle.inclusion_path(index, SIZE, tree.subtree) == proof.path
+        assert tree.subtree(index, index + 1) == proof.leaf
+        assert proof.verify(tiles.check(exported[0], Verifier(exported[1])).root)
 
     def test_each_tile_once(self, exported: tuple[Path, str, Path]) -> None:
         """A proof reads its own tile, the one above, and the right edge; none of them twice."""
         reads: list[str] = []
-        tiles.TileTree(SIZE, from_files(exported[0], reads)).inclusion(5)
+        merkle.inclusion_path(5, SIZE, merkle.TileTree(SIZE, from_files(exported[0], reads)).subtree)
         assert sorted(reads) == ["tile/0/000", "tile/0/002.p/188", "tile/1/000.p/2"]
+
+    def test_reads_in_a_million(self, tmp_path: Path) -> None:
+        """A proof in a tree of 1,000,000 entries reads at most four rows of tiles, and two runs of leaves."""
+        place = SqliteStore(tmp_path / "audit.db")
+        tree, nodes = merkle.CompactRange(), list[tuple[int, int, bytes]]()
+        for index in range(MILLION):
+            nodes += tree.append(leaf_of(index))
+        with place.initialising() as connection:
+            insert(connection, [], nodes, MILLION, "")
+        with contextlib.closing(place.connect(read_only=True)) as connection:
+            root = tree.root()
+            for index in (0, 65_535, 500_000, 983_039, 999_935, MILLION - 1):
+                counted = Counted(connection)
+                path = merkle.inclusion_path(index, MILLION, store.tree(counted, MILLION).subtree)
+                assert merkle.verify_inclusion(leaf_of(index), index, MILLION, path, root)
+                assert (counted.tile_rows <= 4, counted.leaf_runs <= 2) == (True, True)
+            assert counted.tile_rows > 0
 
     def test_short_tile(self) -> None:
         """A tile with fewer hashes than the size asks for is no tile."""
         with pytest.raises(AuditTamperedError, match="as many hashes"):
-            tiles.TileTree(300, lambda _level, _number, _width: b"").inclusion(0)
+            merkle.TileTree(300, lambda _level, _number, _width: b"").subtree(0, 1)
 
     def test_other_key(self, exported: tuple[Path, str, Path]) -> None:
         """Tiles that another key signed are not this log's."""

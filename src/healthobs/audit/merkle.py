@@ -11,14 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 
+from healthobs.exceptions import AuditTamperedError
+
 HASH_BYTES = 32
 #: Root of the empty tree (RFC 9162 §2.1.1).
 EMPTY_ROOT = sha256().digest()
 #: Kept nodes cover 256**level leaves, the tile height of C2SP tlog-tiles.
 TILE_HEIGHT = 8
+#: Hashes in a full tile.
+TILE_WIDTH = 1 << TILE_HEIGHT
 
 #: Answers the hash over leaves [start, end), a perfect aligned subtree.
 Subtree = Callable[[int, int], bytes]
+#: Answers the hashes of a tile one after the other: level, number, width (256 unless it is partial).
+Fetch = Callable[[int, int, int], bytes]
 
 
 def leaf_hash(data: bytes) -> bytes:
@@ -175,6 +181,42 @@ def consistency_path(old: int, new: int, subtree: Subtree) -> tuple[bytes, ...]:
     if start:  # otherwise the verifier knows this node: it is the old root
         path.append(range_hash(start, end, subtree))
     return tuple(reversed(path))
+
+
+class TileTree:
+    """A tree of a given size that is read by whole tiles, each once.
+
+    Args:
+        size: Leaves in the tree.
+        fetch: Gets a tile.
+    """
+
+    def __init__(self, size: int, fetch: Fetch) -> None:
+        self._size = size
+        self._fetch = fetch
+        self._tiles: dict[tuple[int, int], bytes] = {}
+
+    def subtree(self, start: int, end: int) -> bytes:
+        """Return the hash over the perfect aligned subtree [start, end)."""
+        height = (end - start).bit_length() - 1
+        level, rest = divmod(height, TILE_HEIGHT)
+        first = start >> level * TILE_HEIGHT
+        return root_of(self._nodes(level, first, first + (1 << rest)))
+
+    def _nodes(self, level: int, first: int, end: int) -> Iterable[bytes]:
+        tile = self._tile(level, first >> TILE_HEIGHT)
+        offset = first % TILE_WIDTH
+        for place in range(offset, offset + end - first):
+            yield tile[place * HASH_BYTES : (place + 1) * HASH_BYTES]
+
+    def _tile(self, level: int, number: int) -> bytes:
+        known = self._tiles.get((level, number))
+        if known is None:
+            width = min(TILE_WIDTH, (self._size >> level * TILE_HEIGHT) - number * TILE_WIDTH)
+            known = self._tiles[level, number] = self._fetch(level, number, width)
+            if len(known) != width * HASH_BYTES:
+                raise AuditTamperedError("a tile has not as many hashes as the tree's size asks for")
+        return known
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes) -> bool:

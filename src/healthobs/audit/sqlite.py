@@ -32,8 +32,8 @@ _TABLES = (
     origin TEXT NOT NULL, vkey TEXT NOT NULL){_STRICT}""",
     f"""CREATE TABLE entry (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL CHECK (length(leaf) = 32),
     body TEXT){_STRICT}""",
-    f"""CREATE TABLE tile (level INTEGER NOT NULL, n INTEGER NOT NULL,
-    hash BLOB NOT NULL CHECK (length(hash) = 32), PRIMARY KEY (level, n)) WITHOUT ROWID{_STRICT and ", STRICT"}""",
+    f"""CREATE TABLE tile (level INTEGER NOT NULL, n INTEGER NOT NULL, width INTEGER NOT NULL,
+    hashes BLOB NOT NULL CHECK (length(hashes) = 32 * width), PRIMARY KEY (level, n, width)){_STRICT}""",
     f"CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, note TEXT NOT NULL){_STRICT}",
 )
 

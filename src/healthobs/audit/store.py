@@ -1,7 +1,7 @@
 """What a database must offer to keep the log, and the reads and writes of the log that every one of them shares.
 
-`entry` holds the log, `checkpoint` every signed root, `tile` the hash of each complete run of 256**level leaves
-(C2SP tlog-tiles), `log` who this is. Statements are those that SQLite and PostgreSQL have in common, with ``?``
+`entry` holds the log, `checkpoint` every signed root, `tile` the nodes over complete runs of 256 leaves as C2SP
+tlog-tiles has them (a tile that grew is a new row, so that rows are only ever added), `log` who this is. Statements are those that SQLite and PostgreSQL have in common, with ``?``
 for parameters. Guards refuse changes by accident; only the Merkle root and a copy of it elsewhere shows changes
 by intent (45 CFR 164.312(c)(1), PCI DSS 4.0 requirement 10.3).
 
@@ -26,7 +26,6 @@ FORBIDDEN = {
 }
 #: Format of the tables (`log.format`).
 FORMAT = 1
-_LEAVES_AT_ONCE = 256
 
 Row = tuple[Any, ...]
 
@@ -192,37 +191,57 @@ def leaves(connection: Connection, start: int, end: int) -> list[bytes]:
     return [leaf for _, leaf in rows]
 
 
-def subtree(connection: Connection, start: int, end: int) -> bytes:
-    """Return the hash over the perfect aligned subtree [start, end), from kept nodes where there are any."""
-    size = end - start
-    height = size.bit_length() - 1
-    if height and height % merkle.TILE_HEIGHT == 0:
+def tiles(connection: Connection) -> merkle.Fetch:
+    """Return what reads tiles of the log: leaves from the entries, each tile above them from one row."""
+
+    def fetch(level: int, number: int, width: int) -> bytes:
+        if level == 0:
+            start = number * merkle.TILE_WIDTH
+            return b"".join(leaves(connection, start, start + width))
         rows = connection.execute(
-            "SELECT hash FROM tile WHERE level = ? AND n = ?", (height // merkle.TILE_HEIGHT, start >> height)
+            "SELECT hashes FROM tile WHERE level = ? AND n = ? AND width >= ? ORDER BY width LIMIT 1",
+            (level, number, width),
         )
-        if rows:
-            return bytes(rows[0][0])
-    if size <= _LEAVES_AT_ONCE:
-        return merkle.root_of(leaves(connection, start, end))
-    middle = start + size // 2
-    return merkle.node_hash(subtree(connection, start, middle), subtree(connection, middle, end))
+        return bytes(rows[0][0])[: width * merkle.HASH_BYTES] if rows else b""
+
+    return fetch
+
+
+def tree(connection: Connection, size: int) -> merkle.TileTree:
+    """Return the tree of the first `size` entries, read by tiles."""
+    return merkle.TileTree(size, tiles(connection))
 
 
 def load_range(connection: Connection, size: int) -> merkle.CompactRange:
     """Return the right edge of the tree of the first `size` entries."""
-    return merkle.CompactRange(
-        size, [subtree(connection, start, end) for start, end in merkle.peak_bounds(size)]
-    )
+    subtree = tree(connection, size).subtree
+    return merkle.CompactRange(size, [subtree(start, end) for start, end in merkle.peak_bounds(size)])
 
 
 def insert(
     connection: Connection,
     rows: Iterable[tuple[int, bytes, str]],
-    tiles: Iterable[tuple[int, int, bytes]],
+    nodes: Iterable[tuple[int, int, bytes]],
     size: int,
     note: str,
 ) -> None:
     """Add entries, completed nodes and the checkpoint over all, inside the caller's transaction."""
     connection.insert("INSERT INTO entry (idx, leaf, body) VALUES (?, ?, ?)", rows)
-    connection.insert("INSERT INTO tile (level, n, hash) VALUES (?, ?, ?)", tiles)
+    connection.insert(
+        "INSERT INTO tile (level, n, width, hashes) VALUES (?, ?, ?, ?)", _grown(connection, nodes)
+    )
     connection.execute("INSERT INTO checkpoint (size, note) VALUES (?, ?)", (size, note))
+
+
+def _grown(
+    connection: Connection, nodes: Iterable[tuple[int, int, bytes]]
+) -> list[tuple[int, int, int, bytes]]:
+    """Return the rows of the tiles that `nodes` (level, number, hash) are added to, each as wide as it has become."""
+    fetch = tiles(connection)
+    grown: dict[tuple[int, int], bytes] = {}
+    for level, number, node in nodes:
+        n, width = divmod(number, merkle.TILE_WIDTH)
+        if (level, n) not in grown:
+            grown[level, n] = fetch(level, n, width) if width else b""
+        grown[level, n] += node
+    return [(level, n, len(hashes) // merkle.HASH_BYTES, hashes) for (level, n), hashes in grown.items()]

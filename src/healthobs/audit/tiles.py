@@ -9,21 +9,18 @@ pruned log, what lies below its first entry is left out. Nothing is compressed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from healthobs.audit import merkle, store
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
-from healthobs.audit.records import Checkpoint, InclusionProof, Problem, Verification
+from healthobs.audit.records import Checkpoint, Problem, Verification
 from healthobs.audit.store import Connection
-from healthobs.exceptions import AuditError, AuditTamperedError
+from healthobs.exceptions import AuditError
 
-_WIDTH = 1 << merkle.TILE_HEIGHT
+_WIDTH = merkle.TILE_WIDTH
 _HASH = merkle.HASH_BYTES
 _LENGTH_BYTES = 2
-
-#: Returns the hashes of a tile: level, number, width of a partial one (256 for a full one).
-Fetch = Callable[[int, int, int], bytes]
 
 
 def tile_path(level: int | str, number: int, width: int = _WIDTH) -> str:
@@ -40,68 +37,6 @@ def tile_path(level: int | str, number: int, width: int = _WIDTH) -> str:
     return f"tile/{level}/{'/'.join(reversed(parts))}{partial}"
 
 
-class TileTree:
-    """A tree of a given size that is read by whole tiles, each once.
-
-    Args:
-        size: Leaves in the tree.
-        fetch: Gets a tile.
-    """
-
-    def __init__(self, size: int, fetch: Fetch) -> None:
-        self._size = size
-        self._fetch = fetch
-        self._tiles: dict[tuple[int, int], bytes] = {}
-
-    def subtree(self, start: int, end: int) -> bytes:
-        """Return the hash over the perfect aligned subtree [start, end)."""
-        height = (end - start).bit_length() - 1
-        level, rest = divmod(height, merkle.TILE_HEIGHT)
-        first = start >> level * merkle.TILE_HEIGHT
-        return merkle.root_of(self._nodes(level, first, first + (1 << rest)))
-
-    def _nodes(self, level: int, first: int, end: int) -> Iterable[bytes]:
-        tile = self._tile(level, first >> merkle.TILE_HEIGHT)
-        offset = first % _WIDTH
-        for place in range(offset, offset + end - first):
-            yield tile[place * _HASH : (place + 1) * _HASH]
-
-    def _tile(self, level: int, number: int) -> bytes:
-        known = self._tiles.get((level, number))
-        if known is None:
-            width = min(_WIDTH, (self._size >> level * merkle.TILE_HEIGHT) - number * _WIDTH)
-            known = self._tiles[level, number] = self._fetch(level, number, width)
-            if len(known) != width * _HASH:
-                raise AuditTamperedError("a tile has not as many hashes as the tree's size asks for")
-        return known
-
-    def inclusion(self, index: int) -> InclusionProof:
-        """Return the proof that leaf `index` is in the tree.
-
-        Raises:
-            ValueError: The tree has no such leaf.
-            AuditTamperedError: A tile is too short.
-        """
-        path = merkle.inclusion_path(index, self._size, self.subtree)
-        return InclusionProof(index, self._size, self.subtree(index, index + 1), path)
-
-
-def from_store(connection: Connection) -> Fetch:
-    """Return what gets tiles from the log behind `connection`: each with one read of consecutive rows."""
-
-    def fetch(level: int, number: int, width: int) -> bytes:
-        start = number * _WIDTH
-        if level == 0:
-            return b"".join(store.leaves(connection, start, start + width))
-        rows = connection.execute(
-            "SELECT hash FROM tile WHERE level = ? AND n >= ? AND n < ? ORDER BY n",
-            (level, start, start + width),
-        )
-        return b"".join(bytes(node) for (node,) in rows)
-
-    return fetch
-
-
 def export(connection: Connection, checkpoint: Checkpoint, directory: Path) -> int:
     """Write the log as of `checkpoint` into `directory`, and return the number of files.
 
@@ -113,7 +48,7 @@ def export(connection: Connection, checkpoint: Checkpoint, directory: Path) -> i
     Raises:
         AuditTamperedError: An entry below the checkpoint's size is missing.
     """
-    fetch, size, first = from_store(connection), checkpoint.size, store.first_index(connection)
+    fetch, size, first = store.tiles(connection), checkpoint.size, store.first_index(connection)
     count = 1
     for level in range(merkle.tile_levels(size)):
         per_tile = _WIDTH << level * merkle.TILE_HEIGHT

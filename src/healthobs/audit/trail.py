@@ -253,7 +253,7 @@ def inclusion(connection: Connection, index: int, size: int | None) -> Inclusion
     size = _size(connection, size)
     if 0 <= index < store.first_index(connection):
         raise ValueError("entries from the first on are no longer there; verify says whether by order")
-    path = merkle.inclusion_path(index, size, lambda start, end: store.subtree(connection, start, end))
+    path = merkle.inclusion_path(index, size, store.tree(connection, size).subtree)
     (leaf,) = store.leaves(connection, index, index + 1)
     return InclusionProof(index, size, leaf, path)
 
@@ -261,7 +261,7 @@ def inclusion(connection: Connection, index: int, size: int | None) -> Inclusion
 def consistency(connection: Connection, old: int, new: int | None) -> ConsistencyProof:
     """Return a consistency proof from the log behind `connection`; see `AuditTrail.consistency_proof`."""
     new = _size(connection, new)
-    path = merkle.consistency_path(old, new, lambda start, end: store.subtree(connection, start, end))
+    path = merkle.consistency_path(old, new, store.tree(connection, new).subtree)
     return ConsistencyProof(old, new, path)
 
 

@@ -18,7 +18,7 @@ from heapq import merge
 from healthobs.audit import governance, store
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.governance import Order, Range
-from healthobs.audit.merkle import TILE_HEIGHT, CompactRange, leaf_hash
+from healthobs.audit.merkle import HASH_BYTES, TILE_HEIGHT, TILE_WIDTH, CompactRange, leaf_hash
 from healthobs.audit.records import Checkpoint, Problem, Verification
 from healthobs.audit.store import Connection, StoreError
 
@@ -68,6 +68,8 @@ class _Run:
         self._entries = 0
         self._checkpoints = 0
         self._tiles = 0
+        #: The tile of each level that is not full yet: number and hashes.
+        self._nodes: dict[int, tuple[int, bytes]] = {}
         self._first = 0
         self._bodies_erased = 0
 
@@ -155,8 +157,12 @@ class _Run:
             due = next(checkpoints, None)
         if signed_size < expected:
             self._problem(signed_size, "the entries from here on were never signed")
-        if self._tree is not None and tiles > self._tiles:
-            self._problem(None, "there are kept nodes that belong to no entries")
+        if self._tree is None:
+            return
+        for level, (n, hashes) in self._nodes.items():
+            self._tile(level, n, hashes)
+        if tiles > self._tiles:
+            self._problem(None, "there are kept tiles that belong to no entries")
 
     def _start(self) -> int:
         """Return where the log begins; where it was pruned by order, load the tree up to there from kept nodes."""
@@ -165,14 +171,16 @@ class _Run:
         if not first:
             return 0
         kept = CompactRange()
-        for (node,) in self._connection.execute(
-            "SELECT hash FROM tile WHERE level = 1 AND n < ? ORDER BY n", (first >> TILE_HEIGHT,)
-        ):
-            self._tiles += 1
-            for level, number, above in kept.append(node if isinstance(node, bytes) else b""):
-                self._tile(level + 1, number, above)
+        for n in range(-(-first >> 2 * TILE_HEIGHT)):
+            width = min(TILE_WIDTH, (first >> TILE_HEIGHT) - n * TILE_WIDTH)
+            hashes = store.tiles(self._connection)(1, n, width)
+            for place in range(0, len(hashes), HASH_BYTES):
+                node = hashes[place : place + HASH_BYTES]
+                self._node(1, kept.size, node)
+                for level, number, above in kept.append(node):
+                    self._node(level + 1, number, above)
         if kept.size != first >> TILE_HEIGHT:
-            self._problem(None, "kept nodes of the pruned entries are missing")
+            self._problem(None, "kept tiles of the pruned entries are missing")
             self._tree = None
         else:
             self._tree = CompactRange(first, kept.peaks)
@@ -210,14 +218,24 @@ class _Run:
             self._problem(index, "the leaf is no hash")
             self._tree = None
         if self._tree is not None and isinstance(leaf, bytes):
-            for level, number, node in self._tree.append(leaf):
-                self._tile(level, number, node)
+            for node in self._tree.append(leaf):
+                self._node(*node)
 
-    def _tile(self, level: int, number: int, node: bytes) -> None:
-        self._tiles += 1
-        rows = self._connection.execute("SELECT hash FROM tile WHERE level = ? AND n = ?", (level, number))
-        if [(node,)] != rows:
-            self._problem(None, f"the kept node {number} of level {level} is not that of the entries")
+    def _node(self, level: int, number: int, node: bytes) -> None:
+        """Take a node that became complete, and check the tile that is full with it."""
+        n, place = divmod(number, TILE_WIDTH)
+        self._nodes[level] = (n, self._nodes[level][1] + node if place else node)
+        if place == TILE_WIDTH - 1:
+            self._tile(level, *self._nodes.pop(level))
+
+    def _tile(self, level: int, n: int, hashes: bytes) -> None:
+        """Hold what is kept of a tile, in every width it had, against what the entries make it."""
+        rows = self._connection.execute("SELECT hashes FROM tile WHERE level = ? AND n = ?", (level, n))
+        self._tiles += len(rows)
+        kept = [row if isinstance(row, bytes) else b"" for (row,) in rows]
+        grown = max((len(row) for row in kept), default=0)
+        if grown < len(hashes) or any(row[: len(hashes)] != hashes[: len(row)] for row in kept):
+            self._problem(None, f"the kept tile {n} of level {level} is not that of the entries")
 
     def _checkpoint(self, size: int, found: object) -> None:
         """Check one checkpoint, stored or kept elsewhere, against the tree as it is at its size."""
