@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from healthobs.audit import AuditTrail, merkle, open_trail
+from healthobs import Settings
+from healthobs.audit import AuditTrail, keys, merkle, open_trail
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
 from healthobs.audit.cosigning import Peer, Witnesses
 from healthobs.audit.witness import Answer, Cosigner, Witness, WitnessState
 from healthobs.clock import Clock
+from healthobs.compliance.control import ProbeContext
+from healthobs.compliance.probes_audit import Integrity
 from healthobs.exceptions import AuditError, ConfigurationError
+from healthobs.redaction import Redactor
 from healthobs.testing import SteppingClock
 
 ORIGIN = "example.org/log"
@@ -226,6 +230,13 @@ class Bench:
         return Witnesses(self.trail, peers, send or self.send, clock=self.time.clock())
 
 
+def later(bench: Bench) -> bytes:
+    """Return a request about a longer log that its own key signed, and that its store does not hold."""
+    leaf = bench.trail.inclusion_proof(0, 1).leaf
+    signer = Signer(ORIGIN, keys.load(bench.directory / "audit.db.key"))
+    return request(1, 3, leaves=[leaf, *LEAVES], signer=signer)
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
@@ -280,6 +291,24 @@ class TestWitnesses:
         assert (told.contradicted, told.cosigned) == (("w1.example/w",), ("w2.example/w",))
         assert peers.contradicted == ("w1.example/w",)
         assert peers.state == "self-witnessed", "the witness that never saw the log cannot know"
+
+    def test_state_and_contradiction_reach_the_control(self, bench: Bench) -> None:
+        """The trail says who witnesses it, and the integrity control fails once a witness contradicts it."""
+        context = ProbeContext(
+            settings=Settings(service_name="s"), clock=Clock(), redactor=Redactor(), audit=bench.trail
+        )
+        bench.trail.append({"action": "a.b"})
+        assert bench.trail.witness_state == "self-signed"
+        assert "self-signed" in Integrity()(context).text
+        peers = bench.client("w1")
+        peers.ask()
+        assert bench.trail.witness_state == "self-witnessed"
+        outcome = Integrity()(context)
+        assert (outcome.state, "self-witnessed" in outcome.text) == ("pass", True)
+        bench.witnesses["https://w1"].add_checkpoint(later(bench))
+        assert peers.ask().contradicted == ("w1.example/w",)
+        outcome = Integrity()(context)
+        assert (outcome.state, "w1.example/w" in outcome.text) == ("fail", True)
 
     def test_second_history_is_betrayed(self, bench: Bench) -> None:
         """A log rewritten to the same or a greater length by whoever has the key is contradicted too."""

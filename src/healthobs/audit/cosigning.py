@@ -68,7 +68,7 @@ class Witnesses:
     """The witnesses of one log.
 
     Args:
-        trail: The log.
+        trail: The log; its `witness_state` is then that of these witnesses.
         peers: Whom to ask.
         send: Does the HTTP.
         clock: Default the system's.
@@ -99,6 +99,7 @@ class Witnesses:
         self._times: dict[str, int] = {}
         self._contradicted: set[str] = set()
         self.latest: Round | None = None
+        trail.witnesses = self
 
     @property
     def state(self) -> WitnessState:

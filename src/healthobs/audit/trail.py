@@ -16,6 +16,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from healthobs.audit import entry, governance, merkle, reading, store, verification
 from healthobs.audit.checkpoint import Signer, Verifier, open_checkpoint
@@ -27,6 +28,9 @@ from healthobs.audit.writer import Writer
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, AuditWriteError
 from healthobs.redaction import Redactor
+
+if TYPE_CHECKING:
+    from healthobs.audit.cosigning import Witnesses, WitnessState
 
 
 class AuditTrail:
@@ -62,6 +66,8 @@ class AuditTrail:
         self._clock = clock
         self._redactor = redactor
         self._timeout_seconds = timeout_seconds
+        #: Who cosigns its checkpoints; set by `healthobs.audit.cosigning.Witnesses`.
+        self.witnesses: Witnesses | None = None
         self._closed = False
         #: One writer per process id: after a fork the child finds none of its own and starts afresh.
         self._writers: dict[int, Writer] = {}
@@ -141,6 +147,11 @@ class AuditTrail:
         with self.connected() as connection:
             _, note = store.head(connection)
         return open_checkpoint(note or "", self._verifier)
+
+    @property
+    def witness_state(self) -> WitnessState:
+        """How independent those are that cosigned lately: ``self-signed``, ``self-witnessed`` or ``witnessed``."""
+        return "self-signed" if self.witnesses is None else self.witnesses.state
 
     def verify(self, *, known: tuple[str, ...] = ()) -> Verification:
         """Recompute everything and hold it against every checkpoint; see `healthobs.audit.verification`.

@@ -2,7 +2,8 @@
 
 45 CFR 164.312(b) and (c), PCI DSS 4.0 requirement 10.3. Canary entries carry the reserved subject and action.
 
-Limits: what is verified is held against checkpoints that this process has seen, not yet against witnesses'.
+Limits: what is verified is held against checkpoints that this process has seen; witnesses' count as far as they
+were asked (`healthobs.audit.cosigning`).
 """
 
 from __future__ import annotations
@@ -81,6 +82,9 @@ class Integrity:
         trail = context.audit
         if trail is None:
             return NO_TRAIL
+        if trail.witnesses is not None and trail.witnesses.contradicted:
+            named = ", ".join(trail.witnesses.contradicted)
+            return Outcome("fail", f"witnesses hold another or a later history of this trail: {named}")
         known = (self._seen[1],) if self._seen is not None and self._seen[0] == trail.origin else ()
         try:
             note = trail.checkpoint().note
@@ -92,7 +96,11 @@ class Integrity:
             return Outcome("fail", f"{len(verification.problems)} problems: {named}", verification.size)
         self._seen = trail.origin, note
         against = "and against an earlier checkpoint" if known else "no earlier checkpoint was known"
-        return Outcome("pass", f"every entry and checkpoint verified, {against}", verification.size)
+        return Outcome(
+            "pass",
+            f"every entry and checkpoint verified, {against}; {trail.witness_state}",
+            verification.size,
+        )
 
 
 def refuses_changes(context: ProbeContext) -> Outcome:
