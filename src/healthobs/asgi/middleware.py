@@ -115,6 +115,7 @@ class Middleware:
         query = parse_qs(
             scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True, errors="replace"
         )
+        request_id = fields["x-request-id"] = new_request_id(fields.get("x-request-id"))
         request = Request(scope["method"], path, query, fields)
         token = _runtime.override.set(self.obs)
         try:
@@ -126,7 +127,6 @@ class Middleware:
             _runtime.override.reset(token)
         assert response is not None  # noqa: S101 - the path is one of theirs
         added = self._server.headers(None, trusted=self._is_trusted(scope))
-        request_id = new_request_id(fields.get("x-request-id"))
         await _reply(response, [("X-Request-Id", request_id), *added], scope, send)
 
 
