@@ -6,6 +6,7 @@ state of every control is compared each time, so a control that fails without be
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import shutil
@@ -28,6 +29,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from healthobs import Observability, Settings
+from healthobs.asgi import Middleware as AsgiMiddleware
 from healthobs.audit import open_trail
 from healthobs.audit.checkpoint import Signer
 from healthobs.clock import Clock
@@ -44,6 +46,7 @@ from healthobs.compliance import (
     self_caller,
 )
 from healthobs.compliance.catalogue import with_catalogue
+from healthobs.compliance.probes_audit import names_actors, samples_entries
 from healthobs.compliance.probes_clock import MAX_STEP_SECONDS, ClockInSync, KernelClock, read_kernel_clock
 from healthobs.compliance.probes_http import refuses_bad_tokens, refuses_strangers, sends_headers
 from healthobs.compliance.probes_telemetry import (
@@ -62,11 +65,14 @@ from healthobs.tracing import RedactingSpanExporter
 
 HEALTHY = {
     "H-312.a1": "pass",
+    "H-312.a2i": "unknown",  # nobody's record is in it
     "H-312.b": "pass",
     "H-312.c": "pass",
     "H-312.d": "pass",
     "H-514": "partial",
     "G-wrap": "pass",
+    "P-10d": "pass",
+    "P-10c": "pass",
     "C-3.3": "pass",
     "C-3.5": "pass",
     "C-10.3": "pass",
@@ -332,29 +338,44 @@ def spoil_kernel_clock(service: Service) -> None:
     service.kernel = KernelClock(True, 4.0)
 
 
+def leave_out_the_actor(service: Service) -> None:
+    service.trail.append({"action": "patient.read", "subject": "p-1"})
+
+
 def nothing(service: Service) -> None:
     """Leave it to the options."""
 
 
-_UNRECORDABLE = {"H-312.b": "fail", "H-312.c": "fail", "C-3.3": "unknown", "C-3.5": "unknown"}
-_REWRITTEN = {"H-312.b": "fail", "H-312.c": "fail", "C-10.3": "fail"}
+_UNRECORDABLE = {
+    "H-312.b": "fail",
+    "H-312.c": "fail",
+    "P-10c": "fail",
+    "C-3.3": "unknown",
+    "C-3.5": "unknown",
+}
+_REWRITTEN = {"H-312.b": "fail", "H-312.c": "fail", "P-10c": "fail", "C-10.3": "fail"}
 _UNREADABLE = {**_UNRECORDABLE, "C-10.3": "unknown"}
 
 #: Name: options of the service, what is done to it after a healthy round, and every state that differs then.
 SABOTAGE: dict[str, tuple[dict[str, Any], Callable[[Service], None], dict[str, str]]] = {
-    "open routes": ({"authentication": "off"}, nothing, {"H-312.a1": "fail", "H-312.d": "fail"}),
-    "strangers let in": ({"authentication": "optional"}, nothing, {"H-312.a1": "fail"}),
+    "open routes": (
+        {"authentication": "off"},
+        nothing,
+        {"H-312.a1": "fail", "P-10d": "fail", "H-312.d": "fail"},
+    ),
+    "strangers let in": ({"authentication": "optional"}, nothing, {"H-312.a1": "fail", "P-10d": "fail"}),
     "expiry ignored": ({"leeway_seconds": 10**6}, nothing, {"H-312.d": "fail"}),
     "other audience accepted": ({"audience": "other"}, nothing, {"H-312.d": "fail"}),
     "triggers dropped": ({}, drop_triggers, {"C-10.3": "fail", "H-312.c": "fail"}),
     "replace guards dropped": ({}, drop_replace_guards, {"C-10.3": "fail", "H-312.c": "fail"}),
-    "entry edited": ({}, edit_entry, {"H-312.c": "fail"}),
-    "leaf edited": ({}, edit_leaf, {"H-312.b": "fail", "H-312.c": "fail"}),
+    "entry edited": ({}, edit_entry, {"H-312.c": "fail", "P-10c": "fail"}),
+    "leaf edited": ({}, edit_leaf, {"H-312.b": "fail", "H-312.c": "fail", "P-10c": "fail"}),
+    "actor left out": ({}, leave_out_the_actor, {"H-312.a2i": "fail"}),
     "entries hidden as they come": ({}, hide_what_comes, _REWRITTEN),
     "entries altered as they come": ({}, resalt_what_comes, _REWRITTEN),
     "no harm done": ({}, leave_empty_files, {}),
     "tail deleted": ({}, delete_tail, _UNRECORDABLE),
-    "file put back": ({}, roll_back, _UNRECORDABLE),
+    "file put back": ({}, roll_back, {**_UNRECORDABLE, "P-10c": "pass"}),
     "file destroyed": ({}, destroy_file, _UNREADABLE),
     "file removed": ({}, remove_file, _UNREADABLE),
     "checkpoint by a foreign key": ({}, sign_with_foreign_key, _UNRECORDABLE),
@@ -389,7 +410,9 @@ class TestSabotage:
         service.engine.run()
         sabotage(service)
         assert service.run() == {**HEALTHY, **changed}
-        required_failures = sorted(set(changed) - {"H-514", "C-10.6"})
+        required_failures = sorted(
+            {name for name in changed if changed[name] != "pass"} - {"H-312.a2i", "H-514", "C-10.6"}
+        )
         assert sorted(service.engine.gate_failures()) == required_failures
 
     def test_every_control_has_one(self) -> None:
@@ -527,7 +550,8 @@ class TestRecording:
         states = {name: state for name, state in obs.controls.run().items() if name not in UNSEEN}
         del states["C-10.6"]  # the machine decides
         assert states == {
-            **dict.fromkeys(["H-312.a1", "H-312.b", "H-312.c", "H-312.d", "C-10.3", "HDR"], "unknown"),
+            **dict.fromkeys(["H-312.a1", "H-312.a2i", "H-312.b", "H-312.c", "H-312.d"], "unknown"),
+            **dict.fromkeys(["P-10c", "P-10d", "C-10.3", "HDR"], "unknown"),
             **dict.fromkeys(["C-3.3", "C-3.5", "H-514"], "partial"),
             "G-wrap": "pass",
         }
@@ -853,3 +877,67 @@ def test_types_meet() -> None:
     """The engine takes what the catalogue gives."""
     engine = ControlEngine(library_controls(), context, Clock())
     assert list(engine.states()) == list(HEALTHY)
+
+
+class TestAuditProbes:
+    """Who acted, and what is drawn."""
+
+    @pytest.mark.parametrize(
+        ("drafts", "state", "n"),
+        [
+            ([], "unknown", 0),
+            ([{"subject": CANARY_SUBJECT}], "unknown", 0),
+            ([{"subject": "p-1", "actor": "dr-1"}], "pass", 1),
+            ([{"subject": "p-1", "outcome": "denied"}], "pass", 1),
+            ([{"subject": "p-1", "actor": "dr-1"}, {"subject": "p-2", "actor": ""}], "fail", 2),
+        ],
+    )
+    def test_actors(
+        self, build: Callable[..., Service], drafts: list[dict[str, str]], state: str, n: int
+    ) -> None:
+        """Entries about a person that were answered must name who acted; canaries and refusals need not."""
+        service = build()
+        for draft in drafts:
+            service.trail.append({"action": "patient.read", **draft})
+        outcome = names_actors(context(audit=service.trail))
+        assert (outcome.state, outcome.n) == (state, n)
+
+    def test_drawn_from_the_whole_trail(self, build: Callable[..., Service]) -> None:
+        """One bad entry among few is always drawn, wherever it is; an empty trail has nothing against it."""
+        service = build()
+        assert samples_entries(context(audit=service.trail)).n == 0
+        for number in range(6):
+            service.trail.append({"action": f"a.{number}"})
+        assert samples_entries(context(audit=service.trail)).n == 6
+        service.unguarded("UPDATE entry SET body = replace(body, 'a.4', 'b.4') WHERE idx = 4")
+        outcome = samples_entries(context(audit=service.trail))
+        assert (outcome.state, outcome.text) == ("fail", "of 6 entries drawn 1 are not as recorded")
+
+
+class TestAsgi:
+    """Controls of an ASGI application."""
+
+    def test_they_begin_with_the_first_request(self) -> None:
+        """Nothing runs until a request comes; what needs to call the application stays unknown."""
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            """Answer nothing."""
+
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        obs = Observability(Settings(endpoints=True), log_stream=io.StringIO())
+        engine = obs.controls
+        assert engine is not None
+        middleware = AsgiMiddleware(app, obs)
+        scope = {"type": "http", "method": "GET", "path": "/health", "headers": [], "query_string": b""}
+        idle = [engine.schedule.idle]
+        asyncio.run(middleware(scope, app, send))
+        idle.append(engine.schedule.idle)
+        engine.stop()
+        states = engine.run()
+        obs.close()
+        assert (idle, sent[0]["status"]) == ([True, False], 200)
+        assert (states["G-wrap"], states["HDR"]) == ("pass", "unknown")

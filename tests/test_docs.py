@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class TestGeneratedPages:
     """Pages made from the code."""
 
-    @pytest.mark.parametrize("tool", ["settings_page.py", "readme_example.py"])
+    @pytest.mark.parametrize("tool", ["settings_page.py", "controls_page.py", "readme_example.py"])
     def test_fresh(self, tool: str) -> None:
         """What is committed is what the code says today."""
         done = subprocess.run(

@@ -444,7 +444,7 @@ class TestControls:
 
     @pytest.fixture
     def run(self, devices: Devices) -> Callable[[], dict[str, tuple[str, int | None]]]:
-        """Run both controls and return state and count of each."""
+        """Run the controls and return state and count of each."""
         service = devices.world["medical-device"].extensions["medical-device"]
         obs = devices.world.obs("medical-device")
         context = ProbeContext(settings=obs.settings, clock=obs.clock, redactor=obs.redactor)
@@ -460,10 +460,10 @@ class TestControls:
         return once
 
     def test_sound(self, devices: Devices, run: Any) -> None:
-        """Both pass, on nothing and on what is there; a record changed since is no forgery."""
-        assert run() == {"P-70": ("pass", 0), "P-10h": ("pass", 0)}
+        """All pass, on nothing and on what is there; a record changed since is no forgery."""
+        assert run() == {"P-70": ("pass", 0), "P-50": ("pass", 0), "P-10h": ("pass", 0)}
         devices.sign(f"devices/{devices.device()}")
-        assert run() == {"P-70": ("pass", 1), "P-10h": ("pass", 1)}
+        assert run() == {"P-70": ("pass", 1), "P-50": ("pass", 1), "P-10h": ("pass", 1)}
         devices.database("UPDATE device SET name = 'Other'")
         assert run()["P-70"] == ("pass", 1)
 
@@ -482,7 +482,7 @@ class TestControls:
         """A row changed by hand is found by the control that it concerns, and by no other."""
         devices.sign(f"devices/{devices.device()}")
         devices.database(statement)
-        assert {name: state for name, (state, _) in run().items()} == expected
+        assert {name: state for name, (state, _) in run().items()} == {"P-50": "pass", **expected}
 
     def test_sabotaged_key(self, devices: Devices, run: Any) -> None:
         """Signatures under a key that is not there any more do not hold."""
@@ -496,7 +496,9 @@ class TestControls:
         service = devices.world["medical-device"].extensions["medical-device"]
         monkeypatch.setattr(service.signer, "state", lambda *_: "valid", raising=False)
         monkeypatch.setattr(udi, "check_digit", lambda digits: "9")
-        assert {name: state for name, (state, _) in run().items()} == {"P-70": "fail", "P-10h": "fail"}
+        assert {name: state for name, (state, _) in run().items()} == {
+            "P-70": "fail", "P-50": "pass", "P-10h": "fail",
+        }  # fmt: skip
 
     def test_they_are_observed(self, tmp_path: Path) -> None:
         """Started on its own the service shows them beside the library's."""

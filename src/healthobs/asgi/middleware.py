@@ -55,6 +55,8 @@ class Middleware:
         self._routes = Routes(app)
         _runtime.process.active = True
         obs.health.adopt_pending()
+        if obs.controls is not None:
+            obs.controls.arm(obs.settings.control_interval_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass another kind of connection on."""
@@ -64,6 +66,8 @@ class Middleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if self.obs.controls is not None and self.obs.controls.schedule.idle:
+            self.obs.controls.revive()
         path = own_path(scope, scope.get("root_path", ""))
         if path in self._endpoints.paths:
             await self._operational(scope, path, send)

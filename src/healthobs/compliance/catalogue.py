@@ -12,7 +12,13 @@ from collections.abc import Callable
 from functools import partial
 
 from healthobs.compliance.control import Control
-from healthobs.compliance.probes_audit import Integrity, records_and_proves, refuses_changes
+from healthobs.compliance.probes_audit import (
+    Integrity,
+    names_actors,
+    records_and_proves,
+    refuses_changes,
+    samples_entries,
+)
 from healthobs.compliance.probes_clock import ClockInSync, KernelClock, read_kernel_clock
 from healthobs.compliance.probes_http import refuses_bad_tokens, refuses_strangers, sends_headers
 from healthobs.compliance.probes_telemetry import (
@@ -22,6 +28,8 @@ from healthobs.compliance.probes_telemetry import (
     wraps_every_exporter,
 )
 from healthobs.compliance.requirements import REQUIREMENTS, control
+
+_ACTORS = "each of the newest entries about a person that was answered names its actor"
 
 
 def library_controls(
@@ -39,6 +47,9 @@ def library_controls(
     dear = partial(control, valid_for_s=900, every_s=60)
     return (
         control("H-312.a1")(refuses_strangers),
+        dear("H-312.a2i", criterion=_ACTORS, required=False)(
+            names_actors
+        ),  # some services hold nobody's record
         dear("H-312.b")(records_and_proves),
         dear("H-312.c")(Integrity()),
         control("H-312.d")(refuses_bad_tokens),
@@ -52,6 +63,11 @@ def library_controls(
             "config",
             wraps_every_exporter,
         ),
+        control("P-10d")(refuses_strangers),
+        dear(
+            "P-10c",
+            criterion="entries drawn at random are read, match their hashes, and are under the checkpoint",
+        )(samples_entries),
         dear("C-3.3")(hides_authentication_data),
         dear("C-3.5")(hides_card_numbers),
         control("C-10.3")(refuses_changes),

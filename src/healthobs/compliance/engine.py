@@ -117,7 +117,7 @@ class ControlEngine:
         #: State and audit index that `on_change` has taken.
         self._told: dict[str, tuple[State, int | None]] = {}
         self._running = _ForkLock()
-        #: When it runs by itself; front ends look whether it is idle.
+        # When it runs by itself; front ends look whether it is idle.
         self.schedule: Schedule = Schedule(self.run_due, "healthobs-controls")
 
     def bind(

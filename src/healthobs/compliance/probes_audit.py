@@ -1,6 +1,6 @@
-"""Probes of the audit trail: does it record and prove, is it whole, does it refuse changes?
+"""Probes of the audit trail: does it record and prove, is it whole, does it refuse changes, does it name who acted?
 
-45 CFR 164.312(b) and (c), PCI DSS 4.0 requirement 10.3. Canary entries carry the reserved subject and action.
+45 CFR 164.312(a)(2)(i), (b) and (c), 21 CFR 11.10(c), PCI DSS 4.0 requirement 10.3. Canary entries carry the reserved subject and action.
 
 Limits: what is verified is held against checkpoints that this process has seen; witnesses' count as far as they
 were asked (`healthobs.audit.cosigning`).
@@ -8,17 +8,21 @@ were asked (`healthobs.audit.cosigning`).
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
 from healthobs.compliance.control import CANARY_ACTION, CANARY_SUBJECT, Outcome, ProbeContext
 from healthobs.exceptions import AuditError
 
 if TYPE_CHECKING:
+    from healthobs.audit.records import Checkpoint
     from healthobs.audit.trail import AuditTrail
 
 NO_TRAIL = Outcome("unknown", "no audit trail is configured")
 _READ_BACK = 50
 _SHOWN = 3
+_DRAWN = 16
+_LOOKED_AT = 1000
 
 
 def canary(**details: str) -> dict[str, object]:
@@ -65,6 +69,49 @@ def _leaf(entry: dict[str, Any]) -> bytes:
 
     body = {name: value for name, value in entry.items() if name not in ("index", "hash")}
     return leaf_hash(canonical(body).encode())
+
+
+def samples_entries(context: ProbeContext) -> Outcome:
+    """Read entries drawn at random over the whole trail, hash them, and prove each against the signed checkpoint."""
+    trail = context.audit
+    if trail is None:
+        return NO_TRAIL
+    try:
+        checkpoint = trail.checkpoint()
+        drawn = random.sample(range(checkpoint.size), min(_DRAWN, checkpoint.size))
+        bad = [index for index in drawn if not _is_sound(trail, index, checkpoint)]
+    except (AuditError, ValueError) as exc:
+        return Outcome("fail", f"drawing entries raised {type(exc).__name__}")
+    if bad:
+        return Outcome("fail", f"of {len(drawn)} entries drawn {len(bad)} are not as recorded", len(drawn))
+    return Outcome("pass", f"{len(drawn)} of {checkpoint.size} entries were read and match", len(drawn))
+
+
+def _is_sound(trail: AuditTrail, index: int, checkpoint: Checkpoint) -> bool:
+    (entry,) = trail.read(cursor=str(index + 1), limit=1).entries
+    proof = trail.inclusion_proof(index, checkpoint.size)
+    return not entry.get("unreadable") and proof.leaf == _leaf(entry) and proof.verify(checkpoint.root)
+
+
+def names_actors(context: ProbeContext) -> Outcome:
+    """Look at the newest entries about a person: each that was answered must name who acted."""
+    if context.audit is None:
+        return NO_TRAIL
+    entries = context.audit.read(limit=_LOOKED_AT).entries
+    about = [entry for entry in entries if entry.get("subject") not in (None, CANARY_SUBJECT)]
+    lacking = sum(entry["outcome"] == "ok" and not _actor(entry) for entry in about)
+    if lacking:
+        return Outcome(
+            "fail", f"{lacking} of {len(about)} entries about a person lack their actor", len(about)
+        )
+    if not about:
+        return Outcome("unknown", f"none of the newest {len(entries)} entries is about a person", 0)
+    return Outcome("pass", f"each of {len(about)} entries about a person names its actor", len(about))
+
+
+def _actor(entry: dict[str, Any]) -> str | None:
+    actor: dict[str, str | None] = entry.get("actor") or {}
+    return actor.get("id")
 
 
 class Integrity:

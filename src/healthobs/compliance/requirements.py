@@ -38,7 +38,7 @@ H-312.c | 45 CFR 164.312(c)(1) | Integrity | phi | measure | every entry, checkp
 H-312.d | 45 CFR 164.312(d) | Entity authentication | phi | probe | garbage, unsigned and forged tokens, and those that the issuer supplies, are refused | identity proofing
 H-312.e | 45 CFR 164.312(e) | Transmission security | phi | probe | the service's own sockets negotiate TLS 1.2 or later, and no plain port is open | TLS at the edge
 H-316 | 45 CFR 164.316(b)(2)(i) | Documentation is kept six years | phi | probe | pruning an entry before its time is refused, and holds are honoured | which logs are documentation
-H-502b | 45 CFR 164.502(b), 164.514(d) | Minimum necessary | phi | probe | no view shows a field that it does not declare, and every answer is a view | needs of the roles
+H-502b | 45 CFR 164.502(b), 164.514(d) | Minimum necessary | phi | probe | every answer is a view, and no view shows a field that it does not declare | needs of the roles
 H-514 | 45 CFR 164.514(b)(2) | The eighteen identifiers stay out of telemetry | phi | probe | each is masked under its key and in free text | expert determination
 H-528 | 45 CFR 164.528(b)(2) | Accounting of disclosures | phi | probe | each disclosure has date, recipient, description and purpose, and a canary's report is complete | disclosures outside the system
 P-10a | 21 CFR 11.10(a) | Validation; altered records are discerned | part11 | probe | the running build is the validated one, and an altered canary record is detected | the validation study

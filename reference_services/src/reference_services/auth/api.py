@@ -20,6 +20,7 @@ from healthobs.exceptions import ConfigurationError, TokenError
 from healthobs.tokens import Claims, Verifier
 from reference_services._kit import Kit, Problem, ServiceInfo, ServiceSettings
 from reference_services.auth import domain
+from reference_services.auth.controls import controls
 from reference_services.auth.domain import OAuthClient, OAuthError, SigningKey
 from reference_services.auth.models import (
     Form,
@@ -266,7 +267,7 @@ def create_app(
     """
     settings = settings or ServiceSettings.from_env(INFO)
     clients = _clients(settings)
-    kit = Kit(INFO, settings, obs=obs, transport=transport)
+    kit = Kit(INFO, settings, obs=obs, transport=transport, controls=controls(lambda: service))
     kit.migrate(METADATA)
     service = Service(kit)
     kit.app.extensions[INFO.name] = service

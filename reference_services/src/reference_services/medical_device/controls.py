@@ -2,6 +2,7 @@
 
 * P-70, signatures bound to their records (21 CFR 11.70): a signature is moved and must not hold; every stored
   one is verified where it stands.
+* P-50, what a signature says (21 CFR 11.50): every stored one has name, time and meaning.
 * P-10h, validity of the source of data (21 CFR 11.10(h)): an identifier with a wrong check digit is refused, and
   no stored one has one.
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 _BOUND = (
     "a moved or altered canary signature does not hold, and every stored one is this key's and in its place"
 )
+_COMPLETE = "every stored signature of this key says who signed, when, and what for"
 _VALID = "an identifier with a wrong check digit is refused, and no registered device has one"
+_SAID = ("name", "signed", "meaning")
 _CANARY = {"id": "canary", "state": "sound"}
 
 
@@ -30,6 +33,7 @@ def controls(service: Callable[[], Service]) -> tuple[Control, ...]:
     """Return the controls of the service that `service` returns once it exists."""
     return (
         control("P-70", criterion=_BOUND)(lambda _context: signatures_bound(service())),
+        control("P-50", criterion=_COMPLETE)(lambda _context: signatures_complete(service())),
         control("P-10h", criterion=_VALID)(lambda _context: identifiers_valid(service())),
     )
 
@@ -58,6 +62,17 @@ def signatures_bound(service: Service) -> Outcome:
             "fail", f"{forged} of {len(rows)} stored signatures do not belong to their records", len(rows)
         )
     return Outcome("pass", f"a moved signature did not hold; {len(rows)} stored ones do", len(rows))
+
+
+def signatures_complete(service: Service) -> Outcome:
+    """Look at what every stored signature says; what it is worth is the business of the control before."""
+    with service.kit.reading() as connection:
+        rows = store.signatures(connection)
+    said = [manifest for row in rows if (manifest := service.signer.manifest(row["jws"])) is not None]
+    lacking = sum(not all(manifest.get(name) for name in _SAID) for manifest in said)
+    if lacking:
+        return Outcome("fail", f"{lacking} of {len(said)} signatures lack name, time or meaning", len(said))
+    return Outcome("pass", f"{len(said)} signatures say who, when and what for", len(said))
 
 
 def identifiers_valid(service: Service) -> Outcome:

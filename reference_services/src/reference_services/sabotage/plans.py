@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 Target = Literal["settings", "environment", "database", "file", "process", "clock"]
-PAYMENT, PHI, DEVICE = "payment-gateway", "phi-service", "medical-device"
+AUTH, PAYMENT, PHI, DEVICE = "auth-service", "payment-gateway", "phi-service", "medical-device"
 
 
 def _nothing(_world: World) -> None:
@@ -106,6 +106,27 @@ def _step_clock(world: World) -> None:
     world.wall_step_seconds = -2
 
 
+def _stop_clock(world: World) -> None:
+    """Let half an hour pass by which the wall clock does not move."""
+    world.elapsed_seconds, world.wall_step_seconds = 1800, -1800
+
+
+def _forget_actor(world: World) -> None:
+    """Record an access to a person's record without its actor, as a batch job that bypasses the views would."""
+    assert world.obs.audit is not None  # noqa: S101 - every reference service has a trail
+    world.obs.audit.append({"action": "patient.read", "subject": "p-1"})
+
+
+def _sign_without_meaning(world: World) -> None:
+    """Put in a signature of the right key that lacks its meaning."""
+    service: Any = world[DEVICE].extensions[DEVICE]
+    jws = service.signer.sign("devices", "d-1", {}, {"name": "qa", "signed": "2026-01-01T00:00:00Z"})
+    world.database(
+        "medical_device.db",
+        f"INSERT INTO signature (id, kind, record_id, jws, signed_ns) VALUES ('s', 'devices', 'd-1', '{jws}', 1)",  # noqa: S608
+    )
+
+
 def _sql(file: str, statement: str) -> Callable[[World], None]:
     return lambda world: world.database(file, statement)
 
@@ -137,6 +158,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="a proxy adds credentials to requests without",
         control="H-312.a1", service=PAYMENT, on="process", act=_proxy(when_present=False),
+        also={"P-10d": "fail"},
     ),
     Sabotage(
         name="a proxy puts good credentials in place of bad ones",
@@ -145,11 +167,11 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="a trigger alters entries as they come",
         control="H-312.b", service=PAYMENT, on="database", act=_rewrite_what_comes,
-        also={"H-312.c": "fail", "C-10.3": "fail"},
+        also={"H-312.c": "fail", "P-10c": "fail", "C-10.3": "fail"},
     ),
     Sabotage(
         name="an entry is edited and the guards are put back",
-        control="H-312.c", service=PAYMENT, on="database", act=_edit_entry,
+        control="H-312.c", service=PAYMENT, on="database", act=_edit_entry, also={"P-10c": "fail"},
     ),
     Sabotage(
         name="the guards of the audit trail are dropped",
@@ -193,6 +215,35 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="a core dump with a card number is left behind",
         control="C-3.5.db", service=PAYMENT, on="file", act=_core_dump,
+    ),
+    Sabotage(
+        name="a proxy adds credentials, Part 11",  # the probe of H-312.a1 under another citation
+        control="P-10d", service=DEVICE, on="process", act=_proxy(when_present=False),
+        also={"H-312.a1": "fail"},
+    ),
+    Sabotage(
+        name="a job records an access without its actor",
+        control="H-312.a2i", service=PHI, on="process", act=_forget_actor,
+    ),
+    Sabotage(
+        name="an entry is edited and the guards are put back, Part 11",
+        control="P-10c", service=DEVICE, on="database", act=_edit_entry, also={"H-312.c": "fail"},
+    ),
+    Sabotage(
+        name="a trigger forgets what is revoked",
+        control="H-308.3C", service=AUTH, on="database",
+        act=_sql(
+            "auth.db",
+            "CREATE TRIGGER forgetting BEFORE INSERT ON revoked_token BEGIN SELECT RAISE(IGNORE); END",
+        ),
+    ),
+    Sabotage(
+        name="the wall clock stands still",
+        control="H-312.a2iii", service=AUTH, on="clock", act=_stop_clock, also={"C-10.6": "fail"},
+    ),
+    Sabotage(
+        name="a signature without meaning is put in",
+        control="P-50", service=DEVICE, on="database", act=_sign_without_meaning,
     ),
     Sabotage(
         name="the key file is opened to others",

@@ -62,7 +62,9 @@ class World(Mapping[str, "WSGIApplication"]):
     ) -> None:
         self.folder = folder / target
         self.target = target
+        #: Added to the wall clock, and to both clocks.
         self.wall_step_seconds = 0
+        self.elapsed_seconds = 0
         self._root = folder
         self._environ = dict(environ or {})
         self._settings = dict(settings or {})
@@ -103,7 +105,10 @@ class World(Mapping[str, "WSGIApplication"]):
 
     def _clock(self) -> Clock:
         system = Clock()
-        return Clock(lambda: system.wall_ns() + self.wall_step_seconds * 10**9, system.monotonic_ns)
+        return Clock(
+            lambda: system.wall_ns() + (self.elapsed_seconds + self.wall_step_seconds) * 10**9,
+            lambda: system.monotonic_ns() + self.elapsed_seconds * 10**9,
+        )
 
     def _own_controls(self, name: str) -> tuple[Control, ...]:
         module = f"{SERVICES[name].module}.controls"
