@@ -126,6 +126,7 @@ def bench(session: nox.Session) -> None:
     """Print the table against bare Flask, the hand-written floor and the peers, and hold the exact-count bars."""
     _locked(session, "bench")
     session.run("python", "-m", "bench", *session.posargs)
+    session.run("python", "-m", "bench.redaction")
 
 
 @nox.session

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from healthobs import ConfigurationError
+from healthobs import ConfigurationError, Settings
 from healthobs.audit.checkpoint import Signer
 from healthobs.compliance import Document
 from healthobs.compliance.documents import NO_DOCUMENTS, Signed, judge, read, read_folder, sign
-from healthobs.testing import Capture, Settings
+from healthobs.testing import Capture
 
 OFFICER = Signer("privacy-officer", Ed25519PrivateKey.generate())
 OTHER = Signer("privacy-officer", Ed25519PrivateKey.generate())

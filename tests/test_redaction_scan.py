@@ -53,6 +53,7 @@ FOUND = [
     ("::ffff:192.0.2.1", "ip"),
     ("00:1a:2b:3c:4d:5e", "mac"),
     ("00-1A-2B-3C-4D-5E", "mac"),
+    ("de:ad:be:ef:ca:fe", "mac"),
     ("https://phi.example/patients/john-smith", "url"),
     ("www.example.org/john", "url"),
     ("4111111111111111", "card"),

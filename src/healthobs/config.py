@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from healthobs.exceptions import ConfigurationError
 
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
-RedactionMode = Literal["mask", "strict"]
+RedactionMode = Literal["watch", "mask", "strict"]
 Audience = Literal["trusted", "all"]
 AuditPolicy = Literal["deny", "alert"]
 
@@ -45,8 +45,9 @@ class Settings:
             are only counted. What the view itself calls still reports.
         log_level: Lowest level that is written.
         capture_stdlib: Route the standard library's root logger through the same redacted JSON lines.
-        redaction: ``mask`` masks what keys, types and patterns identify; ``strict`` also drops free
-            text under unknown keys.
+        redaction: ``watch`` counts what ``mask`` would change and changes nothing; ``mask`` masks what keys, types
+            and patterns identify; ``strict`` also drops free text under unknown keys, and names that are not written
+            in the code. None: ``strict`` when `frameworks` has ``hipaa`` (the service declares PHI), else ``mask``.
         allowed_keys: Exact names of log fields and span attributes that never hold a person's data, though
             their names look like it; their plain values pass redaction.
         max_series: Series per metric before further label values share one overflow series; series that
@@ -82,7 +83,7 @@ class Settings:
     excluded: tuple[str, ...] = _env("HEALTHOBS_EXCLUDED", ())
     log_level: LogLevel = _env("HEALTHOBS_LOG_LEVEL", "info", otel="OTEL_LOG_LEVEL")
     capture_stdlib: bool = _env("HEALTHOBS_CAPTURE_STDLIB", False)
-    redaction: RedactionMode = _env("HEALTHOBS_REDACTION", "mask")
+    redaction: RedactionMode | None = _env("HEALTHOBS_REDACTION")
     allowed_keys: tuple[str, ...] = _env("HEALTHOBS_ALLOWED_KEYS", ())
     max_series: int = _env("HEALTHOBS_MAX_SERIES", 200)
     exemplars: bool = _env("HEALTHOBS_EXEMPLARS", True)
@@ -104,10 +105,10 @@ class Settings:
     def __post_init__(self) -> None:
         """Check every field and report all problems at once."""
         problems = [
-            f"{name} must be one of {', '.join(get_args(choices))}"
+            f"{name.removesuffix('_mode')} must be one of {', '.join(get_args(choices))}"
             for name, choices in (
                 ("log_level", LogLevel),
-                ("redaction", RedactionMode),
+                ("redaction_mode", RedactionMode),
                 ("audience", Audience),
                 ("audit_policy", AuditPolicy),
             )
@@ -123,6 +124,11 @@ class Settings:
             problems.append("prefix must be a Prometheus name part such as 'payment_gateway'")
         if problems:
             raise ConfigurationError(*problems)
+
+    @property
+    def redaction_mode(self) -> RedactionMode:
+        """The step of `redaction` that is in force."""
+        return self.redaction or ("strict" if "hipaa" in self.frameworks else "mask")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:

@@ -79,6 +79,8 @@ class HttpServer:
         self.active: Instrument = metrics.gauge(
             _ACTIVE, "HTTP server requests in progress", ("http_request_method", "url_scheme")
         )
+        for name in (*METHODS, "HTTP"):  # names of spans whose route is not known yet
+            obs.redactor.written(name)
         if settings.prefix:
             for view in _views(settings.prefix):
                 metrics.show_also_as(view)

@@ -78,7 +78,7 @@ class Observability:
         self.settings: Final = settings
         self.clock: Final = clock or Clock()
         self.redactor: Final = Redactor(
-            settings.redaction, allowed_keys=settings.allowed_keys, on_redaction=self._count_redaction
+            settings.redaction_mode, allowed_keys=settings.allowed_keys, on_redaction=self._count_redaction
         )
         self.metrics: Final = Metrics(settings, registry=registry, redactor=self.redactor)
         failed = self.metrics.count_internal_error
@@ -136,7 +136,10 @@ class Observability:
             service=self.settings.service_name,
             key_file=self.settings.audit_key_file,
             clock=self.clock,
-            redactor=self.redactor,
+            # The trail is kept by law, not telemetry: its details are masked at every step, and never dropped.
+            redactor=Redactor(
+                "mask", allowed_keys=self.settings.allowed_keys, on_redaction=self._count_redaction
+            ),
         )
 
     def _build_controls(self, controls: Sequence[Control]) -> ControlEngine | None:
@@ -151,8 +154,8 @@ class Observability:
 
     def _log_transition(self, check: str, old: str, new: str, cause: str | None) -> None:
         level = "warning" if new in _BAD_WORDS else "info"
-        fields = {"check": check, "old": old, "new": new} | ({"cause": cause} if cause else {})
-        self.logs.emit(level, "check_changed", fields)
+        own = {"check": check, "old": old, "new": new} | ({"cause": cause} if cause else {})
+        self.logs.emit(level, "check_changed", own=own)
 
 
 @cache

@@ -1,4 +1,8 @@
-"""A response without I/O, and problem details as one (RFC 9457): a code, never what the caller sent."""
+"""A response without I/O, and problem details as one (RFC 9457): a code, never what the caller sent.
+
+Title, detail and pointers pass redaction at the step ``mask``, whatever the setting: a pointer repeats the names of
+members that the caller made up.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,18 @@ import json
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
+
+from healthobs import _runtime
+from healthobs.redaction import Redactor
+
+
+def _count(signal: str, kind: str) -> None:
+    obs = _runtime.current_or_none()
+    if obs is not None:
+        obs.metrics.count_redaction(signal, kind)
+
+
+_redactor = Redactor("mask", on_redaction=_count)
 
 
 class Response(NamedTuple):
@@ -41,16 +57,20 @@ def problem(
         error_id: `describe_exception(exc).error_id`: names the failure in span, log line and answer.
         headers: More header fields.
     """
+
+    def clean(text: str) -> str:
+        return _redactor.text(text, signal="problem")
+
     body: dict[str, Any] = {
         "type": "about:blank",
-        "title": title or HTTPStatus(status).phrase,
+        "title": clean(title or HTTPStatus(status).phrase),
         "status": status,
         "code": code,
     }
     if detail:
-        body["detail"] = detail
+        body["detail"] = clean(detail)
     if errors:
-        body["errors"] = [{"pointer": pointer, "code": what} for pointer, what in errors]
+        body["errors"] = [{"pointer": clean(pointer), "code": what} for pointer, what in errors]
     if trace_id:
         body["trace_id"] = trace_id
     if error_id:

@@ -57,8 +57,8 @@ def append_entry(
     except Exception as raised:  # noqa: BLE001 - whatever it is, there is no durable entry
         failure = raised
     binding.obs.metrics.count_internal_error("audit")
-    fields = {"action": draft.action, "policy": binding.policy, "exc_info": failure}
-    binding.obs.logs.emit("error", "audit_entry_lost", fields)
+    own = {"action": draft.action, "policy": binding.policy}
+    binding.obs.logs.emit("error", "audit_entry_lost", {"exc_info": failure}, own=own)
     # An interrupt or a cancellation answers nothing: it goes on.
     if binding.policy == "deny" and (exc is None or isinstance(exc, Exception)):
         raise AuditWriteError(

@@ -50,7 +50,7 @@ class Binding:
         self.obs: Observability = obs
         self.plan: Plan = plan
         self.name: str = name
-        self.event: str = obs.redactor.text(name)
+        self.event: str = obs.redactor.written(name)
         self.wall_ns: Callable[[], int] = obs.clock.wall_ns
         self.monotonic_ns: Callable[[], int] = obs.clock.monotonic_ns
         self._complained: set[str] = set()
@@ -133,9 +133,8 @@ class Binding:
         self.obs.metrics.count_internal_error("decorators")
         if part not in self._complained:
             self._complained.add(part)
-            self.obs.logs.emit(
-                "error", "telemetry_fault", {"operation": self.name, "part": part, "exc_info": exc}
-            )
+            own = {"operation": self.name, "part": part}
+            self.obs.logs.emit("error", "telemetry_fault", {"exc_info": exc}, own=own)
 
     def parent_drops(self) -> bool:
         """Return whether the sampler would drop a span made here, because the local parent is not sampled."""

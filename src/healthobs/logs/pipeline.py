@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TextIO, cast
 
 import structlog
@@ -80,19 +81,31 @@ class Logs:
         self._lock = threading.RLock()
         _protect_in_forks(self)
 
-    def emit(self, level: str, event: str, fields: Mapping[str, object] | None = None) -> None:
+    def emit(
+        self,
+        level: str,
+        event: str,
+        fields: Mapping[str, object] | None = None,
+        *,
+        own: Mapping[str, object] | None = None,
+        checked: bool = False,
+    ) -> None:
         """Write one line; never raises.
 
         Args:
             level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``; unknown ones count as ``info``.
             event: What happened, a literal such as ``payment_declined``.
             fields: Values; `exc_info` (an exception, a tuple or True) adds the exception's facts.
+            own: Values of the caller's own closed vocabulary, which pass also in ``strict``.
+            checked: Whether `event` is as it may leave but for patterns.
         """
         level = _ALIASES.get(level, level)
         if _LEVELS.get(level, 20) < self._lowest:
             return
         try:
-            self._write(self._line(level if level in _LEVELS else "info", event, fields))
+            redact = self._redactor.text if checked else self._redactor.name
+            line = self._line(level if level in _LEVELS else "info", redact(event), fields, own)
+            self._write(line)
         except Exception:  # noqa: BLE001  # a fault of telemetry is not the caller's
             self._failed()
 
@@ -142,7 +155,7 @@ class Logs:
         nor does calling it when telemetry is disabled.
         """
         if self._capture is None and self._lowest != _NEVER:
-            self._capture = StdlibCapture(self.emit, self._redactor, self._root_level)
+            self._capture = StdlibCapture(partial(self.emit, checked=True), self._redactor, self._root_level)
 
     def release_stdlib(self) -> None:
         """Undo `capture_stdlib`."""
@@ -155,16 +168,20 @@ class Logs:
         self.emit(method, event if isinstance(event, str) else "[PHI:type]", event_dict)
         raise structlog.DropEvent
 
-    def _line(self, level: str, event: str, fields: Mapping[str, object] | None) -> dict[str, Any]:
+    def _line(
+        self, level: str, event: str, fields: Mapping[str, object] | None, own: Mapping[str, object] | None
+    ) -> dict[str, Any]:
         trace_id, span_id = _current_ids()
         line: dict[str, Any] = {
             "timestamp": self._timestamp(),
             "level": level,
-            "event": self._redactor.text(event),
+            "event": event,
             "service": self._service,
             "trace_id": trace_id,
             "span_id": span_id,
         }
+        for key, value in (own or {}).items():
+            line[key] = self._redactor.text(str(value))
         if not fields:
             return line
         plain = {key: value for key, value in fields.items() if key not in ("exc_info", "stack_info")}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from healthobs.redaction import Redactor
 
@@ -70,10 +69,9 @@ class _Handler(logging.Handler):
 
     def _message(self, record: logging.LogRecord) -> str:
         """Return the message, with its arguments redacted one by one."""
-        template: Any = record.msg
-        if not isinstance(template, str):
+        if not isinstance(record.msg, str):  # the standard library takes any object
             return "[PHI:type]"
-        redact = self._redactor.value
+        template, redact = self._redactor.name(record.msg), self._redactor.value
         try:
             if isinstance(record.args, Mapping):
                 return template % {key: redact(key, value) for key, value in record.args.items()}

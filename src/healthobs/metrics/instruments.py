@@ -76,7 +76,7 @@ class Instrument:
             LabelError: The number of values is not the number of labels.
         """
         child = self._children.get(values)
-        return child if child is not None else self._new(values)
+        return child if child is not None else self._new(values, declared=False)
 
     def declare(self, *values: str) -> Child:
         """Return a series that code names, not data: it starts at 0 and does not count towards the cap.
@@ -90,7 +90,7 @@ class Instrument:
         return self._children.get(values) or self._new(values, declared=True)
 
     def seed(self, *rows: tuple[str, ...]) -> None:
-        """Declare series in advance: one born above 0 is invisible to `rate()`."""
+        """Declare series in advance: one born above 0 is invisible to `rate()`; their values are nobody's."""
         for row in rows:
             self.declare(*row)
 
@@ -120,7 +120,8 @@ class Instrument:
             exempt = declared and self._declared < _MOST_DECLARED
             if not exempt and len(self._children) - self._declared >= self._metrics.max_series:
                 return self._overflow()
-            clean = tuple(self._metrics.clean(value) for value in values)
+            named = zip(self._labelnames, values, strict=True)
+            clean = tuple(self._metrics.clean(label, value, declared=declared) for label, value in named)
             child = self._children[values] = self._series(self._metric.labels(*clean), clean)
             self._declared += exempt
             return child
@@ -231,9 +232,9 @@ class Metrics:
         self.redacted_kinds.add(kind)
         self.redactions.labels(signal, kind).inc()
 
-    def clean(self, value: str) -> str:
-        """Return a label value without what patterns identify as PHI."""
-        return value if self._redactor is None else self._redactor.text(value, signal="metric")
+    def clean(self, label: str, value: str, *, declared: bool) -> str:
+        """Return a label's value as it may leave (`Redactor.label`)."""
+        return value if self._redactor is None else self._redactor.label(label, value, declared=declared)
 
     def show_also_as(self, view: PrefixCollector) -> None:
         """Expose one more view of samples that are recorded already."""

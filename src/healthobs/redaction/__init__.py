@@ -14,7 +14,7 @@ free text out of telemetry.
 """
 
 from healthobs.redaction.failures import ExceptionFacts, describe_exception
-from healthobs.redaction.phi import Phi
+from healthobs.redaction.phi import PHI, Phi
 from healthobs.redaction.redactor import Redactor
 
-__all__ = ["ExceptionFacts", "Phi", "Redactor", "describe_exception"]
+__all__ = ["PHI", "ExceptionFacts", "Phi", "Redactor", "describe_exception"]

@@ -62,6 +62,8 @@ _ALLOWED_PREFIXES = (
     "os.",
 )
 
+#: Metric labels whose values come from a closed vocabulary: the same names as labels are spelled, and ours.
+LABELS = frozenset(key.replace(".", "_") for key in ALLOWED) | _set("kind type result")
 #: One of these words in a key masks the value.
 _DENIED = _set("""
     ssn ssns itin dob birth birthday birthdate born death deceased mrn mbi hicn npi medicare medicaid

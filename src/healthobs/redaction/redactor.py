@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -11,8 +12,9 @@ from enum import Enum
 from typing import Any, Literal, cast
 from uuid import UUID
 
-from healthobs.redaction.keys import Action, classify
-from healthobs.redaction.phi import Phi
+from healthobs.redaction.keys import LABELS, Action, classify
+from healthobs.redaction.literals import Literals
+from healthobs.redaction.phi import Phi, marked_fields
 from healthobs.redaction.scan import scan
 
 _MAX_DEPTH = 4
@@ -21,15 +23,20 @@ _MAX_KEYS = 2048
 _MAX_KEY_LENGTH = 128
 #: Numbers with as many digits as a date or an SSN are scanned as text.
 _LONG_NUMBER = 10_000_000
+#: Not `cast`, because each attribute of each span passes here.
+_type_of: Callable[[object], type[object]] = type
 _SCALARS = (str, int, float, bool)
+_UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 class Redactor:
     """Mask what identifies a person.
 
     Args:
-        mode: ``mask`` scans text under unknown keys; ``strict`` replaces it.
-        allowed_keys: Exact key names whose primitive values pass, besides the semantic conventions.
+        mode: ``watch`` counts what ``mask`` would change and changes nothing; ``mask`` scans text under unknown
+            keys; ``strict`` replaces it, and names that are not written in the code.
+        allowed_keys: Exact key names whose primitive values pass, besides the semantic conventions; in ``strict``
+            also names of spans, events and log lines that pass.
         on_redaction: Called with signal and kind for each mark made; its faults are swallowed.
 
     Example:
@@ -40,14 +47,16 @@ class Redactor:
 
     def __init__(
         self,
-        mode: Literal["mask", "strict"] = "mask",
+        mode: Literal["watch", "mask", "strict"] = "mask",
         *,
         allowed_keys: Iterable[str] = (),
         on_redaction: Callable[[str, str], None] | None = None,
     ) -> None:
         self.mode = mode
         self._strict = mode == "strict"
+        self._watch = mode == "watch"
         self._allowed = frozenset(allowed_keys)
+        self._literals = Literals(self._allowed)
         self._on_redaction = on_redaction
         self._actions: dict[str, Action] = {}
 
@@ -66,9 +75,10 @@ class Redactor:
         if self._actions.get(key) is Action.ALLOW and (kind is str or kind is int or kind is bool):
             return value
         try:
-            return _Walk(self, signal).value(key, value, _MAX_DEPTH)
+            redacted = _Walk(self, signal).value(key, value, _MAX_DEPTH)
         except Exception:  # noqa: BLE001  # fail closed: no fault may let the value through
-            return self._mark(signal, "error")
+            redacted = self._mark(signal, "error")
+        return value if self._watch else redacted
 
     def text(self, text: str, *, signal: str = "log") -> str:
         """Return free `text` with every identifier replaced; the same object when there was none.
@@ -82,15 +92,51 @@ class Redactor:
             for kind in kinds:
                 self._count(signal, kind)
         except Exception:  # noqa: BLE001  # fail closed
-            return self._mark(signal, "error")
-        return redacted if kinds else text
+            redacted, kinds = self._mark(signal, "error"), ("error",)
+        return redacted if kinds and not self._watch else text
+
+    def name(self, text: str, *, signal: str = "log") -> str:
+        """Return the name of a span, an event or a log line as it may leave.
+
+        Like `text`; in ``strict`` a name that is not written in the code is replaced (`healthobs.redaction.literals`).
+        """
+        if self._strict and not self.is_written(text):
+            return self.drop(text, signal=signal)
+        return self.text(text, signal=signal)
+
+    def drop(self, text: str, *, signal: str) -> str:
+        """Return the mark of `strict`; what patterns find in `text` is counted all the same."""
+        self.text(text, signal=signal)
+        return self._mark(signal, "strict")
+
+    def is_written(self, text: str) -> bool:
+        """Return whether `text` is known to be written in the code."""
+        return self._literals.has(text)
+
+    def written(self, text: str) -> str:
+        """Remember that `text` is written in the code, and return it as it may leave."""
+        self._literals.add(text)
+        return self.text(text, signal="")
+
+    def label(self, name: str, value: str, *, declared: bool = False) -> str:
+        """Return the value of a metric's label as it may leave.
+
+        Args:
+            name: Name of the label.
+            value: Its value.
+            declared: Whether the value was declared beforehand (`Instrument.seed`).
+        """
+        if name in LABELS or declared or (self.action(name) is Action.SCAN and self.is_written(value)):
+            return self.text(value, signal="metric")
+        return str(self.value(name, value, signal="metric"))
 
     def mapping(self, fields: Mapping[str, object], *, signal: str = "log") -> dict[str, Any]:
         """Return the redacted copy of `fields`, nested values to depth 4; keys are scanned too."""
         try:
-            return _Walk(self, signal).mapping(fields, _MAX_DEPTH)
+            redacted = _Walk(self, signal).mapping(fields, _MAX_DEPTH)
         except Exception:  # noqa: BLE001  # fail closed
-            return {"redaction": self._mark(signal, "error")}
+            redacted = {"redaction": self._mark(signal, "error")}
+        return {str(key): value for key, value in fields.items()} if self._watch else redacted
 
     def changed(self, attributes: Mapping[str, Any], *, signal: str = "trace") -> dict[str, Any] | None:
         """Return the redacted copy of `attributes`, or None when every one of them may leave as it is.
@@ -98,10 +144,11 @@ class Redactor:
         Telemetry whose keys are all allow-listed costs one look-up per attribute here.
         """
         actions, strict = self._actions, self._strict
+        doubtful: list[str] = []
         for key, value in attributes.items():
             # Only keys that were scanned clean are remembered, so a known action vouches for the key itself.
             action = actions.get(key)
-            kind = cast("type[object]", type(value))
+            kind = _type_of(value)
             if action is Action.ALLOW and kind in _SCALARS:
                 continue
             if action is Action.SCAN and (
@@ -110,9 +157,16 @@ class Redactor:
                 or (kind is int and -_LONG_NUMBER < value < _LONG_NUMBER)
             ):
                 continue
-            if self.value(key, value, signal="") is not value or self.key(key, signal="") != key:
-                return self.mapping(attributes, signal=signal)
-        return None
+            doubtful.append(key)
+        return self._doubtful(doubtful, attributes, signal) if doubtful else None
+
+    def _doubtful(self, keys: list[str], attributes: Mapping[str, Any], signal: str) -> dict[str, Any] | None:
+        """Decide on the values that `changed` could not let pass at a glance."""
+        if self._watch or any(self.key(key, signal="") != key for key in keys if key not in self._actions):
+            redacted = self.mapping(attributes, signal=signal)
+            return None if self._watch else redacted
+        new = {key: self.value(key, attributes[key], signal=signal) for key in keys}
+        return {**attributes, **new} if any(new[key] is not attributes[key] for key in keys) else None
 
     def key(self, key: object, *, signal: str = "log") -> str:
         """Return `key` as it may leave: scanned like text, and masked when it is no short plain name."""
@@ -210,8 +264,8 @@ class _Walk:
         plain = value if type(value) is str else str.__str__(value)
         if action is Action.ALLOW or not plain:
             return plain
-        if self._redactor.strict:
-            return plain if plain in _MARKS else self._mark("strict")
+        if self._redactor.strict and _UUID.fullmatch(plain) is None:  # a UUID is a surrogate, no text
+            return plain if plain in _MARKS else self._redactor.drop(plain, signal=self._signal)
         if action is Action.AGE and len(plain) < 4 and plain.isdecimal() and int(plain) > 89:
             return self._mark("age")
         return self._redactor.text(plain, signal=self._signal)
@@ -248,6 +302,9 @@ class _Walk:
         if isinstance(value, timedelta):
             return value.total_seconds()
         if depth > 0:
+            marked = marked_fields(value)
+            if marked is not None:
+                return self._nested(key, cast("Mapping[object, object]", marked), depth - 1)
             if isinstance(value, (list, tuple)):
                 return self._sequence(key, cast("list[object] | tuple[object, ...]", value), depth - 1)
             if isinstance(value, (set, frozenset)):

@@ -67,10 +67,26 @@ _PHONE_AFTER = re.compile(
     r"(?<![a-z])(?:tele)?(?:phone|fax|mobile|cell|tel)(?![a-z])[^a-z0-9+(\[]{0,4}"
     r"(?:(?:number|no|is)(?![a-z])[^a-z0-9+(\[]{0,4})?(?P<value>[0-9+(][0-9 ().-]{5,})"
 )
+_NAME_OF = "patient|first|last|full|given|family|middle|maiden|sur|user"
+_FIELD = (
+    "address|street|city|zip|diagnosis|password|passwd|pwd|secret|token|authorization|cookie|email|phone|fax|ssn|"
+    "dob|mrn"
+)
+#: Every named field contains one of these as a whole word.
+_FIELD_WORDS = frozenset(
+    (
+        *_FIELD.split("|"),
+        *(f"{word}name" for word in _NAME_OF.split("|")),
+        "name",
+        "api",
+        "apikey",
+        "birth",
+        "birthdate",
+    )
+)
 _NAMED_FIELD = re.compile(
-    r"(?<![a-z0-9_.-])(?:(?:patient|first|last|full|given|family|middle|maiden|sur|user)?[ _-]?name|address|"
-    r"street|city|zip|diagnosis|password|passwd|pwd|secret|token|authorization|api[ _-]?key|cookie|email|"
-    r"phone|fax|ssn|dob|birth_?date|mrn)[\"']?[ \t]{0,3}[=:](?![:/])[ \t]{0,3}"
+    rf"(?<![a-z0-9_.-])(?:(?:{_NAME_OF})?[ _-]?name|{_FIELD}|api[ _-]?key|birth_?date)"
+    r"[\"']?[ \t]{0,3}[=:](?![:/])[ \t]{0,3}"
     # A quoted value ends at its quote; a bare one at the next `key=`, or at the end of the line.
     r"(?:\"(?P<double>[^\"\r\n]*)|'(?P<single>[^'\r\n]*)"
     r"|(?P<bare>(?:(?![,;&|\s]\s?[a-z0-9_.]{1,30}[=:])[^\r\n}\]])+))"
@@ -101,6 +117,8 @@ _DAY_MONTH = re.compile(
     rf"(?:(?:{_MONTH})(?![a-z])(?:\.?[ ,.-]{{1,3}}(?:{_YEAR}|[0-9]{{2}}(?![0-9])))?|may[ ,.-]{{1,3}}{_YEAR})"
 )
 _WORD = re.compile(r"[a-z]+")
+#: ASCII with blanks for all but lower-case letters: splits into words faster than an expression finds them.
+_BLANKED = "".join(chr(code) if chr(code).islower() else " " for code in range(128))
 #: Every keyword, age and month pattern contains one of these as a whole word.
 _TELLING_WORDS = frozenset(
     _WORD.findall(
@@ -108,7 +126,13 @@ _TELLING_WORDS = frozenset(
     )
 ).union(*((name, name[:3]) for name in _MONTH_NAMES)) - {"of", "no", "id", "number"}
 #: A short date (`1/2/50`) or IPv4 address has four digits; every other number or token has more.
-_FEWEST_DIGITS = 4
+_FOUR_DIGITS = re.compile(r"[0-9](?:[^0-9]*[0-9]){3}")
+#: What every number that `numbers` knows contains: six characters of digits and separators, digits at both ends.
+_NUMBER = re.compile(r"[0-9][0-9 .\-/()]{4,}[0-9]")
+#: What everything that `_tokens` knows contains; a letter or digit before it would make it part of another word.
+_MIXED = re.compile(
+    r"(?<![a-z0-9])(?:(?=[a-z0-9]{9})[a-z]*[0-9]|[0-9][a-z][a-z0-9][0-9])|[a-z]{2}[0-9]{2} |\(01\)"
+)
 _TOKEN = re.compile(r"[a-z0-9]{9,}")
 _MBI_LETTER = "ac-hjkmnp-rt-y"
 _MBI = re.compile(
@@ -130,6 +154,8 @@ def scan(text: str) -> tuple[str, tuple[str, ...]]:
         >>> scan("call 212-555-0123 about 078-05-1120")
         ('call [PHI:phone] about [PHI:ssn]', ('phone', 'ssn'))
     """
+    if len(text) <= SCAN_LIMIT and text.isascii() and _TRIGGER.search(text) is None and "www." not in text:
+        return text, ()
     result, kinds = _scan_once(text)
     # A mark can lay bare what the identifier before it hid (`0NAME=x`), so scan until nothing more is found.
     more, passes = kinds, 1
@@ -146,8 +172,6 @@ def _scan_once(text: str) -> tuple[str, tuple[str, ...]]:
     if len(text) > SCAN_LIMIT and _over_long(text):
         return _scan_long(text)
     if text.isascii():
-        if _TRIGGER.search(text) is None and "www." not in text:
-            return text, ()
         if len(text) == _UUID_LENGTH and _UUID.fullmatch(text):
             return text, ()
         findings = find(text.lower())
@@ -195,27 +219,43 @@ def find(shadow: str) -> list[Finding]:
     if "[phi:" in shadow:
         # The words in marks of an earlier pass are no keywords; brackets end whatever stands before.
         shadow = _MARK_FOLDED.sub(lambda mark: "]" * len(mark.group()), shadow)
+    words = shadow.translate(_BLANKED).split() if shadow.isascii() else _WORD.findall(shadow)
     if "@" in shadow:
         _emails(shadow, found)
     if "://" in shadow or "www." in shadow:
         _urls(shadow, found)
     if "=" in shadow or ":" in shadow:
-        _named_fields(shadow, found)
-    if shadow.count(":") > 1 or shadow.count("-") > 4:
+        _named(shadow, words, found)
+    dashes = shadow.count("-")
+    if dashes > 4 or shadow.count(":") > 1:
         _hex_addresses(shadow, found)
-    digits = len(_DIGIT.findall(shadow))
-    if digits:
-        if shadow.count("-") > 3:
-            # A UUID is a surrogate: its digits are no number. Underscores keep the places.
-            shadow = _UUID.sub("_" * 36, shadow)
-        if not _TELLING_WORDS.isdisjoint(_WORD.findall(shadow)):
-            _after_words(shadow, found)
-        if digits >= _FEWEST_DIGITS:
-            numbers.find_numbers(shadow, found)
-            _tokens(shadow, found)
-        if "ey" in shadow:
-            found += [(*match.span(), "secret") for match in _JWT.finditer(shadow)]
+    if _DIGIT.search(shadow):
+        _with_digits(shadow, words, found)
     return found
+
+
+def _named(shadow: str, words: list[str], found: list[Finding]) -> None:
+    """Find what an equals sign or a colon gives away."""
+    if not _FIELD_WORDS.isdisjoint(words):
+        _named_fields(shadow, found)
+    if "=" in shadow and "(" in shadow:
+        _representation(shadow, found)
+
+
+def _with_digits(shadow: str, words: list[str], found: list[Finding]) -> None:
+    """Find what has a digit in it: all other kinds."""
+    if shadow.count("-") > 3:
+        # A UUID is a surrogate: its digits are no number. Underscores keep the places.
+        shadow = _UUID.sub("_" * 36, shadow)
+    if not _TELLING_WORDS.isdisjoint(words):
+        _after_words(shadow, found)
+    if _FOUR_DIGITS.search(shadow):
+        if _NUMBER.search(shadow):
+            numbers.find_numbers(shadow, found)
+        if _MIXED.search(shadow):
+            _tokens(shadow, found)
+    if "ey" in shadow:
+        found += [(*match.span(), "secret") for match in _JWT.finditer(shadow)]
 
 
 def _after_words(shadow: str, found: list[Finding]) -> None:
@@ -257,12 +297,16 @@ def _urls(shadow: str, found: list[Finding]) -> None:
 
 
 def _named_fields(shadow: str, found: list[Finding]) -> None:
-    """Find ``name=John Smith`` and the like, and representations such as ``Patient(name='John')``."""
+    """Find ``name=John Smith`` and the like."""
     for match in _NAMED_FIELD.finditer(shadow):
         group = match.lastgroup or "bare"
         value = match.group(group)
         if value.strip("] "):
             found.append((*match.span(group), "key"))
+
+
+def _representation(shadow: str, found: list[Finding]) -> None:
+    """Find ``Patient(name='John')``: from the name of the class to the end of the text."""
     representation = _REPR.search(shadow)
     if representation is not None:
         start = representation.start()

@@ -11,6 +11,8 @@ from opentelemetry import baggage
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 
+from healthobs.redaction.scan import scan
+
 _FORMAT = W3CBaggagePropagator()
 
 
@@ -33,12 +35,15 @@ def read_baggage(header: str, allowed: Collection[str], context: Context) -> Con
 def write_baggage(allowed: Collection[str], context: Context | None = None) -> str | None:
     """Return the `baggage` header for an outgoing call, or None when nothing may go.
 
+    An entry in whose value a pattern finds an identifier does not go, though its name is allowed.
+
     Args:
         allowed: Names that may leave.
         context: Where the entries are; default the current context.
     """
     carrier: dict[str, str] = {}
-    _FORMAT.inject(carrier, _keep(context, allowed, Context()))
+    clean = {name for name, value in baggage.get_all(context).items() if not scan(str(value))[1]}
+    _FORMAT.inject(carrier, _keep(context, clean.intersection(allowed), Context()))
     return carrier.get("baggage")
 
 

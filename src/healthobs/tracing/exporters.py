@@ -17,13 +17,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, Status
 
 from healthobs.redaction import Redactor
+from healthobs.redaction.keys import Action
 
 _logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class RedactingSpanExporter(SpanExporter):
         self._redactor = redactor
         self._on_error = on_error
         self._clean_names: set[str] = set()
+        self._clean_scopes: list[InstrumentationScope] = []
         self._resources: dict[int, tuple[Resource, Resource]] = {}
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -109,7 +112,7 @@ class RedactingSpanExporter(SpanExporter):
         """Return whether nothing but the attributes can carry data; most spans are so."""
         name, context, parent = span.name, span.context, span.parent
         return (
-            (name in self._clean_names or self._remember(name))
+            (name in self._clean_names or self._remember(span))
             and not span.events
             and not span.links
             and not span.status.description
@@ -119,20 +122,32 @@ class RedactingSpanExporter(SpanExporter):
             and self._scope(span.instrumentation_scope) is span.instrumentation_scope
         )
 
-    def _remember(self, name: str) -> bool:
-        """Return whether `name` may leave as it is, and keep the answer when it may."""
-        if self._redactor.text(name, signal="") is not name:
+    def _remember(self, span: ReadableSpan) -> bool:
+        """Return whether the span's name may leave as it is, and keep the answer when it may."""
+        name = span.name
+        if self._redactor.mode == "watch" or self._name(span, signal="") is not name:
             return False
         if len(self._clean_names) >= _NAMES_KEPT:
             self._clean_names.clear()  # names made of data must not grow the memory
         self._clean_names.add(name)
         return True
 
+    def _name(self, span: ReadableSpan, *, signal: str = "trace") -> str:
+        """Redact the name; one made of allow-listed attributes (`GET /patients/{id}`) is as good as written."""
+        redactor, name = self._redactor, span.name
+        if redactor.strict and not redactor.is_written(name):
+            attributes = (span.attributes or {}).items()
+            allowed = [value for key, value in attributes if redactor.action(key) is Action.ALLOW]
+            if not all(part in allowed for part in name.split(" ")):
+                return redactor.name(name, signal=signal)
+        return redactor.text(name, signal=signal)
+
     def _copy(
         self, span: ReadableSpan, attributes: dict[str, Any], changed: dict[str, Any] | None
     ) -> ReadableSpan:
         redactor = self._redactor
-        name = _without(redactor.text(span.name, signal="trace"), attributes, changed)
+        clean = span.name in self._clean_names
+        name = _without(span.name if clean else self._name(span), attributes, changed)
         context, parent = _bare(span.context, redactor), _bare(span.parent, redactor)
         resource, scope = self._resource(span.resource), self._scope(span.instrumentation_scope)
         events, status = [self._event(event) for event in span.events], self._status(span, attributes)
@@ -156,7 +171,9 @@ class RedactingSpanExporter(SpanExporter):
             context=context,
             parent=parent,
             resource=resource,
-            attributes=attributes if changed is None else {**changed, "healthobs.redacted": _kinds(changed)},
+            attributes=attributes
+            if changed is None
+            else {**changed, "healthobs.redacted": _kinds(changed, attributes)},
             events=events,
             links=links,
             status=status,
@@ -172,7 +189,7 @@ class RedactingSpanExporter(SpanExporter):
             changed = {**(changed or attributes), "exception.message": message}
             if changed == attributes:
                 changed = None
-        name = self._redactor.text(event.name, signal="trace")
+        name = self._redactor.name(event.name, signal="trace")
         if changed is None and name is event.name:
             return event
         return Event(name, attributes if changed is None else changed, event.timestamp)
@@ -217,12 +234,32 @@ class RedactingSpanExporter(SpanExporter):
         return clean
 
     def _scope(self, scope: InstrumentationScope | None) -> InstrumentationScope | None:
-        if scope is None or not scope.attributes:
+        if scope is None or scope in self._clean_scopes:
             return scope
-        changed = self._attributes(scope.attributes)
-        if changed is None:
+        changed = self._attributes(scope.attributes or {})
+        name, version = self._redactor.text(scope.name, signal="trace"), scope.version
+        clean = version is None or self._redactor.text(version, signal="trace") is version
+        if changed is None and name is scope.name and clean:
+            if len(self._clean_scopes) < _RESOURCES_KEPT:
+                self._clean_scopes.append(scope)
             return scope
-        return InstrumentationScope(scope.name, scope.version, scope.schema_url, changed)
+        return InstrumentationScope(
+            name, version if clean else None, scope.schema_url, changed or scope.attributes
+        )
+
+
+class NotesNames:
+    """Mixin of a span processor: in ``strict`` it learns which names of spans are written in the code.
+
+    That can be told only while the function that starts the span is running.
+    """
+
+    redactor: Redactor
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's
+        """Look at the name."""
+        if self.redactor.strict:
+            self.redactor.is_written(span.name)
 
 
 class _Copy(ReadableSpan):
@@ -271,10 +308,11 @@ class _Copy(ReadableSpan):
         return self._dropped[2]
 
 
-def _kinds(attributes: Mapping[str, Any]) -> str:
-    """Return the kinds masked in `attributes` with their counts, such as ``key=1,ssn=2``."""
+def _kinds(after: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """Return the kinds masked in `after` with their counts, such as ``key=1,ssn=2``."""
+    new = {key: value for key, value in after.items() if before.get(key) is not value}
     # Keys and values are redacted already, so writing them out shows marks only.
-    counts = Counter(_MARK.findall(repr(attributes)))
+    counts = Counter(_MARK.findall(repr(new)))
     return ",".join(f"{kind}={count}" for kind, count in sorted(counts.items()))
 
 
@@ -292,7 +330,7 @@ def _bare(context: Any, redactor: Redactor) -> Any:
     if context is None or not context.trace_state:
         return context
     header = context.trace_state.to_header()
-    if redactor.text(header, signal="trace") is header:
+    if not redactor.strict and redactor.text(header, signal="trace") is header:
         return context
     return SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags)
 

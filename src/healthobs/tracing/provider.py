@@ -29,7 +29,7 @@ from opentelemetry.trace import (
 from healthobs.config import Settings
 from healthobs.exceptions import ConfigurationError
 from healthobs.redaction import ExceptionFacts, Redactor
-from healthobs.tracing.exporters import OUR_EXCEPTION, LazyExporter, RedactingSpanExporter
+from healthobs.tracing.exporters import OUR_EXCEPTION, LazyExporter, NotesNames, RedactingSpanExporter
 
 _logger = logging.getLogger(__name__)
 
@@ -108,12 +108,18 @@ def build_tracing(
         sinks.append(_otlp(settings.otlp_endpoint))
     for sink in sinks if enabled else ():
         wrapped = RedactingSpanExporter(sink, redactor, on_error=on_error)
-        provider.add_span_processor(
-            SimpleSpanProcessor(wrapped)
-            if simple
-            else BatchSpanProcessor(wrapped, schedule_delay_millis=_export_delay())
-        )
+        processor = _Simple(wrapped) if simple else _Batch(wrapped, schedule_delay_millis=_export_delay())
+        processor.redactor = redactor
+        provider.add_span_processor(processor)
     return Tracing(provider, version=settings.service_version, enabled=enabled)
+
+
+class _Simple(NotesNames, SimpleSpanProcessor):
+    """Exports each span when it ends."""
+
+
+class _Batch(NotesNames, BatchSpanProcessor):
+    """Exports from a thread of its own."""
 
 
 def _export_delay() -> float | None:

@@ -46,6 +46,7 @@ INFO = ServiceInfo(
     frameworks=("hipaa", "soc2"),
     description="Issues, describes and revokes the OAuth 2.0 access tokens of the reference services.",
     phi=False,
+    telemetry_keys=("event_type", "severity"),
 )
 GRANT = "client_credentials"
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}

@@ -208,7 +208,7 @@ def _label_exploding() -> None:
     from healthobs.wsgi import Middleware
 
     def call(right: Any, middleware: Any, environ: Any, start_response: Any) -> Any:
-        paths = middleware.obs.metrics.counter("paths_total", "Requests by path", ("path",))
+        paths = middleware.obs.metrics.counter("paths_total", "Requests by path", ("route",))
         paths.labels(environ.get("PATH_INFO", "")).inc()
         return right(middleware, environ, start_response)
 

@@ -68,6 +68,7 @@ class Service:
         self.raised.seed(*((priority, kind) for priority in domain.PRIORITIES for kind in ("Phy", "Tec")))
         self.signed.seed(*((meaning, result) for meaning in _MEANINGS for result in ("ok", "refused")))
         self.parsed.seed(*((issuer, result) for issuer in _ISSUERS for result in ("ok", "issues", "refused")))
+        self.active.seed(*((priority,) for priority in domain.PRIORITIES))
         with kit.reading() as connection:
             self._gauge(connection)
 

@@ -1,8 +1,4 @@
-"""A test kit: everything that an `Observability` records, in memory, with fixed ids and a stepping clock.
-
-`Capture` uses the real parts (SDK, registry, redaction, audit trail in a temporary folder), none of them global,
-so that tests can run side by side. When it is left it validates what was recorded: every span that was started
-ended, and ended once; contexts were restored; in-flight gauges are back at 0.
+"""`Capture` and the clocks and ids it runs on.
 
 Limits: a thread that the tested code starts does not inherit the context: pass `install=True` for it. The
 validators that read OpenTelemetry's warnings see those of the whole process.
@@ -37,8 +33,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from healthobs.compliance import Control
-
-__all__ = ["Capture", "CountingIds", "SteppingClock"]
 
 _WARNINGS = {
     "Calling end() on an ended span": "a span was ended twice: end it in one place",

@@ -1,0 +1,274 @@
+"""The steps of redaction: `watch` counts, `mask` masks what keys, types and patterns tell, `strict` also the rest."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opentelemetry import baggage
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, set_span_in_context
+
+from healthobs import Phi, Settings, observe
+from healthobs.config import RedactionMode
+from healthobs.problems import problem
+from healthobs.redaction import Redactor
+from healthobs.redaction.literals import Literals
+from healthobs.testing import Capture
+from healthobs.tracing import write_baggage
+
+NAME = "Ottoline Quassler"
+SSN = "078-05-1120"
+PHI_SERVICE = Settings(service_name="records", frameworks=("hipaa",))
+
+
+def counted(capture: Capture) -> dict[tuple[str, str], float]:
+    """Return the redactions counted so far, by signal and kind."""
+    return {
+        (sample.labels["signal"], sample.labels["kind"]): sample.value
+        for family in capture.obs.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "healthobs_redactions_total"
+    }
+
+
+class TestDefault:
+    """Which step is in force."""
+
+    @pytest.mark.parametrize(
+        ("settings", "mode"),
+        [
+            (Settings(), "mask"),
+            (Settings(frameworks=("sox",)), "mask"),
+            (PHI_SERVICE, "strict"),
+            (Settings(frameworks=("sox", "hipaa"), redaction="watch"), "watch"),
+            (Settings.from_env({"HEALTHOBS_FRAMEWORKS": "hipaa"}), "strict"),
+            (Settings.from_env({"HEALTHOBS_FRAMEWORKS": "hipaa", "HEALTHOBS_REDACTION": "mask"}), "mask"),
+        ],
+    )
+    def test_strict_where_the_service_declares_phi(self, settings: Settings, mode: str) -> None:
+        """The framework `hipaa` declares it; what is set explicitly wins."""
+        assert settings.redaction_mode == mode
+
+    def test_strict_reaches_the_redactor(self) -> None:
+        """The step in force is the redactor's."""
+        with Capture(PHI_SERVICE) as capture:
+            assert (capture.obs.redactor.mode, capture.obs.redactor.strict) == ("strict", True)
+
+
+class TestWatch:
+    """`watch`: a first step that changes nothing and shows what would change."""
+
+    def test_nothing_changes_and_all_is_counted(self) -> None:
+        """Logs, spans and labels are as they were; the counter has what `mask` counts."""
+
+        def record(mode: RedactionMode) -> tuple[Capture, dict[tuple[str, str], float]]:
+            with Capture(Settings(redaction=mode)) as capture:
+                capture.obs.logs.emit("info", f"about {SSN}", {"patient_name": NAME, "steps": [SSN]})
+                span = capture.obs.tracing.tracer.start_span(f"op {SSN}", attributes={"patient.name": NAME})
+                span.add_event(f"event {SSN}", {"ssn": SSN})
+                span.end()
+                capture.obs.metrics.counter("a_total", "A", ("step",)).labels(SSN).inc()
+            return capture, counted(capture)
+
+        watched, seen = record("watch")
+        _, masked = record("mask")
+        line, (span,) = watched.log_lines[0], watched.spans
+        assert (line["event"], line["patient_name"], line["steps"]) == (f"about {SSN}", NAME, [SSN])
+        assert (span.name, dict(span.attributes or {})) == (f"op {SSN}", {"patient.name": NAME})
+        assert (span.events[0].name, dict(span.events[0].attributes or {})) == (f"event {SSN}", {"ssn": SSN})
+        assert watched.metric("a_total", step=SSN) == 1
+        assert seen == masked
+
+    def test_typed_values_mask_themselves(self) -> None:
+        """`Phi` needs no redactor."""
+        with Capture(Settings(redaction="watch")) as capture:
+            capture.obs.logs.emit("info", f"{Phi(NAME, 'name')} seen", {"who": Phi(NAME, "name")})
+        assert capture.leaks(NAME) == ()
+
+    def test_the_audit_trail_is_masked_all_the_same(self) -> None:
+        """An entry cannot be taken back, so watching does not reach it."""
+        with Capture(Settings(redaction="watch"), audit=True) as capture:
+            assert capture.obs.audit is not None
+            capture.obs.audit.append({"action": "a.b", "reason": SSN, "details": {"patient_name": NAME}})
+        assert capture.leaks(NAME, SSN) == ()
+
+
+class TestStrictNames:
+    """In `strict` a name of an event, a span or a series passes only when it is written in the code."""
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_an_event_made_of_data(self, mode: RedactionMode) -> None:
+        """No pattern finds a name in a formatted message: `mask` lets it through, `strict` does not."""
+        with Capture(Settings(redaction=mode, capture_stdlib=True)) as capture:
+            capture.obs.logs.emit("info", f"{NAME} admitted")
+            capture.obs.logs.get_logger().info(f"{NAME} admitted")
+            logging.getLogger("app").warning(f"{NAME} admitted")  # noqa: G004
+        events = [line["event"] for line in capture.log_lines]
+        assert events == [f"{NAME} admitted" if mode == "mask" else "[PHI:strict]"] * 3
+
+    def test_an_event_that_is_written(self) -> None:
+        """Constants pass, however deep the logger is called; values in a template do not."""
+
+        def helper(log: Callable[[str], Any], text: str) -> None:
+            log(text)
+
+        with Capture(Settings(redaction="strict", capture_stdlib=True)) as capture:
+            capture.obs.logs.emit("info", "patient admitted")
+            capture.obs.logs.get_logger().info("patient admitted")
+            helper(capture.obs.logs.get_logger().info, "patient admitted late")
+            logging.getLogger("app").warning("patient admitted")
+            logging.getLogger("app").warning("%s admitted, %d beds left", NAME, 3)
+        assert [line["event"] for line in capture.log_lines] == [
+            "patient admitted",
+            "patient admitted",
+            "patient admitted late",
+            "patient admitted",
+            "[PHI:strict] admitted, 3 beds left",
+        ]
+
+    def test_names_of_spans(self) -> None:
+        """Written ones, those of decorated functions and those made of allow-listed attributes pass."""
+
+        @observe("admit patient", log="warning")
+        def admit() -> None: ...
+
+        with Capture(PHI_SERVICE) as capture:
+            tracer = capture.obs.tracing.tracer
+            admit()
+            tracer.start_span("look up").end()
+            tracer.start_span(f"look up {NAME}").end()
+            method, route = "MKCOL", "/patients/" + "{id}"
+            attributes = {"http.request.method": method, "http.route": route, "ward": NAME}
+            for name in (f"{method} {route}", f"{method} {NAME}"):
+                tracer.start_span(name, attributes=attributes).end()
+        assert [span.name for span in capture.spans] == [
+            "admit patient",
+            "look up",
+            "[PHI:strict]",
+            "MKCOL /patients/{id}",
+            "[PHI:strict]",
+        ]
+        assert capture.log_lines[0]["event"] == "admit patient"
+        assert capture.leaks(NAME, "Quassler") == ()
+
+    def test_names_of_span_events_and_trace_state(self) -> None:
+        """Neither a name made of data nor a vendor's state from outside passes."""
+        with Capture(PHI_SERVICE) as capture:
+            state = TraceState([("vendor", "ottoline")])
+            parent = NonRecordingSpan(SpanContext(1, 2, True, TraceFlags(1), state))
+            span = capture.obs.tracing.tracer.start_span("op", set_span_in_context(parent))
+            span.add_event(f"saw {NAME}")
+            span.end()
+        (done,) = capture.spans
+        assert [event.name for event in done.events] == ["[PHI:strict]"]
+        assert capture.leaks(NAME, "ottoline") == ()
+
+    def test_label_values(self) -> None:
+        """A value passes when it was declared, is written in the code, or its label is one of a closed set."""
+        with Capture(PHI_SERVICE) as capture:
+            metric = capture.obs.metrics.counter("visits_total", "Visits", ("ward", "outcome"))
+            declared, ok = "north-" + str(1), "o" + "k" * 1
+            metric.seed((declared, ok))
+            for ward in (declared, "south", NAME):
+                metric.labels(ward, ok).inc()
+            by_name = capture.obs.metrics.counter("names_total", "Names", ("patient_name",))
+            by_name.labels("Smith").inc()
+        values = {
+            sample.labels["ward"]: sample.value
+            for family in capture.obs.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == "visits_total"
+        }
+        assert values == {"north-1": 1, "south": 1, "[PHI:strict]": 1}
+        assert capture.metric("names_total", patient_name="[PHI:key]") == 1
+
+    def test_allowed_names(self) -> None:
+        """`allowed_keys` also names spans and events that pass."""
+        made = "night shift".title()
+        with Capture(Settings(redaction="strict", allowed_keys=(made,))) as capture:
+            capture.obs.logs.emit("info", made)
+        assert capture.log_lines[0]["event"] == made
+
+    def test_the_audit_trail_keeps_its_details(self) -> None:
+        """Dropping them would drop evidence; patterns and denied keys are masked there too."""
+        with Capture(PHI_SERVICE, audit=True) as capture:
+            assert capture.obs.audit is not None
+            details = {"view": "treat" + "ment", "patient_name": NAME, "note_count": 1, "step": SSN}
+            capture.obs.audit.append({"action": "a.b", "details": details})
+        (entry,) = capture.audit_entries
+        assert entry["details"] == {
+            "view": "treatment", "patient_name": "[PHI:key]", "note_count": 1, "step": "[PHI:ssn]",
+        }  # fmt: skip
+
+    def test_uuids_are_surrogates(self) -> None:
+        """An identifier that says nothing may stay, so that lines can be found again."""
+        key = "4bf92f35-77b3-4da6-a3ce-929d0e0e4736"
+        assert Redactor("strict").value("payment", key) == key
+        assert Redactor("strict").value("payment", f"{key}!") == "[PHI:strict]"
+
+
+class TestLiterals:
+    """`Literals`: what is written in the code."""
+
+    def test_a_constant_of_a_running_function(self) -> None:
+        """It is one only while a function that holds it is running, and is remembered then."""
+
+        def inner(text: str) -> bool:
+            return Literals().has(text)
+
+        assert inner("a constant of this test") is True
+        assert inner("".join(["a constant ", "of no function here"])) is False
+        known = Literals()
+        assert known.has("remembered") is True
+        assert "remembered" in known._known
+
+    def test_numbers_and_bytes_are_no_text(self) -> None:
+        """A constant of another type does not vouch for a text."""
+        _ = b"bytes", 17
+        assert Literals().has(b"bytes".decode()) is False
+        assert Literals().has(str(17)) is False
+
+    def test_only_the_nearest_functions_count(self) -> None:
+        """The search is bounded."""
+
+        def dive(depth: int, text: str) -> bool:
+            return Literals().has(text) if not depth else dive(depth - 1, text)
+
+        assert dive(14, "near enough") is True
+        assert dive(16, "too far away") is False
+
+    def test_the_memory_is_bounded(self) -> None:
+        """What does not fit is looked up each time."""
+        known = Literals(str(number) for number in range(4096))
+        known.add("one more")
+        assert len(known._known) == 4096
+        assert known.has("yet one more") is True
+
+
+class TestProblems:
+    """Problem bodies go to the caller, so they are masked at every step."""
+
+    def test_what_the_caller_made_up_is_masked(self) -> None:
+        """Title, detail and the pointer to a member that the caller named."""
+        with Capture(Settings(redaction="watch")) as capture:
+            made = problem(422, "invalid", f"not {SSN}", detail=f"saw {SSN}", errors=[(f"/{SSN}", "unknown")])
+        assert json.loads(made.body) == {
+            "type": "about:blank", "title": "not [PHI:ssn]", "status": 422, "code": "invalid",
+            "detail": "saw [PHI:ssn]", "errors": [{"pointer": "/[PHI:ssn]", "code": "unknown"}],
+        }  # fmt: skip
+        assert counted(capture) == {("problem", "ssn"): 3}
+
+
+class TestBaggage:
+    """Baggage on its way to a peer."""
+
+    def test_only_allowed_and_clean_entries_go(self) -> None:
+        """Neither what nobody named, nor an identifier under an allowed name."""
+        context = Context()
+        for name, value in (("tenant", "north"), ("patient", "x"), ("ward", SSN)):
+            context = baggage.set_baggage(name, value, context)
+        assert write_baggage(("tenant", "ward"), context) == "tenant=north"
