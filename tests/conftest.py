@@ -14,8 +14,10 @@ from healthobs.testing import Capture
 def _process_state() -> Iterator[None]:
     """Give each test the process state that it found."""
     active, default = _runtime.process.active, _runtime.process.default
+    recording = _runtime.recording.active
     yield
     _runtime.process.active, _runtime.process.default = active, default
+    _runtime.recording.active = recording
 
 
 @pytest.fixture

@@ -306,9 +306,9 @@ class TestLateBinding:
 
     def test_nothing_installed(self) -> None:
         """Where nothing is in force, a call is the bare call."""
-        _runtime.process.active = False
+        _runtime.process.active = _runtime.recording.active = False
         assert observe(admit)(5) == 5
-        _runtime.process.active = True
+        _runtime.process.active = _runtime.recording.active = True
         install(None)
         assert observe(admit)(5) == 5
 

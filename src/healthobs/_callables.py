@@ -20,7 +20,6 @@ from typing import Any, Protocol, cast
 
 import wrapt
 
-from healthobs._runtime import process
 from healthobs.exceptions import InstrumentationError
 
 #: Where a wrapper keeps what it was made from. wrapt stores names with this prefix on the proxy itself.
@@ -43,6 +42,12 @@ class Call(Protocol):
 #: Starts observing a call, or says with None that it is left alone. Never raises. `bound` is the callable
 #: itself when it was not known at decoration (a bound method of a proxy).
 Begin = Callable[..., "Call | None"]
+
+
+class Gate(Protocol):
+    """Says whether `Begin` is to be asked at all: read at each call, so it must cost nothing."""
+
+    active: bool
 
 
 class _Unobserved:
@@ -97,15 +102,16 @@ def check(fn: Any) -> None:
         raise InstrumentationError("only callables can be observed: apply the decorator to a function")
 
 
-def wrap(fn: Any, begin: Begin, plan: Any) -> Any:
+def wrap(fn: Any, begin: Begin, plan: Any, gate: Gate) -> Any:
     """Return `fn` wrapped for its kind, with `plan` remembered on the wrapper.
 
     Args:
         fn: What `check` let pass; descriptors around plain functions are to be unpacked before.
         begin: Called at each call.
         plan: Anything; `recall` gives it back.
+        gate: While it is not active, a call goes straight to `fn`.
     """
-    wrapper = _closure_for(fn)(fn, begin) if inspect.isfunction(fn) else _proxy(fn, begin)
+    wrapper = _closure_for(fn)(fn, begin, gate) if inspect.isfunction(fn) else _proxy(fn, begin, gate)
     setattr(wrapper, _MARK, (fn, plan, weakref.ref(wrapper)))
     return wrapper
 
@@ -120,7 +126,7 @@ def recall(fn: Any) -> tuple[Any, Any] | None:
     return mark[:2] if mark is not None and mark[2]() is fn else None
 
 
-def _closure_for(fn: Any) -> Callable[[Any, Begin], Any]:
+def _closure_for(fn: Any) -> Callable[[Any, Begin, Gate], Any]:
     if inspect.isasyncgenfunction(fn):
         return _async_generator
     if inspect.isgeneratorfunction(fn):
@@ -130,10 +136,10 @@ def _closure_for(fn: Any) -> Callable[[Any, Begin], Any]:
     return _function
 
 
-def _function(fn: Any, begin: Begin) -> Any:
+def _function(fn: Any, begin: Begin, gate: Gate) -> Any:
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if not process.active:
+        if not gate.active:
             return fn(*args, **kwargs)
         call = begin(args, kwargs)
         if call is None:
@@ -149,10 +155,10 @@ def _function(fn: Any, begin: Begin) -> Any:
     return wrapper
 
 
-def _coroutine(fn: Any, begin: Begin) -> Any:
+def _coroutine(fn: Any, begin: Begin, gate: Gate) -> Any:
     @functools.wraps(fn)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        call = begin(args, kwargs) if process.active else None
+        call = begin(args, kwargs) if gate.active else None
         if call is None:
             return await fn(*args, **kwargs)
         try:
@@ -166,10 +172,10 @@ def _coroutine(fn: Any, begin: Begin) -> Any:
     return wrapper
 
 
-def _generator(fn: Any, begin: Begin) -> Any:
+def _generator(fn: Any, begin: Begin, gate: Gate) -> Any:
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        call = begin(args, kwargs) if process.active else None
+        call = begin(args, kwargs) if gate.active else None
         if call is None:
             unobserved: Generator[Any, Any, Any] = fn(*args, **kwargs)
             return (yield from unobserved)
@@ -204,10 +210,10 @@ def _generator(fn: Any, begin: Begin) -> Any:
     return wrapper
 
 
-def _async_generator(fn: Any, begin: Begin) -> Any:
+def _async_generator(fn: Any, begin: Begin, gate: Gate) -> Any:
     @functools.wraps(fn)
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        call = (begin(args, kwargs) if process.active else None) or _UNOBSERVED
+        call = (begin(args, kwargs) if gate.active else None) or _UNOBSERVED
         inner: Any = None
         resume: Any = None
         value: Any = None
@@ -242,13 +248,13 @@ def _invoke(bound: Any, /, *args: Any, **kwargs: Any) -> Any:
     return bound(*args, **kwargs)
 
 
-def _proxy(fn: Any, begin: Begin) -> Any:
+def _proxy(fn: Any, begin: Begin, gate: Gate) -> Any:
     """Wrap what is no plain function in one wrapt proxy, whose calls run through the closure of their kind."""
 
     def begin_bound(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         return begin(args[1:], kwargs, args[0])
 
-    run = _closure_for(target(fn))(_invoke, begin_bound)
+    run = _closure_for(target(fn))(_invoke, begin_bound, gate)
 
     def enter(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return run(wrapped, *args, **kwargs)

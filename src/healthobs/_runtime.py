@@ -29,7 +29,17 @@ class _Process:
         self.default: Observability | None = None
 
 
+class Gate:
+    """Closed until an `Observability` records signals: until then a decorator that only records costs one read."""
+
+    __slots__ = ("active",)
+
+    def __init__(self) -> None:
+        self.active: bool = False
+
+
 process = _Process()
+recording = Gate()
 override: ContextVar[Observability | None] = ContextVar("healthobs.override", default=None)
 
 #: The HTTP exchange being answered in this context (a `healthobs.http.Exchange`), or None.
@@ -37,6 +47,13 @@ exchange: ContextVar[Any] = ContextVar("healthobs.exchange", default=None)
 
 #: The audit draft of the innermost `@audited` call in this context, or None.
 audit_draft: ContextVar[Any] = ContextVar("healthobs.audit_draft", default=None)
+
+
+def activate(obs: Observability) -> None:
+    """Open the gates of decorated functions that `obs` may have something to do with."""
+    process.active = True
+    if not obs.settings.disabled:
+        recording.active = True
 
 
 def current_or_none() -> Observability | None:
@@ -58,7 +75,7 @@ def install(obs: Observability | None) -> Observability | None:
     previous = process.default
     process.default = obs
     if obs is not None:
-        process.active = True
+        activate(obs)
     return previous
 
 
@@ -72,7 +89,7 @@ def use(obs: Observability) -> Generator[Observability]:
         ...     current() is obs
         True
     """
-    process.active = True
+    activate(obs)
     token = override.set(obs)
     try:
         yield obs

@@ -82,7 +82,7 @@ class Middleware:
         )
         self._excluded = {path: excluded.declare(path) for path in obs.settings.excluded}
         self._takes_baggage = bool(obs.settings.baggage)
-        _runtime.process.active = True
+        _runtime.activate(obs)
         obs.health.adopt_pending()
         self._controls: Final = obs.controls
         if obs.controls is not None:

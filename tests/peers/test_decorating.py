@@ -213,7 +213,8 @@ def test_costs_next_to_nothing_when_off(side: str) -> None:
     if side == "ours":
         from healthobs import _runtime, traced
 
-        _runtime.process.active, _runtime.process.default = False, None
+        _runtime.process.active = _runtime.recording.active = False
+        _runtime.process.default = None
         decorate: Any = traced("op")
     else:
         decorate = trace.NoOpTracerProvider().get_tracer("peer").start_as_current_span("op")

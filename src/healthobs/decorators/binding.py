@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from opentelemetry.context import Context, get_current
+from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanKind, Tracer, set_span_in_context
 
@@ -22,6 +23,17 @@ OK, ERROR, CANCELLED = "ok", "error", "cancelled"
 OUTCOMES = (OK, ERROR, CANCELLED)
 #: The key under which OpenTelemetry keeps the current span in a context.
 SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, Context())))
+
+
+def _reader() -> Callable[[], Context]:
+    """Return what reads OpenTelemetry's current context without its two frames in between."""
+    token = attach(Context())
+    variable = getattr(token, "var", None)  # another implementation of its context may have none
+    detach(token)
+    return cast("Callable[[], Context]", variable.get) if isinstance(variable, ContextVar) else get_current
+
+
+current_context: Callable[[], Context] = _reader()
 
 #: An own counter, what to add, and what its labels are, each told the result.
 OwnCounter = tuple["Instrument", Callable[[Any], float] | None, tuple[Callable[[Any], Any], ...]]
@@ -40,7 +52,7 @@ class Binding:
     """
 
     __slots__ = (
-        "_complained", "attributes", "audited", "counters", "dropping", "event", "inherits", "kind", "level",
+        "_complained", "attributes", "audited", "counters", "droppable", "dropping", "event", "inherits", "kind", "level",
         "measured", "monotonic_ns", "name", "obs", "own_counters", "pace", "plan", "policy", "running", "samples",
         "spans_only", "tracer", "wall_ns",
     )  # fmt: skip
@@ -79,6 +91,7 @@ class Binding:
         others = (self.measured, self.running, self.level, self.audited, plan.classified)
         #: True when only the span is left to ask for, or nothing at all.
         self.spans_only: bool = not any(others)
+        self.droppable: bool = self.spans_only and self.inherits
 
     def _bind_metrics(self) -> None:
         plan, metrics = self.plan, self.obs.metrics
@@ -138,7 +151,7 @@ class Binding:
 
     def parent_drops(self) -> bool:
         """Return whether the sampler would drop a span made here, because the local parent is not sampled."""
-        span = get_current().get(SPAN_KEY)
+        span = current_context().get(SPAN_KEY)
         if span is self.dropping:
             return True
         if type(span) is not NonRecordingSpan:

@@ -15,13 +15,13 @@ import inspect
 from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.context import Context, attach, get_current
+from opentelemetry.context import Context, attach
 from opentelemetry.trace import Span, Status, StatusCode, get_current_span, set_span_in_context
 
 from healthobs import _runtime
 from healthobs._callables import target
 from healthobs.decorators.audit_entry import append_entry
-from healthobs.decorators.binding import CANCELLED, ERROR, OK, SPAN_KEY, Binding
+from healthobs.decorators.binding import CANCELLED, ERROR, OK, SPAN_KEY, Binding, current_context
 from healthobs.decorators.plan import Plan
 from healthobs.exceptions import InstrumentationError
 from healthobs.redaction import describe_exception
@@ -62,14 +62,10 @@ class Operation:
         binding = self._binding
         if binding is None or binding.obs is not obs:
             binding = self._binding = Binding(self.name, self.plan, obs)
-        if binding.spans_only and (
-            binding.tracer is None
-            or (
-                binding.inherits
-                # The first half is what `parent_drops` asks first, without the price of a call.
-                and (get_current().get(SPAN_KEY) is binding.dropping or binding.parent_drops())
-            )
-        ):
+        # Under an unsampled parent this line is all that a `@traced` call costs; `parent_drops` asks it first, too.
+        if binding.droppable and current_context().get(SPAN_KEY) is binding.dropping:
+            return None
+        if binding.spans_only and (binding.tracer is None or (binding.inherits and binding.parent_drops())):
             return None
         captured = None if self._signature is None else self._captured(binding, args, kwargs, bound)
         return ObservedCall(binding, captured)
@@ -173,7 +169,7 @@ class ObservedCall:
             AuditWriteError: At the first item, under the policy ``deny``, when the entry is not durable.
         """
         if self._token is not None:
-            context = get_current()
+            context = current_context()
             if context is not self._context:  # the body keeps a span of its own open across the yield
                 self._inside = get_current_span(context)
         self._leave()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args, overload
 
-from healthobs import _callables
+from healthobs import _callables, _runtime
 from healthobs.config import AuditPolicy, LogLevel
 from healthobs.decorators.observer import Operation
 from healthobs.decorators.plan import Audited, Classified, Counted, Plan, Traced
@@ -32,7 +32,9 @@ def _apply(fn: Any, plan: Plan) -> Any:
         descriptor = cast("Any", fn)
         return type(descriptor)(_apply(descriptor.__func__, plan))
     _callables.check(fn)
-    return _callables.wrap(fn, Operation(fn, plan).begin, plan)
+    # What audits or classifies has something to do where telemetry is switched off, too.
+    gate = _runtime.process if plan.audited or plan.classified else _runtime.recording
+    return _callables.wrap(fn, Operation(fn, plan).begin, plan, gate)
 
 
 def _decorate(target: Any, make: Callable[[str | None], Plan]) -> Any:
