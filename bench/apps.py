@@ -1,4 +1,7 @@
-"""The applications that are compared: one trivial view, with each stack around it."""
+"""The applications that are compared: one trivial view, with each stack around it.
+
+What a stack needs is imported when it is built, so that the memory of a process is that of its stack alone.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,12 @@ import io
 import os
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
-from opentelemetry.sdk.trace import TracerProvider
 
-from bench.floor import Floor
-from healthobs import Observability, Settings
-from healthobs.flask import init_app
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 WsgiApp = Callable[..., Iterable[bytes]]
@@ -27,7 +28,7 @@ class DevNull(io.StringIO):
         return len(text)
 
 
-def bare() -> Flask:
+def bare(_exporter: SpanExporter | None = None) -> Flask:
     """Return the application without anything around it."""
     app = Flask("bench")
 
@@ -38,18 +39,25 @@ def bare() -> Flask:
     return app
 
 
-def floor() -> WsgiApp:
+def floor(exporter: SpanExporter | None = None) -> WsgiApp:
     """Return it with the hand-written four signals."""
-    return Floor(bare().wsgi_app, TracerProvider(shutdown_on_exit=False), DevNull())
+    from bench.exporting import provider
+    from bench.floor import Floor
+
+    return Floor(bare().wsgi_app, provider(exporter), DevNull())
 
 
-def ours(**overrides: Any) -> WsgiApp:
+def ours(exporter: SpanExporter | None = None, **overrides: Any) -> WsgiApp:
     """Return it with healthobs: span, metrics, access line and headers."""
+    from healthobs import Observability, Settings
+    from healthobs.flask import init_app
+
     settings = Settings(
         service_name="bench", prefix="bench", headers=True, audience="all", frameworks=("hipaa",), **overrides
     )
     app = bare()
-    init_app(app, Observability(settings, log_stream=DevNull()))
+    exporters = [] if exporter is None else [exporter]
+    init_app(app, Observability(settings, log_stream=DevNull(), span_exporters=exporters))
     return app
 
 

@@ -9,31 +9,33 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+
 from bench import apps
+from bench.exporting import provider
+from bench.floor import HEADERS
 
 
-def _otel_flask() -> apps.WsgiApp:
+def _otel_flask(exporter: SpanExporter | None = None) -> apps.WsgiApp:
     """OpenTelemetry's Flask instrumentation, spans only."""
     from opentelemetry.instrumentation.flask import FlaskInstrumentor
-    from opentelemetry.sdk.trace import TracerProvider
 
     app = apps.bare()
-    FlaskInstrumentor().instrument_app(app, tracer_provider=TracerProvider(shutdown_on_exit=False))
+    FlaskInstrumentor().instrument_app(app, tracer_provider=provider(exporter))
     return app
 
 
-def _documented() -> apps.WsgiApp:
+def _documented(exporter: SpanExporter | None = None) -> apps.WsgiApp:
     """All four signals: OpenTelemetry Flask, prometheus_flask_exporter, flask-talisman, a structlog access line."""
     import structlog
     from flask import g, request
     from flask_talisman import Talisman
     from opentelemetry.instrumentation.flask import FlaskInstrumentor
-    from opentelemetry.sdk.trace import TracerProvider
     from prometheus_client import CollectorRegistry
     from prometheus_flask_exporter import PrometheusMetrics
 
     app = apps.bare()
-    FlaskInstrumentor().instrument_app(app, tracer_provider=TracerProvider(shutdown_on_exit=False))
+    FlaskInstrumentor().instrument_app(app, tracer_provider=provider(exporter))
     PrometheusMetrics(app, group_by="url_rule", registry=CollectorRegistry())
     Talisman(app, force_https=False)
     log = structlog.wrap_logger(
@@ -64,23 +66,70 @@ def _documented() -> apps.WsgiApp:
     return app
 
 
-def _logfire() -> apps.WsgiApp:
+def _logfire(exporter: SpanExporter | None = None) -> apps.WsgiApp:
     """logfire.instrument_flask, nothing sent."""
     import logfire
 
     app = apps.bare()
-    logfire.configure(send_to_logfire=False, console=False, inspect_arguments=False)
-    logfire.instrument_flask(app)
+    own = logfire.configure(
+        local=True,
+        send_to_logfire=False,
+        console=False,
+        inspect_arguments=False,
+        distributed_tracing=True,  # otherwise each incoming `traceparent` is a warning
+        additional_span_processors=[] if exporter is None else [BatchSpanProcessor(exporter)],
+    )
+    own.instrument_flask(app)
     return app
 
 
+def _leanest(exporter: SpanExporter | None = None) -> apps.WsgiApp:
+    """The least one can assemble: OpenTelemetry's WSGI middleware, the rest by hand in Flask's hooks."""
+    from flask import g, request
+    from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
+    from opentelemetry.metrics import NoOpMeterProvider
+    from opentelemetry.trace import get_current_span
+    from prometheus_client import CollectorRegistry, Gauge, Histogram
+
+    app, registry, stream = apps.bare(), CollectorRegistry(), apps.DevNull()
+    duration = Histogram("request_seconds", "Duration", ("method", "route", "status"), registry=registry)
+    active = Gauge("active_requests", "Active", registry=registry)
+    children: dict[tuple[str, str, str], Any] = {}
+
+    @app.before_request
+    def begin() -> None:
+        g.started = time.perf_counter()
+        active.inc()
+
+    @app.after_request
+    def end(response: Any) -> Any:
+        elapsed = time.perf_counter() - g.started
+        active.dec()
+        key = (request.method, str(request.url_rule), str(response.status_code))
+        child = children.get(key)
+        if child is None:
+            child = children[key] = duration.labels(*key)
+        child.observe(elapsed)
+        response.headers.extend(HEADERS)
+        ids = get_current_span().get_span_context()
+        line = {"time": time.time(), "trace_id": f"{ids.trace_id:032x}", "key": key, "seconds": elapsed}
+        stream.write(json.dumps(line) + "\n")
+        return response
+
+    middleware: apps.WsgiApp = OpenTelemetryMiddleware(
+        app.wsgi_app, tracer_provider=provider(exporter), meter_provider=NoOpMeterProvider()
+    )
+    return middleware
+
+
 #: Name -> what must be importable, how it is built.
-PEERS: dict[str, tuple[tuple[str, ...], Callable[[], apps.WsgiApp]]] = {
+PEERS: dict[str, tuple[tuple[str, ...], Callable[[SpanExporter | None], apps.WsgiApp]]] = {
     "otel flask, spans only": (("opentelemetry.instrumentation.flask",), _otel_flask),
     "peers: otel + exporter + talisman + structlog": (
         ("opentelemetry.instrumentation.flask", "prometheus_flask_exporter", "flask_talisman"),
         _documented,
     ),
+    "peers: the leanest stack": (("opentelemetry.instrumentation.wsgi",), _leanest),
     "logfire": (("logfire",), _logfire),
 }
 
@@ -92,9 +141,9 @@ def _installed(names: tuple[str, ...]) -> bool:
         return False
 
 
-def stacks() -> dict[str, apps.WsgiApp]:
-    """Return the peers' stacks that can be built here."""
-    return {name: build() for name, (needs, build) in PEERS.items() if _installed(needs)}
+def stacks() -> dict[str, Callable[[SpanExporter | None], apps.WsgiApp]]:
+    """Return what builds the peers' stacks that can be built here."""
+    return {name: build for name, (needs, build) in PEERS.items() if _installed(needs)}
 
 
 def missing() -> list[str]:

@@ -1,0 +1,130 @@
+"""What is not one request: memory of a worker, a scrape, an import, synthetic patients. Each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+from importlib.util import find_spec
+from statistics import median
+
+#: Series of one histogram's bucket family in a big service.
+SERIES = 5_000
+
+
+def _run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def multiprocess_calls() -> int:
+    """Count in a process of its own, because prometheus_client chooses its values at import."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = """
+            from bench import apps, calls
+            print(calls.count(apps.request(apps.ours())) - calls.count(apps.request(apps.bare())))
+        """
+        return int(_run(code, PROMETHEUS_MULTIPROC_DIR=folder))
+
+
+def memory_mib(stack: str) -> float:
+    """Return the resident memory of a process that serves `stack` and nothing else, after a thousand requests."""
+    known = {
+        "bare Flask": "bare",
+        "floor": "floor",
+        "healthobs": "ours",
+        "healthobs, unsampled": "ours_unsampled",
+    }
+    build = f"apps.{known[stack]}" if stack in known else f"peers.PEERS[{stack!r}][1]"
+    code = f"""
+        from bench import apps
+        {"pass" if stack in known else "from bench import peers"}
+        run = apps.request({build}())
+        for _ in range(1000):
+            run()
+        fields = open("/proc/self/status").read().split()
+        print(int(fields[fields.index("VmRSS:") + 1]) / 1024)
+    """
+    return float(_run(code))
+
+
+def scrape() -> tuple[float, float]:
+    """Return the CPU milliseconds of a scrape of 5,000 series: prometheus_client's own, and ours with its second view."""
+    code = f"""
+        import time
+        from prometheus_client import generate_latest
+        from healthobs import Settings
+        from healthobs.metrics import Metrics, PrefixCollector
+        metrics = Metrics(Settings(max_series={SERIES}))
+        histogram = metrics.histogram("h_seconds", "", ("route",), buckets=(0.1, 1.0))
+        for number in range({SERIES} // 5):
+            histogram.labels(str(number)).observe(0.5)
+        metrics.show_also_as(PrefixCollector("h_seconds", "own_seconds", "", dict(route="endpoint")))
+        def spent(action):
+            best = 9.0
+            for _ in range(7):
+                start = time.process_time()
+                action()
+                best = min(best, time.process_time() - start)
+            return best * 1000
+        plain = spent(lambda: generate_latest(metrics.registry))
+        print(plain, spent(lambda: metrics.exposition(None)))
+    """
+    plain, ours = _run(code).split()
+    return float(plain), float(ours)
+
+
+def import_ratio() -> float:
+    """Return what `import healthobs` costs beyond what it imports of others, as a share of that."""
+    others = _run(
+        """
+        import sys
+        before = set(sys.modules)
+        import healthobs
+        print(*[n for n in sys.modules if n not in before and n.split(".")[0] != "healthobs" and "__mp" not in n])
+        """
+    ).split()
+    timed = "import time; start = time.process_time(); {}; print(time.process_time() - start)"
+    theirs = timed.format(f"[__import__(name) for name in {others!r}]")
+    rounds = [(float(_run(theirs)), float(_run(timed.format("import healthobs")))) for _ in range(9)]
+    return median(whole / part - 1 for part, whole in rounds)
+
+
+def patients_ratio() -> float | None:
+    """Return how many times faster synthetic patients are made than by one shared Faker; None without Faker."""
+    if find_spec("faker") is None:
+        return None
+    code = """
+        import time
+        from faker import Faker
+        from reference_services.synthetic_phi import domain
+        fake = Faker("en_US")
+        def theirs():
+            return {
+                "id": fake.uuid4(), "given": fake.first_name(), "family": fake.last_name(), "sex": fake.random_element("mf"),
+                "born": fake.date_of_birth().isoformat(), "ssn": fake.ssn(), "mrn": fake.bothify("SYN-########"),
+                "line": fake.street_address(), "city": fake.city(), "state": fake.state_abbr(), "zip": fake.postcode(),
+                "phone": fake.phone_number(), "email": fake.email(),
+                "diagnosis": fake.random_elements(("a", "b", "c", "d"), length=2),
+                "vitals": [fake.random_int(60, 180) for _ in range(4)],
+            }
+        def spent(action):
+            start = time.process_time()
+            action()
+            return time.process_time() - start
+        domain.patients(0, 0, 100), theirs()
+        ratios = sorted(
+            (spent(lambda: [theirs() for _ in range(200)]) / 200) / (spent(lambda: domain.patients(0, 0, 5000)) / 5000)
+            for _ in range(5)
+        )
+        print(ratios[2])
+    """
+    return float(_run(code))
