@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ import pytest
 import urllib3
 from fastapi import APIRouter, BackgroundTasks, FastAPI
 from fastapi.responses import StreamingResponse
+from opentelemetry import baggage
 from opentelemetry.trace import StatusCode
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -27,7 +29,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from fronts import FastApiFront, call_asgi, http_scope
-from healthobs import asgi, install
+from healthobs import Settings, asgi, install
 from healthobs.exceptions import ConfigurationError
 from healthobs.testing import Capture
 
@@ -396,3 +398,78 @@ class TestUvicorn:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
         assert log.read_text().count('"route":"/pid/{name}"') == 60
+
+
+class TestOptions:
+    """What the WSGI front end can, this one can too: trust by request, baggage, excluded paths."""
+
+    def answers(self, capture: Capture, path: str = "/x", **options: Any) -> dict[str, str]:
+        """Make one request with a foreign trace and baggage; return the baggage that the application saw."""
+        seen: dict[str, str] = {}
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            seen.update({name: str(value) for name, value in baggage.get_all().items()})
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"ok"})
+
+        async def send(message: Any) -> None: ...
+
+        scope = {
+            "type": "http", "method": "GET", "path": path, "scheme": "http", "http_version": "1.1",
+            "headers": [
+                (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+                (b"baggage", b"tenant=north,mrn=4711-xq"),
+            ],
+        }  # fmt: skip
+        asyncio.run(asgi.Middleware(app, capture.obs, **options)(scope, send, send))
+        return seen
+
+    def test_trust_and_baggage(self) -> None:
+        """A function told the scope decides; what it raises is counted and means no."""
+
+        def broken(scope: Any) -> bool:
+            raise KeyError("x")
+
+        settings = Settings(baggage=("tenant",))
+        for says, parents, seen in (
+            (lambda _: True, 1, {"tenant": "north"}),
+            (lambda _: False, 0, {}),
+            (broken, 0, {}),
+        ):
+            with Capture(settings) as capture:
+                assert self.answers(capture, trust_incoming=says) == seen
+                (span,) = capture.spans
+                assert (int(span.parent is not None), len(span.links)) == (parents, 1 - parents)
+                faults = capture.metric("healthobs_internal_errors_total", component="hook")
+                assert (faults or 0) == (says is broken)
+
+    def test_excluded(self) -> None:
+        """Only counted."""
+        with Capture(Settings(excluded=("/ping",))) as capture:
+            self.answers(capture, "/ping")
+            assert (capture.spans, capture.log_lines) == ((), [])
+            assert capture.metric("healthobs_excluded_requests_total", path="/ping") == 1
+
+    def test_decorated_work_inside_reports(self) -> None:
+        """Without `install`, the middleware alone makes decorated functions report to its `Observability`."""
+        code = """
+            import asyncio, io
+            from healthobs import Observability, Settings, observe
+            from healthobs.asgi import Middleware
+            obs = Observability(Settings(), log_stream=io.StringIO())
+            @observe("work")
+            def work(): ...
+            async def app(scope, receive, send):
+                work()
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"ok"})
+            async def send(message): ...
+            scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+            asyncio.run(Middleware(app, obs)(scope, send, send))
+            labels = {"operation": "work", "outcome": "ok"}
+            print(obs.metrics.registry.get_sample_value("healthobs_operations_total", labels))
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "1.0\n"

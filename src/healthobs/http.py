@@ -84,6 +84,11 @@ class HttpServer:
         if settings.prefix:
             for view in _views(settings.prefix):
                 metrics.show_also_as(view)
+        excluded = metrics.counter(
+            "healthobs_excluded_requests_total", "Requests that no other signal shows", ("path",)
+        )
+        #: Paths whose requests leave nothing but this count.
+        self.excluded: dict[str, Child] = {path: excluded.declare(path) for path in settings.excluded}
         self.paces: defaultdict[Child, Pace] = defaultdict(Pace)
         self._default = Classified(conf, settings.frameworks)
         self._headers: dict[Classified, list[tuple[str, str]]] = {}
@@ -185,7 +190,7 @@ class Exchange:
         trusts = obs.settings.trust_incoming if trust_incoming is None else trust_incoming
         self.span: Span = INVALID_SPAN if silent else self._start_span(host, traceparent, trusts=trusts)
         self._context = set_span_in_context(self.span)
-        if baggage and trusts:
+        if baggage and trusts and obs.settings.baggage:
             self._context = read_baggage(baggage, obs.settings.baggage, self._context)
 
     def _start_span(self, host: tuple[str, str], traceparent: str | None, *, trusts: bool) -> Span:

@@ -77,11 +77,6 @@ class Middleware:
         self._trust_incoming = trust_incoming
         self.request_hook: Final = request_hook
         self.response_hook: Final = response_hook
-        excluded = obs.metrics.counter(
-            "healthobs_excluded_requests_total", "Requests that no other signal shows", ("path",)
-        )
-        self._excluded = {path: excluded.declare(path) for path in obs.settings.excluded}
-        self._takes_baggage = bool(obs.settings.baggage)
         _runtime.activate(obs)
         obs.health.adopt_pending()
         self._controls: Final = obs.controls
@@ -96,8 +91,8 @@ class Middleware:
         path = environ.get("PATH_INFO")
         if path in self._endpoints.paths:
             return self._operational(environ, start_response)
-        if path in self._excluded:
-            self._excluded[path].inc()
+        if path in self._server.excluded:
+            self._server.excluded[path].inc()
             return self._app(environ, start_response)
         try:
             exchange = self._begin(environ)
@@ -143,7 +138,7 @@ class Middleware:
             trusted=self._trusted is not None and self.is_trusted(environ),
             silent=get(CANARY) is OWN,
             trust_incoming=None if asked is None else bool(self.safely(asked, environ)),
-            baggage=get("HTTP_BAGGAGE") if self._takes_baggage else None,
+            baggage=get("HTTP_BAGGAGE"),
         )
 
     def _operational(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

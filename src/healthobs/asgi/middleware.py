@@ -23,7 +23,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-_READ = (b"traceparent", b"x-request-id")
+_READ = (b"traceparent", b"x-request-id", b"baggage")
 
 
 class Middleware:
@@ -36,6 +36,8 @@ class Middleware:
         trusted: Told the scope, says whether the caller may see compliance headers when the audience is
             ``trusted``; default nobody.
         conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+        trust_incoming: Told the scope, says whether the caller's trace is continued; default
+            `Settings.trust_incoming`.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Middleware:
         authorize: Authorize | None = None,
         trusted: Callable[[Scope], bool] | None = None,
         conf: str = "N",
+        trust_incoming: Callable[[Scope], bool] | None = None,
     ) -> None:
         self.app: ASGIApp = app
         self.obs: Observability = obs
@@ -53,7 +56,8 @@ class Middleware:
         self._endpoints = Endpoints(obs, authorize)
         self._trusted = trusted
         self._routes = Routes(app)
-        _runtime.process.active = True
+        self._trust_incoming = trust_incoming
+        _runtime.activate(obs)
         obs.health.adopt_pending()
         if obs.controls is not None:
             obs.controls.arm(obs.settings.control_interval_seconds)
@@ -72,6 +76,10 @@ class Middleware:
         if path in self._endpoints.paths:
             await self._operational(scope, path, send)
             return
+        if path in self._server.excluded:
+            self._server.excluded[path].inc()
+            await self.app(scope, receive, send)
+            return
         try:
             exchange = self._begin(scope)
         except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
@@ -85,7 +93,14 @@ class Middleware:
         return self._routes.template(scope)
 
     def _is_trusted(self, scope: Scope) -> bool:
-        return self._trusted is not None and self._trusted(scope)
+        return self._trusted is not None and self._asks(self._trusted, scope)
+
+    def _asks(self, question: Callable[[Scope], bool], scope: Scope) -> bool:
+        try:
+            return bool(question(scope))
+        except Exception:  # noqa: BLE001 - a hook's fault is not the caller's, and counts as no
+            self.obs.metrics.count_internal_error("hook")
+            return False
 
     def _begin(self, scope: Scope) -> Exchange:
         found: dict[bytes, str] = {}
@@ -103,6 +118,8 @@ class Middleware:
             found.get(b"traceparent"),
             found.get(b"x-request-id"),
             trusted=self._is_trusted(scope),
+            trust_incoming=None if self._trust_incoming is None else self._asks(self._trust_incoming, scope),
+            baggage=found.get(b"baggage"),
         )
 
     def _flushing(self, send: Send) -> Send:
@@ -290,6 +307,7 @@ def init_app(
     authorize: Authorize | None = None,
     trusted: Callable[[Scope], bool] | None = None,
     conf: str = "N",
+    trust_incoming: Callable[[Scope], bool] | None = None,
 ) -> Any:
     """Give a Starlette or FastAPI `app` what `healthobs.flask.init_app` gives a Flask one.
 
@@ -301,6 +319,7 @@ def init_app(
         authorize: Checks credentials for `/audit/trail` and compliance evidence.
         trusted: Told the scope, says whether a caller may see compliance headers when the audience is ``trusted``.
         conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+        trust_incoming: Told the scope, says whether the caller's trace is continued; default the settings'.
 
     Returns:
         The same application.
@@ -315,7 +334,9 @@ def init_app(
         raise ConfigurationError("healthobs is on this application already: call init_app once")
     if _runtime.process.default is None:
         _runtime.install(obs)
-    middleware = Middleware(app, obs, authorize=authorize, trusted=trusted, conf=conf)
+    middleware = Middleware(
+        app, obs, authorize=authorize, trusted=trusted, conf=conf, trust_incoming=trust_incoming
+    )
     replaced: Any = app.__dict__.get("build_middleware_stack")
     app.build_middleware_stack = _Stack(build, middleware, replaced)
     app.middleware_stack = None

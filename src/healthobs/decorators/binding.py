@@ -28,9 +28,10 @@ SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, Context())))
 def _reader() -> Callable[[], Context]:
     """Return what reads OpenTelemetry's current context without its two frames in between."""
     token = attach(Context())
-    variable = getattr(token, "var", None)  # another implementation of its context may have none
+    variable: Any = getattr(token, "var", None)
     detach(token)
-    return cast("Callable[[], Context]", variable.get) if isinstance(variable, ContextVar) else get_current
+    known = isinstance(variable, ContextVar)  # another implementation of its context may have none
+    return cast("Callable[[], Context]", variable.get) if known else get_current
 
 
 current_context: Callable[[], Context] = _reader()
