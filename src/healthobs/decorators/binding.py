@@ -28,10 +28,11 @@ SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, Context())))
 def _reader() -> Callable[[], Context]:
     """Return what reads OpenTelemetry's current context without its two frames in between."""
     token = attach(Context())
-    variable: Any = getattr(token, "var", None)
+    variable = cast("object", getattr(token, "var", None))
     detach(token)
-    known = isinstance(variable, ContextVar)  # another implementation of its context may have none
-    return cast("Callable[[], Context]", variable.get) if known else get_current
+    if not isinstance(variable, ContextVar):  # another implementation of its context may have none
+        return get_current
+    return cast("ContextVar[Context]", variable).get
 
 
 current_context: Callable[[], Context] = _reader()
