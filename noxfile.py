@@ -146,6 +146,13 @@ def breaks(session: nox.Session) -> None:
 
 
 @nox.session
+def servers(session: nox.Session) -> None:
+    """Run the library's tests against real servers: gunicorn, uvicorn and what else is marked `server`."""
+    _locked(session)
+    session.run("python", "-m", "pytest", "-q", "-m", "server", "tests", *session.posargs)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Fuzz the five services over HTTP; first find every planted bug, then find nothing."""
     _locked(session)

@@ -226,3 +226,14 @@ class TestHandle:
         assert dict(plain.headers)["Content-Type"].startswith("text/plain")
         assert dict(asked.headers)["Content-Type"].startswith("application/openmetrics-text")
         assert asked.body.endswith(b"# EOF\n")
+
+    def test_health_negotiates(self, obs: Observability) -> None:
+        """`/health` and `/readiness` answer in the draft's format when it is asked for, not to be kept."""
+        for path in ("/health", "/readiness"):
+            asked = Endpoints(obs).handle(Request("GET", path, {}, {"accept": "application/health+json"}))
+            assert asked is not None
+            assert dict(asked.headers) == {
+                "Content-Type": "application/health+json",
+                "Cache-Control": "no-store",
+            }
+            assert json.loads(asked.body)["serviceId"] == "svc"

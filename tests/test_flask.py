@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from flask import Flask, Response, abort
@@ -214,14 +215,18 @@ class TestControls:
         remove_app(app)
         obs.close()
 
-    def test_worker_starts_its_controls(self, obs: Observability) -> None:
+    def test_worker_starts_its_controls(self, obs: Observability, monkeypatch: pytest.MonkeyPatch) -> None:
         """A gunicorn worker does not wait for a request; with nothing installed the hook does nothing."""
+        monkeypatch.setattr(
+            "healthobs.gunicorn.Keeper", lambda *_args, **_options: SimpleNamespace(start=list)
+        )
+        worker = SimpleNamespace(healthobs_ops=None, alive=True, cfg=SimpleNamespace(graceful_timeout=20))
         before = control_threads()
         app = init_app(make_app(), obs)
-        post_worker_init(None)
+        post_worker_init(worker)
         started = control_threads() - before
         remove_app(app)
-        post_worker_init(None)
+        post_worker_init(worker)
         assert (started, control_threads() - before) == (1, 0)
 
     @pytest.mark.parametrize("claim", [True, 1, "1", "healthobs.canary", object()])

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from healthobs import _runtime
+from healthobs import Settings, _runtime
 from healthobs.clock import Clock
 from healthobs.exceptions import InstrumentationError
 from healthobs.health import (
@@ -582,6 +582,7 @@ class TestDecorators:
 
         class InForce:
             health = Health("s", "1", ticking.clock())
+            settings = Settings()
 
         with _runtime.use(InForce()):  # type: ignore[arg-type]
             readiness_check("database")(lambda: True)

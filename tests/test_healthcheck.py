@@ -49,7 +49,26 @@ class TestHealthcheck:
         assert capsys.readouterr().err == "unhealthy: ConnectionRefusedError\n"
 
     @pytest.mark.parametrize(
-        "arguments", [[], ["https://127.0.0.1/health"], ["/health"], ["http://a", "http://b"]]
+        "names", [("PORT",), ("OPS_PORT",), ("HEALTHOBS_OPS_PORT",), ("OPS_PORT", "PORT")]
+    )
+    def test_finds_the_port_itself(self, server: str, names: tuple[str, ...]) -> None:
+        """Without a URL it asks on the ops port, else on the main one; 0 is no port."""
+        first, *others = names
+        port = server.rpartition(":")[2]
+        environ = {"OPS_PORT": "0", "HOST": "0.0.0.0", **dict.fromkeys(others, "1"), first: port}
+        assert main([], environ) == 0
+
+    def test_asks_the_host_that_is_bound(self, server: str) -> None:
+        """A service bound to one address is asked there."""
+        assert main([], {"PORT": server.rpartition(":")[2], "HOST": "127.0.0.1"}) == 0
+
+    @pytest.mark.parametrize("environ", [{}, {"PORT": "0", "OPS_PORT": "0"}, {"PORT": "eighty"}])
+    def test_no_port_to_find(self, environ: dict[str, str]) -> None:
+        """Without a URL and without a port it was called wrongly."""
+        assert main([], environ) == 2
+
+    @pytest.mark.parametrize(
+        "arguments", [["https://127.0.0.1/health"], ["/health"], ["http://a", "http://b"]]
     )
     def test_called_wrongly(self, arguments: list[str]) -> None:
         """Anything but one plain-HTTP URL exits 2."""

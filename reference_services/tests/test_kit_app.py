@@ -715,5 +715,5 @@ class TestLaunch:
         monkeypatch.setenv("PORT", "1234")
         launch(bench.info, "x:create_app()")
         assert (served["uri"], served["host"], served["port"]) == ("x:create_app()", "127.0.0.1", 1234)
-        assert (served["workers"], served["threads"]) == (1, 16)
+        assert (served["workers"], served["threads"], served["ops_port"]) == (1, 16, 2234)
         assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from healthobs.health import Board
     from healthobs.observability import Observability
 
 
@@ -19,14 +20,15 @@ class _Process:
     """Process-wide state, in slots because every decorated call reads it.
 
     `active` stays False until the first `install` or `use`: until then a decorated call costs one
-    attribute read.
+    attribute read. `board` is what the workers of one server share, None without several.
     """
 
-    __slots__ = ("active", "default")
+    __slots__ = ("active", "board", "default")
 
     def __init__(self) -> None:
         self.active: bool = False
         self.default: Observability | None = None
+        self.board: Board | None = None
 
 
 class Gate:

@@ -20,6 +20,8 @@ RedactionMode = Literal["watch", "mask", "strict"]
 Audience = Literal["trusted", "all"]
 AuditPolicy = Literal["deny", "alert"]
 
+BUILTIN_CHECKS = ("metrics", "tracing", "audit_trail")
+
 
 def _env(name: str, default: Any = None, *, otel: str | None = None) -> Any:
     return field(default=default, metadata={"env": name, "otel": otel})
@@ -60,6 +62,15 @@ class Settings:
         trace_response: Send `traceresponse` with the trace and span id (W3C Trace Context Level 2, candidate
             draft); to the same audience as the compliance headers.
         endpoints: Serve `/metrics`, `/compliance/status` and `/audit/trail` beside the two probes.
+        builtin_checks: Readiness checks that come with the signals: ``metrics``, ``tracing`` (neither critical),
+            ``audit_trail`` (critical, where there is a trail).
+        max_stall_seconds: Liveness fails when requests are in flight and none ends or sends a chunk for so long;
+            0 never. Set it above the slowest request that is silent.
+        drain_delay_seconds: Seconds to go on serving, not ready, after the first SIGTERM; 0 leaves SIGTERM to the
+            server.
+        ops_port: Port of its own for `/health`, `/readiness` with causes and `/metrics`, answered while every
+            worker is busy; 0 opens none.
+        ops_host: Address of the ops port.
         control_interval_seconds: How often the control engine runs what is due; 0 runs it only on demand.
         required_controls: Ids of controls that the gate asks for besides those that have a probe.
         out_of_scope: What the service declares not to have, so that controls of it do not apply: ``phi``,
@@ -92,6 +103,11 @@ class Settings:
     frameworks: tuple[str, ...] = _env("HEALTHOBS_FRAMEWORKS", ())
     trace_response: bool = _env("HEALTHOBS_TRACE_RESPONSE", False)
     endpoints: bool = _env("HEALTHOBS_ENDPOINTS", False)
+    builtin_checks: tuple[str, ...] = _env("HEALTHOBS_BUILTIN_CHECKS", BUILTIN_CHECKS)
+    max_stall_seconds: int = _env("HEALTHOBS_MAX_STALL_SECONDS", 0)
+    drain_delay_seconds: int = _env("HEALTHOBS_DRAIN_DELAY_SECONDS", 0)
+    ops_port: int = _env("HEALTHOBS_OPS_PORT", 0)
+    ops_host: str = _env("HEALTHOBS_OPS_HOST", "127.0.0.1")
     control_interval_seconds: int = _env("HEALTHOBS_CONTROL_INTERVAL_SECONDS", 60)
     required_controls: tuple[str, ...] = _env("HEALTHOBS_REQUIRED_CONTROLS", ())
     out_of_scope: tuple[str, ...] = _env("HEALTHOBS_OUT_OF_SCOPE", ())
@@ -116,8 +132,15 @@ class Settings:
         ]
         if self.max_series < 1:
             problems.append("max_series must be at least 1")
-        if self.control_interval_seconds < 0:
-            problems.append("control_interval_seconds must be 0 or more")
+        problems += [
+            f"{name} must be 0 or more"
+            for name in ("control_interval_seconds", "max_stall_seconds", "drain_delay_seconds")
+            if getattr(self, name) < 0
+        ]
+        if not 0 <= self.ops_port <= 65535:
+            problems.append("ops_port must be 1 to 65535, or 0 for none")
+        if not set(self.builtin_checks) <= set(BUILTIN_CHECKS):
+            problems.append(f"builtin_checks must be among {', '.join(BUILTIN_CHECKS)}")
         if self.audit_retention_days < 1:
             problems.append("audit_retention_days must be at least 1")
         if self.prefix is not None and not self.prefix.isidentifier():

@@ -18,6 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, set_span_in_context
 
 from healthobs.exceptions import AuditError
+from healthobs.health import formats
 from healthobs.problems import Response, problem
 from healthobs.tracing import parse_traceparent
 
@@ -70,14 +71,20 @@ class Endpoints:
     Args:
         obs: What they show.
         authorize: Checks credentials; without it, what needs a scope answers 403.
+        private: Show what the ops port shows: probes, readiness with causes, metrics; nothing else.
     """
 
-    def __init__(self, obs: Observability, authorize: Authorize | None = None) -> None:
+    def __init__(
+        self, obs: Observability, authorize: Authorize | None = None, *, private: bool = False
+    ) -> None:
         self._obs = obs
         self._authorize = authorize
+        self._private = private
         table: dict[str, Callable[[Request], Response]] = dict.fromkeys(LIVENESS, self._liveness)
         table |= dict.fromkeys(READINESS, self._readiness)
-        if obs.settings.endpoints:
+        if private:
+            table["/metrics"] = self._metrics
+        elif obs.settings.endpoints:
             handlers = (self._metrics, self._compliance, self._audit_trail)
             table |= dict(zip(OPERATIONAL, handlers, strict=True))
         self.paths: Mapping[str, Callable[[Request], Response]] = table
@@ -105,11 +112,25 @@ class Endpoints:
         except AuditError:
             return _problem(503, "audit_unavailable")
 
-    def _liveness(self, _request: Request) -> Response:
-        return _json(*self._obs.health.liveness())
+    def _liveness(self, request: Request) -> Response:
+        status, body = self._obs.health.liveness()
+        return self._probe(request, status, body, body.get("checks", {}))
 
-    def _readiness(self, _request: Request) -> Response:
-        return _json(*self._obs.health.readiness())
+    def _readiness(self, request: Request) -> Response:
+        health = self._obs.health
+        status, body = health.readiness()
+        shown = formats.with_causes(health, body) if self._private else body
+        return self._probe(request, status, shown, body["checks"])
+
+    def _probe(
+        self, request: Request, status: int, body: Mapping[str, Any], words: Mapping[str, str]
+    ) -> Response:
+        media = "application/json"
+        if formats.MEDIA_TYPE in request.headers.get("accept", ""):
+            media, body = formats.MEDIA_TYPE, formats.draft06(self._obs.health, status, words)
+        if self._private or not self._obs.settings.headers:
+            return _json(status, body, media, ("Cache-Control", "no-store"))
+        return _json(status, body, media)  # every response gets no-store
 
     def _metrics(self, request: Request) -> Response:
         content_type, body = self._obs.metrics.exposition(request.headers.get("accept"))
@@ -250,9 +271,11 @@ def _shown(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _json(status: int, body: Mapping[str, Any]) -> Response:
+def _json(
+    status: int, body: Mapping[str, Any], media: str = "application/json", *added: tuple[str, str]
+) -> Response:
     content = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
-    return Response(status, [("Content-Type", "application/json")], content)
+    return Response(status, [("Content-Type", media), *added], content)
 
 
 def _problem(

@@ -2,6 +2,10 @@
 
 gthread workers, no preload (an exporter used before the fork would share its socket). With more than one
 worker `PROMETHEUS_MULTIPROC_DIR` is set before prometheus_client is imported, because it chooses then.
+The hooks (`gunicorn --config python:healthobs.gunicorn`) bind the ops port, drain on SIGTERM, share the workers'
+board, flush, and merge dead workers' metric files; see `healthobs.lifecycle`.
+
+Reload: SIGHUP replaces the workers, SIGUSR2 the master too; port, directory and counts go on in both.
 
 Limits: the multiprocess directory is wiped at start, so counters restart with the service.
 """
@@ -9,16 +13,23 @@ Limits: the multiprocess directory is wiped at start, so counters restart with t
 from __future__ import annotations
 
 import os
-import shutil
+import signal
+import socket
 import sys
 import tempfile
-from collections.abc import Callable, MutableMapping
-from pathlib import Path
-from typing import Any, NoReturn, cast
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
+from healthobs._runtime import process
+from healthobs.config import Settings
 from healthobs.exceptions import ConfigurationError
+from healthobs.health import Board
+from healthobs.lifecycle import Drain, Keeper, OpsServer, bind_ops, forget_alarm
+from healthobs.metrics import multiprocess
 
 GRACEFUL_TIMEOUT_SECONDS = 20
+_OPS_FD = "HEALTHOBS_OPS_FD"
 
 
 def command(app_uri: str, *, host: str, port: int, workers: int = 1, threads: int = 16) -> list[str]:
@@ -56,55 +67,141 @@ def serve(
     port: int,
     workers: int = 1,
     threads: int = 16,
+    ops_port: int = 0,
     environ: MutableMapping[str, str] | None = None,
 ) -> NoReturn:
-    """Replace this process by gunicorn serving `app_uri`; see `command`."""
+    """Replace this process by gunicorn serving `app_uri`; see `command`.
+
+    Args:
+        app_uri: See `command`.
+        host: Address of both ports.
+        port: See `command`.
+        workers: See `command`.
+        threads: See `command`.
+        ops_port: Where `/health`, `/readiness` and `/metrics` are answered while every thread is busy; 0 nowhere.
+        environ: The environment to run in; default `os.environ`.
+    """
     line = command(app_uri, host=host, port=port, workers=workers, threads=threads)
     environment = dict(os.environ if environ is None else environ)
-    if workers > 1:
-        environment["PROMETHEUS_MULTIPROC_DIR"] = str(_empty_directory(environment))
+    if ops_port:
+        environment |= {"HEALTHOBS_OPS_PORT": str(ops_port), "HEALTHOBS_OPS_HOST": host}
+    if workers > 1 and not environment.get(multiprocess.VARIABLE):
+        environment[multiprocess.VARIABLE] = tempfile.mkdtemp(prefix="healthobs-metrics-")
+    hold_sigterm()
     os.execve(sys.executable, line, environment)  # noqa: S606 - replacing the process is the point
 
 
-def _empty_directory(environment: MutableMapping[str, str]) -> Path:
-    """Return an empty multiprocess directory: the one named, wiped, or a new one."""
-    named = environment.get("PROMETHEUS_MULTIPROC_DIR")
-    if not named:
-        return Path(tempfile.mkdtemp(prefix="healthobs-metrics-"))
-    path = Path(named)
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(mode=0o700, parents=True)
-    return path
+def hold_sigterm() -> None:
+    """Keep a SIGTERM waiting until gunicorn handles it (`when_ready`).
+
+    The first process of a container has no default action for it (signal_namespaces, pid_namespaces(7)): one that
+    comes during start-up would be lost, and the container killed when the engine's patience ends.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+# ---- hooks, in the order in which gunicorn calls them
 
 
 def on_starting(server: Any) -> None:
-    """Refuse several workers whose metrics would be counted apart (hook)."""
-    if server.cfg.workers > 1 and not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+    """Refuse workers whose metrics would be counted apart; wipe their directory, bind the ops port (master).
+
+    Raises:
+        ConfigurationError: A setting is wrong, or the ops port is in use.
+    """
+    settings = Settings.from_env()
+    path = multiprocess.directory()
+    if server.cfg.workers > 1 and path is None:
         raise ConfigurationError(
-            "several workers need PROMETHEUS_MULTIPROC_DIR, set before the process starts: use healthobs.gunicorn.serve"
+            f"several workers need {multiprocess.VARIABLE}, set before the process starts: use healthobs.gunicorn.serve"
+        )
+    successor = "GUNICORN_PID" in os.environ  # after SIGUSR2 the old master and its workers are still at work
+    if path is not None and not successor:
+        multiprocess.wipe(path, keep_pid=os.getpid())
+    process.board = Board()
+    server.healthobs = master = _Master(settings)
+    if settings.ops_port:
+        inherited = os.environ.pop(_OPS_FD, "") if successor else ""
+        master.ops = (
+            socket.socket(fileno=int(inherited))
+            if inherited
+            else bind_ops(settings.ops_host, settings.ops_port)
         )
 
 
-def post_worker_init(_worker: Any) -> None:
-    """Start the controls in a worker that may wait long for its first request (hook)."""
-    from healthobs._runtime import process
+def when_ready(server: Any) -> None:
+    """Take SIGTERM: one that has waited stops at once, a later one drains first (master)."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    delay = server.healthobs.settings.drain_delay_seconds
+    if delay and process.board is not None:
+        Drain(delay, process.board.drain).install()
 
-    controls = getattr(process.default, "controls", None)
-    if controls is not None:
-        controls.revive()
+
+def pre_fork(_server: Any, worker: Any) -> None:
+    """Give the worker its row on the board (master)."""
+    worker.healthobs_row = None if process.board is None else process.board.take()
 
 
-def child_exit(_server: Any, worker: Any) -> None:
-    """Drop a dead worker's live gauges (hook)."""
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        from prometheus_client import multiprocess
+def post_fork(server: Any, worker: Any) -> None:
+    """Take what the master has made, and not its alarm (worker)."""
+    forget_alarm()
+    worker.healthobs_ops = server.healthobs.ops
+    if process.board is not None:
+        process.board.row = worker.healthobs_row
 
-        cast("Callable[[int], None]", getattr(multiprocess, "mark_process_dead"))(worker.pid)  # noqa: B009 - untyped
+
+def post_worker_init(worker: Any) -> None:
+    """Answer the ops port, keep the board, start the controls, once the application is loaded (worker)."""
+    obs = process.default
+    if obs is None:
+        return
+    if obs.controls is not None:
+        obs.controls.revive()  # a worker may wait long for its first request
+    if worker.healthobs_ops is not None:
+        OpsServer(obs, worker.healthobs_ops).start()
+    Keeper(obs, serving=lambda: bool(worker.alive), graceful_seconds=worker.cfg.graceful_timeout).start()
 
 
 def worker_exit(_server: Any, _worker: Any) -> None:
-    """Send what is queued before the worker ends (hook)."""
-    from healthobs._runtime import process
-
+    """Send what is queued before the worker ends (worker)."""
     if process.default is not None:
         process.default.flush()
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Clear a dead worker's row, and merge its metric files into the archive (master)."""
+    if process.board is not None:
+        process.board.give_back(worker.healthobs_row)
+    path, master = multiprocess.directory(), server.healthobs
+    if path is None:
+        return
+    master.dead.add(worker.pid)
+    for pid in tuple(master.dead):
+        try:
+            buried = multiprocess.bury(path, pid)
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry must not end the master
+            server.log.error("the metric files of a dead worker were not merged: %s", type(exc).__name__)
+            buried = True
+        if buried:
+            master.dead.discard(pid)
+
+
+def pre_exec(server: Any) -> None:
+    """Hand the ops port on to the master that replaces this one (SIGUSR2)."""
+    arguments = server.START_CTX["args"]
+    if arguments[1].endswith("__main__.py"):
+        # Run as a script, its folder would hide the standard library's `http`.
+        arguments[1:2] = ["-m", "gunicorn"]
+    ops = server.healthobs.ops
+    if ops is not None:
+        ops.set_inheritable(True)
+        server.cfg.env_orig[_OPS_FD] = str(ops.fileno())
+
+
+@dataclass(slots=True)
+class _Master:
+    """What the hooks keep with gunicorn's arbiter."""
+
+    settings: Settings
+    ops: socket.socket | None = None
+    dead: set[int] = field(default_factory=set[int])

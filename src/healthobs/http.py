@@ -148,8 +148,8 @@ class Exchange:
 
     __slots__ = (
         "_active", "_classified", "_context", "_first_byte_ns", "_method", "_protocol", "_receipt", "_route",
-        "_scheme", "_server", "_start_ns", "_trusted", "_wall_ns", "cancelled", "error", "request_id", "silent",
-        "span", "status",
+        "_scheme", "_server", "_start_ns", "_trusted", "_wall_ns", "cancelled", "error", "progress", "request_id",
+        "silent", "span", "status",
     )  # fmt: skip
 
     def __init__(
@@ -184,6 +184,9 @@ class Exchange:
         self._start_ns = obs.clock.monotonic_ns()
         self._first_byte_ns: int | None = None
         self.silent: bool = silent
+        self.progress = None if silent else obs.health.progress
+        if self.progress is not None:
+            self.progress.begin(id(self))
         self._active = server.active.labels(self._method, scheme) if server.on and not silent else None
         if self._active is not None:
             self._active.inc()
@@ -280,6 +283,8 @@ class Exchange:
         """
         if self.silent:
             return
+        if self.progress is not None:
+            self.progress.end(id(self))
         server = self._server
         obs = server.obs
         now_ns = obs.clock.monotonic_ns()

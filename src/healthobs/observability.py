@@ -19,6 +19,7 @@ from healthobs.clock import Clock
 from healthobs.config import Settings
 from healthobs.exceptions import AuditError
 from healthobs.health import Health
+from healthobs.health.wiring import build_health
 from healthobs.logs import Logs
 from healthobs.metrics import Metrics
 from healthobs.redaction import Redactor
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     from healthobs.audit import AuditTrail
     from healthobs.compliance import Control, ControlEngine
-
-_BAD_WORDS = frozenset({"degraded", "not_ready", "timeout", "failed", "draining"})
 
 
 class Observability:
@@ -93,9 +92,7 @@ class Observability:
         self.logs: Final = Logs(settings, self.redactor, self.clock, log_stream, on_error=failed)
         self._owns_audit: Final = audit is None
         self.audit: Final[AuditTrail | None] = audit if audit is not None else self._open_audit()
-        self.health: Final = Health(
-            settings.service_name, settings.service_version, self.clock, on_transition=self._log_transition
-        )
+        self.health: Final[Health] = build_health(self)
         self.controls: Final[ControlEngine | None] = self._build_controls(controls)
         if settings.capture_stdlib:
             self.logs.capture_stdlib()
@@ -119,6 +116,7 @@ class Observability:
         """Stop what runs, flush, and release what this object opened; it may be called twice."""
         if self.controls is not None:
             self.controls.stop()
+        self.health.close()
         self.tracing.close()
         self.logs.release_stdlib()
         if self._owns_audit and self.audit is not None:
@@ -151,11 +149,6 @@ class Observability:
 
     def _count_redaction(self, signal: str, kind: str) -> None:
         self.metrics.count_redaction(signal, kind)
-
-    def _log_transition(self, check: str, old: str, new: str, cause: str | None) -> None:
-        level = "warning" if new in _BAD_WORDS else "info"
-        own = {"check": check, "old": old, "new": new} | ({"cause": cause} if cause else {})
-        self.logs.emit(level, "check_changed", own=own)
 
 
 @cache

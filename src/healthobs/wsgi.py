@@ -289,6 +289,8 @@ class _Answer:
             self._count(chunk)
         else:
             self._sent += len(chunk)
+        if self._exchange.progress is not None:
+            self._exchange.progress.advance()
         return chunk
 
     def close(self) -> None:

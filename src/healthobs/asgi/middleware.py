@@ -9,7 +9,7 @@ from contextvars import Token
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from healthobs import _runtime, headers
+from healthobs import _runtime, headers, lifecycle
 from healthobs.asgi.routes import Routes, own_path
 from healthobs.endpoints import LIVENESS, Authorize, Endpoints, Request
 from healthobs.exceptions import AuditWriteError, ConfigurationError
@@ -65,7 +65,7 @@ class Middleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass another kind of connection on."""
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, self._flushing(send))
+            await self.app(scope, receive, self._living(send))
             return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -122,14 +122,16 @@ class Middleware:
             baggage=found.get(b"baggage"),
         )
 
-    def _flushing(self, send: Send) -> Send:
-        async def flush_first(message: MutableMapping[str, Any]) -> None:
+    def _living(self, send: Send) -> Send:
+        async def live(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                lifecycle.start(self.obs)
             # uvicorn ends by the signal it got, without the interpreter's exit handlers.
             if message["type"].startswith("lifespan.shutdown."):
                 await asyncio.to_thread(self.obs.flush)
             await send(message)
 
-        return flush_first
+        return live
 
     async def _operational(self, scope: Scope, path: str, send: Send) -> None:
         fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -242,6 +244,8 @@ class _Answer:
                 self._streams = False
                 self._exchange.first_byte()
             self._sent += length
+            if self._exchange.progress is not None:
+                self._exchange.progress.advance()
             if not message.get("more_body", False) and self._exchange.status < 500:
                 self._finish()
 

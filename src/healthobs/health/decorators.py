@@ -74,10 +74,24 @@ def health_check(target: Any = None, /, *, timeout: float = 0.5, max_stall: floa
 def readiness_check(target: _F, /) -> _F: ...
 @overload
 def readiness_check(
-    target: str | None = None, /, *, timeout: float = 0.5, ttl: float = 1.0, critical: bool = True
+    target: str | None = None,
+    /,
+    *,
+    timeout: float = 0.5,
+    ttl: float = 1.0,
+    critical: bool = True,
+    fail_after: int | None = None,
+    interval: float | None = None,
 ) -> Callable[[_F], _F]: ...
 def readiness_check(
-    target: Any = None, /, *, timeout: float = 0.5, ttl: float = 1.0, critical: bool = True
+    target: Any = None,
+    /,
+    *,
+    timeout: float = 0.5,
+    ttl: float = 1.0,
+    critical: bool = True,
+    fail_after: int | None = None,
+    interval: float | None = None,
 ) -> Any:
     """Make a function a readiness check; it stays a plain function.
 
@@ -88,6 +102,8 @@ def readiness_check(
         timeout: Seconds until the run counts as ``timeout``.
         ttl: Seconds for which a word is kept.
         critical: Whether a bad word makes the service not ready.
+        fail_after: Bad runs in a row that end a good word; default 1, with `interval` 2.
+        interval: Seconds between runs in the background; default: run when asked.
 
     Raises:
         InstrumentationError: See `Health.register`.
@@ -97,7 +113,11 @@ def readiness_check(
         ... def price_list() -> bool:
         ...     return True
     """
-    return _decorate(target, {"kind": "readiness", "timeout": timeout, "ttl": ttl, "critical": critical})
+    options = {
+        "kind": "readiness", "timeout": timeout, "ttl": ttl, "critical": critical,
+        "fail_after": fail_after, "interval": interval,
+    }  # fmt: skip
+    return _decorate(target, options)
 
 
 def _decorate(target: Any, options: dict[str, Any]) -> Any:

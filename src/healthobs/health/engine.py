@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from typing import Any, Literal
 
+from healthobs import _runtime
 from healthobs.clock import Clock, rfc3339
 from healthobs.exceptions import InstrumentationError
 from healthobs.health.checks import (
-    ANSWER_BUDGET_SECONDS,
     GOOD,
     LIFECYCLE,
+    WORKERS,
     Check,
-    Degraded,
+    Facts,
     Kind,
+    OnRun,
     OnTransition,
     make_spec,
 )
 from healthobs.health.decorators import pending
+from healthobs.health.progress import Progress
 
 Lifecycle = Literal["starting", "ready", "draining"]
-#: Seconds without a further failed export after which ``tracing`` is ready again.
-QUIET_SECONDS = 30.0
 _GAUGE = {"ready": 1.0, "ok": 1.0, "degraded": 0.5}
 
 
@@ -33,6 +35,9 @@ class Health:
     The service is starting until set-up is complete (`ready` or `adopt_pending` was called) and one answer
     has found every critical check good. A service without checks is starting until then, too.
 
+    Under a server with several workers (`healthobs.health.Board`) any of them drains them all, and one that is
+    not ready or not alive makes the answer of each so, as ``workers``.
+
     Args:
         service: Name in the answers.
         version: Version in the answers.
@@ -41,6 +46,8 @@ class Health:
             and of the life cycle under the name ``lifecycle``. A check that returns something else than None,
             True or False is told with the cause ``UnexpectedResult:<type>``. Called on the thread of the check
             or of the one who asks; its faults are swallowed.
+        on_run: Told (name, kind, word, seconds) of each run of a check; its faults are swallowed.
+        progress: The requests in flight, watched for a stall as the liveness check ``request_progress``.
 
     Example:
         >>> health = Health("demo", "1.0.0", Clock())
@@ -53,16 +60,27 @@ class Health:
     """
 
     def __init__(
-        self, service: str, version: str, clock: Clock, *, on_transition: OnTransition | None = None
+        self,
+        service: str,
+        version: str,
+        clock: Clock,
+        *,
+        on_transition: OnTransition | None = None,
+        on_run: OnRun | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        self._service = service
-        self._version = version
+        self.service = service
+        self.version = version
         self.clock = clock
+        self.progress = progress
         self._on_transition = on_transition
+        self._on_run = on_run
         self._checks: dict[str, Check] = {}
         self._lock = threading.Lock()
         self._set_up = False
         self._state: Lifecycle = "starting"
+        if progress is not None:
+            self.register("request_progress", progress.check, kind="liveness")
 
     def register(
         self,
@@ -74,11 +92,14 @@ class Health:
         ttl: float = 1.0,
         critical: bool = True,
         max_stall: float = 0.0,
+        fail_after: int | None = None,
+        interval: float | None = None,
     ) -> None:
         """Add a check.
 
         Args:
-            name: Key in the answer: lower-case letters, digits, underscores; ``lifecycle`` is taken.
+            name: Key in the answer: lower-case letters, digits, underscores; ``lifecycle`` and
+                ``workers`` are taken.
             fn: Returns None or True when good, False or raises when not, raises `Degraded` in between; any
                 other result is bad. May be async. Called on a thread of its own, once at a time.
             kind: Which probe asks it.
@@ -86,15 +107,21 @@ class Health:
             ttl: Seconds for which a word is kept; bad ones at most one second.
             critical: Whether a bad word makes the service not ready.
             max_stall: Seconds for which a good word outlives failures, so that a passing stall restarts nothing.
+            fail_after: Bad runs in a row that end a good word; default 1, with `interval` 2.
+            interval: Seconds between runs in the background, give or take a fifth; whoever asks reads the last
+                word, and a good one is ``stale`` after three intervals. Default: run when asked.
 
         Raises:
             InstrumentationError: The name is invalid or taken, or a time is out of its range.
         """
-        spec = make_spec(name, fn, kind, timeout=timeout, ttl=ttl, critical=critical, max_stall=max_stall)
+        spec = make_spec(
+            name, fn, kind, timeout=timeout, ttl=ttl, critical=critical, max_stall=max_stall,
+            fail_after=fail_after, interval=interval,
+        )  # fmt: skip
         with self._lock:
             if name in self._checks:
                 raise InstrumentationError(f"the check '{name}' exists already: give this one another name")
-            self._checks[name] = Check(spec, self.clock, self._on_transition)
+            self._checks[name] = Check(spec, self.clock, self._on_transition, self._on_run)
 
     def adopt_pending(self) -> None:
         """Take over the checks decorated before any `Observability` was in force, and end set-up.
@@ -123,16 +150,21 @@ class Health:
     @property
     def state(self) -> Lifecycle:
         """``starting``, ``ready`` (it has been ready once; its checks may fail now) or ``draining``."""
+        board = _runtime.process.board
+        if board is not None and board.draining:
+            self._enter("draining")
         return self._state
 
     def liveness(self) -> tuple[int, dict[str, Any]]:
         """Ask the liveness checks; return status (200 or 503) and body. Readiness checks are not touched."""
         words = self._ask("liveness")
+        if self._others_failed():
+            words[WORKERS] = "failed"
         healthy = all(word in GOOD for word in words.values())
         body: dict[str, Any] = {
             "status": "healthy" if healthy else "unhealthy",
-            "service": self._service,
-            "version": self._version,
+            "service": self.service,
+            "version": self.version,
             "timestamp": rfc3339(self.clock.now(), timespec="seconds"),
         }
         if not healthy:
@@ -141,14 +173,13 @@ class Health:
 
     def readiness(self) -> tuple[int, dict[str, Any]]:
         """Ask the readiness checks; return status (200 or 503) and body: names in order, ``lifecycle`` last."""
-        set_up = self._set_up  # before asking: a check registered later belongs to a later answer
-        words = self._ask("readiness")
-        good = all(word in GOOD for name, word in words.items() if self._checks[name].spec.critical)
-        if good and set_up and self._state == "starting":
-            self._enter("ready")
+        ready, words = self._own_readiness()
+        board = _runtime.process.board
+        if board is not None and self._state != "draining" and not all(row.ready for row in board.others()):
+            words[WORKERS] = "not_ready"
+            ready = False
         if self._state != "ready":
             words[LIFECYCLE] = self._state
-        ready = good and self._state == "ready"
         return (200 if ready else 503), {"ready": ready, "checks": words}
 
     def is_ready(self) -> bool:
@@ -165,6 +196,41 @@ class Health:
         """Return kind and last word of each check; asks none (gauge ``healthobs_check_status``)."""
         with self._lock:
             return {name: (check.spec.kind, check.word) for name, check in sorted(self._checks.items())}
+
+    def write_verdicts(self) -> None:
+        """Ask every check of this process and write what they say on the workers' board, if there is one."""
+        ready, _ = self._own_readiness()
+        alive = all(word in GOOD for word in self._ask("liveness").values())
+        board = _runtime.process.board
+        if board is not None:
+            board.write(ready=ready, alive=alive)
+
+    def facts(self) -> dict[str, Facts]:
+        """Return what is known of each check beyond its word; asks none."""
+        with self._lock:
+            return {name: check.facts() for name, check in self._checks.items()}
+
+    def close(self) -> None:
+        """End the background runs."""
+        with self._lock:
+            for check in self._checks.values():
+                check.stop()
+
+    def _own_readiness(self) -> tuple[bool, dict[str, str]]:
+        set_up = self._set_up  # before asking: a check registered later belongs to a later answer
+        words = self._ask("readiness")
+        good = all(word in GOOD for name, word in words.items() if self._checks[name].spec.critical)
+        if self.state == "starting" and good and set_up:
+            self._enter("ready")
+        return good and self._state == "ready", words
+
+    def _others_failed(self) -> bool:
+        """Return whether another worker says that it has failed, or has been silent for as long as a stall."""
+        board = _runtime.process.board
+        if board is None:
+            return False
+        silent_ns = time.monotonic_ns() - self.progress.limit_ns if self.progress is not None else 0
+        return any(not row.alive or row.beat_ns < silent_ns for row in board.others())
 
     def _ask(self, kind: Kind) -> dict[str, str]:
         with self._lock:
@@ -191,72 +257,3 @@ def gauge_value(word: str) -> float:
         [1.0, 0.5, 0.0, 1.0, 0.0]
     """
     return _GAUGE.get(word, 0.0)
-
-
-def register_builtin_checks(
-    health: Health,
-    *,
-    metrics: Callable[[], Iterable[object]] | None = None,
-    export_failures: Callable[[], int] | None = None,
-    audit: Callable[[], object] | None = None,
-) -> None:
-    """Register ``metrics``, ``tracing`` and ``audit_trail`` for the signals that a service has.
-
-    The first two are not critical and at worst ``degraded``: losing telemetry must not take a clinical service
-    away. The audit trail is critical: what cannot be recorded must not be answered (45 CFR 164.312(b)).
-
-    Args:
-        health: Where to register.
-        metrics: Yields the metric families of a scrape.
-        export_failures: Returns how many exports of spans have failed so far.
-        audit: Raises when the trail cannot take an entry.
-
-    Raises:
-        InstrumentationError: One of the names is taken.
-
-    Example:
-        >>> health = Health("demo", "1.0.0", Clock())
-        >>> register_builtin_checks(health, export_failures=lambda: 0)
-        >>> list(health.snapshot())
-        ['tracing']
-    """
-    if metrics is not None:
-        health.register("metrics", _metrics_check(metrics), critical=False, ttl=5.0)
-    if export_failures is not None:
-        health.register("tracing", _tracing_check(export_failures, health.clock), critical=False)
-    if audit is not None:
-        health.register("audit_trail", _audit_check(audit), timeout=ANSWER_BUDGET_SECONDS)
-
-
-def _metrics_check(collect: Callable[[], Iterable[object]]) -> Callable[[], None]:
-    def metrics() -> None:
-        try:
-            families = sum(1 for _ in collect())
-        except Exception as exc:
-            raise Degraded from exc
-        if not families:
-            raise Degraded
-
-    return metrics
-
-
-def _tracing_check(export_failures: Callable[[], int], clock: Clock) -> Callable[[], None]:
-    seen, quiet_from_ns = 0, clock.monotonic_ns()
-
-    def tracing() -> None:
-        nonlocal seen, quiet_from_ns
-        before, seen = seen, export_failures()
-        now = clock.monotonic_ns()
-        if seen > before:
-            quiet_from_ns = now + int(QUIET_SECONDS * 1e9)
-        if now < quiet_from_ns:
-            raise Degraded
-
-    return tracing
-
-
-def _audit_check(audit: Callable[[], object]) -> Callable[[], None]:
-    def audit_trail() -> None:
-        audit()
-
-    return audit_trail

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from healthobs.config import Settings
 from healthobs.exceptions import LabelError, MetricNameError
-from healthobs.metrics import exemplars
+from healthobs.metrics import exemplars, multiprocess
 from healthobs.metrics.exposition import PrefixCollector, render
 from healthobs.redaction import Redactor
 
@@ -166,7 +166,7 @@ class Metrics:
         self.registry: CollectorRegistry = (
             CollectorRegistry(auto_describe=True) if registry is None else registry
         )
-        self.multiprocess: bool = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
+        self.multiprocess: bool = multiprocess.directory() is not None
         self.max_series: int = settings.max_series
         self.kept: exemplars.Kept = {}
         self._redactor = redactor
@@ -250,7 +250,14 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family, the prefixed views included."""
-        families = list(_without_created(self._collector().collect()))
+        path = multiprocess.directory() if self.multiprocess else None
+        if path is None:
+            families = list(_without_created(self.registry.collect()))
+        else:
+            with multiprocess.reading(path):
+                families = list(_without_created(_all_processes(path).collect()))
+            files = sum(1 for _ in path.glob("*.db"))
+            families.append(GaugeMetricFamily("healthobs_metric_files", "Files that a scrape adds up", files))
         recorded = {name.removesuffix("_bucket") for name, _ in self.kept}
         for family in families:
             if family.name in recorded:
@@ -259,14 +266,6 @@ class Metrics:
         by_name: Mapping[str, Metric] = {family.name: family for family in families}
         for view in self._views:
             yield from view.views(by_name)
-
-    def _collector(self) -> Collector:
-        if not self.multiprocess:
-            return cast("Collector", self.registry)
-        from prometheus_client import multiprocess
-
-        make = cast("Callable[[CollectorRegistry], Collector]", multiprocess.MultiProcessCollector)
-        return make(CollectorRegistry())
 
     def _instrument(
         self, kind: Any, name: str, documentation: str, labelnames: Sequence[str], options: dict[str, Any]
@@ -286,6 +285,13 @@ class Metrics:
             elif known.shape != shape:
                 raise MetricNameError(f"{name} is taken by an instrument of another kind, labels or buckets")
             return known
+
+
+def _all_processes(path: Path) -> Collector:
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    make = cast("Callable[[CollectorRegistry, str], Collector]", MultiProcessCollector)
+    return make(CollectorRegistry(), str(path))
 
 
 def _without_created(families: Iterable[Metric]) -> Iterator[Metric]:

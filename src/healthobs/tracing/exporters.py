@@ -70,10 +70,12 @@ class RedactingSpanExporter(SpanExporter):
             except Exception:  # noqa: BLE001  # fail closed: what cannot be redacted is dropped and counted
                 self._failed()
         try:
-            return self.inner.export(safe)
+            result = self.inner.export(safe)
         except Exception:  # noqa: BLE001  # a fault of telemetry is not the caller's
+            result = SpanExportResult.FAILURE
+        if result is not SpanExportResult.SUCCESS:
             self._failed()
-            return SpanExportResult.FAILURE
+        return result
 
     def shutdown(self) -> None:
         """Shut the inner exporter down."""

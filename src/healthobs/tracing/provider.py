@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
+from multiprocessing.util import Finalize
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -47,12 +48,27 @@ class Tracing:
     Args:
         provider: The provider; its exporters redact.
         enabled: When False, `tracer` makes spans that record nothing.
+        exporters: Those of `provider`.
     """
 
-    def __init__(self, provider: TracerProvider, *, version: str, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        provider: TracerProvider,
+        *,
+        version: str,
+        enabled: bool = True,
+        exporters: Sequence[RedactingSpanExporter] = (),
+    ) -> None:
         self.provider = provider
+        self._exporters = exporters
         self.enabled = enabled
         self.tracer: Tracer = provider.get_tracer("healthobs", version) if enabled else NoOpTracer()
+        # The provider flushes at exit; a child of multiprocessing skips `atexit` and runs finalizers only.
+        self._finalizer = Finalize(None, self.close, exitpriority=100) if exporters else None
+
+    def failures(self) -> int:
+        """Return how many exports have failed so far."""
+        return sum(exporter.failures for exporter in self._exporters)
 
     def flush(self, timeout_millis: int = 5_000) -> bool:
         """Export what has ended; return whether all of it went in `timeout_millis`."""
@@ -63,6 +79,8 @@ class Tracing:
 
     def close(self) -> None:
         """Flush and stop; spans that end later are dropped."""
+        if self._finalizer is not None:
+            self._finalizer.cancel()
         try:
             self.provider.shutdown()
         except Exception:  # noqa: BLE001
@@ -106,12 +124,12 @@ def build_tracing(
     sinks = list(exporters)
     if enabled and settings.otlp_endpoint:
         sinks.append(_otlp(settings.otlp_endpoint))
-    for sink in sinks if enabled else ():
-        wrapped = RedactingSpanExporter(sink, redactor, on_error=on_error)
+    exporting = [RedactingSpanExporter(sink, redactor, on_error=on_error) for sink in sinks if enabled]
+    for wrapped in exporting:
         processor = _Simple(wrapped) if simple else _Batch(wrapped, schedule_delay_millis=_export_delay())
         processor.redactor = redactor
         provider.add_span_processor(processor)
-    return Tracing(provider, version=settings.service_version, enabled=enabled)
+    return Tracing(provider, version=settings.service_version, enabled=enabled, exporters=exporting)
 
 
 class _Simple(NotesNames, SimpleSpanProcessor):

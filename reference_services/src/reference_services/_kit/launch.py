@@ -24,5 +24,6 @@ def launch(info: ServiceInfo, app_uri: str) -> NoReturn:
         port=settings.port,
         workers=settings.workers,
         threads=settings.threads,
+        ops_port=settings.ops_port,
         environ=os.environ,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from healthobs import ConfigurationError, Settings
+from healthobs.config import BUILTIN_CHECKS
 
 DEFAULT_ISSUER = "https://auth.healthobs.example"
 DEFAULT_AUDIENCE = "healthobs-reference"
@@ -25,7 +26,7 @@ PEERS: Mapping[str, tuple[str, int]] = MappingProxyType(
         "auth-service": ("AUTH_SERVICE_URL", 8085),
     }
 )
-_WHOLE_NUMBERS = (("PORT", 1, 65535), ("WORKERS", 1, 64), ("THREADS", 1, 256))
+_WHOLE_NUMBERS = (("PORT", 1, 65535), ("OPS_PORT", 0, 65535), ("WORKERS", 1, 64), ("THREADS", 1, 256))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,7 @@ class ServiceSettings:
     Args:
         host: Address to bind (`HOST`).
         port: Port to bind (`PORT`).
+        ops_port: Port of probes and metrics that no busy worker delays (`OPS_PORT`, default `PORT` + 1000); 0 none.
         workers: gunicorn worker processes (`WORKERS`).
         threads: Threads of each worker (`THREADS`).
         data_dir: Folder of databases and key files (`HEALTHOBS_DATA_DIR`), made 0700 when missing.
@@ -79,6 +81,7 @@ class ServiceSettings:
 
     host: str
     port: int
+    ops_port: int
     workers: int
     threads: int
     data_dir: Path
@@ -105,9 +108,12 @@ class ServiceSettings:
         if problems:
             raise ConfigurationError(*problems)
         data_dir = Path(environ.get("HEALTHOBS_DATA_DIR") or ".healthobs").absolute()
+        port = int(environ.get("PORT") or info.port)
+        ops_port = port + 1000 if port + 1000 <= 65535 else 0
         return cls(
             host=environ.get("HOST") or "127.0.0.1",
-            port=int(environ.get("PORT") or info.port),
+            port=port,
+            ops_port=int(environ.get("OPS_PORT") or ops_port),
             workers=int(environ.get("WORKERS") or 1),
             threads=int(environ.get("THREADS") or 16),
             data_dir=data_dir,
@@ -148,6 +154,9 @@ def _observability(info: ServiceInfo, environ: Mapping[str, str], data_dir: Path
         "audience": "all",
         "trace_response": True,
         "capture_stdlib": True,
+        "max_stall_seconds": 60,
+        # Only who holds protected health or financial records must stop when the trail is away.
+        "builtin_checks": BUILTIN_CHECKS if info.phi or "sox" in info.frameworks else BUILTIN_CHECKS[:2],
     }
     overrides |= {name: on for name, on in shown.items() if not environ.get(f"HEALTHOBS_{name.upper()}")}
     if info.audit:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 
-from healthobs import Degraded, Observability, counted, traced
+from healthobs import Observability, counted, traced
 from healthobs.clock import rfc3339
 from reference_services._kit import Kit, Problem, ServiceInfo, ServiceSettings
 from reference_services.synthetic_phi import domain, models, proofs
@@ -134,17 +134,7 @@ def create_app(
             members=members,
         )
 
-    def metrics() -> bool:
-        return _GENERATED.encode() in kit.obs.metrics.exposition(None)[1]
-
-    def tracing() -> None:
-        if not kit.obs.tracing.flush(timeout_millis=200):
-            raise Degraded
-
-    app = kit.finish(checks={"data_generator": domain.self_test, "metrics": metrics})
-    # Never critical: a collector that is away must not take the service with it.
-    kit.obs.health.register("tracing", tracing, critical=False)
-    return app
+    return kit.finish(checks={"data_generator": domain.self_test})
 
 
 def _source(seed: int | None, index: int | None, count: int) -> tuple[int, int]:
