@@ -145,6 +145,15 @@ def breaks(session: nox.Session) -> None:
     session.run("healthobs", "demo", "--break", "all")
 
 
+@nox.session(python="3.13")
+def images(session: nox.Session) -> None:
+    """Build every service's image on the image's own Python, and run it hardened; find every planted fault."""
+    _locked(session)
+    session.run(
+        "python", "-m", "pytest", "-q", "-m", "deep", "reference_services/tests/images", *session.posargs
+    )
+
+
 @nox.session
 def servers(session: nox.Session) -> None:
     """Run the library's tests against real servers: gunicorn, uvicorn and what else is marked `server`."""
