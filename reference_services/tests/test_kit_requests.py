@@ -8,6 +8,7 @@ from datetime import date
 from typing import Annotated, Any
 
 import pytest
+from gunicorn.http.errors import InvalidChunkSize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
@@ -313,3 +314,29 @@ class TestPath:
     def test_any_other_text_arrives(self, client: Any) -> None:
         """Percent-encoded text reaches the view decoded."""
         assert client.get("/orders/%C3%A9%20x").get_json() == {"id": "é x"}
+
+
+class TestTransfer:
+    """A body that the server cannot read to its end."""
+
+    @pytest.mark.parametrize(
+        ("fault", "code"),
+        [(InvalidChunkSize(SECRET.encode()), "malformed_body"), (OSError(SECRET), "bad_request")],
+    )
+    @pytest.mark.parametrize(
+        ("path", "media"), [("/orders", "application/json"), ("/form", "application/x-www-form-urlencoded")]
+    )
+    def test_a_broken_body_is_the_clients_fault(
+        self, client: Any, fault: Exception, code: str, path: str, media: str
+    ) -> None:
+        """Gunicorn raises at the first read of a broken chunk: a 400 without an echo, not a 500."""
+
+        class Broken(io.BytesIO):
+            def read(self, *_size: Any) -> bytes:
+                raise fault
+
+            readinto = readline = read  # type: ignore[assignment]
+
+        answer = client.post(path, input_stream=Broken(b"x" * 100), content_type=media)
+        assert (answer.status_code, answer.get_json()["code"]) == (400, code)
+        assert SECRET not in answer.get_data(as_text=True)

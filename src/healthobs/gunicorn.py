@@ -21,6 +21,7 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from healthobs import gunicorn_errors
 from healthobs._runtime import process
 from healthobs.config import Settings
 from healthobs.exceptions import ConfigurationError
@@ -143,7 +144,8 @@ def pre_fork(_server: Any, worker: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Take what the master has made, and not its alarm (worker)."""
+    """Take what the master has made, and not its alarm; refuse without quoting the request (worker)."""
+    gunicorn_errors.install(worker)
     forget_alarm()
     worker.healthobs_ops = server.healthobs.ops
     if process.board is not None:

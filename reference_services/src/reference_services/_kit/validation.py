@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 import pydantic
 from flask import Request
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 
 from reference_services._kit.problems import Problem
 
@@ -61,7 +62,7 @@ def json_body(request: Request, model: type[_M]) -> _M:
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise Problem(415, "unsupported_media_type", "Send the body without a content coding.")
-    raw = request.get_data(cache=True)
+    raw = _received(request)
     _check_json(raw)
     try:
         return model.model_validate_json(raw)
@@ -77,6 +78,7 @@ def form_body(request: Request, model: type[_M]) -> _M:
     """
     if request.mimetype != "application/x-www-form-urlencoded":
         raise Problem(415, "unsupported_media_type", "Send the body as application/x-www-form-urlencoded.")
+    _received(request)
     return _strings(request.form.lists(), model, "The form does not satisfy the schema of this route.")
 
 
@@ -104,6 +106,18 @@ def _strings(pairs: Iterable[tuple[str, list[str]]], model: type[_M], title: str
         return model.model_validate_strings(flat, strict=False)
     except pydantic.ValidationError as exc:
         raise _invalid(exc, model, title) from None
+
+
+def _received(request: Request) -> bytes:
+    """Return the body, which the request keeps.
+
+    Raises:
+        Problem: 400 when its transfer coding is broken or it ends early, which the server notices at this read.
+    """
+    try:
+        return request.get_data(cache=True)
+    except (ParseException, OSError):
+        raise Problem(400, "malformed_body", "The body cannot be read to its end.") from None
 
 
 def _check_json(raw: bytes) -> None:
