@@ -16,7 +16,8 @@ from healthobs.exceptions import TokenError
 from healthobs.tokens import Verifier
 from reference_services._kit import ServiceSettings
 from reference_services.auth import api
-from reference_services.auth.domain import OAuthClient, SigningKey, access_claims
+from reference_services.auth.domain import OAuthClient, access_claims
+from reference_services.auth.signing import SigningKey
 
 ISSUER, AUDIENCE = "https://auth.healthobs.example", "healthobs-reference"
 GRANT = {"grant_type": "client_credentials"}

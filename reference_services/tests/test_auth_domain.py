@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from healthobs.tokens import Verifier
-from reference_services.auth import domain
-from reference_services.auth.domain import Failures, OAuthClient, OAuthError, SigningKey
+from reference_services.auth import clients, domain
+from reference_services.auth.domain import Failures, OAuthClient, OAuthError
+from reference_services.auth.signing import SigningKey
 
 MINUTE_NS = 60 * 10**9
 CLIENT = OAuthClient("app", sha256(b"s3cret").hexdigest(), ("patient:read", "patient:write"), ("clinician",))
@@ -211,8 +212,8 @@ class TestReadClients:
 
     def test_good(self) -> None:
         """One client per entry."""
-        assert domain.read_clients(json.dumps([GOOD])) == [OAuthClient("a", "ab" * 32, ("s",), ())]
-        assert domain.read_clients("[]") == []
+        assert clients.parse(json.dumps([GOOD])) == [OAuthClient("a", "ab" * 32, ("s",), ())]
+        assert clients.parse("[]") == []
 
     @pytest.mark.parametrize(
         "changes",
@@ -224,12 +225,12 @@ class TestReadClients:
     )  # fmt: skip
     def test_bad_entry(self, changes: dict[str, Any]) -> None:
         """The second entry is wrong; its values are not shown."""
-        with pytest.raises(domain.ClientsFileError, match="client 1") as caught:
-            domain.read_clients(json.dumps([{**GOOD, "client_id": "first"}, {**GOOD, **changes}]))
+        with pytest.raises(clients.ClientsFileError, match="client 1") as caught:
+            clients.parse(json.dumps([{**GOOD, "client_id": "first"}, {**GOOD, **changes}]))
         assert "AB" * 32 not in str(caught.value)
 
     @pytest.mark.parametrize("text", ["", "{", "{}", '"x"', "[1]", json.dumps([GOOD, GOOD])])
     def test_bad_file(self, text: str) -> None:
         """Not JSON, not an array, or a client twice."""
-        with pytest.raises(domain.ClientsFileError):
-            domain.read_clients(text)
+        with pytest.raises(clients.ClientsFileError):
+            clients.parse(text)

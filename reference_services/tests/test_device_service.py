@@ -362,6 +362,13 @@ class TestCalibrations:
 class TestSignatures:
     """`/records/{kind}/{id}/signatures` (21 CFR 11.50, 11.70)."""
 
+    def test_a_kind_that_is_none_is_not_audited(self, devices: Devices) -> None:
+        """What a caller writes into the path is in no audit entry: it may be anybody's name."""
+        answer = devices.sign(f"Jane-Roe/{uuid.uuid4()}")
+        assert (answer.status_code, answer.get_json()["code"]) == (404, "record_kind_unknown")
+        (entry,) = devices.entries("record.sign")
+        assert "Roe" not in str(entry)
+
     def test_signed_and_shown(self, devices: Devices) -> None:
         """Name, time in UTC and meaning are in every rendering; the signature is valid and audited."""
         record = f"calibrations/{devices.calibration(devices.device())}"

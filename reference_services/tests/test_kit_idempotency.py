@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from healthobs.clock import Clock
 from reference_services._kit import Model, Problem
-from reference_services._kit.idempotency import ANSWERS, KEEP_NS, Idempotency, load_secret, read_key
+from reference_services._kit.idempotency import ANSWERS, KEEP_NS, Idempotency, read_key
+from reference_services._kit.keys import load_secret
 
 METADATA = sa.MetaData()
 PAYMENTS = sa.Table(

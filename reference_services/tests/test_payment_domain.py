@@ -12,20 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from reference_services.payment_gateway import domain, store
+from reference_services.payment_gateway import domain, money, store
 from reference_services.payment_gateway.cards import Card
 from reference_services.payment_gateway.domain import (
     APPROVAL_SECONDS,
-    CURRENCIES,
-    MAX_MINOR,
     TRANSITIONS,
     ApprovalError,
     Event,
-    MoneyError,
     Pending,
     Status,
     TransitionError,
 )
+from reference_services.payment_gateway.money import CURRENCIES, MAX_MINOR, MoneyError
 
 currencies = st.sampled_from(sorted(CURRENCIES))
 amounts = st.integers(1, MAX_MINOR)
@@ -37,8 +35,8 @@ class TestMoney:
     @given(currencies, st.integers(0, MAX_MINOR))
     def test_there_and_back(self, currency: str, minor: int) -> None:
         """A text made of minor units is read as the same, and is the exact decimal value."""
-        text = domain.to_decimal(minor, currency)
-        assert domain.to_minor(text, currency) == minor
+        text = money.to_decimal(minor, currency)
+        assert money.to_minor(text, currency) == minor
         assert Decimal(text) == Decimal(minor).scaleb(-CURRENCIES[currency][0])
 
     @pytest.mark.parametrize(
@@ -53,7 +51,7 @@ class TestMoney:
     )
     def test_exponents(self, text: str, currency: str, minor: int) -> None:
         """The yen has no decimals, the dinar three."""
-        assert domain.to_minor(text, currency) == minor
+        assert money.to_minor(text, currency) == minor
 
     @pytest.mark.parametrize(
         ("text", "currency"),
@@ -80,19 +78,19 @@ class TestMoney:
     def test_refused_texts(self, text: str, currency: str) -> None:
         """Nothing is rounded, and only plain decimal numbers are read."""
         with pytest.raises(MoneyError) as caught:
-            domain.to_minor(text, currency)
+            money.to_minor(text, currency)
         assert caught.value.code == "amount_not_representable"
 
     @given(amounts, currencies)
     def test_both_forms(self, minor: int, currency: str) -> None:
         """Either form will do; both must agree."""
-        text = domain.to_decimal(minor, currency)
+        text = money.to_decimal(minor, currency)
         assert {
-            domain.amount_of(stated, written, currency)
+            money.amount_of(stated, written, currency)
             for stated, written in ((minor, None), (None, text), (minor, text))
         } == {minor}
         with pytest.raises(MoneyError, match="amounts_differ"):
-            domain.amount_of(minor + 1, text, currency)
+            money.amount_of(minor + 1, text, currency)
 
     @pytest.mark.parametrize(
         ("minor", "text", "currency", "code"),
@@ -108,7 +106,7 @@ class TestMoney:
     def test_refused_amounts(self, minor: int | None, text: str | None, currency: str, code: str) -> None:
         """No amount, nothing, too much, or a currency that is not taken."""
         with pytest.raises(MoneyError) as caught:
-            domain.amount_of(minor, text, currency)
+            money.amount_of(minor, text, currency)
         assert caught.value.code == code
 
 

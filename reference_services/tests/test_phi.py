@@ -114,6 +114,24 @@ class TestCreate:
         assert first.get_json()["id"] == again.get_json()["id"]
         assert again.headers["Idempotent-Replayed"] == "true"
 
+    def test_a_repeated_answer_is_a_disclosure(self, phi: Phi) -> None:
+        """The audit entry of a replay names the patient as the first one does, and says that it was repeated."""
+        made = [phi.create(record(), key="k").get_json()["id"] for _ in range(2)]
+        first, again = sorted(phi.entries("patient.create"), key=lambda entry: entry["index"])
+        told = ("subject", "resource", "purpose", "outcome")
+        assert {name: again[name] for name in told} == {name: first[name] for name in told}
+        assert (again["resource"]["id"], again["details"]) == (
+            made[0],
+            {**first["details"], "replayed": True},
+        )
+
+    def test_an_answer_is_not_repeated_for_another_purpose(self, phi: Phi) -> None:
+        """The same key for another purpose of use is another request: the full view does not come back for it."""
+        phi.create(record(), key="k")
+        answer = phi.create(record(), key="k", purpose="HPAYMT")
+        assert (answer.status_code, answer.get_json()["code"]) == (422, "idempotency_key_reused")
+        assert record()["last_name"] not in answer.get_data(as_text=True)
+
     def test_identifier_of_another_record(self, phi: Phi) -> None:
         """Two records never share an identifier, and the refusal stores nothing."""
         phi.made()

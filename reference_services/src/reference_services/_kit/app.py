@@ -6,32 +6,27 @@ validate, authorise, audit and document in one place. Its database is in `storag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pydantic
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from healthobs import Observability, audited, classified, tokens
 from healthobs import flask as healthobs_flask
+from healthobs._runtime import audit_draft
 from healthobs.audit import annotate
 from healthobs.client import Client
 from healthobs.compliance import Control
 from healthobs.endpoints import InvalidCredentials
 from healthobs.endpoints import Request as EndpointRequest
-from reference_services._kit import database, errors, idempotency, openapi, shared
+from healthobs.metrics import Instrument
+from reference_services._kit import database, errors, idempotency, keys, openapi, shared
 from reference_services._kit.auth import Authenticator, Jwks, Principal, fetch_jwks
 from reference_services._kit.problems import Problem, render
-from reference_services._kit.routes import (
-    Header,
-    Operation,
-    Returns,
-    View,
-    canonical_request,
-    protected_routes,
-)
+from reference_services._kit.routes import Operation, View, canonical_request, protected_routes
 from reference_services._kit.settings import ServiceInfo, ServiceSettings
 from reference_services._kit.storage import Storage
 from reference_services._kit.transport import WsgiPool
@@ -83,63 +78,23 @@ class Kit(Storage):
 
     # ---- routes
 
-    def route(
-        self,
-        method: str,
-        rule: str,
-        *,
-        returns: Returns,
-        summary: str,
-        body: type[pydantic.BaseModel] | None = None,
-        query: type[pydantic.BaseModel] | None = None,
-        scope: str | None = None,
-        audit: str | None = None,
-        resource_type: str | None = None,
-        conf: str | None = None,
-        form: bool = False,
-        idempotent: bool = False,
-        before: View | None = None,
-        headers: Sequence[Header] = (),
-        problems: Sequence[int] = (),
-        client_auth: bool = False,
-        media: str = "application/json",
-        on_problem: Callable[[Problem], Response] | None = None,
-    ) -> Callable[[_V], _V]:
-        """Register a view; see `Operation` for the parameters it shares.
+    def route(self, method: str, rule: str, **options: Any) -> Callable[[_V], _V]:
+        """Register a view.
 
         Args:
-            method: See `Operation`.
-            rule: See `Operation`.
-            returns: See `Operation`.
-            summary: See `Operation`.
-            body: See `Operation`.
-            query: See `Operation`.
-            scope: See `Operation`.
-            audit: Action of the audit entry that each call makes, refused ones included.
-            resource_type: Kind of record that the entry is about.
-            conf: HL7 v3 confidentiality of the answer; default: the service's.
-            form: See `Operation`.
-            idempotent: See `Operation`.
-            before: See `Operation`.
-            headers: See `Operation`.
-            problems: See `Operation`.
-            client_auth: See `Operation`.
-            media: See `Operation`.
-            on_problem: See `Operation`.
+            method: HTTP method.
+            rule: Flask rule, such as ``/patients/<patient_id>``.
+            **options: The other parameters of `Operation`.
         """
 
         def register(view: _V) -> _V:
-            operation = Operation(
-                method=method, rule=rule, view=view, summary=summary, returns=returns, body=body, query=query,
-                scope=scope, audited=audit is not None, form=form, idempotent=idempotent, before=before,
-                headers=headers, problems=problems, client_auth=client_auth, media=media, on_problem=on_problem,
-            )  # fmt: skip
+            operation = Operation(method=method, rule=rule, view=view, **options)
             self.operations.append(operation)
             handler = self._handler(operation)
-            if audit is not None:
-                handler = audited(audit, resource_type=resource_type)(handler)
-            if conf is not None:
-                handler = classified(conf=conf, frameworks=self.info.frameworks)(handler)
+            if operation.audit is not None:
+                handler = audited(operation.audit, resource_type=operation.resource_type)(handler)
+            if operation.conf is not None:
+                handler = classified(conf=operation.conf, frameworks=self.info.frameworks)(handler)
             endpoint = f"{method} {rule}"
             self.app.add_url_rule(rule, endpoint.replace(".", "_"), handler, methods=[method])
             return view
@@ -158,13 +113,19 @@ class Kit(Storage):
         """Register a PUT view; see `route`."""
         return self.route("PUT", rule, **options)
 
-    def patch(self, rule: str, **options: Any) -> Callable[[_V], _V]:
-        """Register a PATCH view; see `route`."""
-        return self.route("PATCH", rule, **options)
+    # ---- metrics
 
-    def delete(self, rule: str, **options: Any) -> Callable[[_V], _V]:
-        """Register a DELETE view; see `route`."""
-        return self.route("DELETE", rule, **options)
+    def counter(self, name: str, documentation: str, **labels: Iterable[str]) -> Instrument:
+        """Return the counter ``<prefix>_<name>`` with every series made in advance.
+
+        Args:
+            name: Its name without the service's prefix.
+            documentation: What it counts.
+            **labels: The values that each label can have.
+        """
+        made = self.obs.metrics.counter(f"{self.info.prefix}_{name}", documentation, tuple(labels))
+        made.seed(*product(*labels.values()))
+        return made
 
     # ---- peers and callers
 
@@ -292,7 +253,7 @@ class Kit(Storage):
         key = idempotency.read_key(request.headers.get("Idempotency-Key"))
         client_id = "" if principal is None else principal.client_id
         slot = self._idempotency.slot(client_id, f"{operation.method} {operation.rule}", key)
-        fingerprint = self._idempotency.fingerprint(canonical_request())
+        fingerprint = self._idempotency.fingerprint(canonical_request(operation, principal))
 
         prepared = False
 
@@ -301,7 +262,7 @@ class Kit(Storage):
                 operation.prepare(arguments)
             made = operation.response(operation.view(**arguments))
             kept = tuple((name, value) for name, value in made.headers if name != "Content-Length")
-            return idempotency.Answer(made.status_code, kept, made.get_data())
+            return idempotency.Answer(made.status_code, kept, made.get_data(), _audited())
 
         with self._idempotency.exclusive(slot):
             if operation.before is not None:
@@ -314,6 +275,8 @@ class Kit(Storage):
                 answer, replayed = self._idempotency.run(connection, slot, fingerprint, call)
         response = Response(answer.body, answer.status, list(answer.headers))
         if replayed:
+            annotate(**answer.audited)
+            annotate(details={"replayed": True})
             self._replays.labels(operation.rule).inc()
             response.headers["Idempotent-Replayed"] = "true"
         return response
@@ -321,7 +284,7 @@ class Kit(Storage):
     @cached_property
     def _idempotency(self) -> idempotency.Idempotency:
         path = self.settings.file("IDEMPOTENCY_KEY_FILE", f"{self.info.prefix}.idempotency.key")
-        return idempotency.Idempotency(idempotency.load_secret(path), self.clock)
+        return idempotency.Idempotency(keys.load_secret(path), self.clock)
 
     @cached_property
     def _replays(self) -> Any:
@@ -330,3 +293,10 @@ class Kit(Storage):
             "Requests answered from the memory of an earlier one with the same Idempotency-Key",
             ("endpoint",),
         )
+
+
+def _audited() -> dict[str, Any]:
+    """Return what the view told the audit entry of this call, which a repeated answer discloses again."""
+    draft = audit_draft.get()
+    told = ("subject", "resource_id", "purpose", "details")
+    return {} if draft is None else {name: getattr(draft, name) for name in told if getattr(draft, name)}

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, make_url
 
 from healthobs.audit.sqlite import connect_pragmas
+from healthobs.clock import rfc3339
 from healthobs.exceptions import ConfigurationError
 
 _READ = {"healthobs_read_only": True}
@@ -68,6 +71,25 @@ def reading(engine: Engine) -> Iterator[Connection]:
     """Give a connection that takes no write lock; what is read is one snapshot."""
     with engine.connect().execution_options(**_READ) as connection:
         yield connection
+
+
+def insert(connection: Connection, table: sa.Table) -> Any:
+    """Return an INSERT into `table` that knows `ON CONFLICT`, in the dialect of `connection`.
+
+    Whether a row was new is told by `returning`: a driver's row count can be -1.
+    """
+    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(table)
+
+
+def moment(wall_ns: int) -> str:
+    """Return an instant, stored in nanoseconds, as RFC 3339 text to the millisecond.
+
+    Example:
+        >>> moment(1_500_000_000)
+        '1970-01-01T00:00:01.500Z'
+    """
+    return rfc3339(datetime.fromtimestamp(wall_ns // 1_000_000 / 1000, UTC), timespec="milliseconds")
 
 
 def migrate(

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 
 from healthobs._runtime import exchange
 from healthobs.exceptions import AuditWriteError
-from reference_services._kit.problems import Problem, of_status, render
+from reference_services._kit.problems import Problem, of_status, render, unavailable
 
 
 class Application(Flask):
@@ -38,7 +38,7 @@ def register(app: Application, log: Any) -> None:
 
     def store(exc: Exception) -> Response:
         log.error("store_unavailable", exc_info=exc)
-        return render(_unavailable("store_unavailable", "The store does not answer; retry."))
+        return render(unavailable("store_unavailable", "The store does not answer; retry."))
 
     app.register_error_handler(sa.exc.OperationalError, store)
     app.register_error_handler(sa.exc.TimeoutError, store)
@@ -57,8 +57,4 @@ def _http(exc: HTTPException) -> Any:
 
 
 def _audit(_: AuditWriteError) -> Response:
-    return render(_unavailable("audit_unavailable", "The audit store does not answer; retry."))
-
-
-def _unavailable(code: str, title: str) -> Problem:
-    return Problem(503, code, title, headers={"Retry-After": "1"})
+    return render(unavailable("audit_unavailable", "The audit store does not answer; retry."))

@@ -12,22 +12,20 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from healthobs.clock import Clock
+from reference_services._kit.database import insert
 from reference_services._kit.problems import Problem
 
 KEEP_NS = 24 * 3600 * 1_000_000_000
@@ -48,22 +46,23 @@ ANSWERS = sa.Table(
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response as it is remembered and replayed."""
+    """A response as it is remembered and replayed, with what its audit entry says about it."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    audited: Mapping[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """Return the answer as bytes: one JSON line of status and headers, then the body."""
-        return json.dumps([self.status, self.headers]).encode() + b"\n" + self.body
+        """Return the answer as bytes: one JSON line of all but the body, then the body."""
+        return json.dumps([self.status, self.headers, self.audited]).encode() + b"\n" + self.body
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Answer:
         """Return the answer that `to_bytes` wrote."""
         head, _, body = raw.partition(b"\n")
-        status, headers = json.loads(head)
-        return cls(status, tuple((name, value) for name, value in headers), body)
+        status, headers, audited = json.loads(head)
+        return cls(status, tuple((name, value) for name, value in headers), body, audited)
 
 
 def read_key(header: str | None) -> str:
@@ -80,29 +79,6 @@ def read_key(header: str | None) -> str:
             400, "idempotency_key_invalid", "Idempotency-Key must be 1 to 255 printable ASCII characters."
         )
     return found.group(1) or found.group(2)
-
-
-def load_secret(path: Path) -> bytes:
-    """Return the 32-byte secret in `path`; make it (mode 0600) when missing. Replicas share one file.
-
-    Raises:
-        ValueError: The file does not hold 32 bytes in hex.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    if not path.exists():
-        fresh.touch(mode=0o600)
-        fresh.write_text(secrets.token_hex(32), encoding="ascii")
-        try:
-            os.link(fresh, path)  # atomic, and does not replace what another worker made meanwhile
-        except FileExistsError:
-            pass
-        finally:
-            fresh.unlink()
-    secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
-    if len(secret) != 32:
-        raise ValueError(f"{path.name} must hold 64 hexadecimal digits; remove it to have a new one made")
-    return secret
 
 
 class Idempotency:
@@ -186,13 +162,8 @@ class Idempotency:
     @staticmethod
     def _claim(connection: Connection, slot: str, fingerprint: str, now: int) -> bool:
         """Insert the row unless it is there; RETURNING, since a driver's row count can be -1 here."""
-        insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        statement = (
-            insert(ANSWERS)
-            .values(slot=slot, fingerprint=fingerprint, created_ns=now)
-            .on_conflict_do_nothing()
-            .returning(ANSWERS.c.slot)
-        )
+        row = insert(connection, ANSWERS).values(slot=slot, fingerprint=fingerprint, created_ns=now)
+        statement = row.on_conflict_do_nothing().returning(ANSWERS.c.slot)
         return connection.execute(statement).first() is not None
 
     def _recall(self, connection: Connection, slot: str, fingerprint: str) -> Answer:

@@ -137,7 +137,7 @@ def _problem(refs: Mapping[Any, Any]) -> dict[str, Any]:
 def _error_statuses(operation: Operation) -> list[int]:
     """Return the statuses of the problems that can occur beside what `returns` declares."""
     statuses = {500, *operation.problems}
-    if operation.scope is not None or operation.audited or operation.idempotent:
+    if operation.scope is not None or operation.audit is not None or operation.idempotent:
         statuses.add(503)  # keys, audit trail or store out of reach
     if operation.on_problem is not None:  # which turns the others into what `returns` declares
         return sorted(statuses)

@@ -70,6 +70,16 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 names it
         super().__init__(f"{status} {code}")
 
 
+def invalid(title: str, pointer: str, code: str) -> Problem:
+    """Return the 422 for one member of the request that is well-formed and still not acceptable."""
+    return Problem(422, "invalid_request", title, [(pointer, code)])
+
+
+def unavailable(code: str, title: str, errors: Iterable[tuple[str, str]] = ()) -> Problem:
+    """Return the 503 for what another try may find working."""
+    return Problem(503, code, title, errors, {"Retry-After": "1"})
+
+
 def of_status(status: int, headers: Mapping[str, str] | None = None) -> Problem:
     """Return the problem for an error that only a status describes, such as a 404 of the router."""
     try:

@@ -61,7 +61,9 @@ class Operation:
         body: Model of the request body.
         query: Model of the query parameters.
         scope: Scope that the caller's token needs; None leaves the route open.
-        audited: Whether each call makes an audit entry.
+        audit: Action of the audit entry that each call makes, refused ones included.
+        resource_type: Kind of record that the entry is about.
+        conf: HL7 v3 confidentiality of the answer; default: the service's.
         form: Whether the body is a form and not JSON.
         idempotent: Whether `Idempotency-Key` is required.
         before: Called with what its signature names of the view's arguments, when the request is authenticated and
@@ -84,7 +86,9 @@ class Operation:
     body: type[pydantic.BaseModel] | None = None
     query: type[pydantic.BaseModel] | None = None
     scope: str | None = None
-    audited: bool = False
+    audit: str | None = None
+    resource_type: str | None = None
+    conf: str | None = None
     form: bool = False
     idempotent: bool = False
     before: View | None = None
@@ -174,14 +178,20 @@ def _encode(payload: Any) -> bytes:
     return json.dumps(payload, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def canonical_request() -> bytes:
-    """Return the current request's method, path, query and body in one form that equal requests share."""
+def canonical_request(operation: Operation, principal: Principal | None) -> bytes:
+    """Return what decides the current request's answer, in one form that equal requests share.
+
+    That is method, path, query, body, the headers that the route reads, and the caller's roles: an answer made for
+    one purpose of use, or one role, is never repeated for another.
+    """
     raw = request.get_data(cache=True)
     try:
         body = json.loads(raw)
     except ValueError:
         body = raw.decode("latin-1")
-    content = [request.method, request.path, sorted(request.args.items(multi=True)), body]
+    read = [request.headers.get(header.name) for header in operation.headers]
+    roles = [] if principal is None else sorted(principal.roles)
+    content = [request.method, request.path, sorted(request.args.items(multi=True)), body, read, roles]
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 

@@ -16,7 +16,7 @@ from healthobs.compliance import Control, Outcome, ProbeContext, control
 from reference_services.auth import domain
 
 if TYPE_CHECKING:
-    from reference_services.auth.api import Service
+    from reference_services.auth.service import Service
 
 #: The longest that a token may live unused or not (company policy; PCI DSS 4.0 8.2.8 names the same time).
 MAX_TOKEN_SECONDS = 900

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
-from reference_services._kit.database import reading
+from reference_services._kit.database import insert, reading
 from reference_services.auth.domain import LOCKOUT_NS, Failures, OAuthClient, after_failure
 
 METADATA = sa.MetaData()
@@ -52,12 +52,7 @@ class Store:
     def replace_clients(self, clients: Iterable[OAuthClient]) -> None:
         """Make exactly these clients known."""
         rows = [
-            {
-                "client_id": client.client_id,
-                "secret_sha256": client.secret_sha256,
-                "scopes": json.dumps(client.scopes),
-                "roles": json.dumps(client.roles),
-            }
+            {**asdict(client), "scopes": json.dumps(client.scopes), "roles": json.dumps(client.roles)}
             for client in clients
         ]
         with self._engine.begin() as connection:
@@ -108,8 +103,7 @@ class Store:
 
 
 def _ensure(connection: Connection, table: sa.Table, row: dict[str, object]) -> None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    connection.execute(dialect.insert(table).values(row).on_conflict_do_nothing())
+    connection.execute(insert(connection, table).values(row).on_conflict_do_nothing())
 
 
 def _failures(connection: Connection, slot: str, *, lock: bool = False) -> Failures | None:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,7 +80,8 @@ class StartError(Exception):
     """A service did not become ready; carries the end of its output."""
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Return ports of the loopback address that nothing listens on just now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:
         return [listener.getsockname()[1] for listener in sockets]
@@ -89,7 +90,13 @@ def _free_ports(count: int) -> list[int]:
             listener.close()
 
 
-def _environment(base: Path, urls: Mapping[str, str], otlp_url: str, clients: Path) -> dict[str, str]:
+def environment_of(
+    base: Path, urls: Mapping[str, str], otlp_url: str, identities: Iterable[Identity]
+) -> dict[str, str]:
+    """Return the environment of every service; `identities` are put into a file for auth-service."""
+    clients = base / "clients.json"
+    clients.touch(mode=0o600)
+    clients.write_text(json.dumps([registration(identity) for identity in identities]), encoding="utf-8")
     kept = {
         name: os.environ[name]
         for name in ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_CONFIG", "PYTHONPATH")
@@ -120,28 +127,26 @@ def running(
     Raises:
         StartError: A service exited or was not ready within a minute.
     """
-    clients = base / "clients.json"
-    clients.touch(mode=0o600)
-    clients.write_text(json.dumps([_client(identity) for identity in identities]), encoding="utf-8")
     urls = {
         name: f"http://127.0.0.1:{port}"
-        for name, port in zip(SERVICES, _free_ports(len(SERVICES)), strict=True)
+        for name, port in zip(SERVICES, free_ports(len(SERVICES)), strict=True)
     }
-    environment = _environment(base, urls, otlp_url, clients)
+    environment = environment_of(base, urls, otlp_url, identities)
     services: dict[str, Service] = {}
     try:
         for name, url in urls.items():
             more = {**extra.get("*", {}), **extra.get(name, {})}
-            services[name] = _start(name, url, base / name, {**environment, **more})
+            services[name] = start(name, url, base / name, {**environment, **more})
         for service in services.values():
-            _wait_ready(service)
+            wait_ready(service)
         yield services
     finally:
         with ThreadPoolExecutor(len(SERVICES)) as pool:
             list(pool.map(Service.stop, services.values()))
 
 
-def _client(identity: Identity) -> dict[str, object]:
+def registration(identity: Identity) -> dict[str, object]:
+    """Return what auth-service is to know of a client."""
     return {
         "client_id": identity.client_id,
         "secret_sha256": sha256(identity.secret.encode()).hexdigest(),
@@ -150,11 +155,12 @@ def _client(identity: Identity) -> dict[str, object]:
     }
 
 
-def _start(name: str, url: str, data_dir: Path, environment: dict[str, str]) -> Service:
-    data_dir.mkdir()
+def start(name: str, url: str, data_dir: Path, environment: dict[str, str]) -> Service:
+    """Start a service, or another replica of it, on the port of `url`."""
+    data_dir.mkdir(exist_ok=True)
     log_path = data_dir.with_suffix(".log")
     port = url.rpartition(":")[2]
-    with log_path.open("wb") as output:
+    with log_path.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-m", SERVICES[name].module],
             stdout=output,
@@ -165,7 +171,12 @@ def _start(name: str, url: str, data_dir: Path, environment: dict[str, str]) -> 
     return Service(name, url, data_dir, log_path, process)
 
 
-def _wait_ready(service: Service) -> None:
+def wait_ready(service: Service) -> None:
+    """Wait until a service is ready.
+
+    Raises:
+        StartError: It exited or was not ready within a minute.
+    """
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     with urllib3.PoolManager(retries=False, timeout=2.0) as pool:
         while time.monotonic() < deadline:

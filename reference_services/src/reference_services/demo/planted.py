@@ -71,7 +71,7 @@ def _orphan_span() -> None:
 
 @_plants("phi-in-log")
 def _phi_in_log() -> None:
-    from reference_services.phi.api import Service
+    from reference_services.phi.service import Service
 
     def shown(right: Any, service: Any, view: Any, patient: Any) -> Any:
         born = patient.record["date_of_birth"]
@@ -86,7 +86,7 @@ def _phi_in_span() -> None:
     from opentelemetry.trace import get_current_span
 
     from healthobs.tracing import RedactingSpanExporter
-    from reference_services.phi.api import Service
+    from reference_services.phi.service import Service
 
     def shown(right: Any, service: Any, view: Any, patient: Any) -> Any:
         get_current_span().set_attribute("shown", patient.record["last_name"])
@@ -98,7 +98,7 @@ def _phi_in_span() -> None:
 
 @_plants("counter-doubled")
 def _counter_doubled() -> None:
-    from reference_services.auth.api import GRANT, Service
+    from reference_services.auth.service import GRANT, Service
 
     def token(right: Any, service: Any, body: Any) -> Any:
         answer = right(service, body)
@@ -175,7 +175,7 @@ def _trace_not_continued() -> None:
 
 @_plants("log-line-not-json")
 def _log_line_not_json() -> None:
-    from reference_services.auth.api import Service
+    from reference_services.auth.service import Service
 
     def token(right: Any, service: Any, body: Any) -> Any:
         print("issuing a token", flush=True)

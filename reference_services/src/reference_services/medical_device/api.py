@@ -9,23 +9,8 @@ from flask import Flask
 
 from healthobs import Observability
 from reference_services._kit import Kit, ServiceInfo, ServiceSettings
-from reference_services.medical_device import store
+from reference_services.medical_device import models, store
 from reference_services.medical_device.controls import controls
-from reference_services.medical_device.models import (
-    AlarmQuery,
-    Alarms,
-    Batch,
-    BatchResult,
-    Calibration,
-    CalibrationInput,
-    Device,
-    DeviceInput,
-    SignatureInput,
-    Signatures,
-    SignatureView,
-    UdiInput,
-    UdiView,
-)
 from reference_services.medical_device.service import Service
 
 if TYPE_CHECKING:
@@ -55,39 +40,43 @@ def create_app(
     kit.migrate(store.METADATA)
     service = Service(kit)
     kit.app.extensions[INFO.name] = service
-    kit.post("/udi/parse", body=UdiInput, returns={200: UdiView}, scope="device:read", summary="Parse a UDI")(
-        service.parse
-    )
     kit.post(
-        "/devices", body=DeviceInput, returns={201: Device}, scope="device:write", audit="device.register",
+        "/udi/parse",
+        body=models.UdiInput,
+        returns={200: models.UdiView},
+        scope="device:read",
+        summary="Parse a UDI",
+    )(service.parse)
+    kit.post(
+        "/devices", body=models.DeviceInput, returns={201: models.Device}, scope="device:write", audit="device.register",
         resource_type="device", idempotent=True, summary="Register a device",
     )(service.register)  # fmt: skip
     kit.get(
-        "/devices/<uuid:device_id>", returns={200: Device}, scope="device:read", audit="device.read",
+        "/devices/<uuid:device_id>", returns={200: models.Device}, scope="device:read", audit="device.read",
         resource_type="device", summary="Show a device",
     )(service.read)  # fmt: skip
     kit.post(
-        "/devices/<uuid:device_id>/observations", body=Batch, returns={200: BatchResult}, scope="device:write",
+        "/devices/<uuid:device_id>/observations", body=models.Batch, returns={200: models.BatchResult}, scope="device:write",
         audit="observation.ingest", resource_type="device", summary="Take a batch of observations; replay-safe",
     )(service.observe)  # fmt: skip
     kit.get(
         "/alarms",
-        query=AlarmQuery,
-        returns={200: Alarms},
+        query=models.AlarmQuery,
+        returns={200: models.Alarms},
         scope="device:read",
         summary="Alarms, latest first",
     )(service.alarms)
     kit.post(
-        "/devices/<uuid:device_id>/calibrations", body=CalibrationInput, returns={201: Calibration},
+        "/devices/<uuid:device_id>/calibrations", body=models.CalibrationInput, returns={201: models.Calibration},
         scope="device:write", audit="calibration.record", resource_type="device", idempotent=True,
         summary="Record a calibration",
     )(service.calibrate)  # fmt: skip
     kit.post(
-        "/records/<kind>/<uuid:record_id>/signatures", body=SignatureInput, returns={201: SignatureView},
+        "/records/<kind>/<uuid:record_id>/signatures", body=models.SignatureInput, returns={201: models.SignatureView},
         scope="device:sign", audit="record.sign", resource_type="record", idempotent=True, summary="Sign a record",
     )(service.sign)  # fmt: skip
     kit.get(
-        "/records/<kind>/<uuid:record_id>/signatures", returns={200: Signatures}, scope="device:read",
+        "/records/<kind>/<uuid:record_id>/signatures", returns={200: models.Signatures}, scope="device:read",
         audit="record.signatures", resource_type="record", summary="Signatures on a record",
     )(service.signatures)  # fmt: skip
     return kit.finish()

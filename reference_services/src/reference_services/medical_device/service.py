@@ -5,37 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from healthobs.audit import annotate
-from healthobs.clock import rfc3339
-from reference_services._kit import Kit, Principal, Problem
-from reference_services._kit.idempotency import load_secret
-from reference_services.medical_device import domain, signing, store, udi
-from reference_services.medical_device.models import (
-    AlarmQuery,
-    Alarms,
-    AlarmView,
-    Batch,
-    BatchResult,
-    Calibration,
-    CalibrationInput,
-    Device,
-    DeviceInput,
-    IssueView,
-    Rejected,
-    SignatureInput,
-    Signatures,
-    SignatureView,
-    UdiInput,
-    UdiView,
-)
-
-_MEANINGS = ("review", "approval", "responsibility", "authorship")
-_ISSUERS = ("gs1", "hibcc", "iccbba", "unknown")
+from reference_services._kit import Kit, Principal, Problem, invalid, keys, moment
+from reference_services.medical_device import domain, models, signing, store, udi
 
 
 class Service:
@@ -43,47 +19,46 @@ class Service:
 
     def __init__(self, kit: Kit) -> None:
         self.kit = kit
-        self.signer = signing.Signer(
-            load_secret(kit.settings.file("DEVICE_SIGNING_KEY_FILE", "medical_device.signing.key"))
+        seed = keys.load_secret(kit.settings.file("DEVICE_SIGNING_KEY_FILE", "medical_device.signing.key"))
+        self.signer = signing.Signer(seed)
+        self.observations = kit.counter(
+            "observations_total", "Observations received.",
+            code=(*domain.CODES, "other"), result=("accepted", "duplicate", "rejected"),
+        )  # fmt: skip
+        self.raised = kit.counter(
+            "alarms_total", "Alarms raised.", priority=domain.PRIORITIES, kind=("Phy", "Tec")
         )
-        metrics = kit.obs.metrics
-        self.observations = metrics.counter(
-            "medical_device_observations_total", "Observations received.", ("code", "result")
-        )
-        self.raised = metrics.counter("medical_device_alarms_total", "Alarms raised.", ("priority", "kind"))
-        self.active = metrics.gauge(
+        self.signed = kit.counter(
+            "signatures_total", "Signatures asked for.",
+            meaning=("review", "approval", "responsibility", "authorship"), result=("ok", "refused"),
+        )  # fmt: skip
+        self.parsed = kit.counter(
+            "udi_parse_total", "Identifiers parsed.",
+            issuer=("gs1", "hibcc", "iccbba", "unknown"), result=("ok", "issues", "refused"),
+        )  # fmt: skip
+        gauge = kit.obs.metrics.gauge
+        self.active = gauge(
             "medical_device_alarms_active", "Alarms in force.", ("priority",), multiprocess_mode="mostrecent"
         )
-        self.signed = metrics.counter(
-            "medical_device_signatures_total", "Signatures asked for.", ("meaning", "result")
-        )
-        self.parsed = metrics.counter(
-            "medical_device_udi_parse_total", "Identifiers parsed.", ("issuer", "result")
-        )
-        self.devices = metrics.gauge(
+        self.devices = gauge(
             "medical_device_devices", "Registered devices.", ("status",), multiprocess_mode="mostrecent"
         )
-        results = ("accepted", "duplicate", "rejected")
-        self.observations.seed(*((code, result) for code in (*domain.CODES, "other") for result in results))
-        self.raised.seed(*((priority, kind) for priority in domain.PRIORITIES for kind in ("Phy", "Tec")))
-        self.signed.seed(*((meaning, result) for meaning in _MEANINGS for result in ("ok", "refused")))
-        self.parsed.seed(*((issuer, result) for issuer in _ISSUERS for result in ("ok", "issues", "refused")))
         self.active.seed(*((priority,) for priority in domain.PRIORITIES))
         with kit.reading() as connection:
             self._gauge(connection)
 
-    def parse(self, body: UdiInput) -> UdiView:
+    def parse(self, body: models.UdiInput) -> models.UdiView:
         """Show what an identifier says, and what is wrong with it."""
         parsed = self._parsed(body.udi)
-        issues = [IssueView(**asdict(issue)) for issue in parsed.issues]
-        return UdiView(**{**asdict(parsed), "issuer": "gs1", "issues": issues})
+        issues = [models.IssueView(**asdict(issue)) for issue in parsed.issues]
+        return models.UdiView(**{**asdict(parsed), "issuer": "gs1", "issues": issues})
 
-    def register(self, body: DeviceInput) -> tuple[Device, int, dict[str, str]]:
+    def register(self, body: models.DeviceInput) -> tuple[models.Device, int, dict[str, str]]:
         """Register a device by its identifier."""
         parsed = self._parsed(body.udi)
         code = self.refusal_of(parsed)
         if code is not None:
-            raise _invalid("The identifier cannot be registered.", "/udi", code)
+            raise invalid("The identifier cannot be registered.", "/udi", code)
         device_id = str(uuid.uuid4())
         annotate(resource_id=device_id)
         dates = {name: None if found is None else found.isoformat() for name, found in _dates(parsed).items()}
@@ -101,12 +76,12 @@ class Service:
             self._gauge(connection)
             return self._shown(connection, values), 201, {"Location": f"/devices/{device_id}"}
 
-    def read(self, device_id: uuid.UUID) -> Device:
+    def read(self, device_id: uuid.UUID) -> models.Device:
         """Show a device."""
         with self.kit.reading() as connection:
             return self._shown(connection, self._found(connection, "devices", str(device_id)))
 
-    def observe(self, device_id: uuid.UUID, body: Batch) -> BatchResult:
+    def observe(self, device_id: uuid.UUID, body: models.Batch) -> models.BatchResult:
         """Take a batch; each item is accepted, known already, or refused with a code."""
         now_ms = self.kit.clock.wall_ns() // 1_000_000
         key, read, outcome = str(device_id), dict[int, domain.Observation](), dict[int, str]()
@@ -124,39 +99,39 @@ class Service:
             self._alarm(connection, key, [item for item in batch if item.key in new], calibrated=calibrated)
         outcome |= domain.outcomes(read, new, stored)
         rejected = [
-            Rejected(index=index, code=code)
+            models.Rejected(index=index, code=code)
             for index, code in sorted(outcome.items())
             if code not in ("accepted", "duplicate")
         ]
         self._count(body, outcome)
-        result = BatchResult(
+        result = models.BatchResult(
             accepted=len(new), duplicate=len(outcome) - len(new) - len(rejected), rejected=rejected
         )
         counted = {"accepted": result.accepted, "duplicate": result.duplicate, "rejected": len(rejected)}
         annotate(details=counted)
         return result
 
-    def alarms(self, query: AlarmQuery) -> Alarms:
+    def alarms(self, query: models.AlarmQuery) -> models.Alarms:
         """Show the latest alarms."""
         with self.kit.reading() as connection:
             total, rows = store.alarms(connection, query.limit)
         same = ("device_id", "cause", "kind", "priority", "count")
         shown = [
-            AlarmView(
+            models.AlarmView(
                 **{name: row[name] for name in same},
-                first=_moment(row["first_ms"]),
-                last=_moment(row["last_ms"]),
+                first=moment(row["first_ms"] * 1_000_000),
+                last=moment(row["last_ms"] * 1_000_000),
             )
             for row in rows
         ]
-        return Alarms(total=total, alarms=shown)
+        return models.Alarms(total=total, alarms=shown)
 
     def calibrate(
-        self, device_id: uuid.UUID, body: CalibrationInput, principal: Principal
-    ) -> tuple[Calibration, int]:
+        self, device_id: uuid.UUID, body: models.CalibrationInput, principal: Principal
+    ) -> tuple[models.Calibration, int]:
         """Record a calibration."""
         if body.due <= self.kit.clock.now().date():
-            raise _invalid("The next calibration must be due in the future.", "/due", "not_in_the_future")
+            raise invalid("The next calibration must be due in the future.", "/due", "not_in_the_future")
         values = {
             **body.model_dump(), "due": body.due.isoformat(), "id": str(uuid.uuid4()), "device_id": str(device_id),
             "recorded_by": principal.subject, "recorded_ns": self.kit.clock.wall_ns(),
@@ -165,21 +140,21 @@ class Service:
             self._found(connection, "devices", str(device_id))
             store.add(connection, store.CALIBRATIONS, values)
         annotate(details={"calibration": values["id"], "due": values["due"]})
-        recorded = _moment(values.pop("recorded_ns") // 1_000_000)
-        return Calibration(**values, recorded=recorded), 201
+        recorded = moment(values.pop("recorded_ns"))
+        return models.Calibration(**values, recorded=recorded), 201
 
     def sign(
-        self, kind: str, record_id: uuid.UUID, body: SignatureInput, principal: Principal
-    ) -> tuple[SignatureView, int]:
+        self, kind: str, record_id: uuid.UUID, body: models.SignatureInput, principal: Principal
+    ) -> tuple[models.SignatureView, int]:
         """Sign a record as the caller."""
         key, signed_ns = str(record_id), self.kit.clock.wall_ns()
-        annotate(resource_id=key, details={"kind": kind, "meaning": body.meaning})
         manifest = {
-            "name": principal.subject, "signed": _moment(signed_ns // 1_000_000), "meaning": body.meaning,
+            "name": principal.subject, "signed": moment(signed_ns), "meaning": body.meaning,
             "reason": body.reason,
         }  # fmt: skip
         with self.kit.transaction() as connection:
-            signed = self._signable(connection, kind, key)
+            signed = self._signable(connection, kind, key, lock=True)
+            annotate(details={"kind": kind, "meaning": body.meaning})
             for earlier in self._judged(connection, kind, key, signed):
                 if (earlier.printed_name, earlier.meaning, earlier.state) == (
                     principal.subject,
@@ -202,13 +177,15 @@ class Service:
         self.signed.labels(body.meaning, "ok").inc()
         return self._signature(row, signed), 201
 
-    def signatures(self, kind: str, record_id: uuid.UUID) -> Signatures:
+    def signatures(self, kind: str, record_id: uuid.UUID) -> models.Signatures:
         """Show who signed a record, and what each signature is worth now."""
         key = str(record_id)
         with self.kit.reading() as connection:
             signed = self._signable(connection, kind, key)
             found = self._judged(connection, kind, key, signed)
-        return Signatures(kind=kind, record_id=key, record_sha256=signing.digest(signed), signatures=found)
+        return models.Signatures(
+            kind=kind, record_id=key, record_sha256=signing.digest(signed), signatures=found
+        )
 
     @staticmethod
     def refusal_of(parsed: udi.Udi) -> str | None:
@@ -223,31 +200,35 @@ class Service:
             parsed = udi.parse(text, year=self.kit.clock.now().year)
         except udi.UdiError as refused:
             self.parsed.labels(issuer, "refused").inc()
-            raise _invalid("The identifier cannot be read.", "/udi", refused.code) from None
+            raise invalid("The identifier cannot be read.", "/udi", refused.code) from None
         self.parsed.labels(issuer, "issues" if parsed.issues else "ok").inc()
         return parsed
 
-    def _found(self, connection: Connection, kind: str, record_id: str) -> dict[str, Any]:
-        row = store.record(connection, kind, record_id)
+    def _found(
+        self, connection: Connection, kind: str, record_id: str, *, lock: bool = False
+    ) -> dict[str, Any]:
+        row = store.record(connection, kind, record_id, lock=lock)
         if row is None:
             raise Problem(404, "record_unknown", "There is no such record.")
         annotate(resource_id=record_id)
         return row
 
-    def _signable(self, connection: Connection, kind: str, record_id: str) -> dict[str, Any]:
+    def _signable(
+        self, connection: Connection, kind: str, record_id: str, *, lock: bool = False
+    ) -> dict[str, Any]:
         if kind not in store.RECORDS:
             raise Problem(404, "record_kind_unknown", "Records of this kind are not signed.")
-        return self._found(connection, kind, record_id)
+        return self._found(connection, kind, record_id, lock=lock)
 
     def _calibrated(self, connection: Connection, device_id: str) -> bool:
         due = store.calibration_due(connection, device_id)
         return due is not None and due >= self.kit.clock.now().date().isoformat()
 
-    def _shown(self, connection: Connection, row: Mapping[str, Any]) -> Device:
-        registered = _moment(row["registered_ns"] // 1_000_000)
+    def _shown(self, connection: Connection, row: Mapping[str, Any]) -> models.Device:
+        registered = moment(row["registered_ns"])
         rest = {name: value for name, value in row.items() if name != "registered_ns"}
         due = store.calibration_due(connection, row["id"])
-        return Device(**rest, registered=registered, calibration_due=due)
+        return models.Device(**rest, registered=registered, calibration_due=due)
 
     def _alarm(
         self, connection: Connection, device_id: str, new: list[domain.Observation], *, calibrated: bool
@@ -264,20 +245,20 @@ class Service:
             self.active.labels(priority).set(priorities.get(priority, 0))
         self.devices.labels("active").set(store.counts(connection, store.DEVICES.c.status).get("active", 0))
 
-    def _count(self, body: Batch, outcome: Mapping[int, str]) -> None:
+    def _count(self, body: models.Batch, outcome: Mapping[int, str]) -> None:
         for index, item in enumerate(body.observations):
             result = outcome[index] if outcome[index] in ("accepted", "duplicate") else "rejected"
             self.observations.labels(item.code if item.code in domain.CODES else "other", result).inc()
 
     def _judged(
         self, connection: Connection, kind: str, record_id: str, signed: Mapping[str, Any]
-    ) -> list[SignatureView]:
+    ) -> list[models.SignatureView]:
         return [self._signature(row, signed) for row in store.signatures(connection, kind, record_id)]
 
-    def _signature(self, row: Mapping[str, Any], signed: Mapping[str, Any]) -> SignatureView:
+    def _signature(self, row: Mapping[str, Any], signed: Mapping[str, Any]) -> models.SignatureView:
         """Show a signature from what the JWS itself says, so that no other column can belie it."""
         said = self.signer.manifest(row["jws"]) or {}
-        return SignatureView(
+        return models.SignatureView(
             id=row["id"],
             printed_name=said.get("name", ""),
             signed=said.get("signed", ""),
@@ -291,11 +272,3 @@ class Service:
 
 def _dates(parsed: udi.Udi) -> dict[str, Any]:
     return {"manufactured": parsed.manufactured, "expiry": parsed.expiry}
-
-
-def _moment(wall_ms: int) -> str:
-    return rfc3339(datetime.fromtimestamp(wall_ms / 1000, UTC), timespec="milliseconds")
-
-
-def _invalid(title: str, pointer: str, code: str) -> Problem:
-    return Problem(422, "invalid_request", title, [(pointer, code)])

@@ -11,9 +11,9 @@ from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
+from reference_services._kit import insert
 from reference_services.medical_device.domain import Alarm, Key, Observation
 
 METADATA = sa.MetaData()
@@ -81,14 +81,9 @@ SIGNATURES = sa.Table(
 RECORDS: Mapping[str, sa.Table] = {"devices": DEVICES, "calibrations": CALIBRATIONS}
 
 
-def _insert(connection: Connection, table: sa.Table) -> Any:
-    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
-    return dialect.insert(table)
-
-
 def add_device(connection: Connection, values: Mapping[str, Any]) -> bool:
     """Insert a device; False when one with its identifier and serial number is there."""
-    statement = _insert(connection, DEVICES).values(**values).on_conflict_do_nothing().returning(DEVICES.c.id)
+    statement = insert(connection, DEVICES).values(**values).on_conflict_do_nothing().returning(DEVICES.c.id)
     return connection.execute(statement).first() is not None
 
 
@@ -97,10 +92,11 @@ def add(connection: Connection, table: sa.Table, values: Mapping[str, Any]) -> N
     connection.execute(table.insert().values(**values))
 
 
-def record(connection: Connection, kind: str, record_id: str) -> dict[str, Any] | None:
-    """Return a record as stored, which is what a signature covers, or None."""
+def record(connection: Connection, kind: str, record_id: str, *, lock: bool = False) -> dict[str, Any] | None:
+    """Return a record as stored, which is what a signature covers, or None; `lock` keeps others from signing it."""
     table = RECORDS[kind]
-    row = connection.execute(sa.select(table).where(table.c.id == record_id)).mappings().first()
+    query = sa.select(table).where(table.c.id == record_id)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().first()
     return None if row is None else dict(row)
 
 
@@ -128,7 +124,7 @@ def ingest(
         for item, validity in zip(batch, validities, strict=True)
     ]  # fmt: skip
     key = (OBSERVATIONS.c.code, OBSERVATIONS.c.effective_ms, OBSERVATIONS.c.sequence)
-    statement = _insert(connection, OBSERVATIONS).on_conflict_do_nothing().returning(*key)
+    statement = insert(connection, OBSERVATIONS).on_conflict_do_nothing().returning(*key)
     new: set[Key] = {
         (row.code, row.effective_ms, row.sequence) for row in connection.execute(statement, rows)
     }
@@ -157,7 +153,7 @@ def raise_alarms(connection: Connection, device_id: str, alarms: Iterable[Alarm]
             name: getattr(alarm, name)
             for name in ("cause", "kind", "priority", "first_ms", "last_ms", "count")
         }
-        made = _insert(connection, ALARMS).values(device_id=device_id, **fields).on_conflict_do_nothing()
+        made = insert(connection, ALARMS).values(device_id=device_id, **fields).on_conflict_do_nothing()
         if connection.execute(made.returning(ALARMS.c.cause)).first() is not None:
             new.append(alarm)
             continue

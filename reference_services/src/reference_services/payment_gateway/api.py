@@ -9,18 +9,8 @@ from flask import Flask
 
 from healthobs import Observability
 from reference_services._kit import Kit, ServiceInfo, ServiceSettings
-from reference_services.payment_gateway import store
+from reference_services.payment_gateway import models, store
 from reference_services.payment_gateway.controls import controls
-from reference_services.payment_gateway.models import (
-    AlertQuery,
-    Alerts,
-    CardInput,
-    ChargeRequest,
-    Decision,
-    Payment,
-    PaymentRequest,
-    Token,
-)
 from reference_services.payment_gateway.service import Service
 
 if TYPE_CHECKING:
@@ -49,7 +39,7 @@ def create_app(
     kit.migrate(store.METADATA)
     service = Service(kit)
     kit.app.extensions[INFO.name] = service
-    made: dict[int, Any] = {201: Payment, 202: Payment, 402: Payment}
+    made: dict[int, Any] = {201: models.Payment, 202: models.Payment, 402: models.Payment}
     paying: dict[str, Any] = {
         "returns": made,
         "scope": "payment:write",
@@ -58,24 +48,24 @@ def create_app(
         "before": service.admit,
     }
     kit.post(
-        "/tokens", body=CardInput, returns={201: Token}, scope="payment:write", audit="card.tokenise",
+        "/tokens", body=models.CardInput, returns={201: models.Token}, scope="payment:write", audit="card.tokenise",
         resource_type="token", idempotent=True, summary="Turn a card into a token",
     )(service.tokenise)  # fmt: skip
     kit.post(
-        "/process", body=PaymentRequest, audit="payment.process", summary="Make a payment", **paying
+        "/process", body=models.PaymentRequest, audit="payment.process", summary="Make a payment", **paying
     )(service.process)  # fmt: skip
     kit.post(
-        "/charge", body=ChargeRequest, audit="payment.charge", summary="Make a payment, captured at once", **paying
+        "/charge", body=models.ChargeRequest, audit="payment.charge", summary="Make a payment, captured at once", **paying
     )(service.charge)  # fmt: skip
     kit.get(
-        "/payments/<payment_id>", returns={200: Payment}, scope="payment:read", audit="payment.read",
+        "/payments/<payment_id>", returns={200: models.Payment}, scope="payment:read", audit="payment.read",
         resource_type="payment", summary="Show a payment",
     )(service.read)  # fmt: skip
     kit.post(
-        "/payments/<payment_id>/approvals", body=Decision, returns={200: Payment}, scope="payment:approve",
+        "/payments/<payment_id>/approvals", body=models.Decision, returns={200: models.Payment}, scope="payment:approve",
         audit="payment.decide", resource_type="payment", idempotent=True, summary="Approve or reject a payment",
     )(service.decide)  # fmt: skip
     kit.get(
-        "/alerts", query=AlertQuery, returns={200: Alerts}, scope="payment:read", summary="Alerts, latest first"
+        "/alerts", query=models.AlertQuery, returns={200: models.Alerts}, scope="payment:read", summary="Alerts, latest first"
     )(service.alerts)  # fmt: skip
     return kit.finish(checks={"ledger": service.ledger_balances})

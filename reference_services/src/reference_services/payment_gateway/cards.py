@@ -52,7 +52,8 @@ _BRANDS = (
     ("unionpay", re.compile(r"62\d{14,17}"), 3),
 )
 _SHORTEST, _LONGEST = 13, 19
-_RUN = re.compile(r"\d(?:[ \t._/:,-]{0,2}\d)+")
+#: Digits with at most two other characters between any two of them.
+_RUN = re.compile(r"\d(?:\D{0,2}\d)+")
 
 
 class CardError(ValueError):
@@ -151,7 +152,12 @@ def holds_card_number(text: str) -> bool:
         >>> holds_card_number("paid with 4242-4242 4242.4242"), holds_card_number("order 4242")
         (True, False)
     """
-    for run in _RUN.findall(unicodedata.normalize("NFKC", text)):
+    seen = (
+        character
+        for character in unicodedata.normalize("NFKC", text)
+        if unicodedata.category(character) != "Cf"
+    )
+    for run in _RUN.findall("".join(seen)):
         digits = "".join(str(int(character)) for character in run if character.isdecimal())
         for start in range(len(digits) - _SHORTEST + 1):
             for length in range(_SHORTEST, min(_LONGEST, len(digits) - start) + 1):

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, SecretStr
 
 from reference_services._kit import Model
-from reference_services.payment_gateway.domain import MAX_MINOR
+from reference_services.payment_gateway.money import MAX_MINOR
 
 _Currency = Annotated[str, Field(pattern="^[A-Z]{3}$", description="ISO 4217")]
 _TokenId = Annotated[str, Field(pattern="^tok_[0-9a-f]{32}$")]

@@ -7,12 +7,13 @@ SQLAlchemy Core inside the caller's transaction. A change of status names the st
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
+from reference_services._kit import insert
 from reference_services.payment_gateway.cards import Card
 from reference_services.payment_gateway.domain import (
     CURRENCIES,
@@ -84,25 +85,13 @@ ALERTS = sa.Table(
 
 def add_token(connection: Connection, token_id: str, card: Card) -> None:
     """Keep a card under `token_id`; there is no number in it."""
-    connection.execute(
-        TOKENS.insert().values(
-            id=token_id,
-            fingerprint=card.fingerprint,
-            brand=card.brand,
-            last4=card.last4,
-            exp_month=card.exp_month,
-            exp_year=card.exp_year,
-            outcome=card.outcome,
-        )
-    )
+    connection.execute(TOKENS.insert().values(id=token_id, **asdict(card)))
 
 
 def card_of(connection: Connection, token_id: str) -> Card | None:
     """Return what is known of the card under `token_id`."""
-    row = connection.execute(sa.select(TOKENS).where(TOKENS.c.id == token_id)).first()
-    if row is None:
-        return None
-    return Card(row.fingerprint, row.brand, row.last4, row.exp_month, row.exp_year, row.outcome)
+    row = connection.execute(sa.select(TOKENS).where(TOKENS.c.id == token_id)).mappings().first()
+    return None if row is None else Card(**{name: row[name] for name in Card.__slots__})
 
 
 def token_texts(connection: Connection, token_id: str) -> list[str]:
@@ -119,14 +108,9 @@ def add_payment(connection: Connection, **values: Any) -> None:
 
 def payment(connection: Connection, payment_id: str, *, lock: bool = False) -> Mapping[str, Any] | None:
     """Return the payment with its card, or None; `lock` keeps others from deciding on it meanwhile."""
-    joined = PAYMENTS.join(TOKENS, PAYMENTS.c.token_id == TOKENS.c.id)
-    query = (
-        sa.select(PAYMENTS, TOKENS.c.brand, TOKENS.c.last4)
-        .select_from(joined)
-        .where(PAYMENTS.c.id == payment_id)
-    )
-    row = connection.execute(query.with_for_update(of=PAYMENTS) if lock else query).mappings().first()
-    return None if row is None else dict(row)
+    query = sa.select(PAYMENTS).where(PAYMENTS.c.id == payment_id)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().first()
+    return None if row is None else {**row, "card": card_of(connection, row["token_id"])}
 
 
 def happen(connection: Connection, payment_id: str, status: Status, event: Event, **values: Any) -> Status:
@@ -160,11 +144,14 @@ def add_decision(
     connection: Connection, payment_id: str, approver: str, decision: str, reason: str, at_ns: int
 ) -> None:
     """Record who decided what, why and when."""
-    connection.execute(
-        APPROVALS.insert().values(
-            payment_id=payment_id, approver=approver, decision=decision, reason=reason, at_ns=at_ns
-        )
-    )
+    row = {
+        "payment_id": payment_id,
+        "approver": approver,
+        "decision": decision,
+        "reason": reason,
+        "at_ns": at_ns,
+    }
+    connection.execute(APPROVALS.insert().values(row))
 
 
 def decisions(connection: Connection, payment_id: str) -> list[Mapping[str, Any]]:
@@ -175,14 +162,11 @@ def decisions(connection: Connection, payment_id: str) -> list[Mapping[str, Any]
 
 def raise_alert(connection: Connection, payment_id: str, kind: str, severity: str, now_ns: int) -> None:
     """Store an alert, or count it again."""
-    insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    made = insert(ALERTS).values(
-        payment_id=payment_id, kind=kind, severity=severity, first_ns=now_ns, count=1
+    row = {"payment_id": payment_id, "kind": kind, "severity": severity, "first_ns": now_ns, "count": 1}
+    key, counted = [ALERTS.c.payment_id, ALERTS.c.kind], {"count": ALERTS.c.count + 1}
+    connection.execute(
+        insert(connection, ALERTS).values(row).on_conflict_do_update(index_elements=key, set_=counted)
     )
-    counted = made.on_conflict_do_update(
-        index_elements=[ALERTS.c.payment_id, ALERTS.c.kind], set_={"count": ALERTS.c.count + 1}
-    )
-    connection.execute(counted)
 
 
 def alerts(connection: Connection, limit: int) -> tuple[int, list[Mapping[str, Any]]]:

@@ -22,7 +22,7 @@ from reference_services.phi import domain
 from reference_services.phi.crypto import SealError
 
 if TYPE_CHECKING:
-    from reference_services.phi.api import Service
+    from reference_services.phi.service import Service
 
 _SEALED = "a canary and every sampled record are stored unreadable and open under a private key"
 _DECLARED = "no view shows a field that it does not declare, nor repeats what a stored record has in one"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
+from reference_services._kit import insert
 from reference_services.phi.crypto import Vault
 
 METADATA = sa.MetaData()
@@ -128,11 +128,9 @@ class Store:
     def _index(self, connection: Connection, patient_id: str, record: Mapping[str, Any]) -> None:
         identifiers: Iterable[Mapping[str, str]] = record.get("identifiers") or ()
         digests = {self._vault.blind_index(item["system"], item["value"]) for item in identifiers}
-        insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        for digest in sorted(
-            digests
-        ):  # one order for all writers, so that none waits for another in a circle
-            statement = insert(IDENTIFIERS).values(digest=digest, patient_id=patient_id)
+        # One order for all writers, so that none waits for another in a circle.
+        for digest in sorted(digests):
+            statement = insert(connection, IDENTIFIERS).values(digest=digest, patient_id=patient_id)
             added = connection.execute(statement.on_conflict_do_nothing().returning(IDENTIFIERS.c.digest))
             if added.first() is None:
                 raise IdentifierTaken

@@ -1,0 +1,137 @@
+"""Replicas of payment-gateway on one database, one of them killed: no payment twice, none without its audit entry."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+
+from healthobs.audit.command import main as audit
+from reference_services.demo import cluster
+
+PAYER = cluster.Identity("payer", ("payment:write", "payment:read"), ("billing",))
+KEYS = 40
+GIVE_UP_SECONDS = 90
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
+
+
+class Replicas:
+    """auth-service, and two payment-gateways that share folder, database, keys and audit trail."""
+
+    def __init__(self, base: Path) -> None:
+        ports = cluster.free_ports(3)
+        self.urls = [f"http://127.0.0.1:{port}" for port in ports]
+        self.environment = cluster.environment_of(base, {"auth-service": self.urls[0]}, "", (PAYER,))
+        self.environment.pop("OTEL_EXPORTER_OTLP_ENDPOINT")
+        self.folder = base / "payments"
+        self.auth = cluster.start("auth-service", self.urls[0], base / "auth", self.environment)
+        self.gateways = [self.start(number) for number in (1, 2)]
+        for service in (self.auth, *self.gateways):
+            cluster.wait_ready(service)
+        self.pool = urllib3.PoolManager(retries=False, timeout=20.0, maxsize=16)
+
+    def start(self, number: int) -> cluster.Service:
+        """Start a replica."""
+        return cluster.start("payment-gateway", self.urls[number], self.folder, self.environment)
+
+    def token(self) -> str:
+        """Return an access token of the payer."""
+        headers = urllib3.make_headers(basic_auth=f"{PAYER.client_id}:{PAYER.secret}")
+        answer = self.pool.request(
+            "POST", f"{self.urls[0]}/token", fields={"grant_type": "client_credentials"},
+            encode_multipart=False, headers=headers,
+        )  # fmt: skip
+        return str(answer.json()["access_token"])
+
+    def post(self, number: int, path: str, token: str, key: str, body: dict[str, Any]) -> Any:
+        """Send a request to one replica; None when it is not there to answer."""
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Idempotency-Key": key,
+            "Content-Type": "application/json",
+        }
+        try:
+            return self.pool.request(
+                "POST", f"{self.urls[number]}{path}", body=json.dumps(body), headers=headers
+            )
+        except urllib3.exceptions.HTTPError:
+            return None
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Read the database of the two."""
+        with closing(sqlite3.connect(self.folder / "payment_gateway.db", timeout=20)) as connection:
+            return connection.execute(query).fetchall()
+
+    def close(self) -> None:
+        """Stop everything."""
+        self.pool.clear()
+        for service in (*self.gateways, self.auth):
+            service.stop()
+
+
+@pytest.fixture
+def replicas(tmp_path: Path) -> Iterator[Replicas]:
+    """Two replicas and who issues their tokens."""
+    made = Replicas(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_killed_replica_charges_nobody_twice(
+    replicas: Replicas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each key is sent to both until both have answered: one payment per key, balanced, audited, on a trail that verifies."""
+    token = replicas.token()
+    card = {"number": "4242424242424242", "exp_month": 12, "exp_year": 2040, "cvc": "123"}
+    bill = {
+        "amount": 100,
+        "currency": "USD",
+        "payment_method": replicas.post(1, "/tokens", token, "card", card).json()["id"],
+    }
+    answered = threading.Semaphore(0)
+
+    def charge(work: tuple[int, int]) -> tuple[int, str]:
+        key, number = work
+        end = time.monotonic() + GIVE_UP_SECONDS
+        while time.monotonic() < end:
+            answer = replicas.post(number, "/charge", token, f"charge-{key}", bill)
+            if answer is not None and answer.status == 201:
+                answered.release()
+                return key, str(answer.json()["id"])
+            assert answer is None or answer.status in (409, 503), answer.data
+            time.sleep(0.1)
+        raise AssertionError("no answer in time")
+
+    with ThreadPoolExecutor(12) as threads:
+        charges = [threads.submit(charge, (key, number)) for key in range(KEYS) for number in (1, 2)]
+        for _ in range(KEYS // 2):
+            answered.acquire(timeout=GIVE_UP_SECONDS)
+        replicas.gateways[1].process.kill()  # with requests in its hands
+        replicas.gateways[1].process.wait()
+        time.sleep(0.5)
+        replicas.gateways[1] = replicas.start(2)
+        ids = {done.result() for done in charges}
+
+    assert len(ids) == len({key for key, _ in ids}) == KEYS  # both replicas gave one answer per key
+    payments = {payment for _, payment in ids}
+    assert replicas.rows("SELECT status, COUNT(*) FROM payment GROUP BY status") == [("captured", KEYS)]
+    assert {row[0] for row in replicas.rows("SELECT id FROM payment")} == payments
+    assert replicas.rows("SELECT COUNT(*), SUM(minor) FROM ledger") == [(2 * KEYS, 0)]
+    for service in (*replicas.gateways, replicas.auth):
+        service.stop()
+    with closing(sqlite3.connect(replicas.folder / "payment_gateway.audit.db")) as connection:
+        entries = [json.loads(row[0]) for row in connection.execute("SELECT body FROM entry")]
+    audited = Counter(entry["resource"]["id"] for entry in entries if entry["action"] == "payment.charge")
+    assert payments <= set(audited)
+    assert audit(["verify", str(replicas.folder / "payment_gateway.audit.db")]) == 0
