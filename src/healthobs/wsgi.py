@@ -119,6 +119,11 @@ class Middleware:
         return self._app
 
     @property
+    def unobserved(self) -> frozenset[str]:
+        """Paths that leave no span, sample or access line: operational and excluded ones."""
+        return frozenset((*self._endpoints.paths, *self._server.excluded))
+
+    @property
     def obs(self) -> Observability:
         """Where it records."""
         return self._obs

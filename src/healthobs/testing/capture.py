@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,9 @@ from opentelemetry.trace import get_current_span
 from healthobs import _runtime
 from healthobs.clock import Clock
 from healthobs.config import Settings
+from healthobs.decorators.binding import OUTCOMES
+from healthobs.http import METHODS, OTHER
+from healthobs.metrics import OVERFLOW
 from healthobs.observability import Observability
 
 if TYPE_CHECKING:
@@ -38,6 +41,8 @@ _WARNINGS = {
     "Calling end() on an ended span": "a span was ended twice: end it in one place",
     "Failed to detach context": "a context was detached where it was not attached: attach and detach in one place",
 }
+#: The values that the library's own labels may have.
+_DECLARED = {"outcome": frozenset(OUTCOMES), "http_request_method": METHODS | {OTHER}}
 _BACK_AT_ZERO = ("_in_flight", "_active_requests")
 
 
@@ -111,6 +116,7 @@ class Capture:
         controls: Controls of the service.
         install: Make it the process default as well, for threads and servers.
         validate: Raise when the block is left and `problems` finds something.
+        labels: The values that a label may have, by its name; `outcome` and `http_request_method` are known.
 
     Example:
         >>> from healthobs import observe
@@ -134,6 +140,7 @@ class Capture:
         controls: Sequence[Control] = (),
         install: bool = False,
         validate: bool = True,
+        labels: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         settings = settings or Settings(service_name="test")
         self._folder = tempfile.TemporaryDirectory(prefix="healthobs-") if audit else None
@@ -157,6 +164,7 @@ class Capture:
         self.obs.tracing.provider.add_span_processor(self._watch)
         self._warnings = _Warnings()
         self._validate = validate
+        self._labels: dict[str, Collection[str]] = {**_DECLARED, **(labels or {})}
         self._install = install
         self._previous: Observability | None = None
         self._use: AbstractContextManager[Observability] | None = None
@@ -270,6 +278,15 @@ class Capture:
         for family in self.obs.metrics.registry.collect():
             if family.name.endswith(_BACK_AT_ZERO):
                 found += [f"gauge {family.name} is {s.value:g}, not 0" for s in family.samples if s.value]
+            undeclared = {
+                name
+                for sample in family.samples
+                for name, value in sample.labels.items()
+                if name in self._labels and value not in self._labels[name] and value != OVERFLOW
+            }
+            found += [
+                f"{family.name} has a label {name} outside its declared set" for name in sorted(undeclared)
+            ]
         return found
 
     def check(self) -> None:
