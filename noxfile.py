@@ -156,9 +156,9 @@ def images(session: nox.Session) -> None:
 
 @nox.session
 def servers(session: nox.Session) -> None:
-    """Run the library's tests against real servers: gunicorn, uvicorn and what else is marked `server`."""
+    """Run the library's tests marked `server`: gunicorn, uvicorn, PostgreSQL, system calls, processes that are killed."""
     _locked(session)
-    session.run("python", "-m", "pytest", "-q", "-m", "server", "tests", *session.posargs)
+    session.run("python", "-m", "pytest", "-q", "-m", "server", "tests", "--timeout", "300", *session.posargs)
 
 
 @nox.session

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -369,3 +370,60 @@ class TestPolicy:
         assert capture.metric("healthobs_internal_errors_total", component="audit") is None
         with pytest.raises(AuditWriteError):
             audited("a.b", policy="deny")(lambda: "chart")()
+
+
+class TestSpoolPolicy:
+    """Patient safety before paperwork: care under break-glass goes on while the store is down, nothing else does."""
+
+    @pytest.fixture
+    def down(self, tmp_path: Path) -> Iterator[Capture]:
+        """A service with a spool whose audit store is gone."""
+        settings = Settings(audit_policy="spool", audit_spool_file=tmp_path / "spool")
+        with Capture(settings, audit=True) as capture:
+            assert capture.obs.audit is not None
+            assert capture.obs.audit.path is not None
+            hidden = capture.obs.audit.path.with_name("hidden")
+            capture.obs.audit.append({"action": "before.fault"})
+            capture.obs.audit.path.rename(hidden)
+            yield capture
+            if hidden.exists():
+                hidden.rename(capture.obs.audit.path)
+
+    @pytest.mark.parametrize("purpose", ["BTG", "ETREAT"])
+    def test_care_goes_on_with_an_alarm(self, down: Capture, purpose: str) -> None:
+        """The value is returned, the entry is in the spool, and somebody is told; afterwards it is in the log once."""
+        read = audited("patient.read")(lambda: annotate(purpose=purpose, subject="s-1") or "chart")
+        assert read() == "chart"
+        assert down.metric("healthobs_audit_spooled_total") == 1
+        assert [line["level"] for line in down.log_lines if line["event"] == "audit_entry_spooled"] == [
+            "error"
+        ]
+        trail = down.obs.audit
+        assert trail is not None
+        assert trail.path is not None
+        trail.path.with_name("hidden").rename(trail.path)
+        assert read() == "chart"
+        assert down.metric("healthobs_audit_spooled_total") == 1
+        told = [(entry["action"], entry["purpose"]) for entry in down.audit_entries]
+        assert told == [("before.fault", None), ("patient.read", purpose), ("patient.read", purpose)]
+
+    @pytest.mark.parametrize("purpose", [None, "TREAT", "HPAYMT", "HOPERAT"])
+    def test_everything_else_is_denied(self, down: Capture, purpose: str | None) -> None:
+        """Without break-glass the value is withheld, and nothing is spooled."""
+        with pytest.raises(AuditWriteError, match="not answered"):
+            audited("patient.read")(lambda: annotate(purpose=purpose) or "chart")()
+        assert down.metric("healthobs_audit_spooled_total") == 0
+
+    def test_deny_knows_no_break_glass(self, down: Capture) -> None:
+        """A function that says `deny` itself is denied under any purpose."""
+        with pytest.raises(AuditWriteError):
+            audited("payment.read", policy="deny")(lambda: annotate(purpose="BTG"))()
+
+    @pytest.mark.parametrize("policy", ["deny", "spool"])
+    def test_without_a_trail_the_body_does_not_run(self, capture: Capture, policy: Any) -> None:
+        """A function that insists on an entry has no effect where none can be kept."""
+        effects: list[int] = []
+        with pytest.raises(AuditWriteError, match="not begun"):
+            audited("a.b", policy=policy)(lambda: effects.append(1))()
+        assert effects == []
+        assert capture.metric("healthobs_internal_errors_total", component="audit") == 1

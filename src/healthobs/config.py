@@ -18,7 +18,7 @@ from healthobs.exceptions import ConfigurationError
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 RedactionMode = Literal["watch", "mask", "strict"]
 Audience = Literal["trusted", "all"]
-AuditPolicy = Literal["deny", "alert"]
+AuditPolicy = Literal["deny", "spool", "alert"]
 
 BUILTIN_CHECKS = ("metrics", "tracing", "audit_trail")
 
@@ -77,9 +77,12 @@ class Settings:
             ``chd`` (cardholder data), ``part11``, ``signatures``, ``devices``, ``finance``.
         compliance_documents: Folder of signed attestations and waivers (``*.json``); None has none.
         compliance_keys: Public keys (vkeys) of the people whose signature on those documents counts.
-        audit_database_url: SQLite file of the audit trail (``sqlite:///PATH``); None keeps no trail.
+        audit_database_url: Database of the audit trail: a file (``sqlite:///PATH``) or ``postgresql://...``; None
+            keeps no trail.
         audit_key_file: Ed25519 signing key of the checkpoints (PEM), created 0600 when missing.
-        audit_policy: ``deny`` (no answer without a durable entry) or ``alert`` (answer, count, log).
+        audit_policy: ``deny`` (no answer without a durable entry), ``spool`` (the same, but care under break-glass
+            goes on with its entry in `audit_spool_file`) or ``alert`` (answer, count, log).
+        audit_spool_file: Where entries wait while the store is down, under ``spool``; created 0600.
         audit_retention_days: Retention stated by `/audit/trail`.
     """
 
@@ -116,6 +119,7 @@ class Settings:
     audit_database_url: str | None = _env("HEALTHOBS_AUDIT_DATABASE_URL")
     audit_key_file: Path | None = _env("HEALTHOBS_AUDIT_KEY_FILE")
     audit_policy: AuditPolicy = _env("HEALTHOBS_AUDIT_POLICY", "deny")
+    audit_spool_file: Path | None = _env("HEALTHOBS_AUDIT_SPOOL_FILE")
     audit_retention_days: int = _env("HEALTHOBS_AUDIT_RETENTION_DAYS", 2555)
 
     def __post_init__(self) -> None:

@@ -138,6 +138,7 @@ class Observability:
             redactor=Redactor(
                 "mask", allowed_keys=self.settings.allowed_keys, on_redaction=self._count_redaction
             ),
+            spool_file=self.settings.audit_spool_file,
         )
 
     def _build_controls(self, controls: Sequence[Control]) -> ControlEngine | None:

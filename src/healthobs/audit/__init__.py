@@ -22,6 +22,7 @@ from healthobs.audit.records import (
 from healthobs.clock import Clock
 
 if TYPE_CHECKING:
+    from healthobs.audit.outbox import Outbox
     from healthobs.audit.trail import AuditTrail
     from healthobs.redaction import Redactor
 
@@ -31,6 +32,7 @@ __all__ = [
     "Checkpoint",
     "ConsistencyProof",
     "InclusionProof",
+    "Outbox",
     "Page",
     "Problem",
     "Receipt",
@@ -49,6 +51,7 @@ def open_trail(
     origin: str | None = None,
     redactor: Redactor | None = None,
     timeout_seconds: float = 10.0,
+    spool_file: Path | None = None,
 ) -> AuditTrail:
     """Open the audit trail at `url`; see `healthobs.audit.opening.open_trail`.
 
@@ -67,13 +70,18 @@ def open_trail(
         origin=origin,
         redactor=redactor,
         timeout_seconds=timeout_seconds,
+        spool_file=spool_file,
     )
 
 
 def __getattr__(name: str) -> Any:
-    """Load `AuditTrail` when it is first asked for."""
+    """Load `AuditTrail` and `Outbox` when they are first asked for."""
     if name == "AuditTrail":
         from healthobs.audit.trail import AuditTrail
 
         return AuditTrail
+    if name == "Outbox":
+        from healthobs.audit.outbox import Outbox
+
+        return Outbox
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

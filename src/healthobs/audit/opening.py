@@ -11,6 +11,7 @@ from pathlib import Path
 
 from healthobs.audit import governance, keys, merkle, store
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
+from healthobs.audit.spool import Spool
 from healthobs.audit.sqlite import SqliteStore, path_of
 from healthobs.audit.store import Connection, Store
 from healthobs.audit.trail import AuditTrail
@@ -28,6 +29,7 @@ def open_trail(
     origin: str | None = None,
     redactor: Redactor | None = None,
     timeout_seconds: float = 10.0,
+    spool_file: Path | None = None,
 ) -> AuditTrail:
     """Open the audit trail at `url`, which is made first when missing.
 
@@ -41,6 +43,8 @@ def open_trail(
             own, and another one given here is refused.
         redactor: What `reason` and `details` pass; default the ``mask`` mode.
         timeout_seconds: How long an append waits for the disk before it raises.
+        spool_file: Where entries about care under break-glass are kept while the store is down; see
+            `healthobs.audit.spool`.
 
     Raises:
         ConfigurationError: URL, key file or origin cannot be used, or cryptography is not installed.
@@ -61,6 +65,7 @@ def open_trail(
         clock=clock or Clock(),
         redactor=redactor or Redactor(),
         timeout_seconds=timeout_seconds,
+        spool=None if spool_file is None else Spool(spool_file),
     )
     if previous is not None:
         details = {"vkey": signer.vkey, "previous": previous}
@@ -74,7 +79,15 @@ def store_of(url: str) -> Store:
     Raises:
         ConfigurationError: The URL is neither, or what it needs is not installed.
     """
-    return SqliteStore(path_of(url))
+    if not url.startswith(("postgresql://", "postgresql+psycopg://")):
+        return SqliteStore(path_of(url))
+    try:
+        from healthobs.audit.postgres import PostgresStore
+    except ImportError:
+        raise ConfigurationError(
+            "an audit trail in PostgreSQL needs psycopg; install healthobs[postgres]"
+        ) from None
+    return PostgresStore(url)
 
 
 def _initialise(place: Store, key_file: Path, service: str, origin: str | None) -> tuple[Signer, str | None]:

@@ -35,6 +35,7 @@ _TABLES = (
     f"""CREATE TABLE tile (level INTEGER NOT NULL, n INTEGER NOT NULL, width INTEGER NOT NULL,
     hashes BLOB NOT NULL CHECK (length(hashes) = 32 * width), PRIMARY KEY (level, n, width)){_STRICT}""",
     f"CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, note TEXT NOT NULL){_STRICT}",
+    f"CREATE TABLE sequenced (id TEXT PRIMARY KEY, idx INTEGER NOT NULL) WITHOUT ROWID{_STRICT and ', STRICT'}",
 )
 
 

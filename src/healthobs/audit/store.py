@@ -1,7 +1,8 @@
 """What a database must offer to keep the log, and the reads and writes of the log that every one of them shares.
 
 `entry` holds the log, `checkpoint` every signed root, `tile` the nodes over complete runs of 256 leaves as C2SP
-tlog-tiles has them (a tile that grew is a new row, so that rows are only ever added), `log` who this is. Statements are those that SQLite and PostgreSQL have in common, with ``?``
+tlog-tiles has them (a tile that grew is a new row, so that rows are only ever added), `log` who this is, `sequenced`
+which entry came from which row of an outbox or spool. Statements are those that SQLite and PostgreSQL have in common, with ``?``
 for parameters. Guards refuse changes by accident; only the Merkle root and a copy of it elsewhere shows changes
 by intent (45 CFR 164.312(c)(1), PCI DSS 4.0 requirement 10.3).
 
@@ -245,3 +246,27 @@ def _grown(
             grown[level, n] = fetch(level, n, width) if width else b""
         grown[level, n] += node
     return [(level, n, len(hashes) // merkle.HASH_BYTES, hashes) for (level, n), hashes in grown.items()]
+
+
+def sequenced(connection: Connection, key: str, leaf: bytes) -> int | None:
+    """Return the index under which the row `key` of an outbox or spool is in the log; None when it is not yet.
+
+    Raises:
+        AuditTamperedError: Another entry stands where that row's should.
+    """
+    rows = connection.execute(
+        "SELECT idx, (SELECT leaf FROM entry WHERE entry.idx = sequenced.idx) FROM sequenced WHERE id = ?",
+        (key,),
+    )
+    if not rows:
+        return None
+    index, found = rows[0]
+    if found not in (leaf, None):  # None: pruned since
+        raise AuditTamperedError("the entry is not the one that an outbox or spool handed over", index=index)
+    return int(index)
+
+
+def insert_sequenced(connection: Connection, rows: Sequence[tuple[str, int]]) -> None:
+    """Remember which rows of an outbox or spool became which entries, in the caller's transaction."""
+    if rows:
+        connection.insert("INSERT INTO sequenced (id, idx) VALUES (?, ?)", rows)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import weakref
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -23,14 +24,18 @@ from healthobs.audit.checkpoint import Signer, Verifier, open_checkpoint
 from healthobs.audit.draft import AuditDraft
 from healthobs.audit.forking import ForkGate
 from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof, Page, Receipt, Verification
+from healthobs.audit.spool import Spool
 from healthobs.audit.store import Connection, Store, StoreError
-from healthobs.audit.writer import Writer
+from healthobs.audit.writer import MAX_BATCH, Writer
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, AuditWriteError
 from healthobs.redaction import Redactor
 
 if TYPE_CHECKING:
     from healthobs.audit.cosigning import Witnesses, WitnessState
+
+#: How long care waits for the store before its entry goes to the spool.
+SPOOL_AFTER_SECONDS = 2.0
 
 
 class AuditTrail:
@@ -43,6 +48,7 @@ class AuditTrail:
         clock: When.
         redactor: Decides on `reason` and `details`.
         timeout_seconds: How long an append waits for the disk before it raises.
+        spool: Where `append_or_spool` puts what the store does not take.
     """
 
     def __init__(
@@ -54,9 +60,11 @@ class AuditTrail:
         clock: Clock,
         redactor: Redactor,
         timeout_seconds: float,
+        spool: Spool | None = None,
     ) -> None:
         #: The database file, where it is one.
         self.path: Path | None = place.path
+        self.spool: Spool | None = spool
         self._place = place
         self.origin: str = signer.name
         self.vkey: str = signer.vkey
@@ -90,18 +98,74 @@ class AuditTrail:
             >>> receipt.index
             0
         """
-        fields = draft.as_mapping() if isinstance(draft, AuditDraft) else draft
-        if fields.get("action") in governance.RESERVED:
-            raise AuditWriteError("the audit entry's action is one that only the trail itself records")
-        return self._record(fields, self._redactor)
+        self._merge()
+        return self._writer().append(self.encode(draft), self._timeout_seconds)
 
     def append_own(self, draft: Mapping[str, object]) -> Receipt:
         """Record an entry by which the trail governs itself; for `healthobs.audit` only."""
-        return self._record({**draft, "actor_kind": "system"}, governance.REDACTOR)
-
-    def _record(self, fields: Mapping[str, object], redactor: Redactor) -> Receipt:
-        body = entry.encode(fields, service=self._service, moment=self._clock.now(), redactor=redactor)
+        body = self._encoded({**draft, "actor_kind": "system"}, governance.REDACTOR)
         return self._writer().append(body, self._timeout_seconds)
+
+    def append_or_spool(self, draft: Mapping[str, object] | AuditDraft) -> Receipt | None:
+        """Record an entry and return once it is durable, in the spool where the store does not take it.
+
+        For what must not wait for the store; the spooled entry is put into the log by the first append after.
+
+        Args:
+            draft: As `append` takes it.
+
+        Returns:
+            The receipt; None when the entry is in the spool.
+
+        Raises:
+            AuditWriteError: The entry is malformed, or neither store nor spool takes it, or there is no spool.
+        """
+        if self.spool is None:
+            return self.append(draft)
+        body, key = self.encode(draft), self.new_key()
+        try:
+            self._merge()
+            # The store may take it after all, later than we wait: with the key it is one entry all the same.
+            return self._writer().append(body, min(self._timeout_seconds, SPOOL_AFTER_SECONDS), key)
+        except AuditWriteError:
+            self.spool.add(key, body)
+            return None
+
+    def sequence(self, rows: Sequence[tuple[str, bytes]]) -> list[Receipt]:
+        """Put entries of an outbox or spool into the log, in this order; one whose key is in it already stays as it is.
+
+        Args:
+            rows: Key (`new_key`) and bytes (`encode`) of each.
+
+        Raises:
+            AuditWriteError: One of them is not durable; all may be handed over again.
+        """
+        writer, receipts = self._writer(), list[Receipt]()
+        for start in range(0, len(rows), MAX_BATCH):
+            receipts += writer.append_all(rows[start : start + MAX_BATCH], self._timeout_seconds)
+        return receipts
+
+    def encode(self, draft: Mapping[str, object] | AuditDraft) -> bytes:
+        """Return the bytes of the entry that `draft` describes, as it happened here and now.
+
+        Raises:
+            AuditWriteError: The entry is malformed.
+        """
+        fields = draft.as_mapping() if isinstance(draft, AuditDraft) else draft
+        if fields.get("action") in governance.RESERVED:
+            raise AuditWriteError("the audit entry's action is one that only the trail itself records")
+        return self._encoded(fields, self._redactor)
+
+    def _encoded(self, fields: Mapping[str, object], redactor: Redactor) -> bytes:
+        return entry.encode(fields, service=self._service, moment=self._clock.now(), redactor=redactor)
+
+    def new_key(self) -> str:
+        """Return a key for a row of an outbox or spool; keys are in the order of time."""
+        return f"{self._clock.wall_ns():020d}-{secrets.token_hex(8)}"
+
+    def _merge(self) -> None:
+        if self.spool is not None and self.spool.waiting():
+            self.spool.merge(self.sequence)
 
     def read(
         self,

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -34,6 +36,8 @@ _STOP_SECONDS = 5.0
 class _Job:
     body: str
     leaf: bytes
+    key: str | None = None
+    index: int = -1
     done: Future[Receipt] = field(default_factory=Future[Receipt])
 
 
@@ -62,27 +66,47 @@ class Writer:
         #: The highest checkpoint this process has seen; the log may never be found below it.
         self._floor: Checkpoint | None = None
 
-    def append(self, body: bytes, timeout_seconds: float) -> Receipt:
+    def append(self, body: bytes, timeout_seconds: float, key: str | None = None) -> Receipt:
         """Return once the entry is durable.
+
+        Args:
+            body: Its bytes.
+            timeout_seconds: How long to wait.
+            key: Row of an outbox or spool; handed over twice, it is one entry.
 
         Raises:
             AuditWriteError: It is not, or nobody can tell within the time.
         """
-        if self._queue.qsize() >= MAX_WAITING:
-            raise AuditWriteError(
-                "too many audit entries wait for the disk; reduce the load or use a faster one"
-            )
-        job = _Job(body.decode(), leaf_hash(body))
-        self._start()
-        self._queue.put(job)
+        (receipt,) = self.append_all([(key, body)], timeout_seconds)
+        return receipt
+
+    def append_all(self, rows: Iterable[tuple[str | None, bytes]], timeout_seconds: float) -> list[Receipt]:
+        """Return once every entry is durable; they are written in this order, see `append`.
+
+        Raises:
+            AuditWriteError: One of them is not; the others may be.
+        """
+        jobs = [self._enqueue(key, body) for key, body in rows]
+        deadline = time.monotonic() + timeout_seconds
         try:
-            return job.done.result(timeout_seconds)
+            return [job.done.result(max(deadline - time.monotonic(), 0)) for job in jobs]
         except TimeoutError:
-            job.done.cancel()  # not begun: it never will be; begun: it may still be recorded
+            for job in jobs:
+                job.done.cancel()  # not begun: it never will be; begun: it may still be recorded
             raise AuditWriteError(
                 f"the audit store did not confirm the entry within {timeout_seconds:g} s; "
                 "look for a process that holds its lock, or a slow disk"
             ) from None
+
+    def _enqueue(self, key: str | None, body: bytes) -> _Job:
+        if self._queue.qsize() >= MAX_WAITING:
+            raise AuditWriteError(
+                "too many audit entries wait for the disk; reduce the load or use a faster one"
+            )
+        job = _Job(body.decode(), leaf_hash(body), key)
+        self._start()
+        self._queue.put(job)
+        return job
 
     def _start(self) -> None:
         if self._thread is not None and self._thread.is_alive():
@@ -152,9 +176,8 @@ class Writer:
             for job in batch or self._gather(first):
                 job.done.set_exception(AuditWriteError(f"the audit store refused the entry: {reason}"))
             return
-        start = checkpoint.size - len(batch)
-        for index, job in enumerate(batch, start):
-            job.done.set_result(Receipt(checkpoint.origin, index, checkpoint.size, checkpoint.root))
+        for job in batch:
+            job.done.set_result(Receipt(checkpoint.origin, job.index, checkpoint.size, checkpoint.root))
 
     def _commit(self, first: _Job, batch: list[_Job]) -> Checkpoint:
         """Take the lock, then fill `batch` and write it: whoever came while we waited for it is in it."""
@@ -173,13 +196,25 @@ class Writer:
         return checkpoint
 
     def _write(self, connection: Connection, tree: CompactRange, batch: list[_Job]) -> Checkpoint:
-        start = tree.size
-        tiles = [node for job in batch for node in tree.append(job.leaf)]
+        fresh: dict[str | int, _Job] = {}
+        tiles: list[tuple[int, int, bytes]] = []
+        for job in batch:
+            key = tree.size if job.key is None else job.key
+            known = fresh[key].index if key in fresh else self._sequenced(connection, job)
+            job.index = tree.size if known is None else known
+            if known is None:
+                fresh[key] = job
+                tiles += tree.append(job.leaf)
         checkpoint = self._signer.checkpoint(tree.size, tree.root())
-        if batch:  # otherwise every caller gave up meanwhile
-            rows = [(index, job.leaf, job.body) for index, job in enumerate(batch, start)]
+        if fresh:  # otherwise every caller gave up meanwhile, or it is all known
+            rows = [(job.index, job.leaf, job.body) for job in fresh.values()]
             store.insert(connection, rows, tiles, tree.size, checkpoint.note)
+            store.insert_sequenced(connection, [(job.key, job.index) for job in fresh.values() if job.key])
         return checkpoint
+
+    @staticmethod
+    def _sequenced(connection: Connection, job: _Job) -> int | None:
+        return None if job.key is None else store.sequenced(connection, job.key, job.leaf)
 
     def _connected(self) -> Connection:
         """Return the connection; open it anew when the store under its name is another one."""

@@ -1,7 +1,8 @@
 """The audit entry of one `@audited` call: how it ended, the ids it shares, and what happens when it cannot be kept.
 
 45 CFR 164.312(b) (audit controls), 21 CFR 11.10(e). Under the policy ``deny`` nothing is answered without a durable
-entry; under ``alert`` the loss is counted and logged.
+entry; under ``spool`` neither, but care under break-glass goes on with its entry in the local spool, and an alarm;
+under ``alert`` the loss is counted and logged. `docs/explanation/failure-policy.md` has the whole table.
 
 Limits: an append blocks until the disk has it, on an event loop too.
 """
@@ -12,13 +13,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from healthobs import _runtime
-from healthobs.decorators.binding import OK, Binding
+from healthobs.decorators.binding import OK, Binding, spooled
 from healthobs.exceptions import AuditWriteError
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from healthobs.audit.draft import AuditDraft
+
+#: HL7 v3 PurposeOfUse codes of care that must not wait for the store: break the glass, emergency treatment.
+CARE = ("BTG", "ETREAT")
 
 
 def append_entry(
@@ -35,7 +39,7 @@ def append_entry(
         outcome: ``ok``, ``error`` or ``cancelled``.
 
     Raises:
-        AuditWriteError: Under the policy ``deny``, when the entry is not durable.
+        AuditWriteError: Under ``deny`` and ``spool``, when the entry is not durable.
     """
     if draft.outcome == OK:
         draft.outcome = audit_outcome(result, exc, outcome)
@@ -50,20 +54,40 @@ def append_entry(
             if context.is_valid:
                 entry["trace_id"] = f"{context.trace_id:032x}"
                 entry["span_id"] = f"{context.span_id:016x}"
-            receipt = trail.append(entry)
-            if exchange is not None:
+            if binding.policy == "spool" and draft.purpose in CARE:
+                receipt = trail.append_or_spool(entry)
+            else:
+                receipt = trail.append(entry)
+            if receipt is None:
+                spooled(binding.obs.metrics).inc()
+                binding.obs.logs.emit("error", "audit_entry_spooled", {}, own={"action": draft.action})
+            elif exchange is not None:
                 exchange.receipt(receipt)
             return
     except Exception as raised:  # noqa: BLE001 - whatever it is, there is no durable entry
         failure = raised
-    binding.obs.metrics.count_internal_error("audit")
-    own = {"action": draft.action, "policy": binding.policy}
-    binding.obs.logs.emit("error", "audit_entry_lost", {"exc_info": failure}, own=own)
+    _alarm(binding, draft.action, failure)
     # An interrupt or a cancellation answers nothing: it goes on.
-    if binding.policy == "deny" and (exc is None or isinstance(exc, Exception)):
+    if binding.policy != "alert" and (exc is None or isinstance(exc, Exception)):
         raise AuditWriteError(
             "the access could not be recorded, so it is not answered; see the log line audit_entry_lost"
         ) from failure
+
+
+def refuse_without_trail(binding: Binding, action: str) -> None:
+    """Refuse a call that insists on an entry where there is no trail, before it has any effect.
+
+    Raises:
+        AuditWriteError: Always.
+    """
+    _alarm(binding, action, None)
+    raise AuditWriteError("the access cannot be recorded, so it is not begun; set audit_database_url")
+
+
+def _alarm(binding: Binding, action: str, failure: Exception | None) -> None:
+    binding.obs.metrics.count_internal_error("audit")
+    own = {"action": action, "policy": binding.policy}
+    binding.obs.logs.emit("error", "audit_entry_lost", {"exc_info": failure}, own=own)
 
 
 def audit_outcome(result: Any, exc: BaseException | None, outcome: str) -> str:

@@ -15,7 +15,7 @@ from healthobs.decorators.plan import Audited, Counted, Plan
 from healthobs.metrics.exemplars import Pace
 
 if TYPE_CHECKING:
-    from healthobs.metrics import Child, Instrument
+    from healthobs.metrics import Child, Instrument, Metrics
     from healthobs.observability import Observability
 
 _T = TypeVar("_T")
@@ -39,6 +39,14 @@ current_context: Callable[[], Context] = _reader()
 
 #: An own counter, what to add, and what its labels are, each told the result.
 OwnCounter = tuple["Instrument", Callable[[Any], float] | None, tuple[Callable[[Any], Any], ...]]
+
+
+def spooled(metrics: Metrics) -> Instrument:
+    """Return the counter that calls for somebody: care went on while the audit store was down."""
+    return metrics.counter(
+        "healthobs_audit_spooled_total",
+        "Audit entries that went to the local spool because the store was down",
+    )
 
 
 class Binding:
@@ -87,10 +95,12 @@ class Binding:
         self.measured: bool = any((self.samples, self.counters, self.own_counters))
         audited = plan.audited
         self.policy: str = audited.policy if audited and audited.policy else obs.settings.audit_policy
-        insists = audited is not None and audited.policy == "deny"
+        insists = audited is not None and audited.policy in ("deny", "spool")
         # A service that keeps no trail answers all the same, unless the function itself insists on an entry.
         self.audited: Audited | None = audited if obs.audit is not None or insists else None
         others = (self.measured, self.running, self.level, self.audited, plan.classified)
+        if audited is not None and self.policy == "spool":
+            self._try("audited", lambda: spooled(obs.metrics))  # born at 0
         #: True when only the span is left to ask for, or nothing at all.
         self.spans_only: bool = not any(others)
         self.droppable: bool = self.spans_only and self.inherits

@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, Status, StatusCode, get_current_span, set_
 
 from healthobs import _runtime
 from healthobs._callables import target
-from healthobs.decorators.audit_entry import append_entry
+from healthobs.decorators.audit_entry import append_entry, refuse_without_trail
 from healthobs.decorators.binding import CANCELLED, ERROR, OK, SPAN_KEY, Binding, current_context
 from healthobs.decorators.plan import Plan
 from healthobs.exceptions import InstrumentationError
@@ -55,7 +55,11 @@ class Operation:
         self._binding: Binding | None = None
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], bound: Any = None) -> ObservedCall | None:
-        """Start observing one call; None leaves it alone. Never raises."""
+        """Start observing one call; None leaves it alone.
+
+        Raises:
+            AuditWriteError: The function insists on an entry, and there is no trail.
+        """
         obs = _override.get() or _process.default
         if obs is None:
             return None
@@ -67,6 +71,8 @@ class Operation:
             return None
         if binding.spans_only and (binding.tracer is None or (binding.inherits and binding.parent_drops())):
             return None
+        if binding.audited is not None and obs.audit is None:
+            refuse_without_trail(binding, binding.audited.action)
         captured = None if self._signature is None else self._captured(binding, args, kwargs, bound)
         return ObservedCall(binding, captured)
 

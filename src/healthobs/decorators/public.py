@@ -240,10 +240,12 @@ def audited(
     Args:
         action: What was done, such as ``patient.read``.
         resource_type: Kind of record.
-        policy: ``deny`` (no value without a durable entry) or ``alert``; default the settings'.
+        policy: ``deny`` (no value without a durable entry), ``spool`` (the same, but for care under break-glass,
+            purpose ``BTG`` or ``ETREAT``, the local spool will do) or ``alert``; default the settings'.
 
     Raises:
-        AuditWriteError: From the call, under ``deny``, when the entry could not be made durable.
+        AuditWriteError: From the call, under ``deny`` and ``spool``, when the entry could not be made durable;
+            before the body runs, where the function names one of them and there is no trail.
     """
     part = _audited(action, resource_type, policy)
 

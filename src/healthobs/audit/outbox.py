@@ -1,0 +1,110 @@
+"""The outbox: an audit entry in the caller's own transaction, which the trail puts into the log afterwards.
+
+No effect without its entry and no entry for an effect that did not happen, whenever the process dies: the row
+is committed or rolled back with the effect, and stays until the log has its entry. The row's id makes that
+happen once, also when the two databases are different ones (21 CFR 11.10(e), PCI DSS 4.0 requirement 10.2.1).
+
+Limits: between the commit and `flush` the entry is durable, but not yet in the log or under a checkpoint; a row
+that a killed process left is put into the log by the next `flush` of any process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from healthobs.audit.draft import AuditDraft
+from healthobs.audit.records import Receipt
+from healthobs.audit.trail import AuditTrail
+
+TABLE = "healthobs_outbox"
+#: Rows that one flush hands over at a time.
+_AT_ONCE = 500
+_CREATE = f"CREATE TABLE IF NOT EXISTS {TABLE} (id VARCHAR(48) PRIMARY KEY, body TEXT NOT NULL)"
+_INSERT = f"INSERT INTO {TABLE} (id, body) VALUES (?, ?)"  # noqa: S608  # the table's name is ours
+_SELECT = f"SELECT id, body FROM {TABLE} ORDER BY id LIMIT {_AT_ONCE}"  # noqa: S608
+_DELETE = f"DELETE FROM {TABLE} WHERE id = ?"  # noqa: S608
+
+
+class Outbox:
+    """The outbox in one business database.
+
+    Args:
+        trail: Where entries go.
+        begin: Gives a connection in a transaction of its own, which commits at the end of the context
+            (SQLAlchemy's ``engine.begin``). A connection is SQLAlchemy's, `sqlite3`'s or psycopg's.
+
+    Example:
+        >>> outbox = Outbox(trail, engine.begin)  # doctest: +SKIP
+        >>> with engine.begin() as connection:  # doctest: +SKIP
+        ...     connection.execute(update_the_chart)
+        ...     outbox.add(connection, {"action": "chart.update", "subject": "s-17"})
+        >>> outbox.flush()  # doctest: +SKIP
+    """
+
+    def __init__(self, trail: AuditTrail, begin: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._trail = trail
+        self._begin = begin
+
+    def create_table(self) -> None:
+        """Make the table where it is missing."""
+        with self._begin() as connection:
+            _execute(connection, _CREATE)
+
+    def add(self, connection: Any, draft: Mapping[str, object] | AuditDraft) -> str:
+        """Write the entry into the caller's transaction, beside the effect that it records.
+
+        Args:
+            connection: The one that the effect is written on.
+            draft: As `AuditTrail.append` takes it.
+
+        Returns:
+            The row's id.
+
+        Raises:
+            AuditWriteError: The entry is malformed; roll back.
+        """
+        body = self._trail.encode(draft)
+        key = self._trail.new_key()
+        _execute(connection, _INSERT, (key, body.decode()))
+        return key
+
+    def flush(self) -> dict[str, Receipt]:
+        """Put every committed row into the log, oldest first, and remove it here once it is durable there.
+
+        Returns:
+            Receipts by row id.
+
+        Raises:
+            AuditWriteError: The log does not take them now; they stay.
+        """
+        receipts: dict[str, Receipt] = {}
+        while True:
+            with self._begin() as connection:
+                rows = [(str(key), str(body).encode()) for key, body in _execute(connection, _SELECT)]
+            done = self._trail.sequence(rows) if rows else []
+            receipts.update(zip((key for key, _ in rows), done, strict=True))
+            if rows:
+                with self._begin() as connection:
+                    for key, _ in rows:
+                        _execute(connection, _DELETE, (key,))
+            if len(rows) < _AT_ONCE:
+                return receipts
+
+
+def _execute(connection: Any, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    """Run a statement on a SQLAlchemy or DB-API connection and return its rows."""
+    alchemy = hasattr(connection, "exec_driver_sql")
+    driver = connection.dialect.driver if alchemy else type(connection).__module__
+    if "sqlite" not in driver:
+        statement = statement.replace("?", "%s")
+    if alchemy:
+        result = connection.exec_driver_sql(statement, tuple(parameters))
+        return [tuple(row) for row in result] if result.returns_rows else []
+    cursor = connection.cursor()
+    try:
+        cursor.execute(statement, tuple(parameters))
+        return cursor.fetchall() if cursor.description else []
+    finally:
+        cursor.close()

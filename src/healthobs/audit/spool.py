@@ -1,0 +1,112 @@
+"""The spool: a local file that holds entries, fsynced, while the audit store is down.
+
+Only for what may not wait for it: care under break-glass (45 CFR 164.312(a)(2)(ii), emergency access
+procedure). Each line is one entry with its key and a checksum; a line is acknowledged after its fsync, and a
+torn one, which was not, is passed over. Merged in order, and by its key once, however often the merge is cut off.
+
+Limits: until merged, entries are durable but not tamper-evident. One spool for each trail and machine; several
+processes may share it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import zlib
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from healthobs.audit.keys import sync_directory
+from healthobs.exceptions import AuditWriteError
+
+Rows = list[tuple[str, bytes]]
+
+
+class Spool:
+    """Entries that wait for the store in the file `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, key: str, body: bytes) -> None:
+        """Return once the entry is durable in the file.
+
+        Raises:
+            AuditWriteError: It is not.
+        """
+        line = f"{key} ".encode() + body
+        line = b"%08x %b\n" % (zlib.crc32(line), line)
+        with self._locked() as descriptor:
+            end = os.fstat(descriptor).st_size
+            if end and os.pread(descriptor, 1, end - 1) != b"\n":
+                line = b"\n" + line  # what a process left that died in the middle
+            try:
+                if os.pwrite(descriptor, line, end) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+            except BaseException:
+                os.ftruncate(descriptor, end)
+                raise
+
+    def waiting(self) -> bool:
+        """Return whether entries wait; cheap enough for every append."""
+        try:
+            return self._path.stat().st_size > 0
+        except OSError:
+            return False
+
+    def merge(self, sequence: Callable[[Rows], object]) -> tuple[int, int]:
+        """Hand every entry over, oldest first, and forget them once `sequence` has returned.
+
+        Returns:
+            How many, and how many lines could not be read: torn, so never acknowledged, or damaged since.
+
+        Raises:
+            AuditWriteError: What `sequence` raises, or the file cannot be read; the entries stay.
+        """
+        with self._locked() as descriptor:
+            content = _read(descriptor)
+        lines = [_parse(line) for line in content.splitlines()]
+        rows = [row for row in lines if row is not None]
+        if rows:
+            sequence(rows)  # not under the lock: whoever has to spool now must not wait for a slow store
+        with self._locked() as descriptor:
+            if _read(descriptor) == content:  # otherwise the next merge forgets these, too
+                os.ftruncate(descriptor, 0)
+                os.fsync(descriptor)
+        return len(rows), len(lines) - len(rows)
+
+    @contextmanager
+    def _locked(self) -> Generator[int]:
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if os.fstat(descriptor).st_size == 0:
+                    sync_directory(
+                        self._path.parent
+                    )  # whoever made the file may have died before its name was safe
+                yield descriptor
+            finally:
+                os.close(descriptor)
+        except OSError as exc:
+            reason = exc.strerror or type(exc).__name__
+            raise AuditWriteError(
+                f"the audit spool cannot be used ({reason}); check the file and its disk"
+            ) from None
+
+
+def _read(descriptor: int) -> bytes:
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+def _parse(line: bytes) -> tuple[str, bytes] | None:
+    """Return key and body of a whole line."""
+    checksum, _, rest = line.partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(rest):
+        return None
+    key, _, body = rest.partition(b" ")
+    return key.decode(), body

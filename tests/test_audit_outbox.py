@@ -1,0 +1,299 @@
+"""The outbox: no effect without its entry, no entry without its effect, whenever the process dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from healthobs.audit import Outbox, open_trail
+from healthobs.audit.trail import AuditTrail
+from healthobs.exceptions import AuditWriteError
+
+WRITE = {"action": "chart.update", "subject": "s-1"}
+
+
+@pytest.fixture
+def trail(tmp_path: Path) -> Iterator[AuditTrail]:
+    opened = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[sa.Engine]:
+    made = sa.create_engine(f"sqlite:///{tmp_path}/business.db")
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def outbox(trail: AuditTrail, engine: sa.Engine) -> Outbox:
+    made = Outbox(trail, engine.begin)
+    made.create_table()
+    return made
+
+
+class TestOutbox:
+    """An entry in the caller's own transaction."""
+
+    def test_committed_entry_is_in_the_log_after_flush(
+        self, outbox: Outbox, engine: sa.Engine, trail: AuditTrail
+    ) -> None:
+        """What was committed is handed over once, with a receipt, and removed."""
+        with engine.begin() as connection:
+            key = outbox.add(connection, WRITE)
+        assert trail.read().total == 0
+        receipts = outbox.flush()
+        assert {name: receipt.index for name, receipt in receipts.items()} == {key: 0}
+        assert outbox.flush() == {}
+        assert [entry["action"] for entry in trail.read().entries] == ["chart.update"]
+
+    def test_rolled_back_entry_never_is(self, outbox: Outbox, engine: sa.Engine, trail: AuditTrail) -> None:
+        """An effect that was rolled back takes its entry with it."""
+
+        def fail() -> None:
+            with engine.begin() as connection:
+                outbox.add(connection, WRITE)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert (outbox.flush(), trail.read().total) == ({}, 0)
+
+    def test_malformed_entry_fails_the_transaction(self, outbox: Outbox, engine: sa.Engine) -> None:
+        """An effect whose entry cannot be written must not happen: the caller hears before the commit."""
+        with engine.begin() as connection, pytest.raises(AuditWriteError):
+            outbox.add(connection, {"action": "not a word"})
+
+    def test_time_is_that_of_the_effect(self, outbox: Outbox, engine: sa.Engine, trail: AuditTrail) -> None:
+        """Entries come into the log in the order in which they were written, many at a time."""
+        with engine.begin() as connection:
+            for number in range(1_203):
+                outbox.add(connection, {**WRITE, "resource_id": str(number)})
+        outbox.flush()
+        order = [entry["resource"]["id"] for entry in trail.read(limit=1_000).entries]
+        assert order == [str(number) for number in range(1_202, 202, -1)]
+        assert trail.read(limit=1).total == 1_203
+
+    def test_rows_stay_while_the_log_takes_none(
+        self, outbox: Outbox, engine: sa.Engine, trail: AuditTrail
+    ) -> None:
+        """With the store down the flush raises, and nothing is lost."""
+        assert trail.path is not None
+        hidden = trail.path.rename(trail.path.with_name("hidden"))
+        with engine.begin() as connection:
+            outbox.add(connection, WRITE)
+        with pytest.raises(AuditWriteError):
+            outbox.flush()
+        hidden.rename(trail.path)
+        assert len(outbox.flush()) == 1
+
+    def test_handed_over_twice_is_one_entry(self, trail: AuditTrail) -> None:
+        """The same row is one entry: again later, again in one batch, and from several threads at once."""
+        rows = [(trail.new_key(), trail.encode(WRITE)) for _ in range(20)]
+        first = trail.sequence(rows)
+        assert trail.sequence(rows[:1] * 3)[2].index == first[0].index
+        fresh = [(trail.new_key(), trail.encode(WRITE)) for _ in range(20)]
+        with ThreadPoolExecutor(8) as pool:
+            told = list(
+                pool.map(lambda _: [receipt.index for receipt in trail.sequence(fresh * 2)], range(8))
+            )
+        assert {tuple(sorted(set(indices))) for indices in told} == {tuple(range(20, 40))}
+        assert (trail.read().total, trail.verify().problems) == (40, ())
+
+    def test_key_taken_by_another_entry(self, trail: AuditTrail) -> None:
+        """Whoever marks a row as done under another entry is found out, and the row is not dropped."""
+        key = trail.new_key()
+        trail.sequence([(key, trail.encode(WRITE))])
+        with pytest.raises(AuditWriteError, match="not the one that an outbox"):
+            trail.sequence([(key, trail.encode(WRITE))])
+
+    def test_plain_connection(self, trail: AuditTrail, tmp_path: Path) -> None:
+        """A connection of `sqlite3` will do."""
+
+        @contextmanager
+        def begin() -> Iterator[sqlite3.Connection]:
+            connection = sqlite3.connect(tmp_path / "plain.db")
+            with connection:
+                yield connection
+            connection.close()
+
+        outbox = Outbox(trail, begin)
+        outbox.create_table()
+        with begin() as connection:
+            outbox.add(connection, WRITE)
+        assert len(outbox.flush()) == 1
+
+    @pytest.mark.server
+    def test_postgresql(self, postgres: Any, tmp_path: Path) -> None:
+        """Business and audit in PostgreSQL, by SQLAlchemy and by psycopg."""
+        import psycopg
+
+        url = postgres.url(postgres.database())
+        trail = open_trail(url, service="s", key_file=tmp_path / "key.pem")
+        engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+        for begin in (engine.begin, lambda: psycopg.connect(url)):
+            outbox = Outbox(trail, begin)
+            outbox.create_table()
+            with begin() as connection:
+                outbox.add(connection, WRITE)
+            assert len(outbox.flush()) == 1
+        assert (trail.read().total, trail.verify().problems) == (2, ())
+        trail.close()
+        engine.dispose()
+
+
+#: Dies by SIGKILL at the Nth call or return in outbox, store and writer, for each N in turn, and looks what is left.
+DRIVER = """
+import contextlib, json, os, signal, sqlite3, sys, threading
+import healthobs.audit.sqlite, healthobs.audit.opening, cryptography.hazmat.primitives.serialization
+from healthobs.audit import Outbox, open_trail, outbox as module, trail as trails
+from healthobs.audit.keys import load_or_create
+
+folder, fault, first, step, audit_url = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+key = __import__("pathlib").Path(folder, "key")
+
+@contextlib.contextmanager
+def begin():
+    connection = sqlite3.connect(folder + "/business.db")
+    connection.execute("PRAGMA synchronous = OFF")  # a kill loses nothing, and this test is about kills
+    with connection:
+        yield connection
+    connection.close()
+
+if fault == "without idempotency":
+    sequence = trails.AuditTrail.sequence
+    trails.AuditTrail.sequence = lambda self, rows: [
+        self._writer().append(body, 10) for _, body in rows
+    ]
+
+def write(outbox, number):
+    if fault == "row before the transaction":
+        with begin() as connection:
+            outbox.add(connection, {"action": "chart.update", "resource_id": str(number)})
+    with begin() as connection:
+        connection.execute("INSERT INTO effect VALUES (?)", (number,))
+        if not fault.startswith("row"):
+            outbox.add(connection, {"action": "chart.update", "resource_id": str(number)})
+    if fault == "row after the transaction":
+        with begin() as connection:
+            outbox.add(connection, {"action": "chart.update", "resource_id": str(number)})
+    outbox.flush()
+
+def child(number, die_at):
+    trail = open_trail(audit_url, service="s", key_file=key)
+    steps = 0
+    def profile(frame, event, argument):
+        nonlocal steps
+        name = frame.f_code.co_filename
+        steps += event in ("call", "return") and name.endswith(("outbox.py", "sqlite.py", "writer.py", "<string>"))
+        if steps == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    threading.setprofile(profile)  # the thread that writes batches, too
+    sys.setprofile(profile)
+    write(Outbox(trail, begin), number)
+    sys.setprofile(None)
+    os._exit(0)
+
+with begin() as connection:
+    connection.execute("CREATE TABLE IF NOT EXISTS effect (number INTEGER PRIMARY KEY)")
+trail = open_trail(audit_url, service="s", key_file=key)
+Outbox(trail, begin).create_table()
+trail.close()
+deaths, number = 0, first
+while True:
+    pid = os.fork()
+    if pid == 0:
+        child(number, number)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
+        break
+    deaths, number = deaths + 1, number + step
+    if os.fork() == 0:  # what a death left must not pile up
+        trail = open_trail(audit_url, service="s", key_file=key)
+        Outbox(trail, begin).flush()
+        os._exit(0)
+    os.wait()
+trail = open_trail(audit_url, service="s", key_file=key)
+Outbox(trail, begin).flush()
+told, cursor = [], None
+while True:
+    page = trail.read(limit=1000, cursor=cursor)
+    told += [int(entry["resource"]["id"]) for entry in page.entries]
+    cursor = page.next_cursor
+    if cursor is None:
+        break
+with begin() as connection:
+    effects = [number for (number,) in connection.execute("SELECT number FROM effect")]
+print(json.dumps({"deaths": deaths, "effects": sorted(effects), "told": sorted(told), "ok": trail.verify().ok}))
+os._exit(0)
+"""
+
+
+def run(fault: str, step: int, audit_url: str = "") -> dict[str, Any]:
+    """Run the driver, in memory where there is such a folder (a kill needs no disk), and return what it found."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        audit_url = audit_url or f"sqlite:///{folder}/audit.db"
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER, folder, fault, "1", str(step), audit_url],
+            capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2_000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+class TestKilled:
+    """`kill -9` at each call and return in turn."""
+
+    def test_at_some_moments(self) -> None:
+        """A death in the middle leaves effects and entries that are the same, each once."""
+        found = run("none", step=23)
+        assert found["deaths"] > 5
+        assert (found["told"], found["ok"]) == (found["effects"], True)
+
+    @pytest.mark.server
+    def test_at_every_moment(self) -> None:
+        """The same at every single one."""
+        found = run("none", step=1)
+        assert found["deaths"] > 100
+        assert (found["told"], found["ok"]) == (found["effects"], True)
+
+    @pytest.mark.server
+    def test_between_two_databases(self, postgres: Any) -> None:
+        """The same with business in SQLite and the log in PostgreSQL."""
+        found = run("none", 7, postgres.url(postgres.database()))
+        assert found["deaths"] > 15
+        assert (found["told"], found["ok"]) == (found["effects"], True)
+
+    @pytest.mark.server
+    @pytest.mark.parametrize(
+        ("fault", "wrong"),
+        [
+            ("without idempotency", "twice"),
+            ("row before the transaction", "without effect"),
+            ("row after the transaction", "without entry"),
+        ],
+    )
+    def test_planted_fault_is_found(self, fault: str, wrong: str) -> None:
+        """Each way to do it wrong leaves its mark at some moment, so this test can fail."""
+        found = run(fault, step=5)
+        told, effects = found["told"], set(found["effects"])
+        marks = {
+            "twice": len(told) > len(set(told)),
+            "without effect": bool(set(told) - effects),
+            "without entry": bool(effects - set(told)),
+        }
+        assert marks == {name: name == wrong for name in marks}
