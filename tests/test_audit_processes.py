@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import weakref
+from base64 import b64encode
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,15 +20,17 @@ import pytest
 
 from healthobs.audit import forking, open_trail
 from healthobs.audit.forking import ForkGate
+from healthobs.audit.opening import store_of
 from healthobs.exceptions import AuditWriteError
 
 #: Threads append and report each receipt on one line of standard output, only after it was given.
 WORKER = """
-import os, sys, threading
+import os, pathlib, sys, threading
 from healthobs.audit import open_trail
 
 url, threads, each = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-trail = open_trail(url, service="hammer")
+key = pathlib.Path(sys.argv[4]) if len(sys.argv) > 4 else None
+trail = open_trail(url, service="hammer", key_file=key)
 
 def work(thread):
     for number in range(each):
@@ -43,10 +47,9 @@ trail.close()
 """
 
 
-def start(url: str, threads: int, each: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER, url, str(threads), str(each)], stdout=subprocess.PIPE, text=True
-    )
+def start(url: str, threads: int, each: int, *key_file: str) -> subprocess.Popen[str]:
+    arguments = [url, str(threads), str(each), *key_file]
+    return subprocess.Popen([sys.executable, "-c", WORKER, *arguments], stdout=subprocess.PIPE, text=True)
 
 
 def acknowledged(output: str) -> dict[int, str]:
@@ -95,6 +98,33 @@ class TestSeveralProcesses:
         trail.close()
         assert verdict.problems == ()
         assert checkpoint.root == root([sha256(b"\x00" + body.encode()).digest() for body in written])
+
+    @pytest.mark.server
+    @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+    def test_four_processes_of_sixteen_threads(
+        self, tmp_path: Path, kind: str, request: pytest.FixtureRequest
+    ) -> None:
+        """No gap, every receipt true, and every checkpoint's root is that of the bodies, recomputed here."""
+        url, key = f"sqlite:///{tmp_path}/audit.db", tmp_path / "key"
+        if kind == "postgresql":
+            server = request.getfixturevalue("postgres")
+            url = server.url(server.database())
+        processes = [start(url, 16, 20, str(key)) for _ in range(4)]
+        receipts: dict[int, str] = {}
+        for process in processes:
+            output, _ = process.communicate(timeout=200)
+            assert process.returncode == 0
+            receipts |= acknowledged(output)
+        with closing(store_of(url).connect(read_only=True)) as connection:
+            written = connection.execute("SELECT idx, body FROM entry ORDER BY idx")
+            notes = connection.execute("SELECT size, note FROM checkpoint ORDER BY size")
+        assert [index for index, _ in written] == list(range(4 * 16 * 20))
+        assert {index: json.loads(body)["resource"]["id"] for index, body in written} == receipts
+        hashed = [sha256(b"\x00" + body.encode()).digest() for _, body in written]
+        told = {size: note.split("\n")[1:3] for size, note in notes}
+        expected = {size: [str(size), b64encode(root(hashed[:size])).decode()] for size in told}
+        assert told == expected
+        assert max(told) == len(hashed)
 
     def test_killed_in_the_middle(self, tmp_path: Path) -> None:
         """After each `kill -9` the log verifies, holds all that was acknowledged, and goes on."""
@@ -325,6 +355,7 @@ class TestForkGate:
         code = """
 import os
 from healthobs.audit.forking import ForkGate
+from healthobs.audit.opening import store_of
 for gate in [ForkGate(lambda: print("never"))]:
     pass
 kept = ForkGate(lambda: print("closed", flush=True))

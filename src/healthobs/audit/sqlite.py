@@ -2,7 +2,9 @@
 
 SQLite 3.7.0 to 3.51.2 have a race in write-ahead logging: with two connections, a checkpoint that overlaps a
 commit can lose that commit after it was acknowledged (https://sqlite.org/wal.html, "The WAL-Reset Bug"; fixed
-in 3.51.3, 3.50.7 and 3.44.6). Below the fix the rollback journal is used, which has no such race.
+in 3.51.3, 3.50.7 and 3.44.6). Below the fix the rollback journal is used, which has no such race; it is truncated and
+not removed after a commit, because SQLite syncs the truncation and not the removal: a removed journal that a power
+cut brings back undoes the commit (https://sqlite.org/pragma.html#pragma_synchronous; `tests/test_audit_power.py`).
 
 Limits: local disks only: file locks over a network file system are not reliable. Anyone who may write the file
 may drop the guards, which verification then reports.
@@ -89,11 +91,11 @@ def connect_pragmas(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> t
 
     Example:
         >>> connect_pragmas((3, 40, 1))[1:3]
-        ('PRAGMA journal_mode = DELETE', 'PRAGMA synchronous = FULL')
+        ('PRAGMA journal_mode = TRUNCATE', 'PRAGMA synchronous = FULL')
     """
     return (
         f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MILLIS}",  # first: changing the journal mode may have to wait
-        f"PRAGMA journal_mode = {'WAL' if wal_is_safe(version) else 'DELETE'}",
+        f"PRAGMA journal_mode = {'WAL' if wal_is_safe(version) else 'TRUNCATE'}",
         "PRAGMA synchronous = FULL",
         "PRAGMA foreign_keys = ON",
     )

@@ -1,0 +1,150 @@
+"""Durability that can fail: power cuts replayed from system calls, syncs that fail, a clock that steps back."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tests import power
+
+from healthobs.audit import verification
+from healthobs.audit.checkpoint import Verifier
+from healthobs.audit.sqlite import SqliteStore, connect_pragmas
+from healthobs.exceptions import AuditError
+
+#: Appends one after the other; reports each acknowledgement, or refusal, only after it was given.
+WRITER = """
+import os, sys
+from healthobs.audit import open_trail, sqlite
+if sys.argv[2]:
+    sqlite.connect_pragmas = lambda: tuple(sys.argv[2].split(";"))
+from healthobs.exceptions import AuditWriteError
+trail = open_trail("sqlite:///" + sys.argv[1] + "/audit.db", service="s")
+os.write(1, b"ready " + trail.vkey.encode() + b"\\n")
+for number in range(int(sys.argv[3])):
+    try:
+        receipt = trail.append({"action": "a.b", "resource_id": str(number)})
+        os.write(1, f"ack {receipt.index} {number}\\n".encode())
+    except AuditWriteError:
+        os.write(1, f"refused {number}\\n".encode())
+print("ok" if trail.verify().ok else "bad")
+"""
+_ACK = re.compile(rb"ack (\d+) (\d+)\n")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Give a folder for strace, in memory where there is one: what is on the real disk does not matter here."""
+    if shutil.which("strace") is None:
+        assert not os.environ.get("HEALTHOBS_MUST_HAVE_SERVERS"), "the gate must not skip what needs strace"
+        pytest.skip("strace is not installed (Debian: apt-get install strace)")
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as made:
+        yield Path(made)
+
+
+class Verdict:
+    """What every crash state of one run looks like once it was opened again."""
+
+    def __init__(self, folder: Path, pragmas: str, appends: int = 6) -> None:
+        calls, output = power.record(WRITER, str(folder), pragmas, str(appends))
+        self.vkey = output.split("\n", 1)[0].removeprefix("ready ")
+        self.states, self.acknowledged, self.unsafe_at_ack = 0, 0, 0
+        self.lost: list[str] = []
+        disk, told, ready = power.Disk(folder), dict[int, str](), False
+        seen: set[int] = set()
+        for call in calls:
+            if call.name == "write" and call.data.startswith(b"ready"):
+                ready = True
+            elif call.name == "write" and (ack := _ACK.fullmatch(call.data)):
+                told[int(ack[1])] = ack[2].decode()
+                self.acknowledged += 1
+                self.unsafe_at_ack += disk.unsafe()
+            elif not disk.play(call):
+                continue
+            for state in disk.crashes() if ready else ():
+                known = hash((tuple(sorted(state.items())), len(told)))
+                if known not in seen:
+                    seen.add(known)
+                    self.states += 1
+                    self._recover(state, told)
+
+    def _recover(self, state: dict[str, bytes], told: dict[int, str]) -> None:
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as place:
+            for name, content in state.items():
+                Path(place, name).write_bytes(content)
+            try:
+                with closing(SqliteStore(Path(place, "audit.db")).connect()) as connection:
+                    problems = verification.verify(connection, Verifier(self.vkey)).problems
+                    rows = connection.execute("SELECT idx, body FROM entry")
+            except AuditError as exc:
+                self.lost.append(str(exc))
+                return
+        kept = dict(rows)
+        gone = [index for index, mark in told.items() if f'"id":"{mark}"' not in kept.get(index, "")]
+        if problems or gone:
+            self.lost.append(f"{len(gone)} acknowledged entries gone; {'; '.join(map(str, problems))}")
+
+
+def pragmas(journal: str, synchronous: str) -> str:
+    return f"PRAGMA busy_timeout = 5000;PRAGMA journal_mode = {journal};PRAGMA synchronous = {synchronous}"
+
+
+@pytest.mark.server
+class TestPowerCut:
+    """Every state that a power cut can leave, at every system call."""
+
+    @pytest.mark.parametrize(
+        "mode", [";".join(connect_pragmas((3, 40, 1))), ";".join(connect_pragmas((3, 51, 3)))]
+    )
+    def test_nothing_acknowledged_is_lost(self, folder: Path, mode: str) -> None:
+        """Both ways in which the trail opens SQLite recover from every state with all that was acknowledged."""
+        verdict = Verdict(folder, mode)
+        assert verdict.acknowledged == 6
+        assert verdict.states > 50
+        assert verdict.lost == []
+        # When an entry is acknowledged, nothing that was written for it waits for a sync, no name either.
+        assert verdict.unsafe_at_ack == 0
+
+    @pytest.mark.parametrize(
+        "mode",
+        [
+            pragmas("TRUNCATE", "OFF"),
+            pragmas("WAL", "NORMAL"),
+            pragmas("DELETE", "FULL"),  # the journal that was removed comes back, and undoes the commit
+        ],
+    )
+    def test_weaker_modes_are_caught(self, folder: Path, mode: str) -> None:
+        """Modes that lose what was acknowledged are found to, so silence above counts."""
+        verdict = Verdict(folder, mode)
+        assert verdict.acknowledged == 6
+        assert verdict.lost != []
+
+
+@pytest.mark.server
+class TestFailingSync:
+    """A disk that reports an error."""
+
+    @pytest.mark.parametrize("nth", [9, 12, 14, 17])
+    def test_nothing_is_acknowledged_that_failed(self, folder: Path, nth: int) -> None:
+        """Whichever sync fails, the batch is refused, what was acknowledged stays, and the log goes on."""
+        for call in ("fsync", "fdatasync"):
+            shutil.rmtree(folder)
+            folder.mkdir()
+            try:
+                _, output = power.record(WRITER, str(folder), "", "8", inject=f"{call}:error=EIO:when={nth}")
+            except subprocess.CalledProcessError:
+                continue  # the sync that failed was one of those that make the log
+            lines = output.splitlines()
+            assert lines[-1] == "ok"
+            told = {int(line.split()[1]): line.split()[2] for line in lines if line.startswith("ack")}
+            with closing(SqliteStore(folder / "audit.db").connect()) as connection:
+                kept = dict(connection.execute("SELECT idx, body FROM entry"))
+            assert all(f'"id":"{mark}"' in kept[index] for index, mark in told.items())
+            assert len(told) >= 6
