@@ -1,0 +1,183 @@
+"""Every way to change a trail in PostgreSQL behind its back is noticed and named; retention works there as on SQLite."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.postgres import Postgres
+
+from healthobs.audit import Verification, governance, keys, merkle, open_trail, verification
+from healthobs.audit.checkpoint import Signer, Verifier
+from healthobs.audit.postgres import GUARDS, PostgresStore, prepare
+from healthobs.audit.retention import RecordClass, Retention, approve
+from healthobs.exceptions import AuditError
+from healthobs.testing import SteppingClock
+
+pytestmark = pytest.mark.server
+ENTRIES = 6
+ZEROS = "decode(repeat('00', 32), 'hex')"
+
+
+class Pristine(NamedTuple):
+    """A healthy log: its database, its vkey and its checkpoints by size."""
+
+    server: Postgres
+    database: str
+    vkey: str
+    notes: tuple[str, ...]
+
+    def copy(self) -> str:
+        """Return the owner's URL of a copy to be damaged."""
+        name = f"{self.database}_copy"
+        url = self.server.url("postgres")
+        self.server.execute(
+            url, f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name} TEMPLATE {self.database}"
+        )
+        return self.server.url(name)
+
+    def damage(self, url: str, *statements: str) -> None:
+        """Run statements as the owner without guards, and put the guards back, as a careful attacker would."""
+        tables = {guard[0] for guard in GUARDS.values()}
+        self.server.execute(
+            url,
+            "SET search_path = healthobs_audit",
+            *(f"ALTER TABLE {table} DISABLE TRIGGER ALL" for table in tables),
+            *statements,
+            *(f"ALTER TABLE {table} ENABLE TRIGGER ALL" for table in tables),
+        )
+
+    def verify(self, url: str, *known: str, vkey: str | None = None) -> Verification:
+        with contextlib.closing(PostgresStore(url).connect(read_only=True)) as connection:
+            return verification.verify(connection, Verifier(vkey or self.vkey), known)
+
+
+@pytest.fixture(scope="module")
+def pristine(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Pristine:
+    database = postgres.database()
+    trail = open_trail(postgres.url(database), service="s", key_file=tmp_path_factory.mktemp("keys") / "key")
+    notes = [trail.checkpoint().note]
+    for number in range(ENTRIES):
+        trail.append({"action": "patient.read", "details": {"number": number}})
+        notes.append(trail.checkpoint().note)
+    trail.close()
+    return Pristine(postgres, database, trail.vkey, tuple(notes))
+
+
+#: What is done, the first bad entry, and a word of what is said.
+ATTACKS = {
+    "edit": ("UPDATE entry SET body = replace(body, '\"ok\"', '\"no\"') WHERE idx = 2", 2, "body is not"),
+    "erase": ("UPDATE entry SET body = NULL WHERE idx = 5", 5, "body is missing"),
+    "edit a leaf": (f"UPDATE entry SET leaf = {ZEROS} WHERE idx = 3", 3, "body is not"),
+    "delete": ("DELETE FROM entry WHERE idx = 3", 3, "is missing"),
+    "delete the first": ("DELETE FROM entry WHERE idx = 0", 0, "is missing"),
+    "truncate": ("DELETE FROM entry WHERE idx >= 4", 4, "missing from here on; 5 were signed"),
+    "empty": ("TRUNCATE entry", 0, "missing from here on"),
+    "renumber": ("UPDATE entry SET idx = 9 WHERE idx = 2", 2, "is missing"),
+    "reorder": (
+        "UPDATE entry SET leaf = other.leaf, body = other.body FROM entry AS other WHERE other.idx = 5 - entry.idx",
+        0, "entries 0 to 0 are not",
+    ),
+    "replace": (
+        ("INSERT INTO entry SELECT 1, leaf, body FROM entry WHERE idx = 4 "
+        "ON CONFLICT (idx) DO UPDATE SET leaf = excluded.leaf, body = excluded.body"),
+        1, "entries 1 to 1 are not",
+    ),
+    "append unsigned": ("INSERT INTO entry SELECT 6, leaf, body FROM entry WHERE idx = 0", 6, "never signed"),
+    "forge a checkpoint": (
+        "UPDATE checkpoint SET note = replace(note, chr(10) || '4' || chr(10), chr(10) || '5' || chr(10)) WHERE size = 4",
+        None, "checkpoint of size 4 does not verify",
+    ),
+    "delete the checkpoints": ("DELETE FROM checkpoint", 0, "no checkpoint at all"),
+    "swap the key": ("UPDATE log SET vkey = 'x'", None, "not the expected key"),
+    "surplus tile": (f"INSERT INTO tile VALUES (1, 7, 1, {ZEROS})", None, "belong to no entries"),
+}  # fmt: skip
+
+
+class TestTamper:
+    """The verdict on tampered logs."""
+
+    def test_healthy(self, pristine: Pristine) -> None:
+        """A copy that nobody touched verifies, with every checkpoint that ever was, guards off and on again too."""
+        url = pristine.copy()
+        pristine.damage(url)
+        assert pristine.verify(url, *pristine.notes).problems == ()
+
+    @pytest.mark.parametrize("attack", ATTACKS)
+    def test_attack_is_named(self, pristine: Pristine, attack: str) -> None:
+        """Each change is found, and its first bad entry named."""
+        statement, index, word = ATTACKS[attack]
+        url = pristine.copy()
+        pristine.damage(url, statement)
+        verdict = pristine.verify(url)
+        assert (verdict.ok, verdict.first_bad_index) == (False, index)
+        assert word in " ".join(map(str, verdict.problems))
+
+    @pytest.mark.parametrize("guard", GUARDS)
+    def test_guard_is_missed(self, pristine: Pristine, guard: str) -> None:
+        """A guard that was dropped is named, and one that was only switched off."""
+        for change in ("DROP TRIGGER {0} ON {1}", "ALTER TABLE {1} DISABLE TRIGGER {0}"):
+            url = pristine.copy()
+            statement = change.format(guard, f"healthobs_audit.{GUARDS[guard][0]}")
+            pristine.server.execute(url, statement)
+            said = [str(problem) for problem in pristine.verify(url).problems]
+            assert said == [f"the guard {guard} is missing or altered"]
+
+    def test_old_state_restored(self, pristine: Pristine) -> None:
+        """An earlier state, whole and signed, is betrayed by a later checkpoint that was kept elsewhere."""
+        url = pristine.copy()
+        pristine.damage(url, "DELETE FROM entry WHERE idx >= 4", "DELETE FROM checkpoint WHERE size > 4")
+        assert pristine.verify(url).ok, "in itself it is a healthy log of four entries"
+        assert pristine.verify(url, pristine.notes[6]).first_bad_index == 4
+
+    def test_rewritten_with_another_key(self, pristine: Pristine) -> None:
+        """A log that was rewritten and signed with another key fails against the key that is known."""
+        url = pristine.copy()
+        impostor = Signer(Verifier(pristine.vkey).name, Ed25519PrivateKey.generate())
+        note = impostor.checkpoint(0, merkle.EMPTY_ROOT).note
+        pristine.damage(
+            url,
+            "TRUNCATE entry",
+            "DELETE FROM checkpoint",
+            f"INSERT INTO checkpoint VALUES (0, '{note}')",
+            f"UPDATE log SET vkey = '{impostor.vkey}'",
+        )
+        assert pristine.verify(url, vkey=impostor.vkey).ok
+        assert "not signed by the expected key" in str(pristine.verify(url).problems[0])
+
+
+def test_retention(postgres: Postgres, tmp_path: Path) -> None:
+    """The owner erases and prunes, every proof holds, the guards are back; the application may not; keys rotate."""
+    role = "app_retention"
+    postgres.execute(postgres.url("postgres"), f"CREATE ROLE {role} LOGIN")
+    owner, application = (postgres.url(database := postgres.database()), postgres.url(database, role))
+    prepare(owner, role)
+    time = SteppingClock(datetime(2020, 1, 1, tzinfo=UTC))
+    key_file = tmp_path / "key"
+    trail = open_trail(application, service="s", key_file=key_file, clock=time.clock())
+    for number in range(300):
+        trail.append({"action": "a.b", "subject": f"s-{number % 2}"})
+    kept = trail.checkpoint()
+    approvers = [Signer(f"approver.example/{name}", Ed25519PrivateKey.generate()) for name in "ab"]
+    time.advance(2 * 86_400)
+    short = [RecordClass("short", 1)]
+    with pytest.raises(AuditError):
+        Retention(trail, short, clock=time.clock()).erase(actor="a", reason="r", entries=(290, 291))
+    trail.close()
+    keys.rotate(key_file)
+    trail = open_trail(owner, service="s", key_file=key_file, clock=time.clock())
+    assert trail.read(action=governance.KEY).total == 1
+    retention = Retention(trail, short, approvers=[one.vkey for one in approvers], clock=time.clock())
+    assert retention.erase(actor="a", reason="r", entries=(297, 299)) == (297, 298, 299)
+    order = approve(approve(retention.order(256), approvers[0]), approvers[1])
+    assert retention.prune(order, actor="a", reason="r") == 256
+    verdict = trail.verify(known=(kept.note,))
+    assert verdict.problems == ()
+    assert (verdict.first, verdict.erased) == (256, 5)  # the refused order was on record, and is carried out
+    assert trail.accepted_changes() == ()
+    assert trail.inclusion_proof(297).verify(trail.checkpoint().root)
+    trail.close()
