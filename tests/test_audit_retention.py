@@ -22,6 +22,7 @@ from healthobs.audit import (
     store,
     verification,
 )
+from healthobs.audit import retention as retention_module
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
 from healthobs.audit.retention import RecordClass, Retention, approve, prune_order
 from healthobs.audit.sqlite import SqliteStore
@@ -232,6 +233,22 @@ class TestPeriods:
         with pytest.raises(RetentionError, match="finance"):
             retention.erase(actor="a", reason="r", entries=(1, 1))
 
+    def test_to_the_second(self, bench: Bench) -> None:
+        """An entry is kept for the whole period and may go the moment it is over."""
+        bench.add(1)
+        bench.time.advance(86_399)
+        with pytest.raises(RetentionError, match="class short"):
+            bench.retention().erase(actor="a", reason="r", entries=(0, 0))
+        bench.time.advance(1)
+        assert bench.retention().erase(actor="a", reason="r", entries=(0, 0)) == (0,)
+
+    def test_in_pieces(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A log longer than what is read at once is looked at whole."""
+        monkeypatch.setattr(retention_module, "_AT_ONCE", 2)
+        bench.add(7)
+        bench.time.advance(YEAR)
+        assert bench.retention().erase(actor="a", reason="r", entries=(0, 6)) == tuple(range(7))
+
     def test_all_or_nothing(self, bench: Bench) -> None:
         """One entry that is too young keeps all that were named."""
         bench.add(2)
@@ -258,6 +275,18 @@ class TestHold:
         retention.release("case-1", actor="counsel", reason="settled")
         assert retention.holds() == []
         assert retention.erase(actor="a", reason="r", subject="s-1") == (1, 4)
+
+    def test_exactly_its_entries(self, bench: Bench) -> None:
+        """A held range keeps its first and its last entry, and no other."""
+        bench.add(5)
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        retention.hold("case-1", actor="counsel", reason="litigation", entries=(1, 3))
+        for index in (1, 3):
+            with pytest.raises(RetentionError, match=f"entry {index} is under legal hold"):
+                retention.erase(actor="a", reason="r", entries=(index, index))
+        for index in (0, 4):
+            assert retention.erase(actor="a", reason="r", entries=(index, index)) == (index,)
 
     def test_by_range_blocks_pruning(self, bench: Bench) -> None:
         """A held range keeps a prune order from being carried out, signatures or not."""
@@ -392,6 +421,7 @@ class TestPrune:
         bench.add(3)
         with pytest.raises(RetentionError, match="no such entry"):
             bench.retention().order(4)
+        assert bench.retention().order(3) == prune_order(bench.trail.origin, 0)
 
     def test_another_process_goes_on(self, bench: Bench) -> None:
         """A process that last looked before the pruning appends and verifies afterwards."""
