@@ -6,7 +6,7 @@ HealthobsError (Exception)
 ├── InstrumentationError (TypeError)     a decorator misused; raised at import
 │   ├── MetricNameError (ValueError)     a metric name that Prometheus refuses or that is taken
 │   └── LabelError (ValueError)          a label that was not declared
-├── RedactionError                       a value that could not be classified (raise mode only)
+├── RedactionError                       redaction let a canary pass at start; names the kinds
 ├── AuditError
 │   ├── AuditWriteError                  the trail refused an entry; the policy decides what follows
 │   ├── AuditTamperedError               the trail does not verify; names the first bad index
@@ -46,7 +46,7 @@ class LabelError(InstrumentationError, ValueError):
 
 
 class RedactionError(HealthobsError):
-    """A value may not be recorded; raised only where the caller asked for raise mode."""
+    """At start redaction let through what it must stop, so nothing is recorded and nothing starts."""
 
 
 class AuditError(HealthobsError):

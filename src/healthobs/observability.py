@@ -24,6 +24,7 @@ from healthobs.logs import Logs
 from healthobs.metrics import Metrics
 from healthobs.redaction import Redactor
 from healthobs.tracing import Tracing, build_tracing
+from healthobs.tracing.canary import release_canary
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -53,6 +54,7 @@ class Observability:
     Raises:
         ConfigurationError: The settings ask for an extra that is not installed, or two controls have one id.
         AuditError: The audit trail cannot be opened.
+        RedactionError: Redaction let a canary span with HIPAA's eighteen identifiers pass.
 
     Example:
         >>> obs = Observability(Settings(service_name="demo"))
@@ -80,6 +82,8 @@ class Observability:
             settings.redaction_mode, allowed_keys=settings.allowed_keys, on_redaction=self._count_redaction
         )
         self.metrics: Final = Metrics(settings, registry=registry, redactor=self.redactor)
+        if not settings.disabled:
+            release_canary(self.redactor)
         failed = self.metrics.count_internal_error
         self.tracing: Final[Tracing] = build_tracing(
             settings,

@@ -14,10 +14,11 @@ import random
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from healthobs.compliance.control import Outcome, ProbeContext
 from healthobs.compliance.probes_audit import NO_TRAIL, canary
+from healthobs.redaction.canary import IDENTIFIERS, telling
 from healthobs.tracing import RedactingSpanExporter
 
 if TYPE_CHECKING:
@@ -28,41 +29,11 @@ _UNCOUNTED = ""
 _MAX_NESTING = 8
 
 
-class _Identifier(NamedTuple):
-    letter: str
-    title: str
-    key: str
-    sample: str
-    in_text: bool  # whether a pattern finds it, so that free text must lose it
-
-
-_IDENTIFIERS = (
-    _Identifier("A", "names", "patient_name", "Jane Canary", False),
-    _Identifier("B", "geographic subdivisions", "street_address", "12 Canary Lane", False),
-    _Identifier("C", "dates", "birth_date", "1961-04-12", True),
-    _Identifier("D", "telephone numbers", "phone", "212-555-0142", True),
-    _Identifier("E", "fax numbers", "fax", "(212) 555-0143", True),
-    _Identifier("F", "e-mail addresses", "email", "canary@example.org", True),
-    _Identifier("G", "social security numbers", "ssn", "078-05-1120", True),
-    _Identifier("H", "medical record numbers", "mrn", "MRN 48213377", True),
-    _Identifier("I", "health plan beneficiary numbers", "beneficiary", "1EG4-TE5-MK73", True),
-    _Identifier("J", "account numbers", "account_number", "account number 99182736", True),
-    _Identifier("K", "certificate and licence numbers", "license_number", "license number D4821337", True),
-    _Identifier("L", "vehicle identifiers", "vin", "1M8GDM9AXKP042788", True),
-    _Identifier("M", "device identifiers", "device_serial", "(01)00643169007222(21)A4821", True),
-    _Identifier("N", "URLs", "url.full", "https://example.org/patients/48213377", True),
-    _Identifier("O", "IP addresses", "ip", "198.51.100.23", True),
-    _Identifier("P", "biometric identifiers", "biometric", "fingerprint template canary", False),
-    _Identifier("Q", "full-face photographs", "photo", "face photograph canary", False),
-    _Identifier("R", "other unique identifiers", "patient_id", "canary unique code", False),
-)
-
-
 def masks_identifiers(context: ProbeContext) -> Outcome:
     """Put a sample of each of the eighteen identifiers through the redactor, by key and in free text."""
     leaked: list[str] = []
     missing: list[str] = []
-    for identifier in _IDENTIFIERS:
+    for identifier in IDENTIFIERS:
         by_key = _survives(context.redactor, identifier.key, identifier.sample)
         in_text = _survives(context.redactor, "event_text", f"seen {identifier.sample} today")
         name = f"({identifier.letter}) {identifier.title}"
@@ -70,20 +41,20 @@ def masks_identifiers(context: ProbeContext) -> Outcome:
             leaked.append(name)
         elif in_text:
             missing.append(f"{name} in free text")
-    shown = len(_IDENTIFIERS) - len(leaked) - len(missing)
+    shown = len(IDENTIFIERS) - len(leaked) - len(missing)
     if leaked:
         return Outcome("fail", f"let through: {', '.join(leaked)}", shown, tuple(missing))
     if missing:
         return Outcome(
-            "partial", f"{shown} of {len(_IDENTIFIERS)} masked wherever they stand", shown, tuple(missing)
+            "partial", f"{shown} of {len(IDENTIFIERS)} masked wherever they stand", shown, tuple(missing)
         )
     return Outcome("pass", "all eighteen are masked wherever they stand", shown)
 
 
 def _survives(redactor: Redactor, key: str, text: str) -> bool:
     """Return whether the telling part of `text` comes out again."""
-    telling = text.removeprefix("seen ").removesuffix(" today").split(" number ")[-1].removeprefix("MRN ")
-    return telling in str(redactor.value(key, text, signal=_UNCOUNTED))
+    part = telling(text.removeprefix("seen ").removesuffix(" today"))
+    return part in str(redactor.value(key, text, signal=_UNCOUNTED))
 
 
 def hides_authentication_data(context: ProbeContext) -> Outcome:

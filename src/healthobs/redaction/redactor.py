@@ -52,7 +52,7 @@ class Redactor:
         allowed_keys: Iterable[str] = (),
         on_redaction: Callable[[str, str], None] | None = None,
     ) -> None:
-        self.mode = mode
+        self.mode: Literal["watch", "mask", "strict"] = mode
         self._strict = mode == "strict"
         self._watch = mode == "watch"
         self._allowed = frozenset(allowed_keys)
@@ -193,6 +193,14 @@ class Redactor:
                 self._actions.clear()  # keys made of data must not grow the memory
             self._actions[key] = action
         return action
+
+    def allows(self, key: str) -> bool:
+        """Return whether the settings let values under `key` pass, besides what is allowed everywhere."""
+        return key in self._allowed
+
+    def uncounted(self) -> Redactor:
+        """Return one that decides alike and counts nothing, for samples of one's own."""
+        return Redactor(self.mode, allowed_keys=self._allowed)
 
     @property
     def strict(self) -> bool:
