@@ -38,6 +38,7 @@ from healthobs.tracing import parse_traceparent, read_baggage, record_exception
 
 if TYPE_CHECKING:
     from healthobs.audit import Receipt
+    from healthobs.health.progress import Progress
     from healthobs.metrics import Child, Instrument
     from healthobs.observability import Observability
 
@@ -184,7 +185,7 @@ class Exchange:
         self._start_ns = obs.clock.monotonic_ns()
         self._first_byte_ns: int | None = None
         self.silent: bool = silent
-        self.progress = None if silent else obs.health.progress
+        self.progress: Progress | None = None if silent else obs.health.progress
         if self.progress is not None:
             self.progress.begin(id(self))
         self._active = server.active.labels(self._method, scheme) if server.on and not silent else None
