@@ -529,3 +529,69 @@ class TestUse:
             )
             other.close()
         assert len(outer.spans) == 1
+
+
+class TestNewTrace:
+    """`new_trace`: work that outlives the request that started it."""
+
+    def test_links_the_caller(self, capture: Capture) -> None:
+        """The span is a root of its own and links the caller's span; what runs inside belongs to it."""
+        inner = traced("inner")(lambda: None)
+        job = traced("job", new_trace=True)(lambda: inner())
+        traced("caller")(lambda: job())()
+        caller, found = capture.span("caller"), capture.span("job")
+        assert found.parent is None
+        assert [link.context for link in found.links] == [caller.context]
+        assert found.context.trace_id != caller.context.trace_id
+        assert capture.span("inner").parent == found.context
+
+    def test_without_a_caller(self, capture: Capture) -> None:
+        """Where nothing is current there is nothing to link."""
+        observe("job", new_trace=True)(lambda: None)()
+        assert capture.span("job").links == ()
+
+
+class TestSuccessIf:
+    """`success_if`: an exception that is an answer."""
+
+    def test_outcome(self, capture: Capture) -> None:
+        """It is raised all the same; the outcome is ok, the span no error, and another exception still is one."""
+
+        @observe("look_up", log="info", success_if=lambda exc: isinstance(exc, KeyError))
+        def look_up(key: str) -> int:
+            return {"a": 1}[key] // 0
+
+        with pytest.raises(KeyError):
+            look_up("b")
+        with pytest.raises(ZeroDivisionError):
+            look_up("a")
+        first, second = capture.spans
+        assert (first.status.status_code, second.status.status_code) == (StatusCode.UNSET, StatusCode.ERROR)
+        assert [line["outcome"] for line in capture.log_lines] == ["ok", "error"]
+        for outcome in ("ok", "error"):
+            assert capture.metric("healthobs_operations_total", operation="look_up", outcome=outcome) == 1
+
+    def test_the_audit_entry_does_not_follow(self) -> None:
+        """What was not given is not recorded as given; nor does an own counter count it."""
+        with Capture(audit=True) as capture:
+
+            @audited("chart.read")
+            @observe("read", count="charts_read_total", success_if=lambda exc: True)
+            def read() -> None:
+                raise KeyError
+
+            with pytest.raises(KeyError):
+                read()
+            assert capture.metric("charts_read_total") in (None, 0)
+        assert [entry["outcome"] for entry in capture.audit_entries] == ["error"]
+
+    def test_a_fault_counts_as_no(self, capture: Capture) -> None:
+        """A function of the user's that raises leaves the outcome as it was."""
+
+        def broken(exc: BaseException) -> bool:
+            raise RuntimeError
+
+        with pytest.raises(KeyError):
+            observe("op", success_if=broken)({}.__getitem__)("a")
+        assert capture.metric("healthobs_operations_total", operation="op", outcome="error") == 1
+        assert capture.metric("healthobs_internal_errors_total", component="decorators") == 1

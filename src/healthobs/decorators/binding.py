@@ -63,7 +63,7 @@ class Binding:
 
     __slots__ = (
         "_complained", "attributes", "audited", "counters", "droppable", "dropping", "event", "inherits", "kind", "level",
-        "measured", "monotonic_ns", "name", "obs", "own_counters", "pace", "plan", "policy", "running", "samples",
+        "measured", "monotonic_ns", "name", "new_trace", "obs", "own_counters", "pace", "plan", "policy", "running", "samples",
         "spans_only", "tracer", "wall_ns",
     )  # fmt: skip
 
@@ -83,7 +83,10 @@ class Binding:
         self.attributes: dict[str, Any] | None = (
             dict(traced.attributes) if traced and traced.attributes else None
         )
-        self.inherits: bool = traced is not None and _drops_with_parent(obs.tracing.provider)
+        self.new_trace: bool = traced is not None and traced.new_trace
+        self.inherits: bool = (
+            traced is not None and not self.new_trace and _drops_with_parent(obs.tracing.provider)
+        )
         self.pace: Pace | None = Pace() if traced and obs.settings.exemplars else None
         self.level: str | None = plan.logged if on else None
         self.samples: dict[str, Child] | None = None

@@ -16,7 +16,7 @@ from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.context import Context, attach
-from opentelemetry.trace import Span, Status, StatusCode, get_current_span, set_span_in_context
+from opentelemetry.trace import Link, Span, Status, StatusCode, get_current_span, set_span_in_context
 
 from healthobs import _runtime
 from healthobs._callables import target
@@ -138,8 +138,9 @@ class ObservedCall:
             self._wall_ns = binding.wall_ns()
             self._start_ns = binding.monotonic_ns()
             if binding.tracer is not None and not (binding.inherits and binding.parent_drops()):
+                parent, links = _elsewhere() if binding.new_trace else (None, ())
                 span = self._span = self._inside = binding.tracer.start_span(
-                    binding.name, None, binding.kind, binding.attributes, (), self._wall_ns
+                    binding.name, parent, binding.kind, binding.attributes, links, self._wall_ns
                 )
                 if captured and span.is_recording():
                     span.set_attributes(binding.obs.redactor.mapping(captured, signal="trace"))
@@ -209,22 +210,26 @@ class ObservedCall:
         if self._span is not None:
             ids = self._end_span(self._span, exc, outcome, duration_ns)
         if binding.measured:
-            self._measure(result, outcome, now_ns, duration_ns, ids)
+            self._measure(result, outcome, now_ns, duration_ns, ids, returned=exc is None)
         if binding.level is not None:
             self._write(binding.level, exc, outcome, duration_ns, ids)
         self._leave()
         if self._draft is not None:
-            self._append(result, exc, outcome)
+            # Whatever `success_if` says of an exception, what was asked for was not given.
+            self._append(result, exc, outcome if exc is None or outcome is not OK else ERROR)
 
     def _outcome(self, result: Any, exc: BaseException | None) -> str:
         """Say how the call ended, and count it out."""
         binding, outcome = self._binding, OK
         if exc is not None:
             outcome = CANCELLED if isinstance(exc, _CANCELLATIONS) else ERROR
+        plan = binding.plan
         try:
             if self._running and binding.running is not None:
                 binding.running.dec()
-            if exc is None and binding.plan.error_if is not None and binding.plan.error_if(result):
+            if outcome is ERROR and exc is not None and plan.success_if is not None and plan.success_if(exc):
+                outcome = OK
+            if exc is None and plan.error_if is not None and plan.error_if(result):
                 outcome = ERROR
         except Exception as fault:  # noqa: BLE001
             binding.fault("finish", fault)
@@ -253,7 +258,14 @@ class ObservedCall:
         return ids
 
     def _measure(
-        self, result: Any, outcome: str, now_ns: int, duration_ns: int, ids: tuple[str, str, bool] | None
+        self,
+        result: Any,
+        outcome: str,
+        now_ns: int,
+        duration_ns: int,
+        ids: tuple[str, str, bool] | None,
+        *,
+        returned: bool,
     ) -> None:
         binding = self._binding
         try:
@@ -268,7 +280,7 @@ class ObservedCall:
                 binding.counters[outcome].inc()
         except Exception as fault:  # noqa: BLE001
             binding.fault("timed", fault)
-        if outcome is OK:
+        if outcome is OK and returned:
             for instrument, amount, labels in binding.own_counters:
                 try:
                     child = instrument.labels(*[str(label(result)) for label in labels])
@@ -308,6 +320,12 @@ class ObservedCall:
         draft, self._draft = self._draft, None  # one entry a call, whatever happens
         if draft is not None:
             append_entry(self._binding, draft, self._span or get_current_span(), result, exc, outcome)
+
+
+def _elsewhere() -> tuple[Context, tuple[Link, ...]]:
+    """Return an empty context, and a link to the span that is current here."""
+    here = get_current_span().get_span_context()
+    return Context(), (Link(here),) if here.is_valid else ()
 
 
 def _reset(token: Token[Any]) -> None:

@@ -15,6 +15,7 @@ class Traced:
 
     kind: str = "internal"
     attributes: tuple[tuple[str, Any], ...] = ()
+    new_trace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Plan:
         name: Name of the span and value of the label ``operation``; None takes the function's.
         capture: Names of arguments that may be recorded on the span and the log line.
         error_if: Told the result; true makes the outcome ``error``.
+        success_if: Told the exception; true makes the outcome ``ok``.
     """
 
     name: str | None = None
@@ -65,6 +67,7 @@ class Plan:
     classified: Classified | None = None
     capture: frozenset[str] = frozenset()
     error_if: Callable[[Any], bool] | None = field(default=None, compare=False)
+    success_if: Callable[[BaseException], bool] | None = field(default=None, compare=False)
 
     def merged(self, other: Plan) -> Plan:
         """Return both plans as one; the order does not matter.

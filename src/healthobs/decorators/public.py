@@ -67,8 +67,10 @@ def observe(
     fields: Sequence[str] = (),
     labels: Labels | None = None,
     error_if: Callable[[Any], bool] | None = None,
+    success_if: Callable[[BaseException], bool] | None = None,
     kind: Kind = "internal",
     attributes: Mapping[str, Any] | None = None,
+    new_trace: bool = False,
 ) -> Callable[[_F], _F]: ...
 def observe(
     target: Any = None,
@@ -83,8 +85,10 @@ def observe(
     fields: Sequence[str] = (),
     labels: Labels | None = None,
     error_if: Callable[[Any], bool] | None = None,
+    success_if: Callable[[BaseException], bool] | None = None,
     kind: Kind = "internal",
     attributes: Mapping[str, Any] | None = None,
+    new_trace: bool = False,
 ) -> Any:
     """Record several signals of each call; bare, or with the operation's name.
 
@@ -99,8 +103,11 @@ def observe(
         fields: Arguments that may be recorded on the span and the log line (redacted); none otherwise.
         labels: Labels of the counter of one's own, see `counted`.
         error_if: Told the result; True makes the outcome ``error``.
+        success_if: Told an exception; True makes the outcome ``ok``: it is how this function says no. It is
+            raised all the same.
         kind: Span kind: ``internal``, ``client``, ``server``, ``producer`` or ``consumer``.
         attributes: Constant span attributes.
+        new_trace: Begin a trace of its own and link the caller's: for work that outlives the request.
 
     Raises:
         InstrumentationError: At import, when an argument is wrong or a part was asked for twice.
@@ -121,7 +128,7 @@ def observe(
         target,
         lambda name: Plan(
             name=name,
-            traced=Traced(kind, tuple((attributes or {}).items())) if span else None,
+            traced=Traced(kind, tuple((attributes or {}).items()), new_trace) if span else None,
             timed=duration,
             counted=counters,
             in_flight=in_flight,
@@ -129,6 +136,7 @@ def observe(
             audited=None if audit is None else _audited(audit),
             capture=_names(fields),
             error_if=error_if,
+            success_if=success_if,
         ),
     )
 
@@ -143,6 +151,7 @@ def traced(
     kind: Kind = "internal",
     attributes: Mapping[str, Any] | None = None,
     fields: Sequence[str] = (),
+    new_trace: bool = False,
 ) -> Callable[[_F], _F]: ...
 def traced(
     target: Any = None,
@@ -151,10 +160,11 @@ def traced(
     kind: Kind = "internal",
     attributes: Mapping[str, Any] | None = None,
     fields: Sequence[str] = (),
+    new_trace: bool = False,
 ) -> Any:
     """Record a span of each call; see `observe` for the arguments."""
     _check("kind", kind, get_args(Kind))
-    part = Traced(kind, tuple((attributes or {}).items()))
+    part = Traced(kind, tuple((attributes or {}).items()), new_trace)
     return _decorate(target, lambda name: Plan(name=name, traced=part, capture=_names(fields)))
 
 
