@@ -131,11 +131,21 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Show each known defect of a peer: right here, a strict expected failure there."""
+    """Show each known defect of a peer, a strict expected failure there; adopt existing applications."""
     _locked(session, "peers")
     # Its metadata binds prometheus-client below 0.18; its code works with ours.
     session.install("--no-deps", "--require-hashes", "-r", "requirements/peers-unbound.txt")
-    session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/peers", *session.posargs)
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/peers",
+        "tests/adoption",
+        *session.posargs,
+    )
 
 
 @nox.session

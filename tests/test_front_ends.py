@@ -252,6 +252,14 @@ class TestOperationalEndpoints:
         answer = front.get("/metrics", accept="application/openmetrics-text")
         assert answer.body.endswith(b"# EOF\n")
 
+    def test_controls_ask_the_service(self, make: Make) -> None:
+        """A control's own request gets what a caller gets, and leaves no business telemetry."""
+        front = make(endpoints=True, headers=True, audience="all", frameworks=("hipaa",))
+        assert front.obs.controls is not None
+        states = front.obs.controls.run()
+        assert states["HDR"] == "pass"
+        assert (front.spans(), front.access()) == ((), [])
+
     def test_head_and_other_methods(self, make: Make) -> None:
         """HEAD answers as GET does, without the body; anything else is 405 with `Allow`."""
         answer = make().request("HEAD", "/health")

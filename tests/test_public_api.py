@@ -11,8 +11,8 @@ import healthobs
 NAMES = {
     "AuditError", "AuditTamperedError", "AuditWriteError", "ClientError", "ConfigurationError", "Degraded",
     "HealthobsError", "HealthobsWarning", "InstrumentationError", "LabelError", "MetricNameError",
-    "Observability", "Phi", "RedactionError", "Settings", "TokenError", "audited", "classified", "counted",
-    "current", "health_check", "in_flight", "install", "logged", "observe", "readiness_check", "timed",
+    "Observability", "Phi", "RedactionError", "Settings", "TokenError", "audited", "carry", "classified",
+    "counted", "current", "health_check", "in_flight", "install", "job", "logged", "observe", "readiness_check", "timed",
     "traced", "use",
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ Importing this package imports no framework, no exporter and no cryptography, an
 from __future__ import annotations
 
 from healthobs._runtime import install, use
+from healthobs.background import carry, job
 from healthobs.config import Settings
 from healthobs.decorators import audited, classified, counted, in_flight, logged, observe, timed, traced
 from healthobs.exceptions import (
@@ -47,12 +48,14 @@ __all__ = [
     "Settings",
     "TokenError",
     "audited",
+    "carry",
     "classified",
     "counted",
     "current",
     "health_check",
     "in_flight",
     "install",
+    "job",
     "logged",
     "observe",
     "readiness_check",

@@ -35,9 +35,16 @@ def _compliance(argv: list[str]) -> int:
     return compliance(argv)
 
 
+def _doctor(argv: list[str]) -> int:
+    from healthobs.doctor import main as doctor
+
+    return doctor(argv)
+
+
 #: Commands of the library itself; a plug-in cannot take their names.
 _OWN: dict[str, tuple[str, _Command]] = {
     "audit": ("verify, prove and export an audit trail", _audit),
+    "doctor": ("examine how an application is set up", _doctor),
     "explain": ("print what log files tell of one trace or failure", _explain),
     "compliance": ("states of controls, OSCAL export, signed attestations and waivers", _compliance),
 }

@@ -46,6 +46,7 @@ class Settings:
         excluded: Paths (exact) whose requests leave no span, sample, access line or header of the server's; they
             are only counted. What the view itself calls still reports.
         log_level: Lowest level that is written.
+        log_fields: Other names for fields of log lines, each as ``name=other``, such as ``trace_id=dd.trace_id``.
         capture_stdlib: Route the standard library's root logger through the same redacted JSON lines.
         redaction: ``watch`` counts what ``mask`` would change and changes nothing; ``mask`` masks what keys, types
             and patterns identify; ``strict`` also drops free text under unknown keys, and names that are not written
@@ -96,6 +97,7 @@ class Settings:
     baggage: tuple[str, ...] = _env("HEALTHOBS_BAGGAGE", ())
     excluded: tuple[str, ...] = _env("HEALTHOBS_EXCLUDED", ())
     log_level: LogLevel = _env("HEALTHOBS_LOG_LEVEL", "info", otel="OTEL_LOG_LEVEL")
+    log_fields: tuple[str, ...] = _env("HEALTHOBS_LOG_FIELDS", ())
     capture_stdlib: bool = _env("HEALTHOBS_CAPTURE_STDLIB", False)
     redaction: RedactionMode | None = _env("HEALTHOBS_REDACTION")
     allowed_keys: tuple[str, ...] = _env("HEALTHOBS_ALLOWED_KEYS", ())
@@ -134,6 +136,8 @@ class Settings:
             )
             if getattr(self, name) not in get_args(choices)
         ]
+        if not all(name and other for name, _, other in (pair.partition("=") for pair in self.log_fields)):
+            problems.append("log_fields must be pairs such as trace_id=dd.trace_id")
         if self.max_series < 1:
             problems.append("max_series must be at least 1")
         problems += [

@@ -90,6 +90,7 @@ def init_app(
         response_hook=response_hook,
     )
     got_request_exception.connect(_note_exception, app)
+    middleware.framework = app
     app.extensions[EXTENSION] = middleware
     app.error_handler_spec[None][None].setdefault(AuditWriteError, _unavailable)
     app.wsgi_app = middleware  # type: ignore[method-assign]

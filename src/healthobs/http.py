@@ -34,7 +34,13 @@ from healthobs.metrics.exemplars import Pace
 from healthobs.metrics.exposition import PrefixCollector
 from healthobs.problems import Response, problem
 from healthobs.redaction import ExceptionFacts, describe_exception
-from healthobs.tracing import parse_traceparent, read_baggage, record_exception
+from healthobs.tracing import (
+    answering_span,
+    enclosing_span,
+    parse_traceparent,
+    read_baggage,
+    record_exception,
+)
 
 if TYPE_CHECKING:
     from healthobs.audit import Receipt
@@ -143,14 +149,15 @@ class Exchange:
         request_id: `X-Request-Id` as received, or None.
         trusted: Whether the caller may see compliance headers when the audience is ``trusted``.
         silent: Leave no span, sample, access line or audit entry: the service asks itself, for a control.
+        defers: Another instrumentation makes the server span, inside; one that is open already is seen anyway.
         trust_incoming: Continue the caller's trace and take its baggage; default the settings'.
         baggage: `baggage` as received, or None; only what the settings allow is taken.
     """
 
     __slots__ = (
         "_active", "_classified", "_context", "_first_byte_ns", "_method", "_protocol", "_receipt", "_route",
-        "_scheme", "_server", "_start_ns", "_trusted", "_wall_ns", "cancelled", "error", "progress", "request_id",
-        "silent", "span", "status",
+        "_scheme", "_server", "_start_ns", "_trusted", "_waits", "_wall_ns", "cancelled", "error", "progress",
+        "request_id", "silent", "span", "status",
     )  # fmt: skip
 
     def __init__(
@@ -167,6 +174,7 @@ class Exchange:
         silent: bool = False,
         trust_incoming: bool | None = None,
         baggage: str | None = None,
+        defers: bool = False,
     ) -> None:
         obs = server.obs
         self._server = server
@@ -191,8 +199,14 @@ class Exchange:
         self._active = server.active.labels(self._method, scheme) if server.on and not silent else None
         if self._active is not None:
             self._active.inc()
+        theirs = enclosing_span()
+        self._waits = defers and theirs is None
+        if defers or theirs is not None:
+            self.span: Span = INVALID_SPAN if theirs is None else NonRecordingSpan(theirs)
+            self._context = otel_context.get_current()
+            return
         trusts = obs.settings.trust_incoming if trust_incoming is None else trust_incoming
-        self.span: Span = INVALID_SPAN if silent else self._start_span(host, traceparent, trusts=trusts)
+        self.span = INVALID_SPAN if silent else self._start_span(host, traceparent, trusts=trusts)
         self._context = set_span_in_context(self.span)
         if baggage and trusts and obs.settings.baggage:
             self._context = read_baggage(baggage, obs.settings.baggage, self._context)
@@ -247,6 +261,8 @@ class Exchange:
             route: The route's template; None when none matched.
         """
         self.status = status
+        if self._waits:
+            self.span = NonRecordingSpan(answering_span())
         if route is not None:
             self._route = route
         server = self._server

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from healthobs._runtime import current_or_none
 from healthobs.clock import Clock
 from healthobs.config import Settings
-from healthobs.exceptions import AuditError
+from healthobs.exceptions import AuditError, ConfigurationError
 from healthobs.health import Health
 from healthobs.health.wiring import build_health
-from healthobs.logs import Logs
+from healthobs.logs import LogMode, Logs
 from healthobs.metrics import Metrics
 from healthobs.redaction import Redactor
 from healthobs.tracing import Tracing, build_tracing
@@ -29,6 +29,7 @@ from healthobs.tracing.canary import release_canary
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.sdk.trace.id_generator import IdGenerator
+    from opentelemetry.trace import TracerProvider
     from prometheus_client import CollectorRegistry
 
     from healthobs.audit import AuditTrail
@@ -44,15 +45,23 @@ class Observability:
         span_exporters: Where spans go besides `settings.otlp_endpoint`; each is wrapped by the redactor.
         simple_spans: Export each span when it ends, on the caller's thread (for tests).
         id_generator: Makes trace and span ids; default random.
-        registry: Prometheus registry to record in; default a new one.
+        registry: Prometheus registry to record in; default a new one. Our metrics are taken off it again when
+            this object is closed.
         log_stream: Where log lines go; default standard output.
+        tracer_provider: A provider that the process has already (the SDK's, or one that wraps it): spans are
+            made there, and its exporters are wrapped by the redactor in place until this object is closed.
+            `settings.otlp_endpoint` is not used then.
+        logs: ``own`` writes JSON lines; ``processor`` leaves the structlog or standard-library set-up that is
+            there its format, writes through it, and puts ids and redaction into it until this object is
+            closed; ``off`` writes no log line.
         audit: The audit trail; default the one that `settings.audit_database_url` names, if any. One that is
             passed stays open when this object is closed.
         controls: Controls of the service, besides the library's own. Controls are observed when some are
             given, or when `settings.endpoints` asks for `/compliance/status`.
 
     Raises:
-        ConfigurationError: The settings ask for an extra that is not installed, or two controls have one id.
+        ConfigurationError: The settings ask for an extra that is not installed, two controls have one id, or
+            arguments contradict each other.
         AuditError: The audit trail cannot be opened.
         RedactionError: Redaction let a canary span with HIPAA's eighteen identifiers pass.
 
@@ -73,9 +82,15 @@ class Observability:
         id_generator: IdGenerator | None = None,
         registry: CollectorRegistry | None = None,
         log_stream: TextIO | None = None,
+        tracer_provider: TracerProvider | None = None,
+        logs: LogMode = "own",
         audit: AuditTrail | None = None,
         controls: Sequence[Control] = (),
     ) -> None:
+        if tracer_provider is not None and (span_exporters or id_generator or simple_spans):
+            raise ConfigurationError(
+                "an adopted tracer_provider has exporters and ids of its own: give one or the other"
+            )
         self.settings: Final = settings
         self.clock: Final = clock or Clock()
         self.redactor: Final = Redactor(
@@ -92,8 +107,9 @@ class Observability:
             id_generator=id_generator,
             simple=simple_spans,
             on_error=failed,
+            adopt=tracer_provider,
         )
-        self.logs: Final = Logs(settings, self.redactor, self.clock, log_stream, on_error=failed)
+        self.logs: Final = Logs(settings, self.redactor, self.clock, log_stream, on_error=failed, mode=logs)
         self._owns_audit: Final = audit is None
         self.audit: Final[AuditTrail | None] = audit if audit is not None else self._open_audit()
         self.health: Final[Health] = build_health(self)
@@ -122,7 +138,8 @@ class Observability:
             self.controls.stop()
         self.health.close()
         self.tracing.close()
-        self.logs.release_stdlib()
+        self.logs.release()
+        self.metrics.release()
         if self._owns_audit and self.audit is not None:
             with contextlib.suppress(AuditError):
                 self.audit.close()

@@ -24,6 +24,7 @@ from healthobs.exceptions import AuditWriteError
 from healthobs.headers import OWN_NAMES
 from healthobs.http import Exchange, HttpServer, new_request_id
 from healthobs.problems import Response
+from healthobs.tracing import is_instrumented
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -77,6 +78,9 @@ class Middleware:
         self._trust_incoming = trust_incoming
         self.request_hook: Final = request_hook
         self.response_hook: Final = response_hook
+        #: What another instrumentation may have marked as its own; a framework's application, when there is one.
+        self.framework: object = app
+        self._defers: bool | None = None
         _runtime.activate(obs)
         obs.health.adopt_pending()
         self._controls: Final = obs.controls
@@ -132,6 +136,8 @@ class Middleware:
         get = environ.get
         protocol: str = get("SERVER_PROTOCOL", "")
         asked = self._trust_incoming
+        if self._defers is None:  # instrumentation may have come after this middleware
+            self._defers = is_instrumented(self.framework)
         return Exchange(
             self._server,
             get("REQUEST_METHOD", ""),
@@ -144,6 +150,7 @@ class Middleware:
             silent=get(CANARY) is OWN,
             trust_incoming=None if asked is None else bool(self.safely(asked, environ)),
             baggage=get("HTTP_BAGGAGE"),
+            defers=self._defers,
         )
 
     def _operational(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -4,9 +4,9 @@ Wrap any application in `Middleware`; a Starlette or FastAPI application, which 
 decorators, takes `init_app` instead. Lifespan and websockets pass through; when the lifespan ends, what is
 queued is exported.
 
-Limits: asyncio only. Controls that ask the service itself need WSGI. Websockets leave no telemetry.
+Limits: asyncio only. Websockets leave no telemetry.
 """
 
-from healthobs.asgi.middleware import ASGIApp, Middleware, Receive, Scope, Send, init_app, remove_app
+from healthobs.asgi.middleware import ASGIApp, Message, Middleware, Receive, Scope, Send, init_app, remove_app
 
-__all__ = ["ASGIApp", "Middleware", "Receive", "Scope", "Send", "init_app", "remove_app"]
+__all__ = ["ASGIApp", "Message", "Middleware", "Receive", "Scope", "Send", "init_app", "remove_app"]

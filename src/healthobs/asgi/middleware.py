@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextvars import Token
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 from healthobs import _runtime, headers, lifecycle
 from healthobs.asgi.routes import Routes, own_path
+from healthobs.asgi.selfcall import self_caller
+from healthobs.compliance.control import Route
+from healthobs.compliance.selfcall import CANARY, OWN
 from healthobs.endpoints import LIVENESS, Authorize, Endpoints, Request
 from healthobs.exceptions import AuditWriteError, ConfigurationError
 from healthobs.http import Exchange, HttpServer, new_request_id
 from healthobs.problems import Response
+from healthobs.tracing import is_instrumented
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from healthobs.observability import Observability
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 _READ = (b"traceparent", b"x-request-id", b"baggage")
 
@@ -36,8 +43,13 @@ class Middleware:
         trusted: Told the scope, says whether the caller may see compliance headers when the audience is
             ``trusted``; default nobody.
         conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+        protected: Routes that controls call without credentials and with bad ones: they must refuse.
+        refused_tokens: By name, tokens that only the issuer can make and that must be refused.
         trust_incoming: Told the scope, says whether the caller's trace is continued; default
             `Settings.trust_incoming`.
+        request_hook: Told the server span and the scope, before the application is called.
+        response_hook: Told the server span and the message that starts the response. What a hook or one of the
+            functions above raises is counted (component ``hook``), and counts as no.
     """
 
     def __init__(
@@ -48,30 +60,42 @@ class Middleware:
         authorize: Authorize | None = None,
         trusted: Callable[[Scope], bool] | None = None,
         conf: str = "N",
+        protected: Iterable[Route] = (),
+        refused_tokens: Callable[[], Mapping[str, str]] | None = None,
         trust_incoming: Callable[[Scope], bool] | None = None,
+        request_hook: Callable[[Span, Scope], object] | None = None,
+        response_hook: Callable[[Span, Message], object] | None = None,
     ) -> None:
         self.app: ASGIApp = app
         self.obs: Observability = obs
         self._server = HttpServer(obs, conf=conf)
         self._endpoints = Endpoints(obs, authorize)
         self._trusted = trusted
-        self._routes = Routes(app)
+        self._defers: bool | None = None
         self._trust_incoming = trust_incoming
+        self.request_hook: Final = request_hook
+        self.response_hook: Final = response_hook
+        self._framework = app
+        self._routes = Routes(app)
+        self._loop: asyncio.AbstractEventLoop | None = None
         _runtime.activate(obs)
         obs.health.adopt_pending()
         if obs.controls is not None:
+            obs.controls.bind(self_caller(self, lambda: self._loop), protected, refused_tokens)
             obs.controls.arm(obs.settings.control_interval_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass another kind of connection on."""
+        if self.obs.controls is not None and CANARY not in scope:
+            self._loop = asyncio.get_running_loop()
+            if self.obs.controls.schedule.idle:
+                self.obs.controls.revive()
         if scope["type"] == "lifespan":
             await self.app(scope, receive, self._living(send))
             return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.obs.controls is not None and self.obs.controls.schedule.idle:
-            self.obs.controls.revive()
         path = own_path(scope, scope.get("root_path", ""))
         if path in self._endpoints.paths:
             await self._operational(scope, path, send)
@@ -93,21 +117,25 @@ class Middleware:
         return self._routes.template(scope)
 
     def _is_trusted(self, scope: Scope) -> bool:
-        return self._trusted is not None and self._asks(self._trusted, scope)
+        return self._trusted is not None and bool(self.safely(self._trusted, scope))
 
-    def _asks(self, question: Callable[[Scope], bool], scope: Scope) -> bool:
+    def safely(self, hook: Callable[..., object], *arguments: Any) -> object:
+        """Return what `hook` says, or None when it raises, which is counted."""
         try:
-            return bool(question(scope))
-        except Exception:  # noqa: BLE001 - a hook's fault is not the caller's, and counts as no
+            return hook(*arguments)
+        except Exception:  # noqa: BLE001 - a hook's fault is not the caller's
             self.obs.metrics.count_internal_error("hook")
-            return False
+            return None
 
     def _begin(self, scope: Scope) -> Exchange:
+        if self._defers is None:  # instrumentation may have come after this middleware
+            self._defers = is_instrumented(self._framework) or is_instrumented(self.app)
         found: dict[bytes, str] = {}
         for name, value in scope["headers"]:
             if name in _READ:
                 text = value.decode("latin-1")
                 found[name] = f"{found[name]},{text}" if name in found else text
+        asked = self._trust_incoming
         host, port = scope.get("server") or ("", None)
         return Exchange(
             self._server,
@@ -118,12 +146,14 @@ class Middleware:
             found.get(b"traceparent"),
             found.get(b"x-request-id"),
             trusted=self._is_trusted(scope),
-            trust_incoming=None if self._trust_incoming is None else self._asks(self._trust_incoming, scope),
+            silent=scope.get(CANARY) is OWN,
+            defers=self._defers,
+            trust_incoming=None if asked is None else bool(self.safely(asked, scope)),
             baggage=found.get(b"baggage"),
         )
 
     def _living(self, send: Send) -> Send:
-        async def live(message: MutableMapping[str, Any]) -> None:
+        async def live(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
                 lifecycle.start(self.obs)
             # uvicorn ends by the signal it got, without the interpreter's exit handlers.
@@ -138,7 +168,6 @@ class Middleware:
         query = parse_qs(
             scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True, errors="replace"
         )
-        request_id = fields["x-request-id"] = new_request_id(fields.get("x-request-id"))
         request = Request(scope["method"], path, query, fields)
         token = _runtime.override.set(self.obs)
         try:
@@ -150,6 +179,7 @@ class Middleware:
             _runtime.override.reset(token)
         assert response is not None  # noqa: S101 - the path is one of theirs
         added = self._server.headers(None, trusted=self._is_trusted(scope))
+        request_id = new_request_id(fields.get("x-request-id"))
         await _reply(response, [("X-Request-Id", request_id), *added], scope, send)
 
 
@@ -202,6 +232,9 @@ class _Answer:
             _reset(obs_token)
 
     async def _call(self) -> None:
+        middleware = self._middleware
+        if middleware.request_hook is not None:
+            middleware.safely(middleware.request_hook, self._exchange.span, self._scope)
         try:
             await self._middleware.app(self._scope, self.receive, self.send)
         except AuditWriteError:
@@ -216,14 +249,14 @@ class _Answer:
         await _reply(self._exchange.unavailable(), [], self._scope, self.send)
         self._refused = True
 
-    async def receive(self) -> MutableMapping[str, Any]:
+    async def receive(self) -> Message:
         """Notice that the client went away before the last byte."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._gone = not self._finished
         return message
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:
+    async def send(self, message: Message) -> None:
         """Add headers to the start; notice the end."""
         if self._refused:
             return
@@ -233,6 +266,9 @@ class _Answer:
                 await self._refuse()  # Starlette answers for the exception, then raises it again
                 return
             message = self._started(message)
+            hook = self._middleware.response_hook
+            if hook is not None:
+                self._middleware.safely(hook, self._exchange.span, message)
         try:
             await self._send(message)
         except OSError:  # what ASGI 2.4 servers raise when the client is gone
@@ -249,7 +285,7 @@ class _Answer:
             if not message.get("more_body", False) and self._exchange.status < 500:
                 self._finish()
 
-    def _started(self, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    def _started(self, message: Message) -> Message:
         try:
             added = self._exchange.respond(message["status"], self._middleware.route(self._scope))
             sent = [(name.decode("latin-1"), value) for name, value in message.get("headers", ())]
@@ -311,7 +347,11 @@ def init_app(
     authorize: Authorize | None = None,
     trusted: Callable[[Scope], bool] | None = None,
     conf: str = "N",
+    protected: Iterable[Route] = (),
+    refused_tokens: Callable[[], Mapping[str, str]] | None = None,
     trust_incoming: Callable[[Scope], bool] | None = None,
+    request_hook: Callable[[Span, Scope], object] | None = None,
+    response_hook: Callable[[Span, Message], object] | None = None,
 ) -> Any:
     """Give a Starlette or FastAPI `app` what `healthobs.flask.init_app` gives a Flask one.
 
@@ -323,7 +363,11 @@ def init_app(
         authorize: Checks credentials for `/audit/trail` and compliance evidence.
         trusted: Told the scope, says whether a caller may see compliance headers when the audience is ``trusted``.
         conf: HL7 v3 Confidentiality of responses that no `@classified` names.
-        trust_incoming: Told the scope, says whether the caller's trace is continued; default the settings'.
+        protected: Routes that controls call without credentials and with bad ones: they must refuse.
+        refused_tokens: By name, tokens that only the issuer can make and that must be refused.
+        trust_incoming: Told the scope, says whether a caller's trace is continued; default `Settings.trust_incoming`.
+        request_hook: Told the server span and the scope, before the application is called.
+        response_hook: Told the server span and the message that starts the response.
 
     Returns:
         The same application.
@@ -339,7 +383,16 @@ def init_app(
     if _runtime.process.default is None:
         _runtime.install(obs)
     middleware = Middleware(
-        app, obs, authorize=authorize, trusted=trusted, conf=conf, trust_incoming=trust_incoming
+        app,
+        obs,
+        authorize=authorize,
+        trusted=trusted,
+        conf=conf,
+        protected=protected,
+        refused_tokens=refused_tokens,
+        trust_incoming=trust_incoming,
+        request_hook=request_hook,
+        response_hook=response_hook,
     )
     replaced: Any = app.__dict__.get("build_middleware_stack")
     app.build_middleware_stack = _Stack(build, middleware, replaced)
@@ -348,7 +401,7 @@ def init_app(
 
 
 def remove_app(app: Any) -> Any:
-    """Take healthobs off `app` again; its answers are as before `init_app`.
+    """Take healthobs off `app` again; its answers are as before `init_app`, and its controls have ended.
 
     Raises:
         ConfigurationError: It is not on it, or something else was put around it since.
@@ -362,6 +415,8 @@ def remove_app(app: Any) -> Any:
     if stack.replaced is not None:
         app.build_middleware_stack = stack.replaced
     app.middleware_stack = None
+    if stack.middleware.obs.controls is not None:
+        stack.middleware.obs.controls.stop()
     if _runtime.process.default is stack.middleware.obs:
         _runtime.install(None)
     return app

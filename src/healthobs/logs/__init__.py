@@ -9,6 +9,6 @@ Limits: text is scanned for patterns, not understood: put values into fields, no
 other libraries with handlers of their own and `propagate = False` are not captured.
 """
 
-from healthobs.logs.pipeline import Logs
+from healthobs.logs.pipeline import LogMode, Logs
 
-__all__ = ["Logs"]
+__all__ = ["LogMode", "Logs"]

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 from opentelemetry import trace
@@ -20,9 +20,11 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 from healthobs.clock import Clock
 from healthobs.config import Settings
+from healthobs.logs.adoption import Forward, LogAdoption, exception_of
 from healthobs.logs.stdlib import StdlibCapture
 from healthobs.redaction import Redactor, describe_exception
 
+LogMode = Literal["own", "processor", "off"]
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _ALIASES = {"warn": "warning", "exception": "error", "fatal": "critical"}
 _NEVER = 1_000
@@ -48,6 +50,8 @@ class Logs:
         clock: When.
         stream: Where; default the `sys.stdout` of the moment of writing.
         on_error: Called with ``logs`` for each line that could not be written.
+        mode: ``own`` writes JSON lines; ``processor`` writes through the structlog or standard-library set-up
+            that is there, and puts ids and redaction into it, until `release`; ``off`` writes nothing.
 
     Example:
         >>> import io
@@ -67,10 +71,12 @@ class Logs:
         stream: TextIO | None = None,
         *,
         on_error: Callable[[str], None] | None = None,
+        mode: LogMode = "own",
     ) -> None:
         self.failures: int = 0
         self._service = settings.service_name
-        self._lowest = _NEVER if settings.disabled else _LEVELS[settings.log_level]
+        self._lowest = _NEVER if settings.disabled or mode == "off" else _LEVELS[settings.log_level]
+        self._names = dict(pair.split("=", 1) for pair in settings.log_fields)
         self._root_level = _LEVELS[settings.log_level]
         self._redactor = redactor
         self._clock = clock
@@ -78,6 +84,11 @@ class Logs:
         self._on_error = on_error
         self._second = (-1, "")
         self._capture: StdlibCapture | None = None
+        self._adoption: LogAdoption | None = None
+        self._forward: Forward | None = None
+        if mode == "processor" and not settings.disabled:
+            self._adoption = LogAdoption(redactor, self._exception_fields, self._ids)
+            self._forward = Forward()
         self._lock = threading.RLock()
         _protect_in_forks(self)
 
@@ -163,6 +174,20 @@ class Logs:
             self._capture.undo()
             self._capture = None
 
+    def release(self) -> None:
+        """Give back all that was taken over: the root logger's handlers, or a set-up's processors and filters."""
+        self.release_stdlib()
+        if self._adoption is not None:
+            self._adoption.release()
+            self._adoption, self._lowest = None, _NEVER
+
+    def _ids(self) -> dict[str, str]:
+        trace_id, span_id = _current_ids()
+        return {
+            self._names.get("trace_id", "trace_id"): trace_id,
+            self._names.get("span_id", "span_id"): span_id,
+        }
+
     def _from_structlog(self, _logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
         event = event_dict.pop("event", "")
         self.emit(method, event if isinstance(event, str) else "[PHI:type]", event_dict)
@@ -185,7 +210,7 @@ class Logs:
         if not fields:
             return line
         plain = {key: value for key, value in fields.items() if key not in ("exc_info", "stack_info")}
-        exc = _exception(fields.get("exc_info"))
+        exc = exception_of(fields.get("exc_info"))
         failure = {} if exc is None else self._exception_fields(exc)
         for key, value in self._redactor.mapping(plain).items():
             name = key
@@ -219,6 +244,13 @@ class Logs:
         return f"{text}.{nanoseconds // 1000:06d}Z"
 
     def _write(self, line: dict[str, Any]) -> None:
+        if self._forward is not None:
+            level, event = line.pop("level"), line.pop("event")
+            del line["timestamp"], line["service"]  # the set-up that is there has its own
+            self._forward(level, event, self._named(line))
+            return
+        if self._names:
+            line = self._named(line)
         try:
             text = _JSON.encode(line)
         except ValueError:  # NaN or infinity in a line that skipped redaction
@@ -233,6 +265,9 @@ class Logs:
                 stream.write(_ASCII_JSON.encode(line) + "\n")
             stream.flush()
 
+    def _named(self, line: dict[str, Any]) -> dict[str, Any]:
+        return {self._names.get(key, key): value for key, value in line.items()}
+
     def _failed(self) -> None:
         self.failures += 1
         if self._on_error is not None:
@@ -245,16 +280,6 @@ def _current_ids() -> tuple[str, str]:
     if not context.trace_id:
         return "", ""
     return f"{context.trace_id:032x}", f"{context.span_id:016x}"
-
-
-def _exception(exc_info: object) -> BaseException | None:
-    """Return the exception that `exc_info` means, in any of the forms of the standard library."""
-    if isinstance(exc_info, BaseException):
-        return exc_info
-    if isinstance(exc_info, tuple):
-        parts = cast("tuple[object, ...]", exc_info)
-        return parts[1] if len(parts) == 3 and isinstance(parts[1], BaseException) else None
-    return sys.exc_info()[1] if exc_info else None
 
 
 def _protect_in_forks(logs: Logs) -> None:

@@ -110,6 +110,11 @@ class Instrument:
         """Record one measurement (histograms without labels)."""
         self._children[()].observe(value, exemplar)
 
+    def unregister(self, registry: CollectorRegistry) -> None:
+        """Take the metric off `registry`; recording goes on, unseen."""
+        with contextlib.suppress(KeyError):  # off already
+            registry.unregister(self._metric)
+
     def _new(self, values: tuple[str, ...], *, declared: bool = False) -> Child:
         if len(values) != len(self._labelnames):
             raise LabelError(f"{self.name} takes {len(self._labelnames)} label values, not {len(values)}")
@@ -166,6 +171,7 @@ class Metrics:
         self.registry: CollectorRegistry = (
             CollectorRegistry(auto_describe=True) if registry is None else registry
         )
+        self._given = registry is not None
         self.multiprocess: bool = multiprocess.directory() is not None
         self.max_series: int = settings.max_series
         self.kept: exemplars.Kept = {}
@@ -239,6 +245,12 @@ class Metrics:
     def show_also_as(self, view: PrefixCollector) -> None:
         """Expose one more view of samples that are recorded already."""
         self._views = (*self._views, view)
+
+    def release(self) -> None:
+        """Take every metric off a registry that was given; it exposes what it did before."""
+        if self._given:
+            for instrument in self._instruments.values():
+                instrument.unregister(self.registry)
 
     def exposition(self, accept: str | None) -> tuple[str, bytes]:
         """Return content type and body for a scrape.

@@ -3,12 +3,15 @@
 Standards: OpenTelemetry trace SDK and semantic conventions (stable ones), W3C Trace Context level 1 §3.2,
 OTLP over HTTP. Spans are redacted on export, see `RedactingSpanExporter`.
 
-Limits: the process-wide tracer provider is never touched; sampler and span limits come from the SDK's own
+A provider that is there already can be adopted: `Observability(tracer_provider=…)`.
+
+Limits: the process-wide tracer provider is never set; sampler and span limits come from the SDK's own
 `OTEL_*` variables.
 """
 
 from healthobs.tracing.baggage import read_baggage, write_baggage
 from healthobs.tracing.exporters import LazyExporter, RedactingSpanExporter
+from healthobs.tracing.foreign import answering_span, enclosing_span, is_instrumented
 from healthobs.tracing.provider import (
     Tracing,
     build_resource,
@@ -22,9 +25,12 @@ __all__ = [
     "LazyExporter",
     "RedactingSpanExporter",
     "Tracing",
+    "answering_span",
     "build_resource",
     "build_tracing",
+    "enclosing_span",
     "format_traceparent",
+    "is_instrumented",
     "parse_traceparent",
     "read_baggage",
     "record_exception",

@@ -348,6 +348,11 @@ class LazyExporter(SpanExporter):
         self._exporter: SpanExporter | None = None
         self._pid = 0
 
+    @property
+    def is_made(self) -> bool:
+        """Whether there is an exporter already, in this process or the one it was forked from."""
+        return self._exporter is not None
+
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Export through this process's exporter."""
         pid = os.getpid()

@@ -26,15 +26,18 @@ from opentelemetry.trace import (
     Tracer,
     TraceState,
 )
+from opentelemetry.trace import TracerProvider as ApiTracerProvider
 
 from healthobs.config import Settings
 from healthobs.exceptions import ConfigurationError
 from healthobs.redaction import ExceptionFacts, Redactor
+from healthobs.tracing.adoption import Adoption, sdk_provider
 from healthobs.tracing.exporters import OUR_EXCEPTION, LazyExporter, NotesNames, RedactingSpanExporter
 
 _logger = logging.getLogger(__name__)
 
 _EXPORT_DELAY_MILLIS = 1_000
+_RELEASE_MILLIS = 5_000
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _LATER_VERSION = re.compile(
     r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?", re.DOTALL
@@ -49,6 +52,8 @@ class Tracing:
         provider: The provider; its exporters redact.
         enabled: When False, `tracer` makes spans that record nothing.
         exporters: Those of `provider`.
+        adopted: What was wrapped in place, when the provider is somebody else's.
+        source: What makes the tracer; default the provider.
     """
 
     def __init__(
@@ -58,17 +63,27 @@ class Tracing:
         version: str,
         enabled: bool = True,
         exporters: Sequence[RedactingSpanExporter] = (),
+        adopted: Adoption | None = None,
+        source: ApiTracerProvider | None = None,
     ) -> None:
         self.provider = provider
         self._exporters = exporters
         self.enabled = enabled
-        self.tracer: Tracer = provider.get_tracer("healthobs", version) if enabled else NoOpTracer()
+        self._adopted = adopted
+        self.tracer: Tracer = (
+            (source or provider).get_tracer("healthobs", version) if enabled else NoOpTracer()
+        )
         # The provider flushes at exit; a child of multiprocessing skips `atexit` and runs finalizers only.
         self._finalizer = Finalize(None, self.close, exitpriority=100) if exporters else None
 
     def failures(self) -> int:
         """Return how many exports have failed so far."""
         return sum(exporter.failures for exporter in self._exporters)
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether the provider is somebody else's."""
+        return self._adopted is not None
 
     def flush(self, timeout_millis: int = 5_000) -> bool:
         """Export what has ended; return whether all of it went in `timeout_millis`."""
@@ -78,11 +93,15 @@ class Tracing:
             return False
 
     def close(self) -> None:
-        """Flush and stop; spans that end later are dropped."""
+        """Flush and stop; spans that end later are dropped. An adopted provider is flushed and given back."""
         if self._finalizer is not None:
             self._finalizer.cancel()
         try:
-            self.provider.shutdown()
+            if self._adopted is None:
+                self.provider.shutdown()
+            else:
+                self.provider.force_flush(_RELEASE_MILLIS)
+                self._adopted.release()
         except Exception:  # noqa: BLE001
             _logger.warning("closing the tracer provider failed")
 
@@ -95,8 +114,9 @@ def build_tracing(
     id_generator: IdGenerator | None = None,
     simple: bool = False,
     on_error: Callable[[str], None] | None = None,
+    adopt: ApiTracerProvider | None = None,
 ) -> Tracing:
-    """Build the tracer provider of one `Observability`; the process-wide one stays as it is.
+    """Build the tracer provider of one `Observability`, or adopt one; the process-wide one is never set.
 
     Args:
         settings: Names the service and says where spans go.
@@ -105,9 +125,11 @@ def build_tracing(
         id_generator: Makes trace and span ids; default random.
         simple: Export each span when it ends, on the caller's thread (for tests).
         on_error: Called with ``tracing`` for each failed export.
+        adopt: A provider that is there already: its exporters are wrapped in place, none is added.
 
     Raises:
-        ConfigurationError: When an OTLP endpoint is set and the extra ``otlp`` is not installed.
+        ConfigurationError: When an OTLP endpoint is set and the extra ``otlp`` is not installed, or the adopted
+            provider is none of the SDK's.
 
     Example:
         >>> from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -119,6 +141,8 @@ def build_tracing(
         '[PHI:key]'
         >>> tracing.close()
     """
+    if adopt is not None:
+        return _adopted(adopt, settings, redactor, on_error)
     provider = TracerProvider(resource=build_resource(settings), id_generator=id_generator)
     enabled = not settings.disabled
     sinks = list(exporters)
@@ -138,6 +162,17 @@ class _Simple(NotesNames, SimpleSpanProcessor):
 
 class _Batch(NotesNames, BatchSpanProcessor):
     """Exports from a thread of its own."""
+
+
+def _adopted(
+    given: ApiTracerProvider, settings: Settings, redactor: Redactor, on_error: Callable[[str], None] | None
+) -> Tracing:
+    provider = sdk_provider(given)
+    adoption = Adoption(provider, lambda inner: RedactingSpanExporter(inner, redactor, on_error=on_error))
+    enabled = not settings.disabled
+    return Tracing(
+        provider, version=settings.service_version, enabled=enabled, adopted=adoption, source=given
+    )
 
 
 def _export_delay() -> float | None:

@@ -1,0 +1,237 @@
+"""`healthobs doctor MODULE:APP`: what is wrong with how an application is set up; it changes nothing.
+
+It imports the application as a server would and looks at it, at the tracer providers, at gunicorn's settings
+(`GUNICORN_CMD_ARGS`, `WEB_CONCURRENCY`, the literals of `gunicorn.conf.py`) and at the environment.
+
+Limits: what the application does when it is imported, it does. Settings that are computed are not understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib
+import os
+import shlex
+import sqlite3
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+from healthobs import asgi, wsgi
+from healthobs.exceptions import ConfigurationError
+from healthobs.tracing import LazyExporter, RedactingSpanExporter
+from healthobs.tracing.adoption import exporters, processors, sdk_provider
+
+OK, FINDINGS, CANNOT_LOAD = 0, 1, 2
+_MAX_LAYERS = 64
+_INSIDE = ("wsgi_app", "app", "_app", "wsgi", "application", "build_middleware_stack", "middleware")
+_FLAG = "_is_instrumented_by_opentelemetry"
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong: its name, what was seen, what to do."""
+
+    name: str
+    seen: str
+    remedy: str
+
+
+def examine(
+    app: Any,
+    *,
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    sqlite_version: tuple[int, ...] | None = None,
+) -> list[Finding]:
+    """Return what is wrong with `app` and the process around it.
+
+    Args:
+        app: A WSGI or ASGI application.
+        environ: Environment variables; default the process's.
+        folder: Where `gunicorn.conf.py` would be; default the current one.
+        sqlite_version: Version of SQLite; default the linked one.
+
+    Example:
+        >>> examine(lambda environ, start_response: [], environ={}, sqlite_version=(3, 51, 3))
+        []
+    """
+    environ = os.environ if environ is None else environ
+    if sqlite_version is None:
+        sqlite_version = sqlite3.sqlite_version_info
+    server = _server(environ, folder or Path())
+    layers = list(_layers(app))
+    observed = [layer for layer in layers if isinstance(layer, (wsgi.Middleware, asgi.Middleware))]
+    providers = _providers(observed)
+    return [
+        *_doubles(layers, observed),
+        *_escapes(providers),
+        *_preload(server, providers),
+        *_multiprocess(server, environ),
+        *_sqlite(sqlite_version),
+    ]
+
+
+def _layers(app: Any) -> Iterator[Any]:
+    """Yield `app` and what it wraps, by the attributes and closures that middleware uses."""
+    waiting, seen = [app], set[int]()
+    while waiting and len(seen) < _MAX_LAYERS:
+        layer = waiting.pop(0)
+        if id(layer) in seen or layer is None:
+            continue
+        seen.add(id(layer))
+        yield layer
+        waiting += [getattr(layer, name) for name in _INSIDE if hasattr(layer, name)]
+        for cell in getattr(layer, "__closure__", None) or ():
+            with contextlib.suppress(ValueError):  # a cell that is not filled yet
+                if callable(cell.cell_contents):
+                    waiting.append(cell.cell_contents)
+
+
+def _is_foreign(layer: Any) -> bool:
+    kind = f"{layer.__class__.__module__}.{layer.__class__.__name__}"
+    return kind.startswith("opentelemetry.instrumentation.") and "Middleware" in kind
+
+
+def _doubles(layers: Sequence[Any], observed: Sequence[Any]) -> Iterator[Finding]:
+    if len(observed) > 1:
+        yield Finding(
+            "double_instrumentation",
+            f"healthobs is on the application {len(observed)} times",
+            "keep one: init_app, or Middleware",
+        )
+    foreign = sum(map(_is_foreign, layers)) + any(getattr(layer, _FLAG, False) for layer in layers)
+    if foreign > 1:
+        yield Finding(
+            "double_instrumentation",
+            f"OpenTelemetry makes {foreign} server spans of each request",
+            "keep one of its instrumentations: the framework's, or the middleware",
+        )
+    if foreign and any(not layer.obs.tracing.is_adopted for layer in observed):
+        yield Finding(
+            "double_instrumentation",
+            "OpenTelemetry's server spans and healthobs' own go to two tracer providers",
+            "pass Observability(tracer_provider=opentelemetry.trace.get_tracer_provider())",
+        )
+
+
+def _providers(observed: Sequence[Any]) -> list[TracerProvider]:
+    found = [layer.obs.tracing.provider for layer in observed]
+    with contextlib.suppress(ConfigurationError):  # none is set: asking the API for it would set one
+        found.append(sdk_provider(getattr(trace, "_TRACER_PROVIDER", None)))
+    return list({id(provider): provider for provider in found}.values())
+
+
+def _escapes(providers: Sequence[TracerProvider]) -> Iterator[Finding]:
+    remedy = "pass the tracer provider to Observability(tracer_provider=…), before or after adding processors"
+    for provider in providers:
+        for slot in exporters(provider):
+            if not isinstance(slot.exporter, RedactingSpanExporter):
+                seen = f"spans leave unredacted through {type(slot.exporter).__name__}"
+                yield Finding("exporter_escapes_redaction", seen, remedy)
+        holders = {id(slot.owner) for slot in exporters(provider)}
+        for processor in processors(provider):
+            inner = getattr(processor, "_batch_processor", None)
+            silent = processor.__class__.on_end is SpanProcessor.on_end
+            if not silent and not holders & {id(processor), id(inner)}:
+                seen = f"{processor.__class__.__name__} gets ended spans and has no exporter that could be wrapped"
+                yield Finding("exporter_escapes_redaction", seen, "give it a SpanExporter, or take it off")
+
+
+def _preload(server: Mapping[str, Any], providers: Sequence[TracerProvider]) -> Iterator[Finding]:
+    if not server.get("preload_app"):
+        return
+    made: set[str] = set()
+    for provider in providers:
+        for slot in exporters(provider):
+            exporter = getattr(slot.exporter, "inner", slot.exporter)
+            if not isinstance(exporter, LazyExporter) or exporter.is_made:
+                made.add(type(exporter).__name__)
+    if made:
+        yield Finding(
+            "preload_with_used_exporter",
+            f"gunicorn preloads, and before the fork there is already {', '.join(sorted(made))}",
+            "switch preload off, or use Settings.otlp_endpoint, whose exporter is made in each worker",
+        )
+
+
+def _multiprocess(server: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[Finding]:
+    workers, folder = server.get("workers", 1), environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if workers > 1 and not folder:
+        yield Finding(
+            "missing_multiprocess_directory",
+            f"{workers} workers, and each would count for itself",
+            "set PROMETHEUS_MULTIPROC_DIR to an empty directory before the server starts, "
+            "or start it with healthobs.gunicorn.serve",
+        )
+    elif folder and not (Path(folder).is_dir() and os.access(folder, os.W_OK)):
+        yield Finding(
+            "missing_multiprocess_directory",
+            "PROMETHEUS_MULTIPROC_DIR names no directory that can be written to",
+            "create it before the server starts",
+        )
+
+
+def _sqlite(version: tuple[int, ...]) -> Iterator[Finding]:
+    try:
+        from healthobs.audit.sqlite import wal_is_safe
+    except ImportError:  # without the extra `audit` there is no trail to lose
+        return
+    if not wal_is_safe(version):
+        yield Finding(
+            "vulnerable_sqlite",
+            f"SQLite {'.'.join(map(str, version))} can lose an acknowledged commit in WAL mode",
+            "use 3.51.3, 3.50.7 or 3.44.6; the audit trail keeps to the rollback journal meanwhile",
+        )
+
+
+def _server(environ: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """Return what is known of gunicorn's `workers` and `preload_app`, the command line's arguments last."""
+    known: dict[str, Any] = {}
+    if environ.get("WEB_CONCURRENCY", "").isdecimal():
+        known["workers"] = int(environ["WEB_CONCURRENCY"])
+    config = folder / "gunicorn.conf.py"
+    if config.is_file():
+        for statement in ast.parse(config.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
+                names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
+                known |= dict.fromkeys(names, statement.value.value)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-w", "--workers", type=int)
+    parser.add_argument("--preload", action="store_true", default=None, dest="preload_app")
+    told, _ = parser.parse_known_args(shlex.split(environ.get("GUNICORN_CMD_ARGS", "")))
+    return known | {name: value for name, value in vars(told).items() if value is not None}
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; return 0 when nothing is wrong, 1 when something is, 2 when there is no such application."""
+    parser = argparse.ArgumentParser(prog="healthobs doctor", description="Examine an application's set-up.")
+    parser.add_argument(
+        "app", metavar="MODULE:APP", help="as a server takes it; APP may be a call: create_app()"
+    )
+    chosen = parser.parse_args(argv)
+    try:
+        app = _load(chosen.app)
+    except Exception as exc:  # noqa: BLE001 - the application's own code runs here
+        print(f"healthobs: {chosen.app} cannot be loaded ({type(exc).__name__})", file=sys.stderr)  # noqa: T201
+        return CANNOT_LOAD
+    found = examine(app)
+    for finding in found:
+        print(f"{finding.name}: {finding.seen}. {finding.remedy[0].upper()}{finding.remedy[1:]}.")  # noqa: T201
+    if not found:
+        print("nothing is wrong")  # noqa: T201
+    return FINDINGS if found else OK
+
+
+def _load(uri: str) -> Any:
+    module, _, name = uri.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    found: Any = importlib.import_module(module)
+    for part in (name.removesuffix("()") or "app").split("."):
+        found = getattr(found, part)
+    return found() if name.endswith("()") else found

@@ -1,0 +1,149 @@
+"""`healthobs doctor`: each thing it can find is planted once, and a sound set-up has nothing to find."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from healthobs import Observability, Settings
+from healthobs.cli import main
+from healthobs.doctor import examine
+from healthobs.flask import init_app
+from healthobs.wsgi import Middleware
+
+SOUND = (3, 51, 3)
+
+
+def names(app: Any, **options: Any) -> list[str]:
+    """Return the names of what is found."""
+    options = {"environ": {}, "sqlite_version": SOUND, **options}
+    return [finding.name for finding in examine(app, **options)]
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flask:
+    """Return a sound application, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return init_app(Flask("app"), Observability(Settings()))
+
+
+class Sends(SpanProcessor):
+    """A processor that sends spans by itself."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Send it."""
+
+
+class TestFindings:
+    """What `examine` reports."""
+
+    def test_sound(self, app: Flask) -> None:
+        """Nothing."""
+        assert names(app) == []
+
+    def test_healthobs_twice(self, app: Flask) -> None:
+        """`init_app` and `Middleware` at once."""
+        assert names(Middleware(app, Observability(Settings()))) == ["double_instrumentation"]
+
+    def test_opentelemetry_twice(self, app: Flask) -> None:
+        """The framework's instrumentation and the middleware at once."""
+        foreign = type("OpenTelemetryMiddleware", (), {"__module__": "opentelemetry.instrumentation.wsgi"})()
+        foreign.wsgi = app
+        app._is_instrumented_by_opentelemetry = True  # type: ignore[attr-defined]
+        found = examine(foreign, environ={}, sqlite_version=SOUND)
+        assert [finding.seen for finding in found] == [
+            "OpenTelemetry makes 2 server spans of each request",
+            "OpenTelemetry's server spans and healthobs' own go to two tracer providers",
+        ]
+
+    def test_adopted_provider_is_no_second_pipeline(self) -> None:
+        """With OpenTelemetry's tracer provider adopted, its server spans are ours."""
+        app = Flask("app")
+        app._is_instrumented_by_opentelemetry = True  # type: ignore[attr-defined]
+        obs = Observability(Settings(), tracer_provider=TracerProvider())
+        assert names(init_app(app, obs)) == []
+
+    def test_escaping_exporter(self, app: Flask) -> None:
+        """One that was added to our provider behind our back."""
+        obs = app.extensions["healthobs"].obs
+        obs.tracing.provider.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
+        (finding,) = examine(app, environ={}, sqlite_version=SOUND)
+        assert (finding.name, "InMemorySpanExporter" in finding.seen) == ("exporter_escapes_redaction", True)
+
+    def test_processor_that_sends_by_itself(self, app: Flask) -> None:
+        """One without an exporter that could be wrapped; one that only looks at starts is no finding."""
+        provider = app.extensions["healthobs"].obs.tracing.provider
+        provider.add_span_processor(SpanProcessor())
+        assert names(app) == []
+        provider.add_span_processor(Sends())
+        assert names(app) == ["exporter_escapes_redaction"]
+
+    @pytest.mark.parametrize("how", ["arguments", "file"])
+    def test_preload_with_a_used_exporter(self, how: str, tmp_path: Path) -> None:
+        """An exporter made before the fork, whichever way gunicorn is told to preload."""
+        used = Observability(Settings(), span_exporters=[InMemorySpanExporter()])
+        lazy = Observability(Settings(otlp_endpoint="http://127.0.0.1:9"))
+        environ = {"GUNICORN_CMD_ARGS": "--preload --bind :80"} if how == "arguments" else {}
+        if how == "file":
+            (tmp_path / "gunicorn.conf.py").write_text("preload_app = True\nworkers = 1\n")
+        try:
+            for obs, expected in ((used, ["preload_with_used_exporter"]), (lazy, [])):
+                app = init_app(Flask("app"), obs)
+                assert names(app, environ=environ, folder=tmp_path) == expected
+                assert names(app, folder=tmp_path / "elsewhere") == []
+        finally:
+            used.close()
+            lazy.close()
+
+    @pytest.mark.parametrize("environ", [{"GUNICORN_CMD_ARGS": "-w 2"}, {"WEB_CONCURRENCY": "3"}])
+    def test_missing_multiprocess_directory(
+        self, app: Flask, environ: dict[str, str], tmp_path: Path
+    ) -> None:
+        """Several workers without one, or one that is not there."""
+        assert names(app, environ=environ) == ["missing_multiprocess_directory"]
+        environ["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path / "none")
+        assert names(app, environ=environ) == ["missing_multiprocess_directory"]
+        (tmp_path / "none").mkdir()
+        assert names(app, environ=environ) == []
+
+    def test_vulnerable_sqlite(self, app: Flask) -> None:
+        """A release with the WAL-reset race."""
+        assert names(app, sqlite_version=(3, 51, 2)) == ["vulnerable_sqlite"]
+
+
+class TestCommand:
+    """`healthobs doctor`."""
+
+    @pytest.fixture(autouse=True)
+    def _module(self, app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "served.py").write_text(
+            "from flask import Flask\ndef create_app(): return Flask('x')\napp = create_app()\n"
+        )
+        monkeypatch.setattr(sys, "path", sys.path[:])
+        monkeypatch.delitem(sys.modules, "served", raising=False)
+        monkeypatch.setattr("healthobs.doctor.sqlite3.sqlite_version_info", SOUND)
+
+    @pytest.mark.parametrize("uri", ["served:app", "served:create_app()", "served"])
+    def test_sound(self, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """Exit status 0."""
+        assert main(["doctor", uri]) == 0
+        assert capsys.readouterr().out == "nothing is wrong\n"
+
+    def test_findings(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        """One line each, with the remedy; exit status 1."""
+        monkeypatch.setenv("WEB_CONCURRENCY", "2")
+        assert main(["doctor", "served:app"]) == 1
+        assert capsys.readouterr().out.startswith("missing_multiprocess_directory: 2 workers, and each")
+
+    @pytest.mark.parametrize("uri", ["nothing_there:app", "served:nothing"])
+    def test_cannot_load(self, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """Exit status 2."""
+        assert main(["doctor", uri]) == 2
+        assert "cannot be loaded" in capsys.readouterr().err
