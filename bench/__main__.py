@@ -15,7 +15,7 @@ from statistics import median
 
 from opentelemetry.sdk.trace.export import SpanExporter
 
-from bench import apps, calls, costs, decorators, peers
+from bench import apps, auditing, calls, costs, decorators, peers
 from bench.exporting import Encoder
 
 #: Most calls added to bare Flask.
@@ -122,6 +122,7 @@ def others() -> list[str]:
     """Print the rest and return the bars that do not hold."""
     plain, ours = costs.scrape()
     print(f"a scrape of {costs.SERIES} series: {ours:.0f} ms, prometheus_client alone {plain:.0f} ms")
+    print(auditing.report())
     imported = costs.import_ratio()
     print(f"import healthobs, beyond its dependencies: {imported:.2f} of theirs, at most {MOST_IMPORT}")
     faster = costs.patients_ratio()
