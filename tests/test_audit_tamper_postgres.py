@@ -13,6 +13,7 @@ from tests.postgres import Postgres
 
 from healthobs.audit import Verification, governance, keys, merkle, open_trail, verification
 from healthobs.audit.checkpoint import Signer, Verifier
+from healthobs.audit.command import main
 from healthobs.audit.postgres import GUARDS, PostgresStore, prepare
 from healthobs.audit.retention import RecordClass, Retention, approve
 from healthobs.exceptions import AuditError
@@ -181,3 +182,21 @@ def test_retention(postgres: Postgres, tmp_path: Path) -> None:
     assert trail.accepted_changes() == ()
     assert trail.inclusion_proof(297).verify(trail.checkpoint().root)
     trail.close()
+
+
+def test_command(pristine: Pristine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`healthobs audit` takes a database URL wherever it takes a file, with the same exit codes."""
+    url = pristine.copy()
+    for arguments in (
+        ["verify", url],
+        ["fsck", url],
+        ["prove", url, "1"],
+        ["export", url, "--tiles", str(tmp_path)],
+    ):
+        assert main(arguments) == 0
+    assert main(["fsck", str(tmp_path), "--vkey", pristine.vkey]) == 0
+    pristine.damage(url, ATTACKS["edit"][0])
+    capsys.readouterr()
+    assert main(["verify", url, "--vkey", pristine.vkey]) == 1
+    assert "first bad entry 2" in capsys.readouterr().out
+    assert main(["verify", url.replace("/t", "/none")]) == 2
