@@ -179,6 +179,18 @@ class TestSpan:
         assert kit.spans()[0].status.status_code is StatusCode.UNSET
 
     @pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
+    @pytest.mark.parametrize(
+        "method", ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"]
+    )
+    def test_known_methods_keep_their_name(self, method: str) -> None:
+        """The methods of RFC 9110, of RFC 5789 and QUERY are told apart in span, line and label."""
+        kit = Kit(answer())
+        kit.request(method)
+        assert kit.spans()[0].name == f"{method} /x/{{id}}"
+        assert kit.lines()[0]["method"] == method
+        assert kit.sample("svc_request_duration_seconds_count", method=method) == 1
+
+    @pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
     def test_unmatched_route_and_unknown_method(self) -> None:
         """Neither a made-up path nor a made-up method reaches a name or a label."""
         kit = Kit(answer("404 Not Found", route=None))

@@ -12,7 +12,7 @@ from opentelemetry import baggage
 from opentelemetry.context import attach, detach
 from opentelemetry.trace import Span
 
-from healthobs import Settings
+from healthobs import Settings, classified
 from healthobs.client.outbound import Recorder
 from healthobs.flask import init_app, remove_app
 from healthobs.testing import Capture
@@ -192,6 +192,27 @@ class TestExcluded:
             assert capture.metric("healthobs_excluded_requests_total", path="/ping") == 1
             assert "X-Request-Id" in call(app, "/ping/other")[1]
             assert len(capture.spans) == len(capture.log_lines) == 1
+
+
+class TestClassified:
+    """What a view's classification makes of the headers."""
+
+    @pytest.mark.parametrize(
+        ("own", "conf", "frameworks"),
+        [(("sox",), "R", '("sox")'), ((), "R", '("hipaa")'), (None, "N", '("hipaa")')],
+    )
+    def test_frameworks_and_confidentiality(
+        self, own: tuple[str, ...] | None, conf: str, frameworks: str
+    ) -> None:
+        """Its own frameworks win over the settings'; a view that states nothing has the application's."""
+
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            return (ok if own is None else classified(conf="R", frameworks=own)(ok))(environ, start_response)
+
+        with Capture(Settings(headers=True, audience="all", frameworks=("hipaa",))) as capture:
+            headers = call(Middleware(app, capture.obs))[1]
+        assert headers["Data-Classification"] == f"conf={conf}"
+        assert headers["Compliance"].startswith(f"frameworks={frameworks};")
 
 
 class TestFlaskExceptions:
