@@ -322,6 +322,7 @@ class TestOneMeasurement:
         status, _, body = kit.request()
         assert (status, body, kit.spans(), kit.lines()) == (200, b"ok", (), [])
         assert kit.sample("svc_request_duration_seconds_count") is None
+        assert kit.sample("http_server_active_requests") is None
 
 
 class TestContext:
