@@ -276,3 +276,30 @@ class TestDescribeException:
             group.add_note(NEEDLE)
             facts = describe_exception(group)
         assert NEEDLE not in repr(facts)
+
+
+class TestWhatMutantsShowed:
+    """Rules that no test held until a planted fault survived."""
+
+    def test_the_context_is_a_cause(self) -> None:
+        """An exception raised while another was handled names that one, without `from`."""
+
+        def implicit(_: str) -> None:
+            try:
+                int(NEEDLE)
+            except ValueError:
+                raise KeyError(NEEDLE)  # noqa: B904
+
+        assert facts_of(implicit).causes == ("ValueError",)
+
+    def test_the_same_type_elsewhere_is_another_problem(self) -> None:
+        """The fingerprint holds the place, not only the type."""
+
+        def here(value: str) -> None:
+            int(value)
+
+        def there(value: str) -> None:
+            int(value)
+
+        assert facts_of(here, NEEDLE).type == facts_of(there, NEEDLE).type
+        assert facts_of(here, NEEDLE).fingerprint != facts_of(there, NEEDLE).fingerprint

@@ -281,3 +281,31 @@ class TestScanProperties:
     def test_generated_cards_are_cards(self, card: str) -> None:
         """The generator of this module plants what it says."""
         assert is_card(card)
+
+
+class TestWhatMutantsShowed:
+    """Rules that no test held until a planted fault survived."""
+
+    @pytest.mark.parametrize(
+        ("number", "kind"),
+        [
+            ("000051120", None),
+            ("666051120", None),
+            ("078001120", None),
+            ("078050000", None),
+            ("078051120", "ssn"),
+        ],
+    )
+    def test_numbers_that_nobody_was_given(self, number: str, kind: str | None) -> None:
+        """Area 000 and 666, group 00 and serial 0000 are never issued: nine digits alone are then no number of a person."""
+        assert scan(f"ref {number} ok")[1] == (() if kind is None else (kind,))
+
+    @pytest.mark.parametrize("token", ["1hgcm82633a004353", "11111111111111111", "abcdefghjklmnprst"])
+    def test_tokens_that_are_no_vehicle(self, token: str) -> None:
+        """A wrong check digit, digits only and letters only are no vehicle's number."""
+        assert "vin" not in scan(f"code {token} x1234")[1]
+
+    def test_blanks_of_other_scripts_separate_like_ascii_ones(self) -> None:
+        """A thin, an ideographic and a no-break space stand between digit groups as a blank does."""
+        for blank in ("\u2009", "\u3000", "\u00a0"):
+            assert scan(f"078{blank}05{blank}1120")[0] == "[PHI:ssn]"
