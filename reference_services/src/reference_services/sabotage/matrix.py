@@ -132,7 +132,7 @@ def main(argv: Sequence[str] = ()) -> int:
         f"{service}: {name} fails although nobody broke it"
         for service, states in before.items()
         for name, state in states.items()
-        if state == "fail" and not (name == "H-514" and SERVICES[service].info.telemetry_keys)
+        if state == "fail" and not (name == "H-514" and "patient_id" in SERVICES[service].info.telemetry_keys)
     ]
     bare = without_sabotage((name for states in before.values() for name in states), SABOTAGES)
     wrong += [f"{name} has no sabotage" for name in sorted(bare)]
