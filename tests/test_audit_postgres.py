@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from tests.postgres import Postgres
 
 from healthobs.audit import merkle, open_trail
+from healthobs.audit.opening import store_of
 from healthobs.audit.postgres import GUARDS, prepare
 from healthobs.audit.trail import AuditTrail
 from healthobs.exceptions import AuditError, AuditWriteError, ConfigurationError
@@ -149,6 +151,23 @@ class TestGuards:
         log.as_owner(off, "UPDATE entry SET body = replace(body, 'client-1', 'client-2') WHERE idx = 1", on)
         verdict = trail.verify()
         assert (verdict.ok, verdict.first_bad_index) == (False, 1)
+
+    def test_only_the_owner_lifts_the_guards(self, log: Log) -> None:
+        """Erasing needs the owner's connection, and leaves every guard in force again."""
+        trail = log.open()
+        for _ in range(3):
+            trail.append(READ)
+
+        def erase(url: str) -> None:
+            with closing(store_of(url).connect()) as connection, connection.amending():
+                connection.execute("UPDATE entry SET body = NULL WHERE idx = 1")
+
+        with pytest.raises(AuditError, match="42501"):
+            erase(log.application)
+        erase(log.owner)
+        assert log.as_owner("SELECT idx FROM entry WHERE body IS NULL") == [(1,)]
+        assert trail.accepted_changes() == ()
+        assert not [problem for problem in trail.verify().problems if "guard" in str(problem)]
 
     def test_somebody_elses_schema(self, postgres: Postgres, tmp_path: Path) -> None:
         """A schema of the same name with other tables is left alone."""

@@ -9,12 +9,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from tests import power
+from tests.postgres import Postgres
 
-from healthobs.audit import verification
+from healthobs.audit import open_trail, verification
 from healthobs.audit.checkpoint import Verifier
 from healthobs.audit.sqlite import SqliteStore, connect_pragmas
 from healthobs.exceptions import AuditError
@@ -148,3 +150,46 @@ class TestFailingSync:
                 kept = dict(connection.execute("SELECT idx, body FROM entry"))
             assert all(f'"id":"{mark}"' in kept[index] for index, mark in told.items())
             assert len(told) >= 6
+
+
+@pytest.mark.server
+class TestPostgresSync:
+    """What PostgreSQL does before it confirms a commit, from the system calls of its backend."""
+
+    @pytest.mark.parametrize(("setting", "synced"), [("on", True), ("off", False)])
+    def test_write_ahead_log_is_synced_before_the_confirmation(
+        self, folder: Path, postgres: Postgres, tmp_path: Path, setting: str, synced: bool
+    ) -> None:
+        """With synchronous_commit on each commit follows a sync, with off it does not: the check of it matters."""
+        trail = open_trail(postgres.url(postgres.database()), service="s", key_file=tmp_path / "key")
+        with closing(trail._place.connect()) as connection:
+            connection.execute(f"SET synchronous_commit = {setting}")
+            ((backend,),) = connection.execute("SELECT pg_backend_pid()")
+            log = folder / "strace"
+            command = [
+                "strace",
+                "-p",
+                str(backend),
+                "-o",
+                str(log),
+                "-s",
+                "200",
+                "-e",
+                "trace=fdatasync,fsync,sendto",
+            ]
+            tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            assert tracer.stderr is not None
+            assert "attached" in tracer.stderr.readline()
+            for index in range(5):
+                connection.execute("BEGIN")
+                connection.execute(
+                    "INSERT INTO entry (idx, leaf, body) VALUES (?, ?, '{}')", (index, bytes(32))
+                )
+                connection.execute("COMMIT")
+            tracer.terminate()
+            tracer.communicate(timeout=30)
+        trail.close()
+        told = re.findall(r"fdatasync|fsync|INSERT|COMMIT", log.read_text())
+        confirmed = [before for before, after in pairwise(told) if after == "COMMIT"]
+        assert len(confirmed) == 5
+        assert all(before == "fdatasync" for before in confirmed) is synced
