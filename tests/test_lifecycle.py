@@ -96,6 +96,15 @@ class TestOpsPort:
         assert (status, int(headers["Content-Length"]) > 0, body) == (200, True, b"")
         assert self.ask(port, "/health", "POST")[0] == 405
 
+    def test_a_fault_is_an_answer(
+        self, port: int, obs: Observability, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A scrape that fails is a 500 and is counted; the port goes on."""
+        monkeypatch.setattr(obs.metrics.registry, "collect", None)
+        assert self.ask(port, "/metrics")[0] == 500
+        monkeypatch.undo()
+        assert b'internal_errors_total{component="ops"} 1.0' in self.ask(port, "/metrics")[2]
+
     def test_a_silent_client_holds_nobody_up(self, port: int) -> None:
         """A connection that says nothing does not delay the next probe."""
         with socket.create_connection(("127.0.0.1", port)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import struct
 import tempfile
 import threading
 from pathlib import Path
@@ -111,6 +112,18 @@ class TestBury:
             assert not began.wait(0.05)
         thread.join(5)
         assert began.is_set()
+
+
+class TestReadable:
+    """`readable`."""
+
+    def test_a_file_just_made_is_left_out(self, tmp_path: Path) -> None:
+        """A worker makes a file before it writes to it; a scrape in between must not fail."""
+        write(tmp_path, "counter", 1, "m", 1.0)
+        (tmp_path / "counter_2.db").touch()
+        assert multiprocess.readable(tmp_path) == [str(tmp_path / "counter_1.db")]
+        with pytest.raises(struct.error):  # the planted fault: what the reader makes of it
+            read(tmp_path)
 
 
 class TestWipe:

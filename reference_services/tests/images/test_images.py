@@ -165,7 +165,11 @@ PLANTED = {
         "COPY --from=build /venv /venv\nCOPY requirements/run.lock /venv/lib/signing.pem\n",
         ["holds venv/lib/signing.pem"],
     ),
-    "healthcheck": ("8080/health", "8081/health", ["never healthy"]),
+    "healthcheck": (
+        '"/venv/healthcheck.py"]',
+        '"/venv/healthcheck.py", "http://127.0.0.1:8081/health"]',
+        ["never healthy"],
+    ),
     "stop": ("ENTRYPOINT", "STOPSIGNAL SIGKILL\nENTRYPOINT", ["does not end with status 0"]),
     "temporary files": (
         " \\\n    TMPDIR=/dev/shm",

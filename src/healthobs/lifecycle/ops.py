@@ -64,7 +64,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Request(self.command, path, parse_qs(query, errors="replace"), headers)
         server = cast("OpsServer", self.server)
-        response = server.endpoints.handle(request) or problem(404, "not_found")
+        try:
+            response = server.endpoints.handle(request) or problem(404, "not_found")
+        except Exception:  # noqa: BLE001 - a scrape that fails is an answer too
+            server.obs.metrics.count_internal_error("ops")
+            response = problem(500, "internal_error")
         self.send_response(response.status, HTTPStatus(response.status).phrase)
         for name, value in (*response.headers, ("Content-Length", str(len(response.body)))):
             self.send_header(name, value)
@@ -90,6 +94,7 @@ class OpsServer(ThreadingHTTPServer):
         super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
+        self.obs: Observability = obs
         self.endpoints: Endpoints = Endpoints(obs, private=True)
 
     def start(self) -> None:

@@ -6,12 +6,10 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from healthobs.config import Settings
 from healthobs.exceptions import LabelError, MetricNameError
@@ -267,9 +265,11 @@ class Metrics:
             families = list(_without_created(self.registry.collect()))
         else:
             with multiprocess.reading(path):
-                families = list(_without_created(_all_processes(path).collect()))
-            files = sum(1 for _ in path.glob("*.db"))
-            families.append(GaugeMetricFamily("healthobs_metric_files", "Files that a scrape adds up", files))
+                files = multiprocess.readable(path)
+                families = list(_without_created(_merged(files)))
+            families.append(
+                GaugeMetricFamily("healthobs_metric_files", "Files that a scrape adds up", len(files))
+            )
         recorded = {name.removesuffix("_bucket") for name, _ in self.kept}
         for family in families:
             if family.name in recorded:
@@ -299,11 +299,11 @@ class Metrics:
             return known
 
 
-def _all_processes(path: Path) -> Collector:
+def _merged(files: Sequence[str]) -> Iterable[Metric]:
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    make = cast("Callable[[CollectorRegistry, str], Collector]", MultiProcessCollector)
-    return make(CollectorRegistry(), str(path))
+    merge = cast("Callable[[Sequence[str]], Iterable[Metric]]", getattr(MultiProcessCollector, "merge"))  # noqa: B009
+    return merge(files)
 
 
 def _without_created(families: Iterable[Metric]) -> Iterator[Metric]:

@@ -87,6 +87,11 @@ def reading(path: Path) -> Generator[None]:
         yield
 
 
+def readable(path: Path) -> list[str]:
+    """Return the files that hold something; one that a worker has just made is empty, which the reader cannot bear."""
+    return [str(file) for file in path.glob("*.db") if file.stat().st_size]
+
+
 def _merge(source: Path, archive: Path, kind: str) -> None:
     target = _open(str(archive))
     try:
