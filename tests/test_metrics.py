@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from healthobs.config import Settings
 from healthobs.exceptions import LabelError, MetricNameError
 from healthobs.metrics import DEFAULT_BUCKETS, OVERFLOW, Metrics, instruments
-from healthobs.metrics.exemplars import Pace
+from healthobs.metrics.exemplars import Kept, Pace, RememberingHistogram, attach
 from healthobs.metrics.exposition import PrefixCollector
 from healthobs.redaction import Redactor
 
@@ -237,6 +237,19 @@ class TestExemplars:
             (2 * second + 2, 0.1),
         ]
         assert [pace.due(*one) for one in asked] == [True, False, True, False, False, True, True]
+
+    def test_remembered_on_its_own_bucket(self) -> None:
+        """A measurement is recorded, and its exemplar shown on the bucket whose bound it does not exceed."""
+        registry, kept = CollectorRegistry(), Kept()
+        child = Histogram("h_seconds", "", ("x",), buckets=(1.0, 2.0), registry=registry).labels("a")
+        series = RememberingHistogram(child, "h_seconds", {"x": "a"}, (1.0, 2.0), kept)
+        series.observe(1.0, {"trace_id": "t"})
+        series.observe(5.0)
+        (family,) = registry.collect()
+        attach(family, kept)
+        shown = {(s.labels["le"], s.exemplar.labels["trace_id"]) for s in family.samples if s.exemplar}
+        assert shown == {("1.0", "t")}
+        assert registry.get_sample_value("h_seconds_count", {"x": "a"}) == 2
 
     def test_multiprocess_shows_the_workers_own(self, tmp_path: Path) -> None:
         """prometheus_client drops exemplars in multiprocess mode; the worker that answers shows its own, valid."""

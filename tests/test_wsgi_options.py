@@ -12,7 +12,7 @@ from opentelemetry import baggage
 from opentelemetry.context import attach, detach
 from opentelemetry.trace import Span
 
-from healthobs import Settings, classified
+from healthobs import Settings, _runtime, classified
 from healthobs.client.outbound import Recorder
 from healthobs.flask import init_app, remove_app
 from healthobs.testing import Capture
@@ -234,7 +234,9 @@ class TestFlaskExceptions:
         @app.errorhandler(InternalServerError)
         def answer(exc: InternalServerError) -> Any:
             assert exc.original_exception is not None
-            told = problem(500, "internal", error_id=describe_exception(exc.original_exception).error_id)
+            answering = _runtime.exchange.get()
+            assert answering.error_id == describe_exception(exc.original_exception).error_id
+            told = problem(500, "internal", error_id=answering.error_id)
             return told.body, told.status, dict(told.headers)
 
         init_app(app, capture.obs)
