@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from flask import Flask, Response
+from sqlalchemy import create_engine, text
 
 from healthobs import Settings, audited, classified, job, observe
 from healthobs.audit import annotate
 from healthobs.client import Client
 from healthobs.flask import init_app, remove_app
+from healthobs.sql import observe_engine
 from healthobs.testing import Capture
 
 SETTINGS = Settings(
@@ -75,8 +77,13 @@ def run() -> dict[str, list[str]]:
         for path in ("/read", "/stream", "/broken", "/health"):
             with app.test_client().get(path) as response:
                 headers |= {name for name, _ in response.headers}
-        with job("nightly"):
+        engine = create_engine("sqlite://")
+        remove = observe_engine(engine)
+        with job("nightly"), engine.connect() as connection:
+            connection.execute(text("select 1"))
             capture.obs.tracing.tracer.start_span("x", attributes={"patient.name": "Jane"}).end()
+        remove()
+        engine.dispose()
         capture.obs.health.readiness()
         remove_app(app)
     attributes = {key for span in capture.spans for key in _keys(span)}
