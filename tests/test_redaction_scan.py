@@ -306,6 +306,57 @@ class TestWhatMutantsShowed:
         assert "vin" not in scan(f"code {token} x1234")[1]
 
     def test_blanks_of_other_scripts_separate_like_ascii_ones(self) -> None:
-        """A thin, an ideographic and a no-break space stand between digit groups as a blank does."""
-        for blank in ("\u2009", "\u3000", "\u00a0"):
+        """A thin, an ideographic, a no-break and an Ogham space stand between digit groups as a blank does."""
+        for blank in ("\u2009", "\u3000", "\u00a0", "\u1680"):
             assert scan(f"078{blank}05{blank}1120")[0] == "[PHI:ssn]"
+
+    @pytest.mark.parametrize("text", ["call 2121550123 ok", "call 0125550123 ok", "seen 13/45/1950 ok"])
+    def test_numbers_that_cannot_be(self, text: str) -> None:
+        """No area code or exchange begins with 0 or 1 (NANP), and no month has 45 days."""
+        assert scan(text)[1] == ()
+
+    def test_cards_have_at_most_nineteen_digits(self) -> None:
+        """ISO/IEC 7812-1: a longer number is none, whatever its check digit."""
+        assert is_card(_with_check_digit("4" * 18)) is True
+        assert is_card(_with_check_digit("4" * 19)) is False
+
+    @pytest.mark.parametrize(
+        ("text", "clean"),
+        [
+            ("call (212) 555-0123 ok", "call [PHI:phone] ok"),
+            ("call +1 212 555 0123 ok", "call [PHI:phone] ok"),
+            ("host ::1 up", "host [PHI:ip] up"),
+        ],
+    )
+    def test_the_whole_of_it_goes(self, text: str, clean: str) -> None:
+        """The bracket or plus before a telephone number goes with it; the shortest IPv6 address is one."""
+        assert scan(text)[0] == clean
+
+    @pytest.mark.parametrize(
+        "field",
+        ["name", "patient_name", "first name", "lastname", "surname", "address", "street", "city", "zip", "diagnosis",
+         "password", "passwd", "pwd", "secret", "token", "authorization", "api_key", "apikey", "cookie", "email", "phone",
+         "fax", "ssn", "dob", "birthdate", "birth_date", "mrn"],
+    )  # fmt: skip
+    def test_every_named_field(self, field: str) -> None:
+        """`field=value` and `field: value` lose the value."""
+        assert "quassler" not in scan(f"x {field}=quassler")[0] + scan(f"{field}: quassler")[0]
+
+    @pytest.mark.parametrize(
+        "month",
+        ["january", "february", "march", "april", "june", "july", "august", "september", "october", "november", "december"],
+    )  # fmt: skip
+    def test_every_month(self, month: str) -> None:
+        """By its whole name and by three letters."""
+        for name in (month, month[:3]):
+            assert scan(f"seen {name} 14, 1950")[0] == "seen [PHI:date]"
+            assert scan(f"seen 14 {name} 1950")[0] == "seen [PHI:date]"
+
+    @pytest.mark.parametrize("text", ["mrn unknown, 1 visit", "born early, 1 visit"])
+    def test_a_keyword_without_a_number(self, text: str) -> None:
+        """A word after the keyword is no identifier."""
+        assert scan(text)[1] == ()
+
+    def test_the_shortest_address(self) -> None:
+        """One character on each side of the sign is an e-mail address."""
+        assert scan("ask a@b now")[0] == "ask [PHI:email] now"
