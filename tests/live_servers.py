@@ -119,8 +119,8 @@ class Clients:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def probe(self) -> None:
-        """Ask for readiness every 100 ms, as a load balancer does."""
-        while not self.stop.wait(0.1):
+        """Ask for readiness every half second: longer than a request, so that every client meets a sudden stop."""
+        while not self.stop.wait(0.5):
             try:
                 self.ready = self.server.get("/readiness", timeout=2.0).status == 200
             except urllib3.exceptions.HTTPError:
