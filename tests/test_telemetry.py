@@ -37,9 +37,9 @@ class TestPage:
         )
         assert (done.returncode, done.stderr) == (0, "")
 
-    def test_says_how_stable_and_since_when(self) -> None:
+    def test_says_how_stable_and_since_when(self, tool: Any) -> None:
         """Each name has a stability and a version."""
-        page = yaml.safe_load((ROOT / "src/healthobs/telemetry.yaml").read_text(encoding="utf-8"))
+        page = yaml.safe_load(tool.PAGE.read_text(encoding="utf-8"))
         entries = [entry for kind in NOTHING for entry in page[kind].values()]
         assert len(entries) > 80
         assert {entry["stability"] for entry in entries} <= {"stable", "experimental"}

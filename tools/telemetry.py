@@ -16,8 +16,12 @@ from typing import Any
 
 import yaml
 
+import healthobs
+
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "src" / "healthobs"
+TREE = ROOT / "src" / "healthobs"
+#: Where only the installed package is at hand, it is held instead: the page is part of it.
+SOURCE = TREE if TREE.is_dir() else Path(healthobs.__file__).parent
 PAGE = SOURCE / "telemetry.yaml"
 KINDS = ("metrics", "span_attributes", "log_fields", "headers", "audit_fields")
 MAKERS = ("counter", "gauge", "histogram")
