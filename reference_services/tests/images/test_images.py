@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -63,12 +64,15 @@ pytestmark = [pytest.mark.deep, pytest.mark.timeout(900)]
 def engine() -> Iterator[Engine]:
     """A running engine that holds the stand-ins for both base images; gone without a trace afterwards."""
     reason = container_engine.why_not()
+    must = os.environ.get("HEALTHOBS_MUST_HAVE_SERVERS")
     if reason is not None:
+        assert not must, reason
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="images-", dir="/tmp"))
     running = Engine(folder)
     try:
         if not running.ready():
+            assert not must, "dockerd does not run on this machine"
             pytest.skip(f"dockerd does not run on this machine: {running.log()}")
         running.import_bases(_wheels(folder))
         yield running
