@@ -397,9 +397,12 @@ def _pydantic(person: Person) -> object:
 def _sqlalchemy(person: Person) -> object:
     engine = sa.create_engine("sqlite://")
     table = sa.Table("people", sa.MetaData(), sa.Column("ssn", sa.String, primary_key=True))
-    with engine.begin() as connection:
-        table.create(connection)
-        return connection.execute(sa.insert(table), [{"ssn": person.ssn}, {"ssn": person.ssn}])
+    try:
+        with engine.begin() as connection:
+            table.create(connection)
+            return connection.execute(sa.insert(table), [{"ssn": person.ssn}, {"ssn": person.ssn}])
+    finally:
+        engine.dispose()
 
 
 def _psycopg(person: Person) -> object:

@@ -90,10 +90,13 @@ def _phi_in_span() -> None:
 
     def shown(right: Any, service: Any, view: Any, patient: Any) -> Any:
         get_current_span().set_attribute("shown", patient.record["last_name"])
+        RedactingSpanExporter._redact = unredacted  # type: ignore[method-assign]  # at start the canary would find it
         return right(service, view, patient)
 
+    def unredacted(_exporter: Any, span: Any) -> Any:
+        return span
+
     replace(Service, "shown", shown)
-    replace(RedactingSpanExporter, "_redact", lambda _right, _exporter, span: span)
 
 
 @_plants("counter-doubled")
