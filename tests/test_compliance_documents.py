@@ -106,6 +106,17 @@ class TestRead:
             edited(more="x"),
             json.dumps({"document": asdict(TRAINED)}).encode(),
         ],
+        ids=[
+            "empty",
+            "array",
+            "object",
+            "bytes",
+            "types",
+            "depth",
+            "field type",
+            "surplus field",
+            "no signature",
+        ],
     )
     def test_malformed(self, content: bytes) -> None:
         """Anything else is refused in one way."""
