@@ -6,6 +6,7 @@ Each function below replaces one method or function by one that does the wrong t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -265,12 +266,13 @@ def _input_echoed() -> None:
 
     from reference_services._kit import errors
 
-    def of_http(right: Any, exc: Any) -> Any:
-        problem = right(exc)
-        problem.title = f"{problem.title}: {request.path}"
-        return problem
+    def http(right: Any, exc: Any) -> Any:
+        answer = right(exc)  # a problem's own title would be redacted
+        body = json.loads(answer.get_data())
+        answer.set_data(json.dumps({**body, "title": f"{body['title']}: {request.path}"}))
+        return answer
 
-    replace(errors, "of_http", of_http)
+    replace(errors, "_http", http)
 
 
 @_plants("audit-without-trace")
