@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,30 @@ class TestVerify:
         assert verify(second, trail.vkey, histories[1]).ok
         verdict = verify(second, trail.vkey, histories[0])
         assert (verdict.ok, verdict.first_bad_index) == (False, 0)
+
+    @pytest.mark.parametrize("order", list(permutations(range(4))))
+    def test_order_of_kept_checkpoints(
+        self, pristine: tuple[Path, str, tuple[str, ...]], tmp_path: Path, order: tuple[int, ...]
+    ) -> None:
+        """A kept checkpoint of an earlier history betrays a longer rewritten log in whichever order notes are given."""
+        path, vkey, notes = pristine
+        trail = open_trail(
+            f"sqlite:///{tmp_path}/audit.db",
+            service="s",
+            key_file=path.with_name("audit.db.key"),
+            origin=Verifier(vkey).name,
+        )
+        later: list[str] = []
+        for _ in range(5):
+            trail.append({"action": "a.false"})
+            later.append(trail.checkpoint().note)
+        trail.close()
+        given = (notes[2], later[0], later[3], later[4])
+        verdict = verify(tmp_path / "audit.db", vkey, *(given[place] for place in order))
+        assert (verdict.ok, verdict.first_bad_index) == (False, 1)
+        good = [given[place] for place in order if place]
+        assert verify(tmp_path / "audit.db", vkey, *good).ok
+        assert verify(path, vkey, *(notes[place] for place in order)).ok
 
     def test_kept_checkpoint_must_be_this_logs(self, pristine: tuple[Path, str, tuple[str, ...]]) -> None:
         """A kept checkpoint that does not verify itself says nothing about the log."""

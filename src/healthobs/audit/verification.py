@@ -133,7 +133,8 @@ class _Run:
             raise NoteError(
                 "a checkpoint that was kept is of entries that were pruned since, so nothing can be said by it"
             )
-        outside = ((checkpoint.size, checkpoint) for checkpoint in known)
+        by_size = sorted(known, key=lambda checkpoint: checkpoint.size)  # merge takes what is in order
+        outside = ((checkpoint.size, checkpoint) for checkpoint in by_size)
         checkpoints = merge(self._signed(signed_size), outside, key=lambda pair: pair[0])
         due = next(checkpoints, None)
         for index, leaf, body in self._rows(size):
@@ -248,8 +249,10 @@ class _Run:
         if checkpoint.size != size:
             self._problem(None, f"the checkpoint filed under size {size} is of another size")
         if self._tree is None or checkpoint.size != self._tree.size:
+            if self._tree is not None and checkpoint.size == size:
+                self._problem(None, f"the checkpoint of size {size} could not be held against the entries")
             self._sign(checkpoint, good=0)
-            return  # no root to compare it with; why is reported already
+            return  # no root to compare it with; why is reported
         outside = found is checkpoint
         good = self._good_outside if outside else self._good_size
         if checkpoint.root != self._tree.root():
