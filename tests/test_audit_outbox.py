@@ -8,19 +8,21 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from healthobs.audit import Outbox, open_trail
+from healthobs.audit import Outbox, governance, open_trail
 from healthobs.audit.trail import AuditTrail
 from healthobs.exceptions import AuditWriteError
 
+Forge = Callable[[str], str]
 WRITE = {"action": "chart.update", "subject": "s-1"}
 
 
@@ -43,6 +45,50 @@ def outbox(trail: AuditTrail, engine: sa.Engine) -> Outbox:
     made = Outbox(trail, engine.begin)
     made.create_table()
     return made
+
+
+def _renamed(action: str, body: str) -> str:
+    return body.replace("chart.update", action)
+
+
+#: What whoever may insert into the business database could write as a body, made of a good one.
+FORGED: dict[str, Forge] = {
+    **{action: partial(_renamed, action) for action in sorted(governance.RESERVED)},
+    "action twice": lambda body: body.replace('"action":', '"action":"audit.release","action":', 1),
+    "reserved twice": lambda body: body.replace('"actor":', '"action":"audit.release","actor":', 1),
+    "not canonical": lambda body: body + " ",
+    "escaped": lambda body: body.replace("chart.update", "audit.rel\\u0065ase"),
+    "a float": lambda body: body.replace('"details":{}', '"details":{"n":1.5}'),
+    "no JSON": lambda _body: "078-05-1120",
+    "a list": lambda _body: "[]",
+    "deep": lambda _body: "[" * 60_000,
+    "a surrogate": lambda _body: '{"v":"\\ud800"}',
+    "a field too many": lambda body: body.replace('"v":1', '"v":1,"w":1'),
+    "another format": lambda body: body.replace('"v":1', '"v":2'),
+    "no action": lambda body: body.replace('"chart.update"', "null"),
+    "too long": lambda body: body.replace("s-1", "s" * 70_000),
+}
+
+
+def forge_is_refused(outbox: Outbox, engine: sa.Engine, trail: AuditTrail, forge: Forge) -> bool:
+    """Return whether a forged row between two good ones is kept aside, once, and the two are in the log."""
+    body = forge(trail.encode(WRITE).decode())
+    with engine.begin() as connection:
+        outbox.add(connection, WRITE)
+        connection.exec_driver_sql(
+            "INSERT INTO healthobs_outbox (id, body) VALUES (:id, :body)"
+            if engine.dialect.name == "sqlite"
+            else "INSERT INTO healthobs_outbox (id, body) VALUES (%(id)s, %(body)s)",
+            {"id": trail.new_key(), "body": body},
+        )
+        outbox.add(connection, WRITE)
+    receipts = [len(outbox.flush()), len(outbox.flush())]
+    with engine.begin() as connection:
+        kept = [tuple(row) for row in connection.exec_driver_sql("SELECT id, body FROM healthobs_outbox")]
+    assert [text for _, text in kept] == [body]
+    assert kept[0][0].startswith("refused-")
+    actions = [entry["action"] for entry in trail.read().entries]
+    return (receipts, actions, trail.refused_rows) == ([2, 0], ["chart.update"] * 2, 1)
 
 
 class TestOutbox:
@@ -120,6 +166,20 @@ class TestOutbox:
         with pytest.raises(AuditWriteError, match="not the one that an outbox"):
             trail.sequence([(key, trail.encode(WRITE))])
 
+    @pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
+    def test_forged_row_is_set_aside(
+        self, outbox: Outbox, engine: sa.Engine, trail: AuditTrail, forged: Forge
+    ) -> None:
+        """A row that only the trail itself could record, or nobody, is kept aside and holds up no other."""
+        assert forge_is_refused(outbox, engine, trail, forged)
+
+    def test_reserved_bytes_are_refused(self, trail: AuditTrail) -> None:
+        """Nothing that governs the trail can be handed over as bytes either."""
+        body = trail.encode(WRITE).replace(b"chart.update", b"audit.release")
+        with pytest.raises(AuditWriteError, match="no entry that an application may record"):
+            trail.sequence([(trail.new_key(), trail.encode(WRITE)), (trail.new_key(), body)])
+        assert trail.read().total == 0
+
     def test_plain_connection(self, trail: AuditTrail, tmp_path: Path) -> None:
         """A connection of `sqlite3` will do."""
 
@@ -151,6 +211,9 @@ class TestOutbox:
                 outbox.add(connection, WRITE)
             assert len(outbox.flush()) == 1
         assert (trail.read().total, trail.verify().problems) == (2, ())
+        other = open_trail(postgres.url(postgres.database()), service="s", key_file=tmp_path / "other.pem")
+        assert forge_is_refused(Outbox(other, engine.begin), engine, other, FORGED["audit.release"])
+        other.close()
         trail.close()
         engine.dispose()
 

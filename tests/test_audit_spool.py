@@ -193,3 +193,34 @@ class TestTrailWithSpool:
         """An entry that no store would take is refused."""
         with pytest.raises(AuditWriteError):
             trail.append_or_spool({"action": "not a word"})
+
+
+class TestForged:
+    """What whoever may write the file could plant in it."""
+
+    def test_is_kept_aside(self, trail: AuditTrail, tmp_path: Path) -> None:
+        """A line with a good checksum that governs the trail is kept beside the file and holds up no other."""
+        assert trail.spool is not None
+        good = trail.encode(CARE)
+        bad = good.replace(b"patient.read", b"audit.release")
+        for body in (good, bad, b"078-05-1120", good):
+            trail.spool.add(trail.new_key(), body)
+        trail.append({"action": "a.b"})
+        assert [entry["action"] for entry in trail.read().entries] == ["a.b", "patient.read", "patient.read"]
+        aside = tmp_path / "spool.refused"
+        assert [line.partition(b" ")[2] for line in aside.read_bytes().splitlines()] == [bad, b"078-05-1120"]
+        assert (stat.S_IMODE(aside.stat().st_mode), trail.refused_rows) == (0o600, 2)
+        assert not trail.spool.waiting()
+
+    def test_cut_off_merge_keeps_it_once(self, spool: Spool, tmp_path: Path) -> None:
+        """A merge that fails and comes again does not keep the same line twice."""
+        spool.add("key", b"{}")
+
+        def down(_rows: Rows) -> None:
+            raise AuditWriteError("down")
+
+        spool.add("good", b"[]")
+        for _ in range(2):
+            with pytest.raises(AuditWriteError, match="down"):
+                spool.merge(down, lambda key, _body: key == "good")
+        assert (tmp_path / "spool.refused").read_bytes() == b"key {}\n"

@@ -41,6 +41,8 @@ _SORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 _UNSORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _IDS = ("trace_id", "span_id", "request_id")
 _KNOWN = frozenset((*FIELDS, *_IDS))
+_MEMBERS = frozenset({"v", "time", "service", "action", "outcome", "actor", "subject", "resource", "purpose",
+                      "classification", "reason", "details", "salt", *_IDS})  # fmt: skip
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 
 
@@ -106,6 +108,24 @@ def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redac
     if len(encoded) > MAX_BODY:
         raise AuditWriteError("the audit entry is longer than 65,535 bytes; record less in its details")
     return encoded
+
+
+def action_of(body: bytes) -> str | None:
+    """Return the action of an entry's bytes; None when they are none that `encode` could have made."""
+    if len(body) > MAX_BODY:
+        return None
+    try:
+        found = json.loads(body, parse_float=_refused, parse_constant=_refused)
+        if canonical(found).encode() != body or found.keys() != _MEMBERS or found["v"] != FORMAT:
+            return None
+    except (ValueError, AttributeError, RecursionError):  # whoever can write the row can write anything
+        return None
+    action = found["action"]
+    return action if isinstance(action, str) and _WORD.fullmatch(action) else None
+
+
+def _refused(_text: str) -> None:
+    raise ValueError
 
 
 def _context_ids(draft: Mapping[str, object]) -> dict[str, str | None]:

@@ -5,11 +5,13 @@ is committed or rolled back with the effect, and stays until the log has its ent
 happen once, also when the two databases are different ones (21 CFR 11.10(e), PCI DSS 4.0 requirement 10.2.1).
 
 Limits: between the commit and `flush` the entry is durable, but not yet in the log or under a checkpoint; a row
-that a killed process left is put into the log by the next `flush` of any process.
+that a killed process left is put into the log by the next `flush` of any process. Whoever may insert into the table can
+record what an application can, and no more: other rows stay aside under ids that begin with ``refused-``.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -23,7 +25,11 @@ TABLE = "healthobs_outbox"
 _AT_ONCE = 500
 _CREATE = f"CREATE TABLE IF NOT EXISTS {TABLE} (id VARCHAR(48) PRIMARY KEY, body TEXT NOT NULL)"
 _INSERT = f"INSERT INTO {TABLE} (id, body) VALUES (?, ?)"  # noqa: S608  # the table's name is ours
-_SELECT = f"SELECT id, body FROM {TABLE} ORDER BY id LIMIT {_AT_ONCE}"  # noqa: S608
+_ASIDE = "refused-"
+_SELECT = (
+    f"SELECT id, body FROM {TABLE} WHERE substr(id, 1, {len(_ASIDE)}) <> '{_ASIDE}' "  # noqa: S608
+    f"ORDER BY id LIMIT {_AT_ONCE}"
+)
 _DELETE = f"DELETE FROM {TABLE} WHERE id = ?"  # noqa: S608
 
 
@@ -73,6 +79,8 @@ class Outbox:
     def flush(self) -> dict[str, Receipt]:
         """Put every committed row into the log, oldest first, and remove it here once it is durable there.
 
+        A row that is no entry of an application (`AuditTrail.acceptable`) stays aside, counted and logged.
+
         Returns:
             Receipts by row id.
 
@@ -83,12 +91,19 @@ class Outbox:
         while True:
             with self._begin() as connection:
                 rows = [(str(key), str(body).encode()) for key, body in _execute(connection, _SELECT)]
-            done = self._trail.sequence(rows) if rows else []
-            receipts.update(zip((key for key, _ in rows), done, strict=True))
+            good = [row for row in rows if self._trail.acceptable(*row)]
+            done = self._trail.sequence(good) if good else []
+            receipts.update(zip((key for key, _ in good), done, strict=True))
             if rows:
+                handed = {key for key, _ in good}
                 with self._begin() as connection:
-                    for key, _ in rows:
+                    for key, body in rows:
                         _execute(connection, _DELETE, (key,))
+                        if key not in handed:
+                            aside = f"{_ASIDE}{secrets.token_hex(16)}"
+                            _execute(connection, _INSERT, (aside, body.decode()))
+            if len(good) < len(rows):
+                self._trail.set_aside(len(rows) - len(good))
             if len(rows) < _AT_ONCE:
                 return receipts
 

@@ -4,6 +4,8 @@ Only for what may not wait for it: care under break-glass (45 CFR 164.312(a)(2)(
 procedure). Each line is one entry with its key and a checksum; a line is acknowledged after its fsync, and a
 torn one, which was not, is passed over. Merged in order, and by its key once, however often the merge is cut off.
 
+Whole lines that are no entry of an application are kept aside in the file's name and ``.refused``.
+
 Limits: until merged, entries are durable but not tamper-evident. One spool for each trail and machine; several
 processes may share it.
 """
@@ -57,8 +59,18 @@ class Spool:
         except OSError:
             return False
 
-    def merge(self, sequence: Callable[[Rows], object]) -> tuple[int, int]:
+    def merge(
+        self,
+        sequence: Callable[[Rows], object],
+        acceptable: Callable[[str, bytes], bool] = lambda _key, _body: True,
+        set_aside: Callable[[int], None] = lambda _count: None,
+    ) -> tuple[int, int]:
         """Hand every entry over, oldest first, and forget them once `sequence` has returned.
+
+        Args:
+            sequence: Takes keys and bytes of entries.
+            acceptable: Says which are entries; the others are kept aside and never handed over.
+            set_aside: Is told how many those were.
 
         Returns:
             How many, and how many lines could not be read: torn, so never acknowledged, or damaged since.
@@ -69,14 +81,33 @@ class Spool:
         with self._locked() as descriptor:
             content = _read(descriptor)
         lines = [_parse(line) for line in content.splitlines()]
-        rows = [row for row in lines if row is not None]
+        whole = [row for row in lines if row is not None]
+        rows = [row for row in whole if acceptable(*row)]
+        if len(rows) < len(whole):
+            good = set(rows)
+            self._keep_aside([f"{key} ".encode() + body for key, body in whole if (key, body) not in good])
+            set_aside(len(whole) - len(rows))
         if rows:
             sequence(rows)  # not under the lock: whoever has to spool now must not wait for a slow store
         with self._locked() as descriptor:
             if _read(descriptor) == content:  # otherwise the next merge forgets these, too
                 os.ftruncate(descriptor, 0)
                 os.fsync(descriptor)
-        return len(rows), len(lines) - len(rows)
+        return len(rows), len(lines) - len(whole)
+
+    def _keep_aside(self, lines: list[bytes]) -> None:
+        with self._locked():
+            path = self._path.with_name(f"{self._path.name}.refused")
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                kept = set(_read(descriptor).splitlines())  # a merge that was cut off comes again
+                text = b"".join(line + b"\n" for line in lines if line not in kept)
+                if os.write(descriptor, text) != len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+                sync_directory(path.parent)
+            finally:
+                os.close(descriptor)
 
     @contextmanager
     def _locked(self) -> Generator[int]:
@@ -109,4 +140,4 @@ def _parse(line: bytes) -> tuple[str, bytes] | None:
     if checksum != b"%08x" % zlib.crc32(rest):
         return None
     key, _, body = rest.partition(b" ")
-    return key.decode(), body
+    return (key.decode(), body) if key.isascii() else None

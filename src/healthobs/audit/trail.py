@@ -10,6 +10,7 @@ Limits: the trail signs for itself: keep checkpoints elsewhere.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import weakref
@@ -34,6 +35,7 @@ from healthobs.redaction import Redactor
 if TYPE_CHECKING:
     from healthobs.audit.cosigning import Witnesses, WitnessState
 
+_logger = logging.getLogger("healthobs")
 #: How long care waits for the store before its entry goes to the spool.
 SPOOL_AFTER_SECONDS = 2.0
 
@@ -76,6 +78,8 @@ class AuditTrail:
         self._timeout_seconds = timeout_seconds
         #: Who cosigns its checkpoints; set by `healthobs.audit.cosigning.Witnesses`.
         self.witnesses: Witnesses | None = None
+        #: Rows of an outbox or spool that were set aside in this process, see `acceptable`.
+        self.refused_rows: int = 0
         self._closed = False
         #: One writer per process id: after a fork the child finds none of its own and starts afresh.
         self._writers: dict[int, Writer] = {}
@@ -138,12 +142,29 @@ class AuditTrail:
             rows: Key (`new_key`) and bytes (`encode`) of each.
 
         Raises:
-            AuditWriteError: One of them is not durable; all may be handed over again.
+            AuditWriteError: One of them is not durable, and all may be handed over again; or not `acceptable`.
         """
+        if not all(self.acceptable(key, body) for key, body in rows):
+            raise AuditWriteError("a row of an outbox or spool is no entry that an application may record")
         writer, receipts = self._writer(), list[Receipt]()
         for start in range(0, len(rows), MAX_BATCH):
             receipts += writer.append_all(rows[start : start + MAX_BATCH], self._timeout_seconds)
         return receipts
+
+    def acceptable(self, key: str, body: bytes) -> bool:
+        """Return whether a row of an outbox or spool is an entry as `encode` makes it: canonical, no reserved action.
+
+        Whoever may write to the outbox's table or the spool's file could otherwise plant what governs the trail.
+        """
+        action = entry.action_of(body)
+        return (
+            key.isascii() and key.isprintable() and action is not None and action not in governance.RESERVED
+        )
+
+    def set_aside(self, count: int) -> None:
+        """Count and log rows of an outbox or spool that were not acceptable; for `healthobs.audit` only."""
+        self.refused_rows += count
+        _logger.error("audit_rows_refused", extra={"count": count})
 
     def encode(self, draft: Mapping[str, object] | AuditDraft) -> bytes:
         """Return the bytes of the entry that `draft` describes, as it happened here and now.
@@ -165,7 +186,7 @@ class AuditTrail:
 
     def _merge(self) -> None:
         if self.spool is not None and self.spool.waiting():
-            self.spool.merge(self.sequence)
+            self.spool.merge(self.sequence, self.acceptable, self.set_aside)
 
     def read(
         self,
