@@ -375,6 +375,51 @@ class TestPrune:
         ],
         ids=["nobody", "one", "one twice", "a stranger"],
     )
+    def test_entry_without_two_signatures_is_not_obeyed(
+        self, bench: Bench, signers: tuple[Signer, ...], word: str
+    ) -> None:
+        """A pruning on record whose order lacks two approvers takes nothing away, whoever recorded it."""
+        assert word
+        bench.add(300)
+        bench.time.advance(YEAR)
+        order = signed(bench.retention().order(256), *signers)
+        bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 256, "order": order}})
+        bench.retention().apply()
+        assert (bench.verify().first, bench.trail.read().total) == (0, 301)
+
+    @pytest.mark.parametrize("order", [None, "256", prune_order("example.org/other", 256)])
+    def test_entry_without_an_order_is_not_believed(self, bench: Bench, order: str | None) -> None:
+        """Entries that went by a pruning on record that names no order for this log are missed."""
+        bench.add(300)
+        details = {"below": 256} if order is None else {"below": 256, "order": signed(order, ALICE, BOB)}
+        bench.trail.append_own({"action": governance.PRUNE, "details": details})
+        with bench.trail.connected(read_only=False) as connection, connection.amending():
+            connection.execute("DELETE FROM entry WHERE idx < 256")
+        assert "entry 300: the pruning names no order for this log and entry" in map(
+            str, bench.verify().problems
+        )
+
+    def test_interrupted(self, bench: Bench) -> None:
+        """A pruning that a crash kept from being carried out is carried out by who knows its approvers."""
+        bench.add(300)
+        bench.time.advance(YEAR)
+        order = signed(bench.retention().order(256), ALICE, BOB)
+        bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 256, "order": order}})
+        bench.retention(approvers=()).apply()
+        assert bench.verify().first == 0
+        bench.retention().apply()
+        assert (bench.verify().ok, bench.verify().first) == (True, 256)
+
+    @pytest.mark.parametrize(
+        ("signers", "word"),
+        [
+            ((), "no signed note"),
+            ((ALICE,), "two distinct approvers"),
+            ((ALICE, ALICE), "two distinct approvers"),
+            ((ALICE, Signer("approver.example/eve", Ed25519PrivateKey.generate())), "two distinct approvers"),
+        ],
+        ids=["nobody", "one", "one twice", "a stranger"],
+    )
     def test_needs_two_approvers(self, bench: Bench, signers: tuple[Signer, ...], word: str) -> None:
         """One approver, the same one twice, or somebody who is none, is not enough."""
         bench.add(300)

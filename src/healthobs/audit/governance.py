@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from healthobs.audit.merkle import leaf_hash
+from healthobs.audit.merkle import TILE_HEIGHT, leaf_hash
 from healthobs.audit.store import Connection, stored_bytes
 from healthobs.redaction import Redactor
 
@@ -28,6 +28,8 @@ DETAILS = ("vkey", "previous", "hold", "ranges", "below", "order")
 REDACTOR = Redactor(allowed_keys=DETAILS)
 #: Ranges in one entry; the text of a detail is cut at 1,024 characters.
 MAX_RANGES_TEXT = 1_000
+
+_TITLE = "healthobs.example/audit-prune-order/v1"
 
 Range = tuple[int, int]
 
@@ -59,10 +61,20 @@ class Order:
         value = self.details.get("below")
         return value if self.action == PRUNE and isinstance(value, int) and value <= self.index else 0
 
+    def names(self, origin: str) -> bool:
+        """Return whether the signed order in a pruning is one for this log and just that first entry."""
+        text = str(self.details.get("order")).partition("\n\n")[0] + "\n"
+        return self.below > 0 and text == prune_order(origin, self.below)
+
     @property
     def vkeys(self) -> tuple[str, ...]:
         """The keys that it vouches for."""
         return tuple(str(self.details[name]) for name in ("vkey", "previous") if self.details.get(name))
+
+
+def prune_order(origin: str, below: int) -> str:
+    """Return the text that approvers sign: title, log and first entry to keep, a multiple of 256."""
+    return f"{_TITLE}\n{origin}\n{below >> TILE_HEIGHT << TILE_HEIGHT}\n"
 
 
 def orders(connection: Connection) -> list[Order]:

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from healthobs.audit import governance
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier, split
-from healthobs.audit.governance import RESERVED, Order, Range
-from healthobs.audit.merkle import TILE_HEIGHT
+from healthobs.audit.governance import RESERVED, Order, Range, prune_order
 from healthobs.audit.records import Receipt
 from healthobs.audit.store import Connection
 from healthobs.clock import Clock
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 2_000
 _APPROVERS = 2
-_TITLE = "healthobs.example/audit-prune-order/v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +203,8 @@ class Retention:
     def apply(self) -> None:
         """Carry out every erasure and pruning that is on record; harmless when all were.
 
+        A pruning whose order is not this log's and signed by two of the approvers is left alone.
+
         Raises:
             AuditError: The store cannot be written to, or not by this role.
         """
@@ -212,25 +212,30 @@ class Retention:
             found = governance.orders(connection)
             for first, last in governance.erased(found):
                 connection.execute("UPDATE entry SET body = NULL WHERE idx >= ? AND idx <= ?", (first, last))
-            below = max((order.below for order in found), default=0)
+            below = max((order.below for order in found if self._is_approved(order)), default=0)
             connection.execute("DELETE FROM entry WHERE idx < ?", (below,))
             connection.execute("DELETE FROM checkpoint WHERE size < ?", (below,))
+
+    def _is_approved(self, order: Order) -> bool:
+        try:
+            return order.below > 0 and self._approved(str(order.details.get("order"))) == order.below
+        except RetentionError:
+            return False
 
     def _approved(self, note: str) -> int:
         """Return the index that an order names, once two distinct approvers signed it."""
         try:
             text, _ = split(note)
-            title, origin, below, end = text.split("\n")
+            _, origin, number, end = text.split("\n")
+            below = int(number)
             signers = [approver for approver in self._approvers if _signed(approver, note)]
         except (NoteError, ValueError):
             raise RetentionError("the order is no signed note of title, origin and index") from None
-        if (title, origin, end) != (_TITLE, self._trail.origin, "") or text != prune_order(
-            origin, int(below)
-        ):
+        if (origin, end) != (self._trail.origin, "") or text != prune_order(origin, below):
             raise RetentionError("the order is for another log, or was altered")
         if len({signer.vkey.rpartition("+")[2] for signer in signers}) < _APPROVERS:
             raise RetentionError("the order lacks the signatures of two distinct approvers")
-        return int(below)
+        return below
 
     def _check(
         self, entries: Iterable[tuple[int, dict[str, Any]]], found: list[Order], *, erasing: bool = True
@@ -259,11 +264,6 @@ class Retention:
         return self._trail.append_own(
             {"action": action, "actor": actor, "reason": reason, "details": details, "subject": subject}
         )
-
-
-def prune_order(origin: str, below: int) -> str:
-    """Return the text that approvers sign: title, log and first entry to keep, a multiple of 256."""
-    return f"{_TITLE}\n{origin}\n{below >> TILE_HEIGHT << TILE_HEIGHT}\n"
 
 
 def approve(order: str, approver: Signer) -> str:

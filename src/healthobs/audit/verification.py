@@ -168,7 +168,11 @@ class _Run:
     def _start(self) -> int:
         """Return where the log begins; where it was pruned by order, load the tree up to there from kept nodes."""
         there = store.first_index(self._connection)
-        first = max((order.below for order in self._orders if order.below <= there), default=0)
+        prunings = [order for order in self._orders if 0 < order.below <= there]
+        for order in prunings:
+            if not order.names(self._verifier.name):
+                self._problem(order.index, "the pruning names no order for this log and entry")
+        first = max((order.below for order in prunings if order.names(self._verifier.name)), default=0)
         if not first:
             return 0
         kept = CompactRange()
