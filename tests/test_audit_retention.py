@@ -26,7 +26,7 @@ from healthobs.audit import retention as retention_module
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
 from healthobs.audit.retention import RecordClass, Retention, approve, prune_order
 from healthobs.audit.sqlite import SqliteStore
-from healthobs.exceptions import AuditWriteError, ConfigurationError, RetentionError
+from healthobs.exceptions import AuditTamperedError, AuditWriteError, ConfigurationError, RetentionError
 from healthobs.testing import SteppingClock
 
 YEAR = 366 * 86_400
@@ -199,6 +199,31 @@ class TestErase:
         bench.time.advance(YEAR)
         with pytest.raises(RetentionError, match="entry 2 governs the trail"):
             bench.retention().erase(actor="a", reason="r", entries=(0, 9))
+
+
+class TestTampered:
+    """What was tampered with is evidence: it is neither judged by nor taken away."""
+
+    @pytest.mark.parametrize("pruning", [False, True])
+    def test_stays(self, bench: Bench, pruning: bool) -> None:
+        """A body whose time or subject was changed to make it go is named, and nothing goes."""
+        bench.add(300)
+        bench.retention().hold("case-1", actor="counsel", reason="litigation", subject="s-1")
+        with bench.trail.connected(read_only=False) as connection, connection.amending():
+            connection.execute(
+                """UPDATE entry SET body = replace(replace(body, 'time":"2020', 'time":"1999'), '"s-1"', '"s-2"')
+                WHERE idx < 300"""
+            )
+        size = bench.trail.checkpoint().size
+        with pytest.raises(AuditTamperedError, match="not what was recorded") as caught:
+            if pruning:
+                bench.retention().prune(
+                    signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r"
+                )
+            else:
+                bench.retention().erase(actor="a", reason="r", entries=(1, 2))
+        assert caught.value.index == (0 if pruning else 1)
+        assert (bench.trail.checkpoint().size, bench.verify().erased) == (size, 0)
 
 
 class TestPeriods:

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, cast
 from healthobs.audit import governance
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier, split
 from healthobs.audit.governance import RESERVED, Order, Range, prune_order
+from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.records import Receipt
-from healthobs.audit.store import Connection
+from healthobs.audit.store import Connection, stored_bytes
 from healthobs.clock import Clock
-from healthobs.exceptions import RetentionError
+from healthobs.exceptions import AuditTamperedError, RetentionError
 
 if TYPE_CHECKING:
     from healthobs.audit.trail import AuditTrail
@@ -144,6 +145,7 @@ class Retention:
 
         Raises:
             RetentionError: One of them is too young, held, or governs the trail; then none is erased.
+            AuditTamperedError: An entry that was looked at is not what was recorded; then none is erased.
         """
         first, last = entries or (0, 2**62)
         if subject is None and entries is None:
@@ -188,6 +190,7 @@ class Retention:
 
         Raises:
             RetentionError: The order is not this log's or lacks two approvers, or an entry is too young or held.
+            AuditTamperedError: An entry that would go is not what was recorded.
         """
         below = self._approved(order)
         with self._trail.connected() as connection:
@@ -290,11 +293,19 @@ def _holds(hold: Order, index: int, subject: str | None) -> bool:
 
 
 def _bodies(connection: Connection, start: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Return the entries [start, end) whose bodies are still there."""
+    """Return the entries [start, end) whose bodies are still there.
+
+    Raises:
+        AuditTamperedError: One of them is not what its leaf says.
+    """
     while rows := connection.execute(
-        "SELECT idx, body FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx LIMIT ?", (start, end, _AT_ONCE)
+        "SELECT idx, leaf, body FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx LIMIT ?",
+        (start, end, _AT_ONCE),
     ):
-        for index, body in rows:
-            if body is not None:
-                yield index, cast("dict[str, Any]", json.loads(body))
+        for index, leaf, body in rows:
+            stored = stored_bytes(body)
+            if stored is not None:
+                if leaf_hash(stored) != leaf:
+                    raise AuditTamperedError("the body is not what was recorded", index=index)
+                yield index, cast("dict[str, Any]", json.loads(stored))
         start = rows[-1][0] + 1
