@@ -55,6 +55,9 @@ class TestHold:
         """A range is taken, a malformed one is not."""
         assert run("hold", path, "case-1", "--entries", "0-1")[0] == 0
         assert run("hold", path, "case-2", "--entries", "x")[0] == 2
+        for command in (("hold", path, "case-2"), ("erase", path)):
+            status, _, err = run(*command, "--entries", "9-3")
+            assert (status, "first and the last" in err) == (2, True)
 
     def test_too_young_to_erase(self, path: Path, run: Run) -> None:
         """The minimum period holds on the command line too, and nothing matching is nothing done."""

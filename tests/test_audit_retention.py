@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,7 +26,8 @@ from healthobs.audit import (
 )
 from healthobs.audit import retention as retention_module
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
-from healthobs.audit.retention import RecordClass, Retention, approve, prune_order
+from healthobs.audit.governance import prune_order
+from healthobs.audit.retention import RecordClass, Retention, approve
 from healthobs.audit.sqlite import SqliteStore
 from healthobs.exceptions import AuditTamperedError, AuditWriteError, ConfigurationError, RetentionError
 from healthobs.testing import SteppingClock
@@ -330,6 +333,65 @@ class TestHold:
         bench.time.advance(YEAR)
         with pytest.raises(RetentionError, match="hold in force"):
             bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
+
+    @pytest.mark.parametrize("by", ["subject", "range"])
+    @pytest.mark.parametrize("late", ["before the order", "after the order"])
+    def test_placed_meanwhile(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, by: str, late: str
+    ) -> None:
+        """A hold that comes between the check and the deed keeps what it holds, and the caller hears of it."""
+        bench.add(6)
+        bench.time.advance(YEAR)
+        retention, counsel = bench.retention(), bench.retention()
+        record = retention._record
+
+        def interrupted(*arguments: Any) -> object:
+            done = record(*arguments) if late == "after the order" else None
+            held: dict[str, Any] = {"subject": "s-1"} if by == "subject" else {"entries": (1, 1)}
+            counsel.hold("case-1", actor="counsel", reason="litigation", **held)
+            return done or record(*arguments)
+
+        monkeypatch.setattr(retention, "_record", interrupted)
+        with pytest.raises(RetentionError, match="entry 1 came under legal hold meanwhile"):
+            retention.erase(actor="a", reason="r", entries=(0, 2))
+        retention.apply()
+        assert (bench.verify().ok, bench.verify().erased) == (True, 2)
+        assert bench.trail.read(limit=10).entries[-2]["subject"] == "s-1"
+        counsel.release("case-1", actor="counsel", reason="settled")
+        retention.apply()
+        assert (bench.verify().ok, bench.verify().erased) == (True, 3)
+
+    @pytest.mark.parametrize("by", [{"subject": "s-1"}, {"entries": (100, 110)}, {"entries": (900, 999)}])
+    def test_placed_while_pruning(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, by: dict[str, Any]
+    ) -> None:
+        """A hold that comes between the check and the pruning keeps everything that it holds."""
+        bench.add(300)
+        bench.time.advance(YEAR)
+        retention, counsel = bench.retention(), bench.retention()
+        record = retention._record
+
+        def interrupted(*arguments: Any) -> object:
+            counsel.hold("case-1", actor="counsel", reason="litigation", **by)
+            return record(*arguments)
+
+        monkeypatch.setattr(retention, "_record", interrupted)
+        order = signed(retention.order(256), ALICE, BOB)
+        if by == {"entries": (900, 999)}:
+            assert retention.prune(order, actor="a", reason="r") == 256
+            return
+        with pytest.raises(RetentionError, match="placed meanwhile"):
+            retention.prune(order, actor="a", reason="r")
+        assert (bench.verify().ok, bench.verify().first) == (True, 0)
+
+    @pytest.mark.parametrize("entries", [(4, 0), (-1, 4), (-4, -1)])
+    def test_what_is_no_range(self, bench: Bench, entries: tuple[int, int]) -> None:
+        """A range that would hold nothing is refused, for a hold and for an erasure; nothing is recorded."""
+        bench.add(5)
+        for attempt in (partial(bench.retention().hold, "h"), bench.retention().erase):
+            with pytest.raises(RetentionError, match="the first and the last"):
+                attempt(actor="a", reason="r", entries=entries)
+        assert bench.trail.checkpoint().size == 5
 
     def test_mistakes(self, bench: Bench) -> None:
         """A hold on nothing and the release of an unknown one are refused."""

@@ -24,7 +24,7 @@ from healthobs.audit.checkpoint import NoteError, Signer, Verifier, split
 from healthobs.audit.governance import RESERVED, Order, Range, prune_order
 from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.records import Receipt
-from healthobs.audit.store import Connection, stored_bytes
+from healthobs.audit.store import Connection, first_index, stored_bytes
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditTamperedError, RetentionError
 
@@ -105,8 +105,9 @@ class Retention:
             entries: First and last entry.
 
         Raises:
-            RetentionError: Neither subject nor entries are named.
+            RetentionError: Neither subject nor entries are named, or the entries are no range.
         """
+        _check_range(entries)
         if subject is None and entries is None:
             raise RetentionError("a hold names a subject or entries; without them it would hold nothing")
         details: dict[str, str] = {"hold": name}
@@ -147,6 +148,7 @@ class Retention:
             RetentionError: One of them is too young, held, or governs the trail; then none is erased.
             AuditTamperedError: An entry that was looked at is not what was recorded; then none is erased.
         """
+        _check_range(entries)
         first, last = entries or (0, 2**62)
         if subject is None and entries is None:
             raise RetentionError("an erasure names a subject or entries")
@@ -163,7 +165,10 @@ class Retention:
         for text in governance.format_ranges(indices):
             self._record(governance.ERASE, actor, reason, {"ranges": text}, subject)
         if indices:
-            self.apply()
+            stays, _ = self._apply()
+            if not stays.isdisjoint(indices):
+                first = min(stays.intersection(indices))
+                raise RetentionError(f"entry {first} came under legal hold meanwhile, and stays")
         return indices
 
     def order(self, below: int) -> str:
@@ -196,28 +201,49 @@ class Retention:
         with self._trail.connected() as connection:
             found = governance.orders(connection)
             self._check(_bodies(connection, 0, below), found, erasing=False)
-        if any(order.index < below for order in governance.holds(found)):
+        if any(_begins(order, below) for order in governance.holds(found)):
             raise RetentionError("a hold in force was placed in an entry that would go; release it first")
         if not dry_run:
             self._record(governance.PRUNE, actor, reason, {"below": below, "order": order})
-            self.apply()
+            if self._apply()[1] < below:
+                raise RetentionError("a hold was placed meanwhile; nothing was pruned")
         return below
 
     def apply(self) -> None:
         """Carry out every erasure and pruning that is on record; harmless when all were.
 
-        A pruning whose order is not this log's and signed by two of the approvers is left alone.
+        What is under a hold by now stays, and so does what a pruning would take whose order is not this log's and
+        signed by two of the approvers.
 
         Raises:
             AuditError: The store cannot be written to, or not by this role.
         """
+        self._apply()
+
+    def _apply(self) -> tuple[set[int], int]:
+        """Do what `apply` says, under the writers' lock, where no hold can come in between.
+
+        Returns:
+            Entries that were to be erased and stay because of a hold, and the first entry that is kept.
+        """
         with self._trail.connected(read_only=False) as connection, connection.amending():
             found = governance.orders(connection)
+            held = governance.holds(found)
+            stays: set[int] = set()
             for first, last in governance.erased(found):
-                connection.execute("UPDATE entry SET body = NULL WHERE idx >= ? AND idx <= ?", (first, last))
-            below = max((order.below for order in found if self._is_approved(order)), default=0)
+                rows = [(index, body) for index, body in _bodies(connection, first, last + 1)]
+                kept = {index for index, body in rows if _stays(held, index, body)}
+                going = [(index,) for index, _ in rows if index not in kept]
+                connection.insert("UPDATE entry SET body = NULL WHERE idx = ?", going)
+                stays |= kept
+            there = first_index(connection)
+            wanted = {order.below for order in found if order.below > there and self._is_approved(order)}
+            below = next(
+                (index for index in sorted(wanted, reverse=True) if _prunable(connection, held, index)), there
+            )
             connection.execute("DELETE FROM entry WHERE idx < ?", (below,))
             connection.execute("DELETE FROM checkpoint WHERE size < ?", (below,))
+            return stays, below
 
     def _is_approved(self, order: Order) -> bool:
         try:
@@ -290,6 +316,26 @@ def _belongs(kept: RecordClass, action: str) -> bool:
 def _holds(hold: Order, index: int, subject: str | None) -> bool:
     about = hold.subject is not None and hold.subject == subject
     return about or any(first <= index <= last for first, last in hold.ranges)
+
+
+def _check_range(entries: Range | None) -> None:
+    if entries is not None and not 0 <= entries[0] <= entries[1]:
+        raise RetentionError("entries are named by the first and the last, such as 0 and 99")
+
+
+def _stays(held: Sequence[Order], index: int, body: dict[str, Any]) -> bool:
+    return body["action"] in RESERVED or any(_holds(hold, index, body["subject"]) for hold in held)
+
+
+def _begins(hold: Order, below: int) -> bool:
+    """Return whether the hold, or something that it names, is in an entry before `below`."""
+    return hold.index < below or any(first < below for first, _ in hold.ranges)
+
+
+def _prunable(connection: Connection, held: Sequence[Order], below: int) -> bool:
+    return not any(_begins(hold, below) for hold in held) and not any(
+        _holds(hold, index, body["subject"]) for index, body in _bodies(connection, 0, below) for hold in held
+    )
 
 
 def _bodies(connection: Connection, start: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
