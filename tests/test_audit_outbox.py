@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from healthobs.audit import Outbox, governance, open_trail
+from healthobs.audit import Outbox, governance, open_trail, store
 from healthobs.audit.trail import AuditTrail
 from healthobs.exceptions import AuditWriteError
 
@@ -89,6 +89,16 @@ def forge_is_refused(outbox: Outbox, engine: sa.Engine, trail: AuditTrail, forge
     assert kept[0][0].startswith("refused-")
     actions = [entry["action"] for entry in trail.read().entries]
     return (receipts, actions, trail.refused_rows) == ([2, 0], ["chart.update"] * 2, 1)
+
+
+def key_without_entry_is_refused(trail: AuditTrail, index: int) -> bool:
+    """Return whether a row that was marked as done by somebody else is refused, and not acknowledged."""
+    key = trail.new_key()
+    with trail.connected(read_only=False) as connection, connection.writing():
+        store.insert_sequenced(connection, [(key, index)])
+    with pytest.raises(AuditWriteError, match="not the one that an outbox"):
+        trail.sequence([(key, trail.encode(WRITE))])
+    return trail.read().total == 1
 
 
 class TestOutbox:
@@ -180,6 +190,12 @@ class TestOutbox:
             trail.sequence([(trail.new_key(), trail.encode(WRITE)), (trail.new_key(), body)])
         assert trail.read().total == 0
 
+    @pytest.mark.parametrize("index", [-1, 1, 7])
+    def test_key_taken_by_no_entry(self, trail: AuditTrail, index: int) -> None:
+        """Whoever marks a row as done under an entry that is in no log is found out, and the row is not dropped."""
+        trail.append(WRITE)
+        assert key_without_entry_is_refused(trail, index)
+
     def test_plain_connection(self, trail: AuditTrail, tmp_path: Path) -> None:
         """A connection of `sqlite3` will do."""
 
@@ -214,6 +230,10 @@ class TestOutbox:
         other = open_trail(postgres.url(postgres.database()), service="s", key_file=tmp_path / "other.pem")
         assert forge_is_refused(Outbox(other, engine.begin), engine, other, FORGED["audit.release"])
         other.close()
+        third = open_trail(postgres.url(postgres.database()), service="s", key_file=tmp_path / "third.pem")
+        third.append(WRITE)
+        assert key_without_entry_is_refused(third, 7)
+        third.close()
         trail.close()
         engine.dispose()
 

@@ -252,7 +252,7 @@ def sequenced(connection: Connection, key: str, leaf: bytes) -> int | None:
     """Return the index under which the row `key` of an outbox or spool is in the log; None when it is not yet.
 
     Raises:
-        AuditTamperedError: Another entry stands where that row's should.
+        AuditTamperedError: Another entry stands where that row's should, or none.
     """
     rows = connection.execute(
         "SELECT idx, (SELECT leaf FROM entry WHERE entry.idx = sequenced.idx) FROM sequenced WHERE id = ?",
@@ -261,7 +261,9 @@ def sequenced(connection: Connection, key: str, leaf: bytes) -> int | None:
     if not rows:
         return None
     index, found = rows[0]
-    if found not in (leaf, None):  # None: pruned since
+    if found != leaf and (
+        found is not None or not 0 <= index < first_index(connection)
+    ):  # that is: pruned since
         raise AuditTamperedError("the entry is not the one that an outbox or spool handed over", index=index)
     return int(index)
 
