@@ -269,3 +269,24 @@ def _until_refused(append: Callable[[], object]) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         append()
+
+
+class TestForeignTriggers:
+    """What an owner could put beside the guards."""
+
+    @pytest.mark.parametrize("made", [
+        "CREATE TRIGGER e BEFORE INSERT ON entry FOR EACH ROW EXECUTE FUNCTION drop_row()",
+        "CREATE TRIGGER entry_no_gap BEFORE INSERT ON checkpoint FOR EACH ROW EXECUTE FUNCTION drop_row()",
+        "CREATE RULE e AS ON INSERT TO entry DO INSTEAD NOTHING",
+    ])  # fmt: skip
+    def test_dropped_entry_is_not_acknowledged(self, log: Log, made: str) -> None:
+        """An entry that a trigger or rule keeps from the table is refused, and verification reports which are no guards."""
+        trail = log.open()
+        trail.append(READ)
+        log.as_owner(
+            "CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$", made
+        )
+        with pytest.raises(AuditWriteError, match="did not keep what was written"):
+            trail.append(READ)
+        problems = [str(problem) for problem in trail.verify().problems]
+        assert "1 triggers or rules are on the tables that are no guards" in problems

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from healthobs.audit import Verification, merkle, open_trail, store, verification
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier, open_checkpoint
 from healthobs.audit.sqlite import GUARDS, SqliteStore
-from healthobs.exceptions import AuditError
+from healthobs.exceptions import AuditError, AuditWriteError
 
 ENTRIES = 6
 LONG = 300
@@ -165,6 +165,29 @@ class TestVerify:
             assert [str(problem) for problem in verdict.problems] == [
                 f"the guard {guard} is missing or altered"
             ]
+
+    @pytest.mark.parametrize("tables", [("entry",), ("checkpoint",), ("entry", "tile", "checkpoint")])
+    def test_trigger_that_drops_what_is_written(self, tmp_path: Path, tables: tuple[str, ...]) -> None:
+        """Nothing is acknowledged that a trigger of somebody else kept from the table, and the trigger is reported."""
+        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
+        trail.append({"action": "a.b"})
+        connection = sqlite3.connect(tmp_path / "audit.db")
+        for table in tables:
+            connection.execute(
+                f"CREATE TRIGGER e_{table} BEFORE INSERT ON {table} BEGIN SELECT RAISE(IGNORE); END"
+            )
+        connection.commit()
+        with pytest.raises(AuditWriteError, match="did not keep what was written"):
+            trail.append({"action": "a.b"})
+        assert [str(problem) for problem in trail.verify().problems] == [
+            f"{len(tables)} triggers or rules are on the tables that are no guards"
+        ]
+        for table in tables:
+            connection.execute(f"DROP TRIGGER e_{table}")
+        connection.commit()
+        connection.close()
+        assert (trail.append({"action": "a.b"}).index, trail.verify().ok) == (1, True)
+        trail.close()
 
     def test_forged_checkpoint(self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path) -> None:
         """A checkpoint whose text was changed no longer verifies."""

@@ -262,6 +262,16 @@ class PostgresConnection:
             if present.get(name) != (table, _FUNCTIONS[function], kind)
         )
 
+    def foreign_triggers(self) -> int:
+        """Return how many triggers and rules the tables have beyond the guards."""
+        rows = self.execute(
+            "SELECT tgname, relname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid "
+            "JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = ? AND NOT tgisinternal "
+            "UNION ALL SELECT rulename, tablename FROM pg_rules WHERE schemaname = ?",
+            (SCHEMA, SCHEMA),
+        )
+        return sum(GUARDS.get(name, ("",))[0] != table for name, table in rows)
+
     @property
     def forbidden(self) -> Mapping[str, str]:
         """Statements that must be refused, by name."""

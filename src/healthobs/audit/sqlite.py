@@ -272,6 +272,11 @@ class SqliteConnection:
         )
         return tuple(name for name, statement in GUARDS.items() if present.get(name) != statement)
 
+    def foreign_triggers(self) -> int:
+        """Return how many triggers there are beyond the guards."""
+        present = self.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+        return sum(name not in GUARDS for (name,) in present)
+
     @property
     def forbidden(self) -> Mapping[str, str]:
         """Statements that must be refused, by name."""

@@ -84,6 +84,10 @@ class Connection(Protocol):
         """Return the names of guards that are gone or were altered."""
         ...
 
+    def foreign_triggers(self) -> int:
+        """Return how many triggers and rules there are that are no guards: one could drop or change what is written."""
+        ...
+
     @property
     def forbidden(self) -> Mapping[str, str]:
         """Statements that must be refused inside a transaction that has added an entry, by name."""

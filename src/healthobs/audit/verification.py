@@ -97,6 +97,9 @@ class _Run:
     def _guards(self) -> None:
         for name in self._connection.missing_guards():
             self._problem(None, f"the guard {name} is missing or altered")
+        foreign = self._connection.foreign_triggers()
+        if foreign:
+            self._problem(None, f"{foreign} triggers or rules are on the tables that are no guards")
 
     def _keys(self) -> None:
         """Follow the changes of key from the known ones: each must be under a good checkpoint of a trusted key."""

@@ -2,7 +2,7 @@
 
 A batch is one transaction that excludes every other writer, so each entry it acknowledges is on disk under a
 signed checkpoint. Before it signs, the writer checks that what it extends is what was signed last: a log never
-signs two histories (C2SP tlog-checkpoint, "Signatures").
+signs two histories (C2SP tlog-checkpoint, "Signatures"). Before it commits, it checks that the store has taken what it wrote.
 
 Limits: the order of entries is the order of commits, which can differ from their times by milliseconds.
 """
@@ -210,6 +210,8 @@ class Writer:
             rows = [(job.index, job.leaf, job.body) for job in fresh.values()]
             store.insert(connection, rows, tiles, tree.size, checkpoint.note)
             store.insert_sequenced(connection, [(job.key, job.index) for job in fresh.values() if job.key])
+            if store.head(connection) != (tree.size, checkpoint.note):
+                raise AuditError("it did not keep what was written; run healthobs audit verify")
         return checkpoint
 
     @staticmethod
