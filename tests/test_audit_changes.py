@@ -87,6 +87,10 @@ class TestPrune:
         order.write_text(out)
         for name in ("alice", "bob"):
             key = tmp_path / f"{name}.key"
+            assert run("approve", order, "--key-file", key, "--name", "approver.example/x")[:2] == (2, "")
+            assert not key.exists(), "approving makes no keys"
+            vkey = run("approver-key", key, "--name", f"approver.example/{name}")[1].strip()
+            assert vkey == Signer(f"approver.example/{name}", keys.load(key)).vkey
             status, out, _ = run("approve", order, "--key-file", key, "--name", f"approver.example/{name}")
             assert status == 0
             order.write_text(out)

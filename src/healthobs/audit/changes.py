@@ -1,6 +1,9 @@
 """Commands of `healthobs audit` that change a trail or its keys: hold, erase, prune, approve, rotate.
 
 Each needs a private key: the log's, to record what was done, or an approver's, to sign an order.
+
+Limits: who the approvers are is what `--approver` says, so here the rule of two is kept by whoever may not choose those
+arguments; the signed order stays in the log, where it can be held against the keys of the true approvers.
 """
 
 from __future__ import annotations
@@ -35,9 +38,15 @@ def add(commands: Any) -> None:
     prune.add_argument("--dry-run", action="store_true", help="check everything and take nothing away")
     signing = commands.add_parser("approve", help="sign an order, and print it signed")
     signing.add_argument("order", type=Path, help="the order, as prune --below or approve printed it")
-    signing.add_argument("--key-file", type=Path, required=True, help="the approver's key, made when missing")
+    signing.add_argument("--key-file", type=Path, required=True, help="the approver's key")
     signing.add_argument("--name", required=True, help="the approver's name, such as example.org/alice")
     signing.set_defaults(change=_approve)
+    made = commands.add_parser(
+        "approver-key", help="make an approver's key where there is none; print its vkey"
+    )
+    made.add_argument("key_file", type=Path, help="the approver's key file")
+    made.add_argument("--name", required=True, help="the approver's name, such as example.org/alice")
+    made.set_defaults(change=_approver_key)
     rotate = commands.add_parser("rotate", help="put a new key before those in a key file")
     rotate.add_argument("key_file", type=Path, help="the log's key file")
     rotate.add_argument(
@@ -130,8 +139,12 @@ def _prune(chosen: argparse.Namespace) -> Iterator[str]:
 
 
 def _approve(chosen: argparse.Namespace) -> Iterator[str]:
-    signer = Signer(chosen.name, keys.load_or_create(chosen.key_file))
+    signer = Signer(chosen.name, keys.load(chosen.key_file))
     yield approve(chosen.order.read_text(encoding="utf-8"), signer).removesuffix("\n")
+
+
+def _approver_key(chosen: argparse.Namespace) -> Iterator[str]:
+    yield Signer(chosen.name, keys.load_or_create(chosen.key_file)).vkey
 
 
 def _rotate(chosen: argparse.Namespace) -> Iterator[str]:

@@ -6,7 +6,8 @@ record class (45 CFR 164.316(b)(2)(i): six years; PCI DSS 10.5.1: twelve months;
 and for legal holds; a pruning needs an order signed by two distinct approvers. Each is first an entry, then
 done, so that a crash between leaves an order to carry out (`apply`) and never a gap without one.
 
-Limits: times are those in the entries. What is erased may stay in old pages of the disk and in backups. On
+Limits: who the approvers are is what `Retention` is told: fix their keys where whoever prunes cannot change them. Times are
+those in the entries. What is erased may stay in old pages of the disk and in backups. On
 PostgreSQL only the owner of the tables can erase and prune. Not legal advice: the periods are yours to set.
 """
 
