@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import Span, SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
 from fronts import FRONTS, Front
@@ -21,6 +22,26 @@ def make(request: pytest.FixtureRequest) -> Make:
     """Give each front end in turn."""
     front: Make = request.param
     return front
+
+
+class TestFaultyProcessor:
+    """A span processor of the process that raises, under an adopted provider."""
+
+    def test_leaves_nothing_in_flight(self, make: Make) -> None:
+        """The answer goes out, no request counts as in flight ever after, and liveness does not fail by it."""
+        front = make(max_stall_seconds=60)
+
+        class Faulty(SpanProcessor):
+            def on_start(self, span: Span, parent_context: object = None) -> None:
+                raise RuntimeError
+
+        provider: Any = front.obs.tracing.provider
+        provider.add_span_processor(Faulty())
+        assert front.get("/patients/pt-4711").status == 200
+        assert front.total("healthobs_internal_errors_total", component="http") == 1
+        assert front.total("http_server_active_requests") == 0
+        front.now_ns += 1_000_000 * 10**9
+        assert front.get("/health").status == 200
 
 
 class TestSpan:

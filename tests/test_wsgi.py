@@ -97,6 +97,12 @@ class Kit:
         return None
 
 
+def plain_environ() -> dict[str, Any]:
+    environ: dict[str, Any] = {"PATH_INFO": "/x"}
+    setup_testing_defaults(environ)
+    return environ
+
+
 def answer(
     status: str = "200 OK", body: bytes = b"ok", route: str | None = "/x/{id}", **extra: str
 ) -> WsgiApp:
@@ -456,6 +462,35 @@ class TestFaults:
         assert kit.request()[2] == b"ok"
         assert kit.sample("healthobs_internal_errors_total", component="http") == 1
         assert kit.sample("healthobs_internal_errors_total", component="hook") == 1, "the first byte"
+
+    def test_no_iterable_at_all(self) -> None:
+        """An application that returns nothing to iterate over fails as it would alone, and nothing stays in flight."""
+
+        def app(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+            start_response("200 OK", [("Content-Type", "text/plain")])
+
+        kit = Kit(app, max_stall_seconds=60)
+        with pytest.raises(TypeError, match="not iterable"):
+            kit.middleware(plain_environ(), lambda *_: lambda _chunk: None)
+        assert kit.sample("http_server_active_requests") == 0
+        progress = kit.obs.health.progress
+        kit.ticks.now_ns += 1_000_000 * 10**9
+        assert progress is not None
+        assert progress.check()
+
+    def test_server_that_takes_no_refusal(self) -> None:
+        """Where the server refuses even the 503 in place of an answer, nothing stays in flight."""
+
+        def app(_environ: dict[str, Any], _start_response: Callable[..., Any]) -> Iterable[bytes]:
+            raise AuditWriteError("down")
+
+        def refuse(*_arguments: object) -> Any:
+            raise OSError
+
+        kit = Kit(app)
+        with pytest.raises(OSError):
+            kit.middleware(plain_environ(), refuse)
+        assert kit.sample("http_server_active_requests") == 0
 
     def test_audit_failure_is_a_503(self) -> None:
         """What could not be recorded is not answered."""

@@ -194,22 +194,23 @@ class Exchange:
         self._first_byte_ns: int | None = None
         self.silent: bool = silent
         self.progress: Progress | None = None if silent else obs.health.progress
-        if self.progress is not None:
-            self.progress.begin(id(self))
         self._active = server.active.labels(self._method, scheme) if server.on and not silent else None
-        if self._active is not None:
-            self._active.inc()
         theirs = enclosing_span()
         self._waits = defers and theirs is None
         if defers or theirs is not None:
             self.span: Span = INVALID_SPAN if theirs is None else NonRecordingSpan(theirs)
             self._context = otel_context.get_current()
-            return
-        trusts = obs.settings.trust_incoming if trust_incoming is None else trust_incoming
-        self.span = INVALID_SPAN if silent else self._start_span(host, traceparent, trusts=trusts)
-        self._context = set_span_in_context(self.span)
-        if baggage and trusts and obs.settings.baggage:
-            self._context = read_baggage(baggage, obs.settings.baggage, self._context)
+        else:
+            trusts = obs.settings.trust_incoming if trust_incoming is None else trust_incoming
+            self.span = INVALID_SPAN if silent else self._start_span(host, traceparent, trusts=trusts)
+            self._context = set_span_in_context(self.span)
+            if baggage and trusts and obs.settings.baggage:
+                self._context = read_baggage(baggage, obs.settings.baggage, self._context)
+        # Last: what raised before, a processor or sampler of the process, leaves an exchange that nobody ends.
+        if self.progress is not None:
+            self.progress.begin(id(self))
+        if self._active is not None:
+            self._active.inc()
 
     def _start_span(self, host: tuple[str, str], traceparent: str | None, *, trusts: bool) -> Span:
         remote = parse_traceparent(traceparent) if traceparent else None
@@ -300,6 +301,8 @@ class Exchange:
         """
         if self.silent:
             return
+        if self._active is not None:
+            self._active.dec()
         if self.progress is not None:
             self.progress.end(id(self))
         server = self._server
@@ -316,8 +319,6 @@ class Exchange:
             error = "" if self.error is None else type(self.error).__qualname__
             if not error and status >= 500:
                 error = code
-        if self._active is not None:
-            self._active.dec()
         span = self.span
         context = span.get_span_context()
         trace_id = span_id = ""

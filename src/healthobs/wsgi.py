@@ -221,14 +221,15 @@ class _Answer:
     def run(self) -> Iterable[bytes]:
         """Call the application; return the body that measures."""
         try:
-            self._body = self._context.run(self._call)
-        except AuditWriteError:
-            self._body = self._unavailable()
+            try:
+                self._body = self._context.run(self._call)
+            except AuditWriteError:
+                self._body = self._unavailable()
+            self._iterator = iter(self._body)
         except BaseException as exc:
             self._exchange.error = exc
             self._finish()
             raise
-        self._iterator = iter(self._body)
         return self
 
     def _call(self) -> Iterable[bytes]:
