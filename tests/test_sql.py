@@ -17,6 +17,11 @@ from healthobs import observe
 from healthobs.sql import observe_engine, shape
 from healthobs.testing import Capture
 
+#: Ways to write a literal or a comment; ``\\'`` stands for single quotes with backslash escapes.
+STANDARD = ("'", '"', "E'", "N'", "$$", "$t$", "/*", "--")
+MYSQL = ("\\'", '\\"', "/*", "--")
+WORDS = st.text(alphabet="'\"\\$/*-# \nt", max_size=6)
+
 
 @pytest.fixture
 def engine() -> Iterator[Any]:
@@ -78,3 +83,56 @@ class TestShape:
         """Whatever a quoted literal or a number says, the shape is the same."""
         quoted = words.replace("'", "''")
         assert shape(f"select '{quoted}' from bed where n = {number}") == "select ? from bed where n = ?"
+
+    @pytest.mark.parametrize(
+        ("statement", "expected"),
+        [
+            ('select * from p where name = "John Smith"', "select * from p where name = ?"),
+            (r"select * from p where name = E'O\'Brien John'", "select * from p where name = ?"),
+            (r"select * from p where name = 'O\'Brien John'", "select * from p where name = ?"),
+            (r"select 'O\'Brien', 'D\'Arcy'", "SELECT"),
+            ("select $$John Smith$$, $a$John $$ Smith$a$, $1", "select ?, ?, $?"),
+            ("select 1 /* patient John Smith */", "select ?"),
+            ("select 1 -- patient John Smith\nfrom bed", "select ?  \nfrom bed"),
+            ("select 1 /* a /* b */ John Smith */", "SELECT"),
+            ("select 1 # John Smith", "SELECT"),
+            ("select q'[it's John]', 'Smith'", "SELECT"),
+            ("select 'John Smith", "SELECT"),
+            ('/* x */ select "John', "SQL"),
+            ("select `John's`, 1.5e+10, 0x1F, 1e5, t1.n", "select `John's`, ?, ?, ?, t1.n"),
+        ],
+    )
+    def test_every_way_to_quote(self, statement: str, expected: str) -> None:
+        """Whatever a dialect quotes with, the literal is taken out, or the operation is all there is."""
+        assert shape(statement) == expected
+
+    def test_names_in_quotes(self) -> None:
+        """PostgreSQL's quoted names and its operators with a hash are no literals."""
+        statement = """select "order" from bed where data #> 'x' = 'y'"""
+        assert shape(statement, "postgresql") == 'select "order" from bed where data #> ? = ?'
+        assert shape(statement.replace("#>", ">")) == "select ? from bed where data > ? = ?"
+
+    @given(
+        st.sampled_from([STANDARD, MYSQL]).flatmap(
+            lambda kinds: st.lists(st.tuples(st.sampled_from(kinds), WORDS, WORDS), max_size=4)
+        )
+    )
+    def test_no_literal_comes_out(self, literals: list[tuple[str, str, str]]) -> None:
+        """No literal, in any quotes and whatever stands around it, is in the shape."""
+        written = [_written(kind, f"{before}NEEDLE{after}") for kind, before, after in literals]
+        assert "NEEDLE" not in shape(f"select {' , '.join(written)}")
+
+
+def _written(kind: str, words: str) -> str:
+    """Write `words` as a server of that dialect would have to see them."""
+    if kind in ("'", '"', "N'"):
+        return kind + words.replace(kind[-1], kind[-1] * 2) + kind[-1]
+    if kind in ("E'", "\\'", '\\"'):
+        quote = kind[-1]
+        escaped = words.replace("\\", "\\\\").replace(quote, f"\\{quote}")
+        return kind.removeprefix("\\") + escaped + quote
+    if kind == "/*":
+        return f"/* {words.replace('*', '').replace('/', '')} */ 1"
+    if kind == "--":
+        return "-- " + words.replace("\n", " ") + "\n1"
+    return f"{kind}{words.replace('$', '')}{kind}"

@@ -1,7 +1,8 @@
 """SQLAlchemy: one CLIENT span for each statement, with its shape and never a value.
 
 OpenTelemetry semantic conventions for database spans (stable): `db.system.name`, `db.operation.name`; the shape is the
-statement with its literals taken out, on `healthobs.db.shape`. Parameters are not looked at.
+statement with its literals and comments taken out, on `healthobs.db.shape`; where its quoting can be read in two ways, the
+operation alone. Parameters are not looked at.
 
 Limits: only what SQLAlchemy executes is seen; a span covers the statement, not the fetching of rows.
 """
@@ -16,19 +17,65 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from healthobs._runtime import current_or_none
 
-_LITERAL = re.compile(r"'(?:[^']|'')*'|\b(?:0[xX][0-9a-fA-F]+|\d+(?:\.\d+)?)\b")
+_NUMBER = r"\b\d[\w.]*(?:(?<=[eE])[+-]\d+)?"
+_STRINGS = (  # the standard's, then those in which a backslash escapes (MySQL); which it is depends on the server
+    r"""'(?:[^']|'')*+'|(?P<double>"(?:[^"]|"")*+")""",
+    r"""'(?:[^'\\]|\\.|'')*+'|(?P<double>"(?:[^"\\]|\\.|"")*+")""",
+)
+_TOKENS = [
+    re.compile(
+        # No reading of these is safe: Oracle's q'[...]', a nested comment, what is a comment in MySQL only.
+        r"(?P<unclear>\b[nN]?[qQ]'|/\*(?:(?!\*/).)*?/\*|\#)"
+        r"|(?P<comment>/\*.*?\*/|--[^\n]*)"
+        r"|\b[eE]'(?:[^'\\]|\\.|'')*+'"
+        r"|(?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$"
+        r"|(?P<name>`[^`]*+`)"
+        rf"|{strings}|{_NUMBER}"
+        r"|(?P<open>['\"`]|/\*|\*/|\$(?:[^\W\d]\w*)?\$)",
+        re.DOTALL,
+    )
+    for strings in _STRINGS
+]
+#: Where ``"..."`` is a name and never a string, and ``#`` an operator.
+_NAMES_IN_QUOTES = "postgresql"
 _OPERATION = re.compile(r"\s*([A-Za-z]+)")
 _SPANS = "healthobs.spans"
 
 
-def shape(statement: str) -> str:
-    """Return `statement` without literals.
+def shape(statement: str, dialect: str = "") -> str:
+    """Return `statement` without literals and comments; its operation alone where its quoting can be read in two ways.
+
+    Args:
+        statement: The statement.
+        dialect: SQLAlchemy's name of it; only ``postgresql`` keeps ``"..."``, which others take for a string.
 
     Example:
         >>> shape("select * from bed where ward = 'west' and number in (3, 4.5) and id = :id")
         'select * from bed where ward = ? and number in (?, ?) and id = :id'
     """
-    return _LITERAL.sub("?", statement)
+    readings = _TOKENS if "\\" in statement else _TOKENS[:1]
+    shapes = {_shaped(statement, tokens, names=dialect == _NAMES_IN_QUOTES) for tokens in readings} - {None}
+    found = shapes.pop() if len(shapes) == 1 else None
+    return _operation(statement) if found is None else found
+
+
+def _shaped(statement: str, tokens: re.Pattern[str], *, names: bool) -> str | None:
+    """Return the shape in one reading; None when that does not come out even."""
+    parts, end = list[str](), 0
+    for match in tokens.finditer(statement):
+        parts.append(statement[end : match.start()])
+        end = match.end()
+        kind = match.lastgroup
+        if kind == "open" or (kind == "unclear" and not (names and match[0] == "#")):
+            return None
+        kept = kind in ("name", "unclear") or (kind == "double" and names)
+        parts.append(match[0] if kept else " " if kind == "comment" else "?")
+    return "".join((*parts, statement[end:])).rstrip()
+
+
+def _operation(statement: str) -> str:
+    found = _OPERATION.match(statement)
+    return found[1].upper() if found else "SQL"
 
 
 def observe_engine(engine: Any) -> Callable[[], None]:
@@ -42,20 +89,18 @@ def observe_engine(engine: Any) -> Callable[[], None]:
     """
     from sqlalchemy import event
 
-    system = {"postgresql": "postgresql", "mysql": "mysql", "sqlite": "sqlite"}.get(
-        engine.dialect.name, "other_sql"
-    )
+    dialect: str = engine.dialect.name
+    system = {"postgresql": "postgresql", "mysql": "mysql", "sqlite": "sqlite"}.get(dialect, "other_sql")
 
     def begin(connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         obs = current_or_none()
         if obs is None:
             return
-        found = _OPERATION.match(statement)
-        operation = found[1].upper() if found else "SQL"
+        operation = _operation(statement)
         attributes = {
             "db.system.name": system,
             "db.operation.name": operation,
-            "healthobs.db.shape": shape(statement),
+            "healthobs.db.shape": shape(statement, dialect),
         }
         span = obs.tracing.tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes)
         connection.info.setdefault(_SPANS, []).append(span)
