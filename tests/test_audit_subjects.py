@@ -72,11 +72,31 @@ class TestSubjectMap:
             subjects.identifier(two)
 
     def test_other_key(self, subjects: SubjectMap, tmp_path: Path) -> None:
-        """With another key nothing can be read."""
+        """With another key the map is not opened, so that nobody gets a second token; with its own it is."""
         token = subjects.token(IDENTIFIER)
-        other = SubjectMap(tmp_path / "subjects.db", tmp_path / "other.key")
+        SubjectMap(tmp_path / "other.db", tmp_path / "other.key")
         with pytest.raises(AuditError, match="key file is another"):
-            other.identifier(token)
+            SubjectMap(tmp_path / "subjects.db", tmp_path / "other.key")
+        assert make(tmp_path).token(IDENTIFIER) == token
+
+    def test_lost_key(self, subjects: SubjectMap, tmp_path: Path) -> None:
+        """A map with rows gets no new key in place of one that is gone; an empty one does."""
+        key = tmp_path / "subjects.key"
+        token = subjects.token(IDENTIFIER)
+        key.unlink()
+        with pytest.raises(ConfigurationError, match="key file is missing"):
+            make(tmp_path)
+        assert not key.exists()
+        subjects.erase(token)
+        assert make(tmp_path).token(IDENTIFIER) != token
+
+    def test_altered_row_does_not_lock_the_others_out(self, subjects: SubjectMap, tmp_path: Path) -> None:
+        """A map in which one row was altered still opens, by another row."""
+        one, two = subjects.token("one"), subjects.token("two")
+        with sqlite3.connect(tmp_path / "subjects.db") as connection:
+            connection.execute("UPDATE subject SET sealed = x'00' WHERE token = ?", (one,))
+        connection.close()
+        assert make(tmp_path).identifier(two) == "two"
 
     def test_at_once(self, subjects: SubjectMap) -> None:
         """Callers that ask for one identifier at once get one token."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
+#: Rows that an opening tries the key on; one that opens is enough, because any may have been altered.
+_TRIED = 20
 
 
 class SubjectMap:
@@ -38,11 +40,13 @@ class SubjectMap:
 
     Args:
         path: Its SQLite file, made when missing; not the log's.
-        key_file: 32 random bytes as base64, made 0600 when missing; keep it away from the log and its backups.
+        key_file: 32 random bytes as base64, made 0600 when missing and the map is empty; keep it away from the log
+            and its backups.
 
     Raises:
-        ConfigurationError: The key file cannot be used, or cryptography is not installed.
-        AuditError: The file cannot be used.
+        ConfigurationError: The key file cannot be used or is missing though the map has rows, or cryptography is
+            not installed.
+        AuditError: The file cannot be used, or the key is not that of its rows.
 
     Example:
         >>> subjects = SubjectMap(directory / "subjects.db", directory / "subjects.key")
@@ -55,11 +59,17 @@ class SubjectMap:
 
     def __init__(self, path: Path, key_file: Path) -> None:
         self._path = path
-        self._cipher, self._index_key = _keys(key_file)
         with self._changing() as connection:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS subject (token TEXT PRIMARY KEY, lookup BLOB NOT NULL UNIQUE,"
                 " sealed BLOB NOT NULL)"
+            )
+            rows = connection.execute("SELECT token, sealed FROM subject LIMIT ?", (_TRIED,)).fetchall()
+        # With another key each identifier would get a second token, and a patient's entries two subjects.
+        self._cipher, self._index_key = _keys(key_file, make=not rows)
+        if rows and all(self._opened(*row) is None for row in rows):
+            raise AuditError(
+                "the subject map's rows were altered, or the key file is another one; restore its own"
             )
 
     def token(self, identifier: str) -> str:
@@ -81,17 +91,22 @@ class SubjectMap:
         Raises:
             AuditError: The row was altered, or sealed with another key.
         """
-        from cryptography.exceptions import InvalidTag
-
         with self._changing() as connection:
             row = connection.execute("SELECT sealed FROM subject WHERE token = ?", (token,)).fetchone()
         if row is None:
             return None
-        nonce, sealed = row[0][:_NONCE_BYTES], row[0][_NONCE_BYTES:]
+        identifier = self._opened(token, row[0])
+        if identifier is None:
+            raise AuditError("the subject's row was altered, or the key file is another one")
+        return identifier
+
+    def _opened(self, token: str, sealed: bytes) -> str | None:
+        from cryptography.exceptions import InvalidTag
+
         try:
-            return self._cipher.decrypt(nonce, sealed, token.encode()).decode()
+            return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], token.encode()).decode()
         except (InvalidTag, ValueError):
-            raise AuditError("the subject's row was altered, or the key file is another one") from None
+            return None
 
     def erase(self, token: str) -> bool:
         """Forget whose `token` it is, for good; return whether it was known."""
@@ -115,7 +130,7 @@ class SubjectMap:
             raise AuditError(f"the subject map cannot be used ({name}); check its file and disk") from None
 
 
-def _keys(key_file: Path) -> tuple[AESGCM, bytes]:
+def _keys(key_file: Path, *, make: bool) -> tuple[AESGCM, bytes]:
     """Return the cipher and the key of the lookup hash, both from the one secret in the file."""
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -123,8 +138,12 @@ def _keys(key_file: Path) -> tuple[AESGCM, bytes]:
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
     except ImportError:
         raise ConfigurationError("the subject map needs cryptography; install healthobs[audit]") from None
-    if not key_file.exists():
+    if make and not key_file.exists():
         create_secret(key_file, base64.b64encode(os.urandom(_KEY_BYTES)) + b"\n")
+    if not key_file.exists():
+        raise ConfigurationError(
+            "the subject map has rows, but its key file is missing; restore it from where you keep it"
+        )
     try:
         secret = base64.b64decode(read_secret(key_file).strip(), validate=True)
     except binascii.Error:
