@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, got_request_exception
+from flask import Flask, Response, got_request_exception, request
 
 from healthobs import _runtime
 from healthobs._runtime import install, process
@@ -118,6 +118,8 @@ def _note_exception(_app: Flask, exception: BaseException, **_extra: Any) -> Non
     exchange = _runtime.exchange.get()
     if exchange is not None:
         exchange.error = exception
+        if request.url_rule is not None:  # Flask's own line about the exception is written before it answers
+            exchange.route = request.url_rule.rule
 
 
 def _unavailable(_error: Exception) -> Response:

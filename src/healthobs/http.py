@@ -238,6 +238,15 @@ class Exchange:
         )
 
     @property
+    def route(self) -> str:
+        """The route's template as far as it is known."""
+        return self._route
+
+    @route.setter
+    def route(self, template: str) -> None:
+        self._route = template
+
+    @property
     def error_id(self) -> str:
         """The id of the failure that span event and access line will name; empty while there is none."""
         return "" if self.error is None else describe_exception(self.error).error_id

@@ -53,7 +53,8 @@ class Observability:
             `settings.otlp_endpoint` is not used then.
         logs: ``own`` writes JSON lines; ``processor`` leaves the structlog or standard-library set-up that is
             there its format, writes through it, and puts ids and redaction into it until this object is
-            closed; ``off`` writes no log line.
+            closed; ``off`` writes no log line. With ``own``, a service that declares PHI (framework ``hipaa``) has
+            the handlers and structlog processors that are there redacted as well, until this object is closed.
         audit: The audit trail; default the one that `settings.audit_database_url` names, if any. One that is
             passed stays open when this object is closed.
         controls: Controls of the service, besides the library's own. Controls are observed when some are

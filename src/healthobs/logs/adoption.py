@@ -1,28 +1,30 @@
 """A logging set-up that is there already: it keeps its format, and gains ids and redaction.
 
-structlog gets two processors (one first, that shields exceptions; one before the renderer), the handlers of the
-standard library a filter. `release` takes them out again.
+structlog gets three processors (one first, that judges the event and shields exceptions; one before the renderer;
+one after it), the handlers of the standard library a filter. A handler that is added later gets it with the first
+record that comes to it, and so does the one that writes when there is none. `release` takes all out again.
 
-Limits: handlers and processors that are added later are not covered; nor is what a renderer adds by itself.
+Limits: processors that are added later are not covered, nor is what a renderer adds by itself, nor a subclass of
+`logging.Logger` with a `callHandlers` of its own.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from healthobs.logs.records import Rendered, RenderedFields, clean
+from healthobs.logs.stdlib import DONE, CapturingHandler
 from healthobs.redaction import Redactor
 
 _RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_DONE = "_healthobs_done"
 _PLUMBING = frozenset({"exc_info", "stack_info", "_record", "_from_structlog", "_logger", "_name"})
-#: Free text; an exception's message is there only when it is a literal of the code.
-_TEXTS = frozenset({"event", "exception_message"})
 #: Returns an exception's fields as they may leave.
 Facts = Callable[[BaseException], Mapping[str, Any]]
 #: Returns trace id and span id of the moment, by the names of their fields.
@@ -42,88 +44,134 @@ class LogAdoption:
         self._redactor = redactor
         self._facts = facts
         self._ids = ids
-        self._chain = _configured_chain()
+        self._chain = _chain()
         if self._chain is not None:
             # In place, because loggers that were used already keep the list itself.
             self._chain.insert(0, self.shield)
             self._chain.insert(len(self._chain) - 1, self.processor)
-        self._handlers = _handlers()
-        for handler in self._handlers:
-            handler.addFilter(self.filter)
+            self._chain.append(self.seal)
+        self._handlers: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
+        for handler in _handlers():
+            self._cover(handler)
+        Hook.add(self)
 
     def release(self) -> None:
         """Take processors and filters out again."""
+        Hook.remove(self)
         if self._chain is not None:
-            self._chain[:] = [step for step in self._chain if step not in (self.shield, self.processor)]
-        for handler in self._handlers:
-            handler.removeFilter(self.filter)
+            ours = (self.shield, self.processor, self.seal)
+            self._chain[:] = [step for step in self._chain if step not in ours]
+        for handler in list(self._handlers):
+            while self.filter in handler.filters:
+                handler.removeFilter(self.filter)
+
+    def cover(self, logger: logging.Logger) -> None:
+        """Put the filter on each handler that a record of `logger` comes to."""
+        for handler in _reached(logger):
+            if handler not in self._handlers:
+                self._cover(handler)
+
+    def _cover(self, handler: logging.Handler) -> None:
+        # A capturing one redacts by itself, and tells more of an exception.
+        if not isinstance(handler, CapturingHandler):
+            handler.addFilter(self.filter)
+            self._handlers.add(handler)
 
     def shield(self, _logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
-        """Structlog processor: put a safe exception in the place of the one that is being logged."""
+        """Structlog processor: judge the event, and put a safe exception in the place of the one being logged."""
+        event = event_dict.get("event")
+        if isinstance(event, str) and not isinstance(event, Rendered):
+            event_dict["event"] = self._judged(event, event_dict.pop("positional_args", None))
         exc = exception_of(event_dict.get("exc_info"))
         if exc is not None:
             facts = self._facts(exc)
             event_dict["exc_info"] = _substitute(facts)
-            _add(event_dict, facts)
+            _add(event_dict, _judged_texts(facts))
         return event_dict
 
     def processor(self, _logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
         """Structlog processor: ids and redaction; it goes before the renderer."""
         for key, value in list(event_dict.items()):
-            if key in _TEXTS and isinstance(value, str):
-                event_dict[key] = self._redactor.text(value)
+            if isinstance(value, Rendered):
+                event_dict[key] = str(self._redactor.text(value))
+            elif key == "event" and isinstance(value, str):
+                event_dict[key] = self._redactor.name(value)
             elif key not in _PLUMBING:
                 event_dict[key] = self._redactor.value(key, value)
         _add(event_dict, self._ids())
         return event_dict
 
+    def seal(self, _logger: WrappedLogger, _method: str, rendered: Any) -> Any:
+        """Structlog processor: mark what was rendered, for the filter that meets it in a record; it goes last."""
+        if isinstance(rendered, str):
+            return Rendered(rendered)
+        if isinstance(rendered, tuple):
+            positional, *named = cast("Any", rendered)
+            return (tuple(_sealed(one) for one in positional), *named)
+        if isinstance(rendered, dict) and "msg" in rendered:
+            fields = cast("dict[str, Any]", rendered)
+            return {**fields, "msg": _sealed(fields["msg"])}
+        return cast("Any", rendered)
+
+    def _judged(self, event: str, arguments: Any) -> Rendered:
+        record = logging.makeLogRecord({"name": "", "msg": event, "args": _unpacked(arguments)})
+        template, fitting = clean(record, self._redactor)
+        return Rendered(template % fitting if fitting else template)
+
     def filter(self, record: logging.LogRecord) -> bool:
         """Filter of the standard library: ids and redaction, in the record, before any formatter."""
         fields = record.__dict__
-        if _DONE in fields:
+        if fields.get(DONE) == id(self._redactor):
             return True
         try:
             self._redact(record, fields)
         except Exception:  # noqa: BLE001  # fail closed: what cannot be redacted keeps only its place and level
             record.msg, record.args, record.exc_info, record.exc_text = "[PHI:error]", None, None, None
-        fields[_DONE] = True
+        fields[DONE] = id(self._redactor)
         return True
 
     def _redact(self, record: logging.LogRecord, fields: MutableMapping[str, Any]) -> None:
         redact = self._redactor.value
+        if self._redactor.mode != "watch":
+            # uvicorn's second template, which would take the first one's place
+            fields.pop("color_message", None)
         for key in fields.keys() - _RECORD:
             if not key.startswith("_"):
-                fields[key] = redact(key, fields[key])
+                value = fields[key]
+                judged = isinstance(value, Rendered)
+                fields[key] = str(self._redactor.text(value)) if judged else redact(key, value)
         exc = exception_of(record.exc_info)
         if exc is not None:
             facts = self._facts(exc)
             record.exc_info, record.exc_text = _substitute(facts), None
             _add(fields, facts)
         message: Any = record.msg
-        if isinstance(message, dict):  # structlog's, on its way to its own formatter, is redacted already
-            if "_from_structlog" not in fields:
-                record.msg = cast("Any", self._redactor.mapping(cast("dict[str, object]", message)))
+        if isinstance(message, dict):
+            # structlog's, on its way to its own formatter, are redacted already when they are sealed
+            if not isinstance(message, RenderedFields):
+                record.msg = cast("Any", self._mapping(cast("dict[str, object]", message)))
         else:
             self._redact_message(record)
         _add(fields, self._ids())
 
+    def _mapping(self, fields: dict[str, object]) -> dict[str, Any]:
+        redacted = self._redactor.mapping(fields)
+        event = fields.get("event")
+        return redacted | {"event": self._redactor.name(event)} if isinstance(event, str) else redacted
+
     def _redact_message(self, record: logging.LogRecord) -> None:
-        redact = self._redactor.value
         if not isinstance(record.msg, str):
-            record.msg = cast("str", redact("message", record.msg))
-        arguments: Any = record.args
-        if isinstance(arguments, Mapping):
-            named = cast("Mapping[str, object]", arguments)
-            record.args = {key: redact(key, value) for key, value in named.items()}
-        elif arguments:
-            record.args = tuple(redact("argument", value) for value in arguments)
-        try:
-            message = record.getMessage()
-        except Exception:  # noqa: BLE001  # a mark under %d: the template alone says enough
-            message, record.args = record.msg, None
-        clean = self._redactor.text(message)
-        if clean is not message or record.args is None:
-            record.msg, record.args = clean, None
+            if self._redactor.mode != "watch":
+                record.msg, record.args = str(self._redactor.value("message", record.msg)), None
+            return
+        servers_own = isinstance(record.args, tuple) and record.name == "uvicorn.access"
+        template, arguments = clean(record, self._redactor)
+        message = template % arguments if arguments else template
+        whole = message if servers_own or record.name == "gunicorn.access" else self._redactor.text(message)
+        if arguments and whole is message:
+            record.msg, record.args = template, arguments
+        else:
+            record.msg, record.args = whole, None
 
 
 def exception_of(exc_info: object) -> BaseException | None:
@@ -143,16 +191,81 @@ def _substitute(facts: Mapping[str, Any]) -> Any:
     return kind, kind(told), None
 
 
+def _judged_texts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `fields` of our own with an exception's message, which is a literal of the code, marked as judged."""
+    return {key: Rendered(value) if key == "exception_message" else value for key, value in fields.items()}
+
+
 def _add(fields: MutableMapping[str, Any], more: Mapping[str, Any]) -> None:
     for key, value in more.items():
         fields.setdefault(key, value)
 
 
-def _configured_chain() -> list[Any] | None:
-    if not structlog.is_configured():
-        return None
+def _sealed(rendered: Any) -> Any:
+    if isinstance(rendered, str):
+        return Rendered(rendered)
+    return RenderedFields(cast("dict[str, Any]", rendered)) if isinstance(rendered, dict) else rendered
+
+
+def _unpacked(arguments: Any) -> Any:
+    """Return positional arguments as `logging` understands them: a single mapping is for ``%(name)s``."""
+    if arguments and len(arguments) == 1 and isinstance(arguments[0], Mapping):
+        return arguments[0]
+    return arguments
+
+
+def _chain() -> list[Any] | None:
+    """Return structlog's processors, also when it was not configured: its default prints."""
     chain: Sequence[Any] = structlog.get_config()["processors"]
     return chain if isinstance(chain, list) and chain else None
+
+
+def _reached(logger: logging.Logger) -> Iterator[logging.Handler]:
+    """Yield the handlers that a record of `logger` comes to, as `logging.Logger.callHandlers` finds them."""
+    at: logging.Logger | None = logger
+    alone = True
+    while at is not None:
+        for handler in at.handlers:
+            alone = False
+            yield handler
+        at = at.parent if at.propagate else None
+    if alone and logging.lastResort is not None:
+        yield logging.lastResort
+
+
+class Hook:
+    """Has the handlers that a record will come to covered, while there is an adoption."""
+
+    adoptions: tuple[LogAdoption, ...] = ()
+    original: Callable[[logging.Logger, logging.LogRecord], None] | None = None
+
+    @classmethod
+    def add(cls, adoption: LogAdoption) -> None:
+        """Stand in front of `logging`, for the first adoption."""
+        if cls.original is None:
+            cls.original = logging.Logger.callHandlers
+            _replace(_call_handlers)
+        cls.adoptions = (*cls.adoptions, adoption)
+
+    @classmethod
+    def remove(cls, adoption: LogAdoption) -> None:
+        """Step aside, after the last; when somebody else has stepped in front since, we only pass records on."""
+        cls.adoptions = tuple(one for one in cls.adoptions if one is not adoption)
+        if not cls.adoptions and logging.Logger.callHandlers is _call_handlers and cls.original is not None:
+            _replace(cls.original)
+            cls.original = None
+
+
+def _replace(call_handlers: Callable[[logging.Logger, logging.LogRecord], None]) -> None:
+    setattr(logging.Logger, "callHandlers", call_handlers)  # noqa: B010 - a method is no attribute to mypy
+
+
+def _call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
+    original = Hook.original
+    for adoption in Hook.adoptions:
+        adoption.cover(logger)
+    if original is not None:
+        original(logger, record)
 
 
 def _handlers() -> list[logging.Handler]:
@@ -166,9 +279,12 @@ class Forward:
 
     def __call__(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
         """Write one line whose fields are safe already."""
+        fields = _judged_texts(fields)
         if structlog.is_configured():
             safe = {f"field_{key}" if key == "event" else key: value for key, value in fields.items()}
-            getattr(structlog.get_logger("healthobs"), level)(event, **safe)
+            getattr(structlog.get_logger("healthobs"), level)(Rendered(event), **safe)
             return
         extra = {f"field_{key}" if key in _RECORD else key: value for key, value in fields.items()}
-        logging.getLogger("healthobs").log(logging.getLevelNamesMapping()[level.upper()], event, extra=extra)
+        logging.getLogger("healthobs").log(
+            logging.getLevelNamesMapping()[level.upper()], Rendered(event), extra=extra
+        )

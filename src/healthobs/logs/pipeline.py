@@ -52,6 +52,8 @@ class Logs:
         on_error: Called with ``logs`` for each line that could not be written.
         mode: ``own`` writes JSON lines; ``processor`` writes through the structlog or standard-library set-up
             that is there, and puts ids and redaction into it, until `release`; ``off`` writes nothing.
+            With ``own``, a service that declares PHI (framework ``hipaa``) has the handlers and structlog
+            processors that are there redacted too, until `release`; they keep their format.
 
     Example:
         >>> import io
@@ -89,6 +91,9 @@ class Logs:
         if mode == "processor" and not settings.disabled:
             self._adoption = LogAdoption(redactor, self._exception_fields, self._ids)
             self._forward = Forward()
+        elif mode == "own" and "hipaa" in settings.frameworks and not settings.disabled:
+            # The service declares PHI: what else writes in this process is redacted in its own format.
+            self._adoption = LogAdoption(redactor, self._exception_fields, dict)
         self._lock = threading.RLock()
         _protect_in_forks(self)
 
@@ -179,7 +184,9 @@ class Logs:
         self.release_stdlib()
         if self._adoption is not None:
             self._adoption.release()
-            self._adoption, self._lowest = None, _NEVER
+            self._adoption = None
+        if self._forward is not None:
+            self._lowest = _NEVER
 
     def _ids(self) -> dict[str, str]:
         trace_id, span_id = _current_ids()

@@ -1,7 +1,10 @@
 """The standard library's logging and warnings, taken up into redacted lines and given back as they were.
 
-Limits: a logger with handlers of its own and ``propagate = False`` keeps them; messages that were formatted
-by the caller (f-strings) are scanned for patterns only.
+A message that the caller formatted (an f-string) is scanned for patterns; in ``strict`` it is replaced, because it
+is not written in the code.
+
+Limits: a logger with handlers of its own and ``propagate = False`` keeps them; `LogAdoption` redacts
+those where the service declares PHI.
 """
 
 from __future__ import annotations
@@ -10,11 +13,18 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 
+from healthobs.logs.records import clean
 from healthobs.redaction import Redactor
 
 #: Loggers whose messages below a level carry raw paths and query strings.
 _NOISY = {"urllib3": logging.WARNING, "werkzeug": logging.WARNING, "gunicorn.access": logging.CRITICAL}
 _LEVELS = ((50, "critical"), (40, "error"), (30, "warning"), (20, "info"))
+
+#: In a record whose content has been redacted already: by which redactor.
+DONE = "_healthobs_done"
+_FACTS = (
+    "exception_type", "exception_frames", "exception_fingerprint", "exception_causes", "error_id",
+)  # fmt: skip
 
 #: Takes level name, event and fields.
 Emit = Callable[[str, str, Mapping[str, object] | None], None]
@@ -36,7 +46,7 @@ class StdlibCapture:
         showing = warnings.showwarning
         logging.captureWarnings(True)
         self._took_warnings = warnings.showwarning is not showing
-        root.handlers[:] = [_Handler(emit, redactor)]
+        root.handlers[:] = [CapturingHandler(emit, redactor)]
         root.setLevel(level)
 
     def undo(self) -> None:
@@ -49,7 +59,7 @@ class StdlibCapture:
         logging.getLogger("py.warnings").handlers[:] = self._warning_handlers
 
 
-class _Handler(logging.Handler):
+class CapturingHandler(logging.Handler):
     """Turn records into lines."""
 
     def __init__(self, emit: Emit, redactor: Redactor) -> None:
@@ -63,6 +73,13 @@ class _Handler(logging.Handler):
         if record.levelno < lowest:
             return
         fields: dict[str, object] = {"logger": record.name}
+        done = record.__dict__
+        if done.get(DONE) == id(
+            self._redactor
+        ):  # on its way here it passed a handler that `LogAdoption` covers
+            fields.update({key: done[key] for key in _FACTS if key in done})
+            self._emit_line(_level_name(record.levelno), record.getMessage(), fields)
+            return
         if record.exc_info:
             fields["exc_info"] = record.exc_info
         self._emit_line(_level_name(record.levelno), self._message(record), fields)
@@ -71,16 +88,8 @@ class _Handler(logging.Handler):
         """Return the message, with its arguments redacted one by one."""
         if not isinstance(record.msg, str):  # the standard library takes any object
             return "[PHI:type]"
-        template, redact = self._redactor.name(record.msg), self._redactor.value
-        try:
-            if isinstance(record.args, Mapping):
-                return template % {key: redact(key, value) for key, value in record.args.items()}
-            arguments = record.args or ()
-            return (
-                template % tuple(redact("argument", value) for value in arguments) if arguments else template
-            )
-        except Exception:  # noqa: BLE001  # a mark under %d, or a wrong template: the template alone says enough
-            return template
+        template, arguments = clean(record, self._redactor)
+        return str(template % arguments) if arguments else template
 
 
 def _level_name(number: int) -> str:

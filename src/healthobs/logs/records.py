@@ -1,0 +1,136 @@
+"""What a record of the standard library may say: its template is judged before it is formatted.
+
+Messages of known servers and clients quote the request: their paths become the route's template, or a mark.
+
+Limits: the servers are known by the names of their loggers, and Flask's line by its beginning.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from healthobs import _runtime
+from healthobs.redaction import Redactor
+
+TARGET = "[PHI:url]"
+_SERVERS = frozenset({"gunicorn", "httpcore", "httpx", "hypercorn", "urllib3", "uvicorn", "werkzeug"})
+_METHODS = frozenset(
+    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE")
+)
+_TARGET = re.compile(r"""(?<![\w.%-])/[^\s"']*|[a-zA-Z][\w+.-]*://[^\s"']*""")
+_FLASK = re.compile(r"Exception on (.*) \[(\w+)\]", re.DOTALL)
+_VERSION = re.compile(r"(HTTP/)?\d(\.\d)?")
+_ACCESS = '%s - "%s %s HTTP/%s" %d'
+_WERKZEUG = '"%s" %s %s'
+#: A request line, in werkzeug's colours or without.
+_REQUEST = re.compile(r"^(?:\x1b\[\d+m)*([A-Z]+) .* (HTTP/\d\.\d)(?:\x1b\[\d+m)*$", re.DOTALL)
+#: gunicorn's atoms that are numbers or times of its own.
+_ATOMS = re.compile(r"[-\d.<>]*")
+_NUMBERS = ("s", "B", "b", "T", "D", "M", "L", "p")
+
+
+class Rendered(str):
+    """A text that was judged already."""
+
+    __slots__ = ()
+
+
+class RenderedFields(dict[str, Any]):
+    """Fields that were judged already."""
+
+
+def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
+    """Return template and arguments of `record` as they may leave; they fit each other, or arguments are None.
+
+    Arguments of access logs keep their number, because formatters of their servers take them apart.
+    """
+    template, arguments = cast("str", record.msg), cast("Any", record.args)
+    if isinstance(template, Rendered):
+        return redactor.text(template), None
+    server = redactor.mode != "watch" and record.name.partition(".")[0] in _SERVERS
+    if server and record.name == "uvicorn.access" and isinstance(arguments, tuple) and len(arguments) == 5:  # pyright: ignore[reportUnknownArgumentType]
+        return _ACCESS, _uvicorn(cast("tuple[object, ...]", arguments), redactor)
+    if server and record.name == "gunicorn.access" and isinstance(arguments, Mapping):
+        return template, _gunicorn(cast("Mapping[str, object]", arguments), redactor)
+    if server and record.name == "werkzeug" and template.endswith(_WERKZEUG + "\n") and arguments:
+        return _WERKZEUG, _werkzeug(cast("tuple[object, ...]", arguments))
+    failed = None if arguments or redactor.mode == "watch" else _FLASK.fullmatch(template)
+    if failed is not None:
+        return f"Exception on {_route()} [{_method(failed[2])}]", None
+    judged = redactor.name(_without_targets(template) if server and not arguments else template)
+    if not arguments:
+        return judged, None
+    fitting = _arguments(arguments, redactor, server=server)
+    return (judged, fitting) if _fits(judged, fitting) else (judged, None)
+
+
+def _fits(template: str, arguments: Any) -> bool:
+    """Return whether `template` takes `arguments`: not a mark under %d, and the template alone says enough."""
+    try:
+        return isinstance(template % arguments, str)
+    except Exception:  # noqa: BLE001  # whatever an argument or a mistaken template raises
+        return False
+
+
+def _arguments(arguments: Any, redactor: Redactor, *, server: bool) -> Any:
+    def safe(key: str, value: object) -> Any:
+        return redactor.value(key, _TARGET.sub(TARGET, value) if server and isinstance(value, str) else value)
+
+    if isinstance(arguments, Mapping):
+        named = cast("Mapping[str, object]", arguments)
+        return {key: safe(key, value) for key, value in named.items()}
+    return tuple(safe("argument", value) for value in arguments)
+
+
+def _uvicorn(arguments: tuple[object, ...], redactor: Redactor) -> tuple[object, ...]:
+    address, method, _path, version, status = arguments
+    return (redactor.value("argument", address), _method(method), _route(), _http(version), _status(status))
+
+
+def _werkzeug(arguments: tuple[object, ...]) -> tuple[object, ...]:
+    found = _REQUEST.search(str(arguments[0]))
+    method, version = found.groups() if found else ("", "")
+    numbers = (str(one) if _ATOMS.fullmatch(str(one)) else "-" for one in arguments[1:])
+    return (f"{_method(method)} {_route()} {_http(version)}", *numbers)
+
+
+def _gunicorn(atoms: Mapping[str, object], redactor: Redactor) -> Mapping[str, object]:
+    line = f"{_method(atoms.get('m'))} {_route()} {_http(atoms.get('H'))}"
+    safe = _Atoms({key: str(atoms[key]) for key in _NUMBERS if _ATOMS.fullmatch(str(atoms.get(key, "?")))})
+    safe.update(l="-", u="-", t=atoms.get("t", "-"), r=line, m=_method(atoms.get("m")), U=_route())
+    safe.update(H=_http(atoms.get("H")), h=redactor.value("argument", atoms.get("h")))
+    return safe
+
+
+class _Atoms(dict[str, object]):
+    """What an access line may hold; every other atom is a mark."""
+
+    def __missing__(self, _key: str) -> str:
+        return "[PHI:key]"
+
+
+def _without_targets(message: str) -> str:
+    """Return a server's `message` without request targets, nor the traceback that werkzeug appends."""
+    head, cut, _traceback = message.partition("Error on request:")
+    return _TARGET.sub(TARGET, head + cut)
+
+
+def _route() -> str:
+    """Return the template of the route that is being answered, or a mark."""
+    exchange = _runtime.exchange.get()
+    return TARGET if exchange is None else exchange.route or TARGET
+
+
+def _method(method: object) -> str:
+    return method if isinstance(method, str) and method in _METHODS else "_OTHER"
+
+
+def _http(version: object) -> str:
+    return version if isinstance(version, str) and _VERSION.fullmatch(version) else "?"
+
+
+def _status(status: object) -> int:
+    return status if isinstance(status, int) else 0
