@@ -354,6 +354,19 @@ class TestStrict:
             "INFO|healthobs|ours",
         ]
 
+    def test_a_template_that_comes_through_helpers(self, root: io.StringIO) -> None:
+        """An adapter and helpers of the application's own do not hide that a message is written in the code."""
+        adapter = logging.LoggerAdapter(logging.getLogger("app"), {})
+
+        def helper(depth: int, message: str) -> None:
+            helper(depth - 1, message) if depth else adapter.info(message)
+
+        obs = Observability(PHI, logs="processor")
+        helper(3, "bed assigned")
+        helper(3, NAME)
+        obs.close()
+        assert root.getvalue() == "INFO|app|bed assigned\nINFO|app|[PHI:strict]\n"
+
     @pytest.mark.parametrize("wrapper", [None, structlog.stdlib.BoundLogger])
     def test_events_of_structlog(self, wrapper: Any) -> None:
         """An event that was formatted is replaced; one that structlog formats later keeps its template."""

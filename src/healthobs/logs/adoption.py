@@ -65,8 +65,10 @@ class LogAdoption:
             while self.filter in handler.filters:
                 handler.removeFilter(self.filter)
 
-    def cover(self, logger: logging.Logger) -> None:
-        """Put the filter on each handler that a record of `logger` comes to."""
+    def cover(self, logger: logging.Logger, record: logging.LogRecord) -> None:
+        """Put the filter on each handler that `record` of `logger` comes to."""
+        if self._redactor.strict and type(record.msg) is str:
+            self._redactor.is_written(record.msg)  # remembered, while the caller is near on the stack
         for handler in _reached(logger):
             if handler not in self._handlers:
                 self._cover(handler)
@@ -263,7 +265,7 @@ def _replace(call_handlers: Callable[[logging.Logger, logging.LogRecord], None])
 def _call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
     original = Hook.original
     for adoption in Hook.adoptions:
-        adoption.cover(logger)
+        adoption.cover(logger, record)
     if original is not None:
         original(logger, record)
 
