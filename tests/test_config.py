@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from healthobs.config import Settings
+from healthobs.compliance.requirements import REQUIREMENTS
+from healthobs.config import FRAMEWORKS, Settings
 from healthobs.exceptions import ConfigurationError
 
 
@@ -42,6 +44,31 @@ class TestSettings:
                 control_interval_seconds=-1,
             )
         assert len(caught.value.problems) == 5
+
+    @pytest.mark.parametrize("frameworks", [("HIPAA",), ["Hipaa", "PCI-DSS"]])
+    def test_frameworks_are_kept_in_lower_case(self, frameworks: Any) -> None:
+        """The case of a framework does not decide whether the service declares PHI."""
+        settings = Settings(frameworks=frameworks)
+        assert settings.frameworks == tuple(name.lower() for name in frameworks)
+        assert settings.redaction_mode == "strict"
+
+    @pytest.mark.parametrize("frameworks", [("hippa",), ("sox", "hipaa "), ("",), (None,)])
+    def test_an_unknown_framework_is_refused(self, frameworks: Any) -> None:
+        """A misspelt one must not switch `strict` off; the choices are named, the value is not."""
+        with pytest.raises(ConfigurationError) as caught:
+            Settings(frameworks=frameworks)
+        assert caught.value.problems == (f"frameworks must be among {', '.join(FRAMEWORKS)}",)
+
+    @pytest.mark.parametrize("name", ["frameworks", "allowed_keys", "excluded"])
+    def test_one_text_is_not_several(self, name: str) -> None:
+        """A plain text where a tuple belongs would be taken letter by letter."""
+        with pytest.raises(ConfigurationError) as caught:
+            Settings(**{name: "hipaa"})  # type: ignore[arg-type]
+        assert caught.value.problems == (f"{name} must be a tuple of texts, not one text",)
+
+    def test_every_framework_of_the_catalogue_may_be_named(self) -> None:
+        """The catalogue and the settings know the same names."""
+        assert {row.framework for row in REQUIREMENTS.values()} <= set(FRAMEWORKS)
 
     def test_documented(self) -> None:
         """Each field is described in the docstring."""
@@ -76,6 +103,11 @@ class TestFromEnv:
         assert settings.frameworks == ("hipaa", "sox")
         assert settings.audit_key_file == Path("/keys/audit.pem")
         assert settings.log_level == "warning"
+
+    def test_frameworks_in_capitals_declare_phi(self) -> None:
+        """What an operator writes in capitals is strict all the same."""
+        settings = Settings.from_env({"HEALTHOBS_FRAMEWORKS": "HIPAA, PCI-DSS"})
+        assert (settings.frameworks, settings.redaction_mode) == (("hipaa", "pci-dss"), "strict")
 
     def test_empty_is_unset(self) -> None:
         """An empty variable counts as absent, as the OpenTelemetry specification has it."""

@@ -21,6 +21,8 @@ Audience = Literal["trusted", "all"]
 AuditPolicy = Literal["deny", "spool", "alert"]
 
 BUILTIN_CHECKS = ("metrics", "tracing", "audit_trail")
+#: What `Settings.frameworks` may name: those of the control catalogue, then those that only a header names.
+FRAMEWORKS = ("hipaa", "sox", "pci-dss", "fda-21cfr11", "hitech", "gdpr", "soc2")
 
 
 def _env(name: str, default: Any = None, *, otel: str | None = None) -> Any:
@@ -58,8 +60,8 @@ class Settings:
         exemplars: Attach trace ids to histogram samples of sampled requests.
         headers: Send compliance and security headers.
         audience: Who gets the compliance headers: ``all``, or only callers that `init_app(trusted=…)` accepts.
-        frameworks: Frameworks named in the `Compliance` header and the control catalogue, in lower
-            case (``hipaa``, ``sox``, ``pci-dss``, ``fda-21cfr11``).
+        frameworks: Frameworks named in the `Compliance` header: ``hipaa``, ``sox``, ``pci-dss``, ``fda-21cfr11`` (those
+            of the control catalogue), ``hitech``, ``gdpr``, ``soc2``; kept in lower case, others refused.
         trace_response: Send `traceresponse` with the trace and span id (W3C Trace Context Level 2, candidate
             draft); to the same audience as the compliance headers.
         endpoints: Serve `/metrics`, `/compliance/status` and `/audit/trail` beside the two probes.
@@ -126,7 +128,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every field and report all problems at once."""
-        problems = [
+        problems = self._check_tuples()
+        problems += [
             f"{name.removesuffix('_mode')} must be one of {', '.join(get_args(choices))}"
             for name, choices in (
                 ("log_level", LogLevel),
@@ -155,6 +158,23 @@ class Settings:
             problems.append("prefix must be a Prometheus name part such as 'payment_gateway'")
         if problems:
             raise ConfigurationError(*problems)
+
+    def _check_tuples(self) -> list[str]:
+        """Refuse a plain text in place of several, and frameworks that nobody knows; put those into lower case."""
+        # A text is a sequence too: of letters, which no later check would find.
+        problems = [
+            f"{spec.name} must be a tuple of texts, not one text"
+            for spec in fields(self)
+            if str(spec.type).startswith("tuple") and isinstance(getattr(self, spec.name), (str, bytes))
+        ]
+        if isinstance(self.frameworks, (str, bytes)):
+            return problems
+        named = tuple(str(name).lower() for name in self.frameworks)
+        if set(named) <= set(FRAMEWORKS):
+            object.__setattr__(self, "frameworks", named)
+        else:
+            problems.append(f"frameworks must be among {', '.join(FRAMEWORKS)}")
+        return problems
 
     @property
     def redaction_mode(self) -> RedactionMode:
