@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import Span, SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
 from fronts import FRONTS, Front
-from healthobs import _runtime, observe
+from healthobs import _runtime, job, observe
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 Make = Callable[..., Front]
@@ -293,3 +293,24 @@ class TestOperationalEndpoints:
         """Without a trail there is nothing to show."""
         front = make(endpoints=True, authorize=lambda request, scope: None)
         assert front.get("/audit/trail").status == 404
+
+
+class TestStrict:
+    """A service that declares PHI, whose own metrics must stay of use."""
+
+    def test_own_metrics_have_no_marks(self, make: Make) -> None:
+        """Probed, scraped, asked, checked, drained and with a job: no label value of ours is taken for data."""
+        front = make(endpoints=True, frameworks=("hipaa",), excluded=("/own",))
+        good = iter([True, False, True])
+        front.obs.health.register("queue", lambda: next(good, True), ttl=0.0)
+        with _runtime.use(front.obs), job("claims"):
+            pass
+        for path in ("/livez", "/own", "/broken", "/gone", "/patients/pt-4711", "/nowhere", "/audit/trail"):
+            front.get(path)
+        for path in ("/health", "/readiness", "/compliance/status", "/metrics") * 3:
+            front.get(path)
+        front.obs.health.drain()
+        assert front.get("/readiness").status == 503
+        assert front.total("healthobs_probe_requests_total", probe="/readiness", code="503") >= 1
+        assert front.total("healthobs_check_transitions_total", check="queue") >= 1
+        assert "[PHI:" not in front.obs.metrics.exposition(None)[1].decode()

@@ -98,7 +98,7 @@ class Endpoints:
         if handler is None:
             return None
         response = self._answer(handler, request)
-        self._probes.labels(request.path, str(response.status)).inc()
+        self._probes.declare(request.path, str(response.status)).inc()  # both of closed sets
         return response
 
     def _answer(self, handler: Callable[[Request], Response], request: Request) -> Response:
