@@ -163,6 +163,45 @@ class TestEncode:
         assert "a@b.example" not in raw
         assert raw.count("[PHI:") == 3
 
+    @pytest.mark.parametrize(
+        "field",
+        [
+            "actor",
+            "actor_kind",
+            "subject",
+            "resource_type",
+            "resource_id",
+            "purpose",
+            "classification",
+            "request_id",
+        ],
+    )
+    @pytest.mark.parametrize("value", ["078-05-1120", "MRN-0012345", "4111111111111111", "a@b.example"])
+    def test_an_identifier_of_a_person_is_masked_in_every_field(self, field: str, value: str) -> None:
+        """An access is not lost because of a bad id, and the id does not stay for good."""
+        raw = json.dumps(encoded(**{field: value}))
+        assert value not in raw
+        assert raw.count("[PHI:") == 1
+
+    def test_names_of_details_are_masked(self) -> None:
+        """A name of a detail that is made of an identifier goes with its value."""
+        raw = json.dumps(encoded(details={"078-05-1120": 1, "card 4111111111111111": True}))
+        assert "078-05" not in raw
+        assert "41111111" not in raw
+
+    @pytest.mark.parametrize("prefix", ["", "s-", "pay_", "tok_", "Patient/", "urn:"])
+    @pytest.mark.parametrize(
+        "surrogate",
+        [
+            "4bf92f35-77b3-4da6-a3ce-929d0e0e4736", "0081941feb3ad2feb9ef12447ef2a819", "dea134ae271526ea",
+            "b4feb939b840f72f3725d30e",
+        ],
+    )  # fmt: skip
+    def test_surrogates_stay(self, prefix: str, surrogate: str) -> None:
+        """A random id says nothing, even where a part of it looks like a date, and the trail is of no use without."""
+        body = encoded(actor=prefix + surrogate, subject=prefix + surrogate, resource_id=prefix + surrogate)
+        assert {body["actor"]["id"], body["subject"], body["resource"]["id"]} == {prefix + surrogate}
+
     def test_redactor_counts_what_it_masks(self) -> None:
         """Masking here is counted under the signal `audit`."""
         seen: list[tuple[str, str]] = []

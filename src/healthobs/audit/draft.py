@@ -24,11 +24,11 @@ class AuditDraft:
     Args:
         action: What was done, as ``noun.verb`` (``patient.read``).
         outcome: ``ok``, ``denied``, ``failed`` or ``error``.
-        actor: Opaque id of who did it; never a name.
+        actor: Opaque id of who did it; never a name, which no pattern would find.
         actor_kind: What the actor is (``client``, ``user``, ``system``).
         subject: Opaque token of the person it was about; never a medical record number.
         resource_type: Kind of the thing it touched.
-        resource_id: Opaque id of that thing.
+        resource_id: Opaque id of that thing; in this and other ids, what a pattern finds is masked.
         purpose: Why, as a v3 PurposeOfUse code (``TREAT``).
         classification: v3 Confidentiality code of what was touched (``R``).
         reason: Free text, redacted; for break-glass and refusals.

@@ -4,8 +4,11 @@ What is recorded follows 45 CFR 164.312(b) and PCI DSS 4.0 requirement 10.2.2 (w
 origin, what it touched). The canonical form makes the bytes, and so the leaf, depend on the content alone; the
 random salt makes a leaf useless for guessing the content, should the body be erased one day.
 
-Limits: identifiers (actor, subject, resource) are taken as the caller gives them: they must be opaque.
-`reason` and `details` pass redaction. Floats, nulls in details and nested details are refused.
+Identifiers (actor, subject, resource, request) must be opaque: UUIDs and long hexadecimal tokens, with a short prefix
+or without, are recorded as they are; what a pattern finds in others is masked, as in `reason`, `details` and all other text.
+
+Limits: a name has no pattern. `action` and `outcome` are words of the code and are not looked at. Floats, nulls in
+details and nested details are refused.
 """
 
 from __future__ import annotations
@@ -44,6 +47,12 @@ _KNOWN = frozenset((*FIELDS, *_IDS))
 _MEMBERS = frozenset({"v", "time", "service", "action", "outcome", "actor", "subject", "resource", "purpose",
                       "classification", "reason", "details", "salt", *_IDS})  # fmt: skip
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
+#: An identifier that says nothing. Of random digits a part can look like a date or a licence; a letter tells them from
+#: a card's number.
+_SURROGATE = re.compile(
+    r"(?:[A-Za-z]{1,16}[_:/-])?(?:[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+    r"|(?=[0-9]*[a-f])(?:[0-9a-f]{16}|[0-9a-f]{24}|[0-9a-f]{32}|[0-9a-f]{64}))"
+)
 
 
 def canonical(value: Any) -> str:
@@ -77,7 +86,7 @@ def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redac
         draft: Fields of `AuditDraft`; `trace_id`, `span_id` and `request_id` win over those of the context.
         service: Who writes.
         moment: When it happened.
-        redactor: Decides on `reason` and `details`.
+        redactor: Decides on all text but `action` and `outcome`.
 
     Raises:
         AuditWriteError: A field is unknown, missing or of the wrong type; the message names it, never its value.
@@ -87,23 +96,31 @@ def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redac
         raise AuditWriteError(
             f"the audit entry has {unknown} unknown field(s); use {', '.join(FIELDS)} and put the rest into details"
         )
-    reason = _text(draft, "reason", MAX_REASON)
+
+    def text(name: str, limit: int = MAX_TEXT) -> str | None:
+        value = _text(draft, name, limit)
+        if value is None or _SURROGATE.fullmatch(value) is not None:
+            return value
+        return redactor.text(value, signal="audit")
+
     body: dict[str, Any] = {
         "v": FORMAT,
         "time": rfc3339(moment),
         "service": service,
         "action": _word(draft, "action"),
         "outcome": _word(draft, "outcome", "ok"),
-        "actor": {"id": _text(draft, "actor"), "kind": _text(draft, "actor_kind")},
-        "subject": _text(draft, "subject"),
-        "resource": {"type": _text(draft, "resource_type"), "id": _text(draft, "resource_id")},
-        "purpose": _text(draft, "purpose"),
-        "classification": _text(draft, "classification"),
-        "reason": None if reason is None else redactor.text(reason, signal="audit"),
+        "actor": {"id": text("actor"), "kind": text("actor_kind")},
+        "subject": text("subject"),
+        "resource": {"type": text("resource_type"), "id": text("resource_id")},
+        "purpose": text("purpose"),
+        "classification": text("classification"),
+        "reason": text("reason", MAX_REASON),
         "details": _details(draft.get("details"), redactor),
         "salt": os.urandom(SALT_BYTES).hex(),
         **_context_ids(draft),
     }
+    if body["request_id"] is not None and _SURROGATE.fullmatch(body["request_id"]) is None:
+        body["request_id"] = redactor.text(body["request_id"], signal="audit")
     encoded = canonical(body).encode()
     if len(encoded) > MAX_BODY:
         raise AuditWriteError("the audit entry is longer than 65,535 bytes; record less in its details")
