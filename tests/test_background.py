@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from healthobs import carry, job, observe
+from healthobs import Settings, carry, job, observe
 from healthobs._runtime import current_or_none
 from healthobs.testing import Capture
 
@@ -50,6 +50,23 @@ class TestCarry:
 
 class TestJob:
     """`job`."""
+
+    def test_in_strict_a_name_made_of_data_is_masked(self) -> None:
+        """In event, span and labels alike; a constant and an allowed name pass."""
+        who, allowed = "Ottoline Quassler", "night shift".title()
+        with Capture(Settings(redaction="strict", allowed_keys=(allowed,))) as capture:
+            for name in (f"sync {who}", allowed):
+                with job(name):
+                    pass
+            with job("claims"):
+                pass
+        names = ["[PHI:strict]", allowed, "claims"]
+        assert [span.name for span in capture.spans] == names
+        assert [line["event"] for line in capture.log_lines] == names
+        assert capture.leaks(who, "Quassler") == ()
+        for name in names:
+            assert capture.metric("healthobs_operations_total", operation=name, outcome="ok") == 1
+            assert capture.metric("healthobs_job_last_success_timestamp_seconds", job=name) is not None
 
     def test_failure(self, capture: Capture) -> None:
         """A run that raises is an error in every signal, and no success."""

@@ -52,7 +52,8 @@ def job(name: str) -> Generator[None]:
 
     Args:
         name: A literal such as ``claims``; the label of ``…_job_last_success_timestamp_seconds``, an alert on
-            which finds a job that no longer runs as well as one that fails.
+            which finds a job that no longer runs as well as one that fails. In ``strict`` it is a name like any other: one
+            that is no constant of a running function, and not among `Settings.allowed_keys`, becomes ``[PHI:strict]``.
 
     Example:
         >>> from healthobs.testing import Capture
@@ -67,6 +68,7 @@ def job(name: str) -> Generator[None]:
     if obs is None:
         yield
         return
+    name = obs.redactor.name(name, signal="trace")  # known only now, so it can be made of data
     plan = Plan(name=name, traced=Traced(), timed=True, counted=(Counted(),), in_flight=True, logged="info")
     call = ObservedCall(Binding(name, plan, obs), None)
     try:
