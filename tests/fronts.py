@@ -214,6 +214,11 @@ class FlaskFront(_Wsgi):
             self.look()
             return "x"
 
+        @app.get("/patients/<mrn>/icd10")
+        @app.get("/patients/<mrn>/30-day-readmission")
+        def chart(mrn: str) -> str:
+            return "x"
+
         return init_app(app, self.obs, authorize=authorize, trusted=told)
 
 
@@ -256,6 +261,11 @@ class FastApiFront(Front):
         @app.get("/look")
         async def look() -> None:
             self.look()
+
+        @app.get("/patients/{mrn}/icd10")
+        @app.get("/patients/{mrn}/30-day-readmission")
+        async def chart(mrn: str) -> str:
+            return "x"
 
         return asgi.init_app(app, self.obs, authorize=authorize, trusted=told)
 

@@ -12,6 +12,7 @@ from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
 from fronts import FRONTS, Front
 from healthobs import _runtime, job, observe
+from healthobs.http import Exchange, HttpServer
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 Make = Callable[..., Front]
@@ -293,6 +294,43 @@ class TestOperationalEndpoints:
         """Without a trail there is nothing to show."""
         front = make(endpoints=True, authorize=lambda request, scope: None)
         assert front.get("/audit/trail").status == 404
+
+
+class TestTemplates:
+    """A template is code, also when a word of it looks like an identifier."""
+
+    @pytest.mark.parametrize("redaction", ["mask", "strict"])
+    @pytest.mark.parametrize("front_end", ["flask", "fastapi"])
+    def test_templates_of_the_table_pass_as_they_are(self, front_end: str, redaction: str) -> None:
+        """Two routes stay two in label, span name, attribute and access line; the record number is in none."""
+        front: Front = FRONTS[front_end](redaction=redaction)
+        value = front.template.partition("patient_id")
+        rules = [
+            f"{value[0]}mrn{value[2]}/{end}".replace("//", "/") for end in ("icd10", "30-day-readmission")
+        ]
+        for end in ("icd10", "30-day-readmission"):
+            assert front.get(f"/patients/MRN-0012345/{end}").status == 200
+        front.get("/nowhere/MRN-0012345")
+        spans = [span for span in front.spans() if "http.route" in (span.attributes or {})]
+        assert [span.name for span in spans] == [f"GET {rule}" for rule in rules]
+        assert [(span.attributes or {})["http.route"] for span in spans] == rules
+        assert [line["route"] for line in front.access()] == [*rules, "unmatched"]
+        for rule in (*rules, "unmatched"):
+            assert front.total("http_server_request_duration_seconds_count", http_route=rule) == 1
+            assert front.total("svc_request_duration_seconds_count", endpoint=rule) == 1
+        assert "0012345" not in front.telemetry()
+
+    def test_a_stated_template_is_scanned(self) -> None:
+        """What stands in the request's environment is not known to come from a table of routes."""
+        front = FRONTS["wsgi"]()
+        front.obs.redactor.template("/known")
+        exchange = Exchange(HttpServer(front.obs), "GET", "http", ("h", "80"), "1.1", None, None)
+        exchange.respond(200, "/patients/MRN-0012345", stated=True)
+        exchange.finish(0)
+        assert (
+            front.total("http_server_request_duration_seconds_count", http_route="/patients/MRN-[PHI:id]")
+            == 1
+        )
 
 
 class TestStrict:

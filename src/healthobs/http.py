@@ -263,18 +263,22 @@ class Exchange:
         """Remember the audit receipt for the response's header."""
         self._receipt = receipt
 
-    def respond(self, status: int, route: str | None) -> list[tuple[str, str]]:
+    def respond(self, status: int, route: str | None, *, stated: bool = False) -> list[tuple[str, str]]:
         """Note status and route template, and return the headers to add.
 
         Args:
             status: The response's status.
             route: The route's template; None when none matched.
+            stated: The template comes from the request's environment, not from the application's own table of routes,
+                so identifiers in it are masked.
         """
         self.status = status
         if self._waits:
             self.span = NonRecordingSpan(answering_span())
         if route is not None:
             self._route = route
+            if not stated:
+                self._server.obs.redactor.template(route)
         server = self._server
         added = [("X-Request-Id", self.request_id), *server.headers(self._classified, trusted=self._trusted)]
         if self._receipt is not None and server.obs.settings.headers:

@@ -247,7 +247,9 @@ class _Answer:
         """Add headers; note status and route."""
         middleware = self._middleware
         try:
-            added = self._exchange.respond(int(status[:3]), _route(self._environ))
+            added = self._exchange.respond(
+                int(status[:3]), _route(self._environ), stated="healthobs.route" in self._environ
+            )
             headers = self._with(headers, added)
         except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
             middleware.obs.metrics.count_internal_error("http")

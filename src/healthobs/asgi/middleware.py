@@ -287,7 +287,11 @@ class _Answer:
 
     def _started(self, message: Message) -> Message:
         try:
-            added = self._exchange.respond(message["status"], self._middleware.route(self._scope))
+            added = self._exchange.respond(
+                message["status"],
+                self._middleware.route(self._scope),
+                stated=self._scope.get("healthobs.route") is not None,
+            )
             sent = [(name.decode("latin-1"), value) for name, value in message.get("headers", ())]
             self._streams = all(name.lower() != "content-length" for name, _ in sent)
             return {

@@ -49,6 +49,11 @@ class Recorder:
         if obs is None:
             return None
         try:
+            redactor = obs.redactor
+            if redactor.is_written(route):
+                redactor.template(route)
+            elif redactor.strict:  # known only now, so it can be made of data
+                route = redactor.drop(route, signal="trace")
             attributes: dict[str, str | int] = {
                 "http.request.method": method,
                 "server.address": self.address,

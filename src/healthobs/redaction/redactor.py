@@ -21,6 +21,7 @@ _MAX_DEPTH = 4
 _MAX_ITEMS = 1000
 _MAX_KEYS = 2048
 _MAX_KEY_LENGTH = 128
+_MAX_TEMPLATES = 4096
 #: Numbers with as many digits as a date or an SSN are scanned as text.
 _LONG_NUMBER = 10_000_000
 #: Not `cast`, because each attribute of each span passes here.
@@ -59,6 +60,7 @@ class Redactor:
         self._literals = Literals(self._allowed)
         self._on_redaction = on_redaction
         self._actions: dict[str, Action] = {}
+        self._templates: set[str] = set()
 
     def value(self, key: str, value: object, *, signal: str = "log") -> Any:
         """Return `value` as it may leave under `key`: JSON-safe, and the same object when nothing changed.
@@ -118,6 +120,15 @@ class Redactor:
         self._literals.add(text)
         return self.text(text, signal="")
 
+    def template(self, route: str) -> None:
+        """Remember `route` as a path template of the code: `/patients/<mrn>/icd10` names no record number."""
+        if len(self._templates) < _MAX_TEMPLATES:
+            self._templates.add(route)
+
+    def is_template(self, route: object) -> bool:
+        """Return whether `route` is known to be a path template of the code."""
+        return route in self._templates
+
     def label(self, name: str, value: str, *, declared: bool = False) -> str:
         """Return the value of a metric's label as it may leave.
 
@@ -126,6 +137,8 @@ class Redactor:
             value: Its value.
             declared: Whether the value was declared beforehand (`Instrument.seed`).
         """
+        if name == "http_route" and value in self._templates:
+            return value
         if name in LABELS or declared or (self.action(name) is Action.SCAN and self.is_written(value)):
             return self.text(value, signal="metric")
         return str(self.value(name, value, signal="metric"))

@@ -137,6 +137,8 @@ class RedactingSpanExporter(SpanExporter):
     def _name(self, span: ReadableSpan, *, signal: str = "trace") -> str:
         """Redact the name; one made of allow-listed attributes (`GET /patients/{id}`) is as good as written."""
         redactor, name = self._redactor, span.name
+        if _is_route(name, span.attributes or {}, redactor):
+            return name
         if redactor.strict and not redactor.is_written(name):
             attributes = (span.attributes or {}).items()
             allowed = [value for key, value in attributes if redactor.action(key) is Action.ALLOW]
@@ -308,6 +310,16 @@ class _Copy(ReadableSpan):
     @property
     def dropped_links(self) -> int:
         return self._dropped[2]
+
+
+def _is_route(name: str, attributes: Mapping[str, Any], redactor: Redactor) -> bool:
+    """Return whether `name` is method and path template, both attributes, and the template one of the code."""
+    method, _, route = name.partition(" ")
+    return (
+        redactor.is_template(route)
+        and route in (attributes.get("http.route"), attributes.get("url.template"))
+        and method == attributes.get("http.request.method")
+    )
 
 
 def _kinds(after: Mapping[str, Any], before: Mapping[str, Any]) -> str:
