@@ -8,6 +8,7 @@ Specification"); sampler, span limits and exporter options are read by its SDK i
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,6 +24,8 @@ AuditPolicy = Literal["deny", "spool", "alert"]
 BUILTIN_CHECKS = ("metrics", "tracing", "audit_trail")
 #: What `Settings.frameworks` may name: those of the control catalogue, then those that only a header names.
 FRAMEWORKS = ("hipaa", "sox", "pci-dss", "fda-21cfr11", "hitech", "gdpr", "soc2")
+
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 
 
 def _env(name: str, default: Any = None, *, otel: str | None = None) -> Any:
@@ -65,6 +68,8 @@ class Settings:
         trace_response: Send `traceresponse` with the trace and span id (W3C Trace Context Level 2, candidate
             draft); to the same audience as the compliance headers.
         endpoints: Serve `/metrics`, `/compliance/status` and `/audit/trail` beside the two probes.
+        endpoint_prefix: Path under which all of these and the probes are served (`/_ops` makes `/_ops/health`), for an
+            application that answers `/health` or `/metrics` itself; the ops port has none.
         builtin_checks: Readiness checks that come with the signals: ``metrics``, ``tracing`` (neither critical),
             ``audit_trail`` (critical, where there is a trail).
         max_stall_seconds: Liveness fails when requests are in flight and none ends or sends a chunk for so long;
@@ -110,6 +115,7 @@ class Settings:
     frameworks: tuple[str, ...] = _env("HEALTHOBS_FRAMEWORKS", ())
     trace_response: bool = _env("HEALTHOBS_TRACE_RESPONSE", False)
     endpoints: bool = _env("HEALTHOBS_ENDPOINTS", False)
+    endpoint_prefix: str = _env("HEALTHOBS_ENDPOINT_PREFIX", "")
     builtin_checks: tuple[str, ...] = _env("HEALTHOBS_BUILTIN_CHECKS", BUILTIN_CHECKS)
     max_stall_seconds: int = _env("HEALTHOBS_MAX_STALL_SECONDS", 0)
     drain_delay_seconds: int = _env("HEALTHOBS_DRAIN_DELAY_SECONDS", 0)
@@ -150,6 +156,8 @@ class Settings:
         ]
         if not 0 <= self.ops_port <= 65535:
             problems.append("ops_port must be 1 to 65535, or 0 for none")
+        if not _PREFIX.fullmatch(self.endpoint_prefix):
+            problems.append("endpoint_prefix must be a path such as /_ops, without a slash at its end")
         if not set(self.builtin_checks) <= set(BUILTIN_CHECKS):
             problems.append(f"builtin_checks must be among {', '.join(BUILTIN_CHECKS)}")
         if self.audit_retention_days < 1:

@@ -70,6 +70,7 @@ def examine(
     providers = _providers(observed)
     return [
         *_doubles(layers, observed),
+        *_shadowed(observed),
         *_escapes(providers),
         *_preload(server, providers),
         *_multiprocess(server, environ),
@@ -118,6 +119,17 @@ def _doubles(layers: Sequence[Any], observed: Sequence[Any]) -> Iterator[Finding
             "OpenTelemetry's server spans and healthobs' own go to two tracer providers",
             "pass Observability(tracer_provider=opentelemetry.trace.get_tracer_provider())",
         )
+
+
+def _shadowed(observed: Sequence[Any]) -> Iterator[Finding]:
+    for layer in observed:
+        routes = layer.endpoints.shadowed(layer.own_templates())
+        if routes:
+            yield Finding(
+                "shadowed_routes",
+                f"healthobs answers {', '.join(routes)}, and the application's own routes there are never asked",
+                "set Settings.endpoint_prefix, or remove those routes",
+            )
 
 
 def _providers(observed: Sequence[Any]) -> list[TracerProvider]:

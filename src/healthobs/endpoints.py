@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, set_span_in_context
 
-from healthobs.exceptions import AuditError
+from healthobs.exceptions import AuditError, HealthobsWarning
 from healthobs.health import formats
 from healthobs.problems import Response, problem
 from healthobs.tracing import parse_traceparent
@@ -87,7 +88,12 @@ class Endpoints:
         elif obs.settings.endpoints:
             handlers = (self._metrics, self._compliance, self._audit_trail)
             table |= dict(zip(OPERATIONAL, handlers, strict=True))
-        self.paths: Mapping[str, Callable[[Request], Response]] = table
+        self._prefix = "" if private else obs.settings.endpoint_prefix
+        #: What is answered, by its path, and the paths among them that only ask whether the process lives.
+        self.paths: Mapping[str, Callable[[Request], Response]] = {
+            self._prefix + path: handler for path, handler in table.items()
+        }
+        self.liveness: frozenset[str] = frozenset(self._prefix + path for path in LIVENESS)
         self._probes = obs.metrics.counter(
             "healthobs_probe_requests_total", "Requests to operational endpoints", ("probe", "code")
         )
@@ -98,8 +104,24 @@ class Endpoints:
         if handler is None:
             return None
         response = self._answer(handler, request)
-        self._probes.declare(request.path, str(response.status)).inc()  # both of closed sets
+        path = request.path.removeprefix(self._prefix)
+        self._probes.declare(path, str(response.status)).inc()  # both of closed sets
         return response
+
+    def shadowed(self, templates: Iterable[str]) -> tuple[str, ...]:
+        """Return which of the application's route templates are never asked, because an endpoint has their path."""
+        return tuple(sorted({one for one in templates if one.rstrip("/") in self.paths}))
+
+    def warn_of_shadowed(self, templates: Iterable[str]) -> None:
+        """Warn when a route of the application has the path of an endpoint."""
+        shadowed = self.shadowed(templates)
+        if shadowed:
+            warnings.warn(
+                f"healthobs now answers {', '.join(shadowed)} instead of this application's own routes: "
+                "set Settings.endpoint_prefix, or remove those routes",
+                HealthobsWarning,
+                stacklevel=3,
+            )
 
     def _answer(self, handler: Callable[[Request], Response], request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):

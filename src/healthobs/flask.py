@@ -66,6 +66,10 @@ def init_app(
     Raises:
         ConfigurationError: The application has been initialised already.
 
+    Warns:
+        HealthobsWarning: A route that it has already is answered by an endpoint from now on;
+            `Settings.endpoint_prefix` moves the endpoints.
+
     Example:
         >>> from flask import Flask
         >>> from healthobs import Observability, Settings
@@ -91,6 +95,7 @@ def init_app(
     )
     got_request_exception.connect(_note_exception, app)
     middleware.framework = app
+    middleware.endpoints.warn_of_shadowed(middleware.own_templates())
     app.extensions[EXTENSION] = middleware
     app.error_handler_spec[None][None].setdefault(AuditWriteError, _unavailable)
     app.wsgi_app = middleware  # type: ignore[method-assign]

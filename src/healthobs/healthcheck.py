@@ -1,7 +1,8 @@
 """A health check for images without a shell: `python -m healthobs.healthcheck [URL]`.
 
 Exits 0 when the URL answers 200 within two seconds, 1 otherwise, with one line on standard error. Without a URL it
-asks `/health` on this machine: on the ops port (`HEALTHOBS_OPS_PORT`, `OPS_PORT`) where there is one, else on `PORT`.
+asks `/health` on this machine: on the ops port (`HEALTHOBS_OPS_PORT`, `OPS_PORT`) where there is one, else on `PORT`,
+under `HEALTHOBS_ENDPOINT_PREFIX`.
 It uses the standard library only, because a container engine runs it every few seconds.
 """
 
@@ -51,12 +52,13 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
 
 def _local_url(environ: Mapping[str, str]) -> str | None:
-    port = next((environ[name] for name in _PORTS if environ.get(name, "0").strip("0")), None)
+    name = next((name for name in _PORTS if environ.get(name, "0").strip("0")), "")
+    port = environ.get(name, "")
+    prefix = environ.get("HEALTHOBS_ENDPOINT_PREFIX", "") if name == "PORT" else ""
     host = environ.get("HOST", "")
     everywhere = host in ("", "0.0.0.0", "::")  # noqa: S104 - asked on the loopback address then
-    return (
-        f"http://{'127.0.0.1' if everywhere else host}:{port}/health" if port and port.isdecimal() else None
-    )
+    address = "127.0.0.1" if everywhere else host
+    return f"http://{address}:{port}{prefix}/health" if port.isdecimal() else None
 
 
 if __name__ == "__main__":

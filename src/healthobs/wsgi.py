@@ -73,7 +73,7 @@ class Middleware:
         self._app = app
         self._obs = obs
         self._server = HttpServer(obs, conf=conf)
-        self._endpoints = Endpoints(obs, authorize)
+        self.endpoints: Final = Endpoints(obs, authorize)
         self._trusted = trusted
         self._trust_incoming = trust_incoming
         self.request_hook: Final = request_hook
@@ -93,7 +93,7 @@ class Middleware:
         if self._controls is not None and self._controls.schedule.idle:
             self._controls.revive()
         path = environ.get("PATH_INFO")
-        if path in self._endpoints.paths:
+        if path in self.endpoints.paths:
             return self._operational(environ, start_response)
         if path in self._server.excluded:
             self._server.excluded[path].inc()
@@ -122,10 +122,15 @@ class Middleware:
         """The application inside."""
         return self._app
 
+    def own_templates(self) -> list[str]:
+        """Return the templates of the application's own routes, where it is Flask's and shows its table."""
+        table = getattr(self.framework, "url_map", None)
+        return [] if table is None else [str(rule.rule) for rule in table.iter_rules()]
+
     @property
     def unobserved(self) -> frozenset[str]:
         """Paths that leave no span, sample or access line: operational and excluded ones."""
-        return frozenset((*self._endpoints.paths, *self._server.excluded))
+        return frozenset((*self.endpoints.paths, *self._server.excluded))
 
     @property
     def obs(self) -> Observability:
@@ -164,7 +169,7 @@ class Middleware:
         request = Request(environ.get("REQUEST_METHOD", ""), environ["PATH_INFO"], query, headers)
         token = _runtime.override.set(self._obs)
         try:
-            response = self._endpoints.handle(request)
+            response = self.endpoints.handle(request)
         finally:
             _runtime.override.reset(token)
         assert response is not None  # noqa: S101 - the path is one of theirs

@@ -14,7 +14,7 @@ from healthobs.asgi.routes import Routes, own_path
 from healthobs.asgi.selfcall import self_caller
 from healthobs.compliance.control import Route
 from healthobs.compliance.selfcall import CANARY, OWN
-from healthobs.endpoints import LIVENESS, Authorize, Endpoints, Request
+from healthobs.endpoints import Authorize, Endpoints, Request
 from healthobs.exceptions import AuditWriteError, ConfigurationError
 from healthobs.http import Exchange, HttpServer, new_request_id
 from healthobs.problems import Response
@@ -69,7 +69,7 @@ class Middleware:
         self.app: ASGIApp = app
         self.obs: Observability = obs
         self._server = HttpServer(obs, conf=conf)
-        self._endpoints = Endpoints(obs, authorize)
+        self.endpoints: Final = Endpoints(obs, authorize)
         self._trusted = trusted
         self._defers: bool | None = None
         self._trust_incoming = trust_incoming
@@ -97,7 +97,7 @@ class Middleware:
             await self.app(scope, receive, send)
             return
         path = own_path(scope, scope.get("root_path", ""))
-        if path in self._endpoints.paths:
+        if path in self.endpoints.paths:
             await self._operational(scope, path, send)
             return
         if path in self._server.excluded:
@@ -115,6 +115,10 @@ class Middleware:
     def route(self, scope: Scope) -> str | None:
         """Return the template of the route that the application chose."""
         return self._routes.template(scope)
+
+    def own_templates(self) -> list[str]:
+        """Return the templates of the application's own routes, as far as its table shows them."""
+        return self._routes.templates()
 
     def _is_trusted(self, scope: Scope) -> bool:
         return self._trusted is not None and bool(self.safely(self._trusted, scope))
@@ -171,10 +175,12 @@ class Middleware:
         request = Request(scope["method"], path, query, fields)
         token = _runtime.override.set(self.obs)
         try:
-            if path in LIVENESS:  # answered by the event loop itself: that it turns is what is asked
-                response = self._endpoints.handle(request)
+            if (
+                path in self.endpoints.liveness
+            ):  # answered by the event loop itself: that it turns is what is asked
+                response = self.endpoints.handle(request)
             else:
-                response = await asyncio.to_thread(self._endpoints.handle, request)
+                response = await asyncio.to_thread(self.endpoints.handle, request)
         finally:
             _runtime.override.reset(token)
         assert response is not None  # noqa: S101 - the path is one of theirs
@@ -378,6 +384,10 @@ def init_app(
 
     Raises:
         ConfigurationError: It has been initialised already, or is neither Starlette nor built on it.
+
+    Warns:
+        HealthobsWarning: A route that it has already is answered by an endpoint from now on;
+            `Settings.endpoint_prefix` moves the endpoints.
     """
     build = getattr(app, "build_middleware_stack", None)
     if build is None:
@@ -398,6 +408,7 @@ def init_app(
         request_hook=request_hook,
         response_hook=response_hook,
     )
+    middleware.endpoints.warn_of_shadowed(middleware.own_templates())
     replaced: Any = app.__dict__.get("build_middleware_stack")
     app.build_middleware_stack = _Stack(build, middleware, replaced)
     app.middleware_stack = None

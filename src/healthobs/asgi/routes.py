@@ -45,6 +45,10 @@ class Routes:
         path = own_path(scope, scope.get("app_root_path", scope.get("root_path", "")))
         return next((template for template, pattern in templates if pattern.fullmatch(path)), None)
 
+    def templates(self) -> list[str]:
+        """Return the template of every route in the table, mounts among them."""
+        return [template for _, template in _walk(_inner(self._app), "", _MAX_DEPTH)]
+
     def _read(self) -> None:
         known: defaultdict[int, list[tuple[str, re.Pattern[str]]]] = defaultdict(list)
         for route, template in _walk(_inner(self._app), "", _MAX_DEPTH):

@@ -33,7 +33,7 @@ _SECURITY = {
 }
 _COMPLIANCE = {"compliance": "frameworks=", "data-classification": "conf=", "data-handling": "no-store"}
 #: Requests whose answers are a success, an unknown path and a wrong method.
-_ANSWERS = (("GET", "/health"), ("GET", "/healthobs-control-canary"), ("DELETE", "/health"))
+_ANSWERS = (("GET", "{}/health"), ("GET", "/healthobs-control-canary"), ("DELETE", "{}/health"))
 
 
 def refuses_strangers(context: ProbeContext) -> Outcome:
@@ -118,7 +118,7 @@ def sends_headers(context: ProbeContext) -> Outcome:
     lacking: list[str] = []
     statuses: list[str] = []
     for method, path in _ANSWERS:
-        reply = context.call(method, path, {}, b"")
+        reply = context.call(method, path.format(context.settings.endpoint_prefix), {}, b"")
         statuses.append(str(reply.status))
         lacking += [
             f"{name} on {reply.status}"
