@@ -82,6 +82,36 @@ class TestRoute:
         assert routes_of(capture) == [template]
         assert capture.leaks("-zoe") == ()
 
+    @pytest.mark.parametrize(
+        ("path", "template"),
+        [
+            ("/raw/r-zoe", "/raw/{number}"),
+            ("/v3/raw/r-zoe", "/v3/raw/{number}"),
+            ("/docs", "/docs"),
+            ("/openapi.json", "/openapi.json"),
+            ("/files/f-zoe", "/files"),
+            ("/raw", "unmatched"),
+        ],
+    )
+    def test_plain_routes_of_fastapi(self, path: str, template: str) -> None:
+        """FastAPI states no route for Starlette's own kind, but the endpoint, which the table knows."""
+
+        async def plain(_request: Request) -> PlainTextResponse:
+            return PlainTextResponse("x")
+
+        async def files(scope: Any, receive: Any, send: Any) -> None:
+            await PlainTextResponse("x")(scope, receive, send)
+
+        app, router = FastAPI(), APIRouter()
+        app.add_route("/raw/{number}", plain)
+        router.add_route("/raw/{number}", plain)
+        app.include_router(router, prefix="/v3")
+        app.mount("/files", files)
+        with Capture() as capture:
+            call_asgi(asgi.init_app(app, capture.obs), "GET", path)
+        assert routes_of(capture) == [template]
+        assert capture.leaks("-zoe") == ()
+
     def test_below_a_root_path(self, app: FastAPI) -> None:
         """A prefix that the server serves under is no part of it, for probes neither."""
         with Capture() as capture:

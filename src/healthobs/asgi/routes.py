@@ -1,7 +1,7 @@
 """The route template of a request, from the ASGI scope and the application's own table of routes.
 
-Starlette and FastAPI leave the matched route in `scope["route"]`, but only its last part: what it is mounted
-or included under is in the table. Another framework may state the template itself, in `scope["healthobs.route"]`.
+Starlette and FastAPI leave the matched route in `scope["route"]`, or only what answers in `scope["endpoint"]`. Either
+names the last part alone: what it is mounted or included under is in the table. Another framework may state the template itself, in `scope["healthobs.route"]`.
 
 Limits: a part of the table that another application keeps to itself is recorded under its mount.
 """
@@ -33,7 +33,9 @@ class Routes:
         stated = scope.get("healthobs.route")
         if stated is not None:
             return str(stated)
-        route = scope.get("route")
+        route, endpoint = scope.get("route"), scope.get("endpoint")
+        if not hasattr(route, "endpoint") and endpoint is not None:
+            route = endpoint  # FastAPI states no other for a plain route, a mount or its own pages
         if route is None:
             return None
         templates = self._known.get(id(route))
@@ -52,7 +54,11 @@ class Routes:
     def _read(self) -> None:
         known: defaultdict[int, list[tuple[str, re.Pattern[str]]]] = defaultdict(list)
         for route, template in _walk(_inner(self._app), "", _MAX_DEPTH):
-            known[id(route)].append((template, _pattern(template)))
+            found = (template, _pattern(template))
+            known[id(route)].append(found)
+            answers = getattr(route, "endpoint", None) or getattr(route, "app", None)
+            if answers is not None and found not in known[id(answers)]:
+                known[id(answers)].append(found)
         self._known = dict(known)
 
 
