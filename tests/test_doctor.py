@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -113,9 +116,57 @@ class TestFindings:
         (tmp_path / "none").mkdir()
         assert names(app, environ=environ) == []
 
-    def test_vulnerable_sqlite(self, app: Flask) -> None:
-        """A release with the WAL-reset race."""
-        assert names(app, sqlite_version=(3, 51, 2)) == ["vulnerable_sqlite"]
+    def test_vulnerable_sqlite(self, app: Flask, tmp_path: Path) -> None:
+        """A release with the WAL-reset race is wrong only under a trail that is in WAL mode."""
+        assert names(app, sqlite_version=(3, 51, 2)) == []
+        obs = Observability(
+            Settings(audit_database_url=f"sqlite:///{tmp_path}/a.db", audit_key_file=tmp_path / "key"),
+            logs="off",
+        )
+        kept = init_app(Flask("kept"), obs)
+        for mode, expected in (("TRUNCATE", []), ("WAL", ["vulnerable_sqlite"])):
+            with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as other:
+                other.execute(f"PRAGMA journal_mode = {mode}")
+            assert names(kept, sqlite_version=(3, 51, 2)) == expected
+            assert names(kept, sqlite_version=SOUND) == []
+        obs.close()
+
+    def test_without_healthobs(self) -> None:
+        """An application that it is not on is told, and is nothing wrong."""
+        (finding,) = examine(Flask("bare"), environ={}, sqlite_version=(3, 51, 2))
+        assert (finding.name, finding.note) == ("not_observed", True)
+
+    @pytest.mark.parametrize(
+        ("options", "how", "expected"),
+        [
+            ({}, {}, ["logs_escape_redaction"]),
+            ({"capture_stdlib": True}, {}, []),
+            ({}, {"logs": "processor"}, []),
+            ({"frameworks": ("sox",)}, {}, []),
+        ],
+    )
+    def test_logs_of_others_under_hipaa(
+        self, options: dict[str, Any], how: Any, expected: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What the server and libraries log must be taken up or processed where PHI is declared."""
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        obs = Observability(Settings(**{"frameworks": ("hipaa",), **options}), **how)
+        try:
+            assert names(init_app(Flask("app"), obs)) == expected
+        finally:
+            obs.close()
+
+    def test_a_handler_past_the_capture(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A logger that keeps its own handler is named; one that has none is not."""
+        obs = Observability(Settings(frameworks=("hipaa",), capture_stdlib=True))
+        logger = logging.getLogger("gunicorn.error")
+        monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(), logging.NullHandler()])
+        try:
+            (finding,) = examine(init_app(Flask("app"), obs), environ={}, sqlite_version=SOUND)
+        finally:
+            obs.close()
+        assert finding.name == "logs_escape_redaction"
+        assert finding.seen.endswith("write unredacted: StreamHandler of gunicorn.error")
 
 
 class TestCommand:
@@ -124,7 +175,9 @@ class TestCommand:
     @pytest.fixture(autouse=True)
     def _module(self, app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "served.py").write_text(
-            "from flask import Flask\ndef create_app(): return Flask('x')\napp = create_app()\n"
+            "from flask import Flask\nfrom healthobs import Observability, Settings\n"
+            "from healthobs.flask import init_app\n"
+            "def create_app(): return init_app(Flask('x'), Observability(Settings()))\napp = create_app()\n"
         )
         monkeypatch.setattr(sys, "path", sys.path[:])
         monkeypatch.delitem(sys.modules, "served", raising=False)
@@ -135,6 +188,20 @@ class TestCommand:
         """Exit status 0."""
         assert main(["doctor", uri]) == 0
         assert capsys.readouterr().out == "nothing is wrong\n"
+
+    def test_without_healthobs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Exit status 0, and a line that says so."""
+        (tmp_path / "served.py").write_text("from flask import Flask\napp = Flask('x')\n")
+        assert main(["doctor", "served:app"]) == 0
+        first, last = capsys.readouterr().out.splitlines()
+        assert first.startswith("not_observed: healthobs is not on this application")
+        assert last == "nothing is wrong"
+
+    def test_refused_settings(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """What healthobs itself refuses is told with its remedy."""
+        (tmp_path / "served.py").write_text("from healthobs import Settings\nSettings(max_series=0)\n")
+        assert main(["doctor", "served:app"]) == 2
+        assert "(ConfigurationError: max_series must be at least 1)" in capsys.readouterr().err
 
     def test_findings(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         """One line each, with the remedy; exit status 1."""

@@ -1,7 +1,8 @@
 """`healthobs doctor MODULE:APP`: what is wrong with how an application is set up; it changes nothing.
 
 It imports the application as a server would and looks at it, at the tracer providers, at gunicorn's settings
-(`GUNICORN_CMD_ARGS`, `WEB_CONCURRENCY`, the literals of `gunicorn.conf.py`) and at the environment.
+(`GUNICORN_CMD_ARGS`, `WEB_CONCURRENCY`, the literals of `gunicorn.conf.py`) at the handlers of
+`logging`, and at the environment.
 
 Limits: what the application does when it is imported, it does. Settings that are computed are not understood.
 """
@@ -12,6 +13,7 @@ import argparse
 import ast
 import contextlib
 import importlib
+import logging
 import os
 import shlex
 import sqlite3
@@ -24,7 +26,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from healthobs import asgi, wsgi
-from healthobs.exceptions import ConfigurationError
+from healthobs.exceptions import ConfigurationError, HealthobsError
 from healthobs.tracing import LazyExporter, RedactingSpanExporter
 from healthobs.tracing.adoption import exporters, processors, sdk_provider
 
@@ -35,11 +37,12 @@ _FLAG = "_is_instrumented_by_opentelemetry"
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong: its name, what was seen, what to do."""
+    """One thing that is wrong: its name, what was seen, what to do; a `note` only informs."""
 
     name: str
     seen: str
     remedy: str
+    note: bool = False
 
 
 def examine(
@@ -58,7 +61,8 @@ def examine(
         sqlite_version: Version of SQLite; default the linked one.
 
     Example:
-        >>> examine(lambda environ, start_response: [], environ={}, sqlite_version=(3, 51, 3))
+        >>> from healthobs import Observability, Settings, wsgi
+        >>> examine(wsgi.Middleware(lambda environ, start_response: [], Observability(Settings())), environ={})
         []
     """
     environ = os.environ if environ is None else environ
@@ -69,12 +73,14 @@ def examine(
     observed = [layer for layer in layers if isinstance(layer, (wsgi.Middleware, asgi.Middleware))]
     providers = _providers(observed)
     return [
+        *_absence(observed),
         *_doubles(layers, observed),
         *_shadowed(observed),
         *_escapes(providers),
         *_preload(server, providers),
         *_multiprocess(server, environ),
-        *_sqlite(sqlite_version),
+        *_sqlite(sqlite_version, observed),
+        *_loggers(observed),
     ]
 
 
@@ -97,6 +103,16 @@ def _layers(app: Any) -> Iterator[Any]:
 def _is_foreign(layer: Any) -> bool:
     kind = f"{layer.__class__.__module__}.{layer.__class__.__name__}"
     return kind.startswith("opentelemetry.instrumentation.") and "Middleware" in kind
+
+
+def _absence(observed: Sequence[Any]) -> Iterator[Finding]:
+    if not observed:
+        yield Finding(
+            "not_observed",
+            "healthobs is not on this application, so only what is around it was examined",
+            "add it with init_app or Middleware, or name the object that the server serves",
+            note=True,
+        )
 
 
 def _doubles(layers: Sequence[Any], observed: Sequence[Any]) -> Iterator[Finding]:
@@ -189,17 +205,63 @@ def _multiprocess(server: Mapping[str, Any], environ: Mapping[str, str]) -> Iter
         )
 
 
-def _sqlite(version: tuple[int, ...]) -> Iterator[Finding]:
-    try:
-        from healthobs.audit.sqlite import wal_is_safe
-    except ImportError:  # without the extra `audit` there is no trail to lose
+def _sqlite(version: tuple[int, ...], observed: Sequence[Any]) -> Iterator[Finding]:
+    """Look for a trail in WAL mode under a SQLite that may lose it; one that keeps to the rollback journal is safe."""
+    trails = [layer.obs.audit for layer in observed if layer.obs.audit is not None]
+    if not trails:
         return
-    if not wal_is_safe(version):
+    from healthobs.audit.sqlite import wal_is_safe  # where there is a trail, the extra `audit` is installed
+
+    if not wal_is_safe(version) and any(_is_wal(trail.path) for trail in trails):
         yield Finding(
             "vulnerable_sqlite",
-            f"SQLite {'.'.join(map(str, version))} can lose an acknowledged commit in WAL mode",
-            "use 3.51.3, 3.50.7 or 3.44.6; the audit trail keeps to the rollback journal meanwhile",
+            f"the audit trail is in WAL mode, in which SQLite {'.'.join(map(str, version))} can lose an acknowledged "
+            "commit",
+            "use 3.51.3, 3.50.7 or 3.44.6, or stop what else holds the file open and start again: the trail then "
+            "takes the rollback journal",
         )
+
+
+def _is_wal(path: Path | None) -> bool:
+    if path is None or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(20)[18:] == b"\x02\x02"
+
+
+def _loggers(observed: Sequence[Any]) -> Iterator[Finding]:
+    """Look for log handlers past the redaction of a service that declares PHI."""
+    declared = [layer.obs for layer in observed if "hipaa" in layer.obs.settings.frameworks]
+    remedy = "set Settings.capture_stdlib, or pass Observability(logs='processor') after logging is set up"
+    for obs in declared:
+        if getattr(obs.logs, "_capture", None) is None and getattr(obs.logs, "_adoption", None) is None:
+            yield Finding(
+                "logs_escape_redaction",
+                "hipaa is declared, and what the server, the framework and libraries log is not redacted",
+                remedy,
+            )
+    if declared:
+        root = logging.getLogger()
+        known = [root, *(one for one in root.manager.loggerDict.values() if isinstance(one, logging.Logger))]
+        found = {
+            f"{type(handler).__name__} of {'the root logger' if logger is root else logger.name}"
+            for logger in known
+            for handler in logger.handlers
+            if not _is_covered(handler)
+        }
+        if found:
+            yield Finding(
+                "logs_escape_redaction",
+                f"hipaa is declared, and these handlers write unredacted: {', '.join(sorted(found))}",
+                remedy,
+            )
+
+
+def _is_covered(handler: logging.Handler) -> bool:
+    holders = [handler, *(getattr(one, "__self__", one) for one in handler.filters)]
+    return isinstance(handler, logging.NullHandler) or any(
+        type(one).__module__.partition(".")[0] == "healthobs" for one in holders
+    )
 
 
 def _server(environ: Mapping[str, str], folder: Path) -> dict[str, Any]:
@@ -221,7 +283,7 @@ def _server(environ: Mapping[str, str], folder: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; return 0 when nothing is wrong, 1 when something is, 2 when there is no such application."""
+    """Run the command; return 0 when nothing is wrong, 1 when something is, 2 when it cannot be loaded."""
     parser = argparse.ArgumentParser(prog="healthobs doctor", description="Examine an application's set-up.")
     parser.add_argument(
         "app", metavar="MODULE:APP", help="as a server takes it; APP may be a call: create_app()"
@@ -229,15 +291,19 @@ def main(argv: list[str]) -> int:
     chosen = parser.parse_args(argv)
     try:
         app = _load(chosen.app)
+    except HealthobsError as exc:  # its message tells the remedy, and quotes no value
+        print(f"healthobs: {chosen.app} cannot be loaded ({type(exc).__name__}: {exc})", file=sys.stderr)  # noqa: T201
+        return CANNOT_LOAD
     except Exception as exc:  # noqa: BLE001 - the application's own code runs here
         print(f"healthobs: {chosen.app} cannot be loaded ({type(exc).__name__})", file=sys.stderr)  # noqa: T201
         return CANNOT_LOAD
     found = examine(app)
     for finding in found:
         print(f"{finding.name}: {finding.seen}. {finding.remedy[0].upper()}{finding.remedy[1:]}.")  # noqa: T201
-    if not found:
+    if all(finding.note for finding in found):
         print("nothing is wrong")  # noqa: T201
-    return FINDINGS if found else OK
+        return OK
+    return FINDINGS
 
 
 def _load(uri: str) -> Any:
