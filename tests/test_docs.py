@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,6 +25,61 @@ class TestGeneratedPages:
             [sys.executable, ROOT / "tools" / tool], capture_output=True, text=True, check=False
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+
+#: Modules of ours that need an extra; the longest that fits counts.
+NEEDED = {
+    "healthobs.audit": "audit",
+    "healthobs.audit.postgres": "postgres",
+    "healthobs.client": "client",
+    "healthobs.compliance.documents": "audit",
+    "healthobs.flask": "flask",
+    "healthobs.gunicorn": "gunicorn",
+    "healthobs.tokens": "tokens",
+}
+
+
+def imported(page: str) -> set[str]:
+    """Return the modules that the Python examples of a page import."""
+    code = "\n".join(
+        re.findall(r"^```(?:python|\{code-block\} python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    )
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module))
+    return found
+
+
+def distributions(extras: set[str]) -> set[str]:
+    """Return what `healthobs` with these extras brings by itself, by name."""
+    own = [Requirement(line) for line in importlib.metadata.requires("healthobs") or ()]
+    environments = [{"extra": extra} for extra in ("", *extras)]
+    return {one.name for one in own if one.marker is None or any(map(one.marker.evaluate, environments))}
+
+
+class TestInstallLines:
+    """The line at the head of a page is enough for its examples."""
+
+    @pytest.mark.parametrize("page", sorted((ROOT / "docs/how-to").glob("*.md")), ids=lambda page: page.stem)
+    def test_suffices(self, page: Path) -> None:
+        """Each import comes from the standard library, the core, an extra that is named, or a package that is."""
+        text = page.read_text(encoding="utf-8")
+        line = re.match(r"# .+\n\n```console\n\$ pip install (\S+)(.*?)  # in a clone\n```\n", text)
+        assert line is not None
+        extras = set(re.findall(r"[a-z]+", line[1]))
+        available = distributions(extras) | set(line[2].split())
+        of_module = importlib.metadata.packages_distributions()
+        for module in imported(text):
+            top = module.partition(".")[0]
+            if top == "healthobs":
+                fitting = [name for name in NEEDED if f"{module}.".startswith(f"{name}.")]
+                assert {NEEDED[name] for name in fitting} <= extras, module
+            elif top not in sys.stdlib_module_names:
+                owners = {name.lower().replace("_", "-") for name in of_module[top]}
+                assert owners & {name.lower() for name in available}, module
 
 
 class TestReadme:
