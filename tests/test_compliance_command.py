@@ -14,6 +14,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
+import urllib3
 from flask import Flask
 
 from healthobs import Observability, Settings
@@ -81,6 +82,7 @@ class TestStatus:
         assert run("status", url) == 0
         lines = capsys.readouterr().out.splitlines()
         assert "pass           * S-1           Ledger (policy 7)" in lines
+        assert "* the gate requires it" in lines
         assert lines[-1].startswith("1 pass, 0 fail")
         assert lines[-1].endswith("(run-time evidence, not certification)")
 
@@ -102,12 +104,54 @@ class TestStatus:
         assert json.loads(path.read_text()) == obs.controls.status()
         assert run("status", path, "--gate") == 0
 
-    def test_nothing_required_is_no_open_gate(self, tmp_path: Path) -> None:
+    def test_nothing_required_is_no_open_gate(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """A status in which nothing is required has shown nothing."""
         path = tmp_path / "status.json"
         path.write_text(json.dumps({"controls": [], "counts": dict.fromkeys(
             ("pass", "fail", "partial", "not-applicable", "unknown", "attested"), 0), "disclaimer": "x"}))  # fmt: skip
         assert run("status", path, "--gate") == 1
+        assert "nothing is required" in capsys.readouterr().out
+
+    def test_why_the_gate_is_shut(
+        self,
+        service: Any,
+        outcome: dict[str, Any],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """`--gate` names each control that keeps it shut and why: what it rests on, for who may see that."""
+        url, obs = service
+        token = tmp_path / "token"
+        token.write_text("good")
+        assert run("status", url, "--gate") == 1
+        assert capsys.readouterr().out.splitlines()[-2:] == [
+            "the gate is shut by 1 of 1 required controls:",
+            "  S-1           unknown: nothing has observed it yet",
+        ]
+        for state, why in (("fail", "what was seen breaks it"), ("partial", "a part was not shown")):
+            outcome["state"] = state
+            obs.controls.run()
+            assert run("status", url, "--gate") == 1
+            assert capsys.readouterr().out.endswith(f"  S-1           {state}: {why}\n")
+        assert run("status", url, "--gate", "--token-file", token) == 1
+        assert capsys.readouterr().out.endswith("  S-1           partial: sum\n")
+        assert run("status", url, "--gate", "--json") == 1
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["controls"]
+        assert printed.err.endswith("  S-1           partial: a part was not shown\n")
+
+    def test_the_409_says_why(self, service: Any, outcome: dict[str, Any]) -> None:
+        """The rows that keep the gate shut say so in the answer, and without `gate=1` none does."""
+        url, obs = service
+        outcome["state"] = "fail"
+        obs.controls.run()
+        answers = [urllib3.request("GET", f"{url}/compliance/status{query}") for query in ("?gate=1", "")]
+        assert [(answer.status, answer.json()["controls"][0].get("shuts_gate")) for answer in answers] == [
+            (409, "fail: what was seen breaks it"),
+            (200, None),
+        ]
 
     @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'"controls"'])
     def test_no_status(self, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:

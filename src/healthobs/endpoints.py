@@ -166,8 +166,16 @@ class Endpoints:
         detail = "authorization" in request.headers
         if detail:
             self._note_reading(request, "compliance.read", self._principal(request, COMPLIANCE_SCOPE))
-        status = 409 if gate and not engine.gate_open() else 200
-        return _json(status, engine.status(detail=detail))
+        status = engine.status(detail=detail)
+        if not gate or engine.gate_open():
+            return _json(200, status)
+        from healthobs.compliance.report import gate_failures  # where there are controls, it is there already
+
+        why = gate_failures(status["controls"])
+        status["controls"] = [
+            {**row, "shuts_gate": why[row["id"]]} if row["id"] in why else row for row in status["controls"]
+        ]
+        return _json(409, status)
 
     def _audit_trail(self, request: Request) -> Response:
         trail = self._obs.audit

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from healthobs.clock import rfc3339
-from healthobs.compliance.control import ACCEPTED, STATES
+from healthobs.compliance.control import STATES
 from healthobs.compliance.documents import Document, Kind, sign
 from healthobs.compliance.oscal import assessment_results
+from healthobs.compliance.report import gate_failures
 from healthobs.exceptions import ConfigurationError
 
 GOOD, SHUT, CANNOT_SAY = 0, 1, 2
@@ -121,9 +122,15 @@ def _status(arguments: argparse.Namespace) -> int:
     else:
         for row in cast("list[dict[str, Any]]", status["controls"]):
             _print(_line(row))
+        _print("* the gate requires it")
         counts: Mapping[str, int] = status["counts"]
         _print(", ".join(f"{counts[state]} {state}" for state in STATES) + f" ({status['disclaimer']})")
-    return SHUT if arguments.gate and not _is_open(status["controls"]) else GOOD
+    if not arguments.gate:
+        return GOOD
+    told = _gate(status["controls"])
+    for line in told:
+        print(line, file=sys.stderr if arguments.json else sys.stdout)
+    return SHUT if told else GOOD
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -132,9 +139,14 @@ def _line(row: Mapping[str, Any]) -> str:
     return f"{row['state']:<15}{needed} {row['id']:<13} {row['title']} ({row['cite']}){waived}"
 
 
-def _is_open(rows: Sequence[Mapping[str, Any]]) -> bool:
-    required = [row for row in rows if row["required"]]
-    return bool(required) and all(row["state"] in ACCEPTED or row["waived_until"] for row in required)
+def _gate(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return lines that tell why the gate is shut; none when it is open."""
+    if not any(row["required"] for row in rows):
+        return ["the gate is shut: nothing is required, so nothing was shown"]
+    why = gate_failures(rows)
+    lines = [f"  {name:<13} {reason}" for name, reason in why.items()]
+    required = sum(bool(row["required"]) for row in rows)
+    return [f"the gate is shut by {len(why)} of {required} required controls:", *lines] if why else []
 
 
 def _export(arguments: argparse.Namespace) -> int:

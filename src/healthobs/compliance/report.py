@@ -6,12 +6,12 @@ Limits: summary rows carry states only; evidence is for readers who may see it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from healthobs.compliance.control import STATES, Control, Outcome, Result, State
+from healthobs.compliance.control import ACCEPTED, STATES, Control, Outcome, Result, State
 from healthobs.compliance.documents import Signed
 
 DISCLAIMER = "run-time evidence, not certification"
@@ -71,6 +71,36 @@ def report(service: str, catalogue_version: str, rows: Iterable[Row], *, detail:
         "counts": counts,
         "controls": [_summary(row) | (_detail(row) if detail else {}) for row in rows],
     }
+
+
+def gate_failures(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return which rows of a status keep the gate shut, by id, and why.
+
+    Example:
+        >>> row = {"id": "S-1", "required": True, "state": "unknown", "waived_until": None, "observed_at": None}
+        >>> gate_failures([row, {**row, "id": "S-2", "state": "pass"}])
+        {'S-1': 'unknown: nothing has observed it yet'}
+    """
+    return {
+        row["id"]: f"{row['state']}: {_why(row)}"
+        for row in rows
+        if row["required"] and row["state"] not in ACCEPTED and not row["waived_until"]
+    }
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    evidence: Mapping[str, Any] = row.get("evidence") or {}
+    if evidence.get("text"):
+        return str(evidence["text"])
+    if row["state"] == "unknown":
+        return (
+            "nothing has observed it yet"
+            if row["observed_at"] is None
+            else "what was seen is too old, or told nothing"
+        )
+    if row["observed_at"] is None:
+        return "what vouched for it has run out"
+    return "a part was not shown" if row["state"] == "partial" else "what was seen breaks it"
 
 
 def _summary(row: Row) -> dict[str, Any]:
