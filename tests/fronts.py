@@ -50,6 +50,7 @@ class Front:
     def __init__(self, **settings: Any) -> None:
         settings = {"control_interval_seconds": 0, **settings}
         authorize, trusted = settings.pop("authorize", None), settings.pop("trusted", None)
+        self.conf = settings.pop("conf", "N")
         self.now_ns = 0
         self.look: Callable[[], None] = lambda: None
         self.stream = io.StringIO()
@@ -137,7 +138,7 @@ class PlainWsgi(_Wsgi):
 
     def build(self, authorize: Any, trusted: Any) -> Any:
         told = None if trusted is None else lambda environ: trusted(environ.get("HTTP_X_INSIDE"))
-        return wsgi.Middleware(self._serve, self.obs, authorize=authorize, trusted=told)
+        return wsgi.Middleware(self._serve, self.obs, authorize=authorize, trusted=told, conf=self.conf)
 
     def _serve(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -219,7 +220,7 @@ class FlaskFront(_Wsgi):
         def chart(mrn: str) -> str:
             return "x"
 
-        return init_app(app, self.obs, authorize=authorize, trusted=told)
+        return init_app(app, self.obs, authorize=authorize, trusted=told, conf=self.conf)
 
 
 class FastApiFront(Front):
@@ -267,7 +268,7 @@ class FastApiFront(Front):
         async def chart(mrn: str) -> str:
             return "x"
 
-        return asgi.init_app(app, self.obs, authorize=authorize, trusted=told)
+        return asgi.init_app(app, self.obs, authorize=authorize, trusted=told, conf=self.conf)
 
     def request(self, method: str = "GET", path: str = "/patients/pt-4711", **headers: str) -> Answer:
         return call_asgi(self.app, method, path, **headers)

@@ -212,6 +212,21 @@ class TestHeaders:
         answer = make(headers=True, audience="all").get("/own")
         assert [value for name, value in answer.headers if name == "cache-control"] == ["private"]
 
+    def test_no_contradiction_about_storing(self, make: Make) -> None:
+        """Beside the application's own `Cache-Control` it is not stated that nothing may be stored."""
+        front = make(headers=True, audience="all", frameworks=("hipaa",))
+        assert front.get("/own").header("data-handling") == "retention=220752000, redisclose=?0"
+        assert (
+            front.get("/patients/1").header("data-handling") == "no-store, retention=220752000, redisclose=?0"
+        )
+
+    @pytest.mark.parametrize(("conf", "value"), [("N", "private"), ("R", "no-store"), ("V", "no-store")])
+    def test_what_is_restricted_is_never_stored(self, make: Make, conf: str, value: str) -> None:
+        """A response of the confidentiality R or V has `no-store` in place of what the application says."""
+        answer = make(headers=True, audience="all", conf=conf).get("/own")
+        assert [found for name, found in answer.headers if name == "cache-control"] == [value]
+        assert ("no-store" in str(answer.header("data-handling"))) == (value == "no-store")
+
     def test_request_id(self, make: Make) -> None:
         """A UUID is kept; anything freer is replaced, because it could name a person."""
         front = make()

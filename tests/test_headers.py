@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from healthobs.headers import OWN_NAMES, SECURITY, compliance, receipt
+from typing import ClassVar
+
+import pytest
+
+from healthobs.headers import OWN_NAMES, SECURITY, compliance, receipt, settle
 
 
 class TestCompliance:
@@ -21,6 +25,31 @@ class TestCompliance:
         text = str(compliance(conf="N", frameworks=("hipaa",), retention_days=1)).lower()
         assert "true" not in text
         assert "compliant" not in text
+
+
+class TestSettle:
+    """The application's own headers and ours."""
+
+    ADDED: ClassVar = [*compliance(conf="R", frameworks=(), retention_days=1), *SECURITY]
+
+    def test_nothing_of_ours_is_sent(self) -> None:
+        """Then both lists stay as they are, the very same."""
+        sent = [("Content-Type", "text/plain")]
+        stays, added = settle(sent, self.ADDED, restricted=True)
+        assert (stays is sent, added is self.ADDED) == (True, True)
+
+    @pytest.mark.parametrize("own", ["no-store", "max-age=0, No-Store", "private,no-store"])
+    def test_own_no_store(self, own: str) -> None:
+        """An own `no-store` stands, with all that is stated."""
+        sent = [("cache-control", own)]
+        stays, added = settle(sent, self.ADDED, restricted=True)
+        assert (stays, dict(added)["Data-Handling"]) == (sent, "no-store, retention=86400, redisclose=?0")
+        assert "Cache-Control" not in dict(added)
+
+    def test_restricted_without_headers_of_ours(self) -> None:
+        """Where no security header is added, nothing of the application's is touched."""
+        sent = [("Cache-Control", "public"), ("X-Request-Id", "x")]
+        assert settle(sent, [("X-Request-Id", "y")], restricted=True) == (sent, [])
 
 
 class TestReceipt:

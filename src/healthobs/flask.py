@@ -53,7 +53,8 @@ def init_app(
         obs: Where to record.
         authorize: Checks credentials for `/audit/trail` and compliance evidence.
         trusted: Says whether a caller may see compliance headers when the audience is ``trusted``.
-        conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+        conf: HL7 v3 Confidentiality of responses that no `@classified` names. Where headers are sent, one of R or V
+            has `Cache-Control: no-store` whatever the application says.
         protected: Routes that controls call without credentials and with bad ones: they must refuse.
         refused_tokens: By name, tokens that only the issuer can make (``expired``) and that must be refused.
         trust_incoming: Says whether a caller's trace is continued; default `Settings.trust_incoming`.

@@ -24,6 +24,11 @@ SECURITY: tuple[tuple[str, str], ...] = (
     ("X-Frame-Options", "DENY"),
 )
 
+_NO_STORE = SECURITY[0]
+#: Confidentiality of responses that no cache may keep, whatever the application says.
+RESTRICTED = frozenset({"R", "V"})
+Headers = list[tuple[str, str]]
+
 #: Every name that a response may get from here, in lower case.
 OWN_NAMES = frozenset({name.lower() for name, _ in SECURITY}) | {
     "audit-receipt",
@@ -69,13 +74,38 @@ def receipt(origin: str, index: int, root: bytes) -> tuple[str, str]:
     return "Audit-Receipt", f'log="{origin}";index={index};root=:{base64.b64encode(root).decode()}:'
 
 
-def missing(added: list[tuple[str, str]], sent: Sequence[tuple[str, object]]) -> list[tuple[str, str]]:
-    """Return what of `added` the application did not send itself."""
-    for name, _ in sent:
-        if name.lower() in OWN_NAMES:
-            taken = {name.lower() for name, _ in sent}
-            return [pair for pair in added if pair[0].lower() not in taken]
-    return added
+def settle(
+    sent: Headers, added: Headers, *, restricted: bool, clash: bool | None = None
+) -> tuple[Headers, Headers]:
+    """Return what the application sent and what is added to it, so that no header is doubled and none contradicts.
+
+    An application's own header stands. Its `Cache-Control` without ``no-store`` makes `Data-Handling` leave that out;
+    where the response is `restricted`, ``no-store`` takes its place instead.
+
+    Args:
+        sent: The application's headers.
+        added: What it would be given besides.
+        restricted: Whether the response may not be stored, whatever the application says.
+        clash: Whether a name of ours is among `sent`, when that is known already.
+
+    Example:
+        >>> settle([("Cache-Control", "max-age=600")], [("Data-Handling", "no-store, redisclose=?0")], restricted=False)
+        ([('Cache-Control', 'max-age=600')], [('Data-Handling', 'redisclose=?0')])
+    """
+    if clash is None:
+        clash = any(name.lower() in OWN_NAMES for name, _ in sent)
+    if not clash:
+        return sent, added
+    taken = {name.lower() for name, _ in sent}
+    kept = [pair for pair in added if pair[0].lower() not in taken]
+    own = [value for name, value in sent if name.lower() == "cache-control"]
+    if not own or any(part.strip() == "no-store" for part in ",".join(own).lower().split(",")):
+        return sent, kept
+    if restricted and _NO_STORE in added:
+        return [pair for pair in sent if pair[0].lower() != "cache-control"], [*kept, _NO_STORE]
+    return sent, [
+        (name, value.removeprefix("no-store, ") if name == "Data-Handling" else value) for name, value in kept
+    ]
 
 
 def _inner_list(words: Sequence[str]) -> str:

@@ -100,6 +100,10 @@ class HttpServer:
         self._default = Classified(conf, settings.frameworks)
         self._headers: dict[Classified, list[tuple[str, str]]] = {}
 
+    def conf_of(self, classified: Classified | None) -> str:
+        """Return the confidentiality of a response so classified."""
+        return (classified or self._default).conf
+
     def headers(self, classified: Classified | None, *, trusted: bool) -> list[tuple[str, str]]:
         """Return the prebuilt header list for this classification; not to be changed."""
         settings = self.obs.settings
@@ -250,6 +254,11 @@ class Exchange:
     def error_id(self) -> str:
         """The id of the failure that span event and access line will name; empty while there is none."""
         return "" if self.error is None else describe_exception(self.error).error_id
+
+    @property
+    def restricted(self) -> bool:
+        """Whether no cache may keep the response, whatever the application says."""
+        return self._server.conf_of(self._classified) in header_fields.RESTRICTED
 
     def enter(self) -> Token[otel_context.Context]:
         """Make the server span current; the token is for a caller whose context is not the exchange's own."""

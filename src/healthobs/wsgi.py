@@ -21,7 +21,7 @@ from healthobs.compliance.control import Route
 from healthobs.compliance.selfcall import CANARY, OWN, self_caller
 from healthobs.endpoints import Authorize, Endpoints, Request
 from healthobs.exceptions import AuditWriteError
-from healthobs.headers import OWN_NAMES
+from healthobs.headers import OWN_NAMES, settle
 from healthobs.http import Exchange, HttpServer, new_request_id
 from healthobs.problems import Response
 from healthobs.tracing import is_instrumented
@@ -46,7 +46,8 @@ class Middleware:
         authorize: Checks credentials for the audit trail and compliance evidence.
         trusted: Told the WSGI environment, says whether the caller may see compliance headers when the
             audience is ``trusted``; default nobody.
-        conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+        conf: HL7 v3 Confidentiality of responses that no `@classified` names. Where headers are sent, one of R or V
+            has `Cache-Control: no-store` whatever the application says.
         protected: Routes that controls call without credentials and with bad ones: they must refuse.
         refused_tokens: By name, tokens that only the issuer can make and that must be refused.
         trust_incoming: Told the WSGI environment, says whether the caller's trace is continued; default
@@ -265,7 +266,7 @@ class _Answer:
         return self._written
 
     def _with(self, headers: list[tuple[str, str]], added: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return `headers` and what of `added` the application did not send itself; see whether it streams."""
+        """Return `headers` with `added`, none of them twice; see whether it streams."""
         streams, clash = True, False
         for name, _ in headers:
             lowered = name.lower()
@@ -275,8 +276,7 @@ class _Answer:
                 clash = True
         self._streams = streams
         if clash:
-            taken = {name.lower() for name, _ in headers}
-            added = [pair for pair in added if pair[0].lower() not in taken]
+            headers, added = settle(headers, added, restricted=self._exchange.restricted, clash=True)
         return [*headers, *added]
 
     def _written(self, data: bytes) -> object:

@@ -42,7 +42,8 @@ class Middleware:
         authorize: Checks credentials for the audit trail and compliance evidence.
         trusted: Told the scope, says whether the caller may see compliance headers when the audience is
             ``trusted``; default nobody.
-        conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+        conf: HL7 v3 Confidentiality of responses that no `@classified` names. Where headers are sent, one of R or V
+            has `Cache-Control: no-store` whatever the application says.
         protected: Routes that controls call without credentials and with bad ones: they must refuse.
         refused_tokens: By name, tokens that only the issuer can make and that must be refused.
         trust_incoming: Told the scope, says whether the caller's trace is continued; default
@@ -298,12 +299,11 @@ class _Answer:
                 self._middleware.route(self._scope),
                 stated=self._scope.get("healthobs.route") is not None,
             )
-            sent = [(name.decode("latin-1"), value) for name, value in message.get("headers", ())]
+            raw = list(message.get("headers", ()))
+            sent = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw]
             self._streams = all(name.lower() != "content-length" for name, _ in sent)
-            return {
-                **message,
-                "headers": [*message.get("headers", ()), *_bytes(headers.missing(added, sent))],
-            }
+            stays, added = headers.settle(sent, added, restricted=self._exchange.restricted)
+            return {**message, "headers": [*(raw if stays is sent else _bytes(stays)), *_bytes(added)]}
         except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
             self._middleware.obs.metrics.count_internal_error("http")
             return message
@@ -372,7 +372,8 @@ def init_app(
         obs: Where to record.
         authorize: Checks credentials for `/audit/trail` and compliance evidence.
         trusted: Told the scope, says whether a caller may see compliance headers when the audience is ``trusted``.
-        conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+        conf: HL7 v3 Confidentiality of responses that no `@classified` names. Where headers are sent, one of R or V
+            has `Cache-Control: no-store` whatever the application says.
         protected: Routes that controls call without credentials and with bad ones: they must refuse.
         refused_tokens: By name, tokens that only the issuer can make and that must be refused.
         trust_incoming: Told the scope, says whether a caller's trace is continued; default `Settings.trust_incoming`.
