@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import inspect
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+import healthobs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -80,6 +83,26 @@ class TestInstallLines:
             elif top not in sys.stdlib_module_names:
                 owners = {name.lower().replace("_", "-") for name in of_module[top]}
                 assert owners & {name.lower() for name in available}, module
+
+
+class TestDecoratorsPage:
+    """`docs/reference/decorators.md`."""
+
+    def test_signatures(self) -> None:
+        """Each is the code's: names and defaults, in their order."""
+        page = (ROOT / "docs/reference/decorators.md").read_text(encoding="utf-8")
+        block = re.search(r"```text\n(.*?)```", page, re.DOTALL)
+        assert block is not None
+        told = dict(re.findall(r"@(\w+)\((.*)\)", re.sub(r"\n\s+", " ", block[1])))
+        assert {*told} == {*re.findall(r"`@(\w+)`", page)}
+        for name, text in told.items():
+            parts: list[str] = []
+            for one in inspect.signature(getattr(healthobs, name)).parameters.values():
+                if one.kind is one.KEYWORD_ONLY and "*" not in parts:
+                    parts.append("*")
+                shown = "name" if one.name == "target" else one.name
+                parts.append(shown if one.default is one.empty else f"{shown}={one.default!r}")
+            assert text == ", ".join(parts), name
 
 
 class TestReadme:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -15,23 +17,27 @@ HEADER = """# Settings
 OpenTelemetry variable where there is one, then the default. Sampler, span limits and exporter options are read by the
 OpenTelemetry SDK from its own variables.
 
-| Field | Type | Default | Variables |
-| --- | --- | --- | --- |
+| Field | Meaning | Type | Default | Variables |
+| --- | --- | --- | --- | --- |
 """
+
+
+def meanings() -> dict[str, str]:
+    """Return what the docstring of `Settings` says of each field, on one line."""
+    arguments = inspect.cleandoc(Settings.__doc__ or "").partition("Args:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", arguments, re.MULTILINE)
+    return {name: " ".join(text.split()).replace("``", "`").replace("|", "\\|") for name, text in found}
 
 
 def page() -> str:
     """Return the page's text."""
+    told = meanings()
     rows = []
     for spec in fields(Settings):
         variables = ", ".join(f"`{name}`" for name in (spec.metadata["env"], spec.metadata["otel"]) if name)
         kind = str(spec.type).replace("|", "\\|")
-        rows.append(f"| `{spec.name}` | `{kind}` | `{spec.default!r}` | {variables} |")
-    return (
-        HEADER
-        + "\n".join(rows)
-        + "\n\nWhat each field means is in the class: {py:class}`healthobs.config.Settings`.\n"
-    )
+        rows.append(f"| `{spec.name}` | {told[spec.name]} | `{kind}` | `{spec.default!r}` | {variables} |")
+    return HEADER + "\n".join(rows) + "\n\nThe class: {py:class}`healthobs.config.Settings`.\n"
 
 
 def main() -> int:
