@@ -57,6 +57,18 @@ def test_finds_across_files_in_the_order_of_time(
     assert "2 lines were no JSON objects" in out
 
 
+def test_what_names_the_id_comes_first(logs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The failing request's lines are told before the other lines of its trace; a trace's own are one part."""
+    assert cli.main(["explain", "e1", "--logs", *logs]) == 0
+    out = capsys.readouterr().out
+    places = [out.index(word) for word in ("late", "and 1 more of the same trace:", "early")]
+    assert places == sorted(places)
+    assert cli.main(["explain", "t1", "--logs", *logs]) == 0
+    out = capsys.readouterr().out
+    assert out.index("early") < out.index("late")
+    assert "more of" not in out
+
+
 def test_nothing_found_and_nothing_readable(logs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """The exit status says whether anything was found, and whether the files could be read."""
     assert cli.main(["explain", "e9", "--logs", *logs]) == 1

@@ -1,7 +1,7 @@
 """`healthobs explain ID`: everything that log files tell of one trace, request or failure.
 
 An error id (in a problem's body, a span event and a log line) leads to its trace, and the trace to every line of
-every service that took part, in the order of time.
+every service that took part: first the lines that name the id, then the others, each in the order of time.
 
 Limits: it reads JSON lines as `healthobs` writes them; what is no JSON object is skipped and counted. The exit
 status is 0 when something was found, 1 when nothing was, 2 when a file cannot be read.
@@ -22,22 +22,30 @@ Line = dict[str, Any]
 
 
 def find(lines: Iterable[Line], identifier: str) -> list[Line]:
-    """Return the lines that belong to `identifier`, and those of the traces they name, by time.
+    """Return the lines that name `identifier`, then the others of the traces they name, each part by time.
 
     Args:
         lines: Decoded log lines.
         identifier: An error, trace, request or span id, or an exception's fingerprint.
 
     Example:
-        >>> lines = [{"trace_id": "a1", "error_id": "e7"}, {"trace_id": "a1"}, {"trace_id": "b2"}]
+        >>> lines = [{"trace_id": "a1"}, {"trace_id": "a1", "error_id": "e7"}, {"trace_id": "b2"}]
         >>> find(lines, "e7")
         [{'trace_id': 'a1', 'error_id': 'e7'}, {'trace_id': 'a1'}]
     """
-    known = list(lines)
-    named = [line for line in known if any(line.get(key) == identifier for key in _IDS)]
+    named, others = _parts(lines, identifier)
+    return named + others
+
+
+def _parts(lines: Iterable[Line], identifier: str) -> tuple[list[Line], list[Line]]:
+    known = sorted(lines, key=lambda line: str(line.get("timestamp", "")))
+    named = [line for line in known if _names(line, identifier)]
     traces = {line["trace_id"] for line in named if line.get("trace_id")}
-    found = [line for line in known if line.get("trace_id") in traces or line in named]
-    return sorted(found, key=lambda line: str(line.get("timestamp", "")))
+    return named, [line for line in known if line.get("trace_id") in traces and not _names(line, identifier)]
+
+
+def _names(line: Line, identifier: str) -> bool:
+    return any(line.get(key) == identifier for key in _IDS)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,11 +68,11 @@ def main(argv: Sequence[str]) -> int:
             return 2
         lines += read
         skipped += left
-    found = find(lines, arguments.id.strip().lower())
-    _report(found)
+    named, others = _parts(lines, arguments.id.strip().lower())
+    _report(named, others)
     if skipped:
         print(f"{skipped} lines were no JSON objects and were skipped")  # noqa: T201
-    return 0 if found else 1
+    return 0 if named else 1
 
 
 def _read(name: str) -> tuple[list[Line], int]:
@@ -89,14 +97,17 @@ def _decode(file: Iterable[str]) -> tuple[list[Line], int]:
     return lines, skipped
 
 
-def _report(found: Sequence[Line]) -> None:
+def _report(named: Sequence[Line], others: Sequence[Line]) -> None:
+    found = [*named, *others]
     if not found:
         print("no line names that id")  # noqa: T201
         return
     services = list(dict.fromkeys(str(line.get("service", "?")) for line in found))
     traces = list(dict.fromkeys(str(line["trace_id"]) for line in found if line.get("trace_id")))
     print(f"{len(found)} lines of {', '.join(services)}; trace {', '.join(traces) or 'unknown'}")  # noqa: T201
-    for line in found:
+    for position, line in enumerate(found):
+        if position == len(named):
+            print(f"and {len(others)} more of the same trace:")  # noqa: T201
         print("  ".join(str(line.get(key, "-")) for key in _SHOWN_FIRST))  # noqa: T201
         for key, value in line.items():
             if key in _SHOWN_FIRST or value in ("", None):
