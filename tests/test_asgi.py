@@ -29,7 +29,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from fronts import FastApiFront, call_asgi, http_scope
-from healthobs import Settings, asgi, install
+from healthobs import Observability, Settings, asgi, install
 from healthobs.exceptions import ConfigurationError
 from healthobs.testing import Capture
 
@@ -344,6 +344,12 @@ class TestOtherKinds:
 
 class TestInitApp:
     """`init_app` and `remove_app`."""
+
+    def test_removed_twice(self) -> None:
+        """What is not on an application cannot be taken off it, and that is what is said."""
+        app = asgi.remove_app(asgi.init_app(FastAPI(), Observability(Settings(), logs="off")))
+        with pytest.raises(ConfigurationError, match="not on this application"):
+            asgi.remove_app(app)
 
     def test_answers_as_before(self) -> None:
         """Taken off again, every answer is byte for byte what it was, on a running application too."""

@@ -147,6 +147,13 @@ class TestInitApp:
 class TestRemoveApp:
     """`remove_app`."""
 
+    def test_twice(self) -> None:
+        """What is not on an application cannot be taken off it, and that is what is said."""
+        app = init_app(Flask("twice"), Observability(Settings(), logs="off"))
+        remove_app(app)
+        with pytest.raises(ConfigurationError, match="not on this application"):
+            remove_app(app)
+
     def test_answers_as_before(self, obs: Observability) -> None:
         """Taken off again, every answer is byte for byte what it was."""
         app = make_app()

@@ -106,8 +106,14 @@ def init_app(
 
 
 def remove_app(app: Flask) -> Flask:
-    """Take healthobs off `app` again; its answers are as before `init_app`, and its controls have ended."""
-    middleware = app.extensions.pop(EXTENSION)
+    """Take healthobs off `app` again; its answers are as before `init_app`, and its controls have ended.
+
+    Raises:
+        ConfigurationError: It is not on it.
+    """
+    middleware = app.extensions.pop(EXTENSION, None)
+    if middleware is None:
+        raise ConfigurationError("healthobs is not on this application: there is nothing to take off")
     if middleware.obs.controls is not None:
         middleware.obs.controls.stop()
     got_request_exception.disconnect(_note_exception, app)

@@ -425,7 +425,7 @@ def remove_app(app: Any) -> Any:
     stack = getattr(app, "build_middleware_stack", None)
     if not isinstance(stack, _Stack):
         raise ConfigurationError(
-            "healthobs is not the outermost on this application: take off what came after it"
+            "healthobs is not on this application, or is not the outermost: take off what came after it"
         )
     del app.build_middleware_stack
     if stack.replaced is not None:
