@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints, version
@@ -10,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from healthobs import cli
+from healthobs.audit import open_trail
+from healthobs.compliance.control import STATES
 
 
 @pytest.fixture
@@ -34,6 +39,57 @@ def echo(argv: list[str]) -> int:
 
 def silent(argv: list[str]) -> None:
     assert argv == []
+
+
+class NobodyReads(io.StringIO):
+    """A standard output whose reader has gone."""
+
+    def write(self, _text: str) -> int:
+        """Fail as a pipe does."""
+        raise BrokenPipeError
+
+
+class TestBrokenPipe:
+    """`| head` and the like."""
+
+    def test_process(self, tmp_path: Path) -> None:
+        """It ends quietly, with the status that a shell shows for a tool whose reader has gone."""
+        log = tmp_path / "a.log"
+        log.write_text('{"trace_id": "t1", "event": "x"}\n')
+        reading, writing = os.pipe()
+        os.close(reading)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "healthobs", "explain", "t1", "--logs", log],
+                stdout=writing, stderr=subprocess.PIPE, check=False,
+            )  # fmt: skip
+        finally:
+            os.close(writing)
+        assert (done.returncode, done.stderr) == (cli.BROKEN_PIPE, b"")
+
+    @pytest.mark.parametrize("command", ["audit", "compliance", "explain"])
+    def test_in_the_middle(
+        self,
+        command: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """No command takes it for a fault of what it reads."""
+        database, saved = tmp_path / "audit.db", tmp_path / "saved.json"
+        trail = open_trail(f"sqlite:///{database}", service="svc")
+        trail.append({"action": "patient.read", "actor": "client-1"})
+        trail.close()
+        counts = dict.fromkeys(STATES, 0)
+        saved.write_text(json.dumps({"controls": [], "counts": counts, "disclaimer": "x", "trace_id": "t1"}))
+        arguments = {
+            "audit": ["export", str(database)],
+            "compliance": ["status", str(saved)],
+            "explain": ["t1", "--logs", str(saved)],
+        }
+        monkeypatch.setattr(sys, "stdout", NobodyReads())
+        assert cli.main([command, *arguments[command]]) == cli.BROKEN_PIPE
+        assert capsys.readouterr().err == ""
 
 
 class TestMain:

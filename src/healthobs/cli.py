@@ -7,6 +7,8 @@ remaining arguments as a list and returns the exit status. Only the chosen comma
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
@@ -14,6 +16,8 @@ from typing import cast
 
 GROUP = "healthobs.commands"
 USAGE_ERROR = 2
+#: Exit status when nobody reads the output any more, as a shell shows a tool that SIGPIPE ended.
+BROKEN_PIPE = 141
 _Command = Callable[[list[str]], int | None]
 
 
@@ -64,9 +68,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         healthobs 0.1.0
         0
     """
+    try:
+        status = _run(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as `| head`: nobody reads on
+        with contextlib.suppress(OSError, ValueError):  # a standard output that is no file
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # what is still buffered goes there
+        return BROKEN_PIPE
+    return status
+
+
+def _run(argv: list[str]) -> int:
     plugins = {point.name: point for point in entry_points(group=GROUP) if point.name not in _OWN}
     parser = _parser(plugins)
-    chosen = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+    chosen = parser.parse_args(argv)
     if chosen.version:
         print(f"healthobs {version('healthobs')}")  # noqa: T201
         return 0

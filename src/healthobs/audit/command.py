@@ -100,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _cannot_say(f"the file cannot be read ({exc.code})")
     except (HealthobsError, ValueError) as exc:
         return _cannot_say(str(exc))
+    except BrokenPipeError:
+        raise
     except OSError as exc:
         return _cannot_say(f"the file cannot be opened ({exc.strerror or type(exc).__name__})")
 

@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
         return GOOD if exc.code in (0, None) else CANNOT_SAY
     try:
         return cast("int", chosen.run(chosen))
+    except BrokenPipeError:  # nobody reads the output any more
+        raise
     except (ConfigurationError, OSError, ValueError) as exc:
         print(f"healthobs compliance: {_explain(exc)}", file=sys.stderr)  # noqa: T201
         return CANNOT_SAY
