@@ -139,10 +139,10 @@ class TestFindings:
     @pytest.mark.parametrize(
         ("options", "how", "expected"),
         [
-            ({}, {}, ["logs_escape_redaction"]),
+            ({}, {"logs": "off"}, ["logs_escape_redaction"]),
             ({"capture_stdlib": True}, {}, []),
             ({}, {"logs": "processor"}, []),
-            ({"frameworks": ("sox",)}, {}, []),
+            ({"frameworks": ("sox",)}, {"logs": "off"}, []),
         ],
     )
     def test_logs_of_others_under_hipaa(
@@ -156,13 +156,14 @@ class TestFindings:
         finally:
             obs.close()
 
-    def test_a_handler_past_the_capture(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_handler_past_redaction(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A logger that keeps its own handler is named; one that has none is not."""
-        obs = Observability(Settings(frameworks=("hipaa",), capture_stdlib=True))
+        obs = Observability(Settings(frameworks=("hipaa",)), logs="off")
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
         logger = logging.getLogger("gunicorn.error")
         monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(), logging.NullHandler()])
         try:
-            (finding,) = examine(init_app(Flask("app"), obs), environ={}, sqlite_version=SOUND)
+            _, finding = examine(init_app(Flask("app"), obs), environ={}, sqlite_version=SOUND)
         finally:
             obs.close()
         assert finding.name == "logs_escape_redaction"

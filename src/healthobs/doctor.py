@@ -233,8 +233,10 @@ def _loggers(observed: Sequence[Any]) -> Iterator[Finding]:
     """Look for log handlers past the redaction of a service that declares PHI."""
     declared = [layer.obs for layer in observed if "hipaa" in layer.obs.settings.frameworks]
     remedy = "set Settings.capture_stdlib, or pass Observability(logs='processor') after logging is set up"
+    if any(getattr(obs.logs, "_adoption", None) is not None for obs in declared):
+        return  # the set-up that is there is redacted as a whole
     for obs in declared:
-        if getattr(obs.logs, "_capture", None) is None and getattr(obs.logs, "_adoption", None) is None:
+        if getattr(obs.logs, "_capture", None) is None:
             yield Finding(
                 "logs_escape_redaction",
                 "hipaa is declared, and what the server, the framework and libraries log is not redacted",
