@@ -334,7 +334,14 @@ class TestAccess:
     def test_is_filtered_by_level(self, stream: Stream) -> None:
         """The access line is of level info."""
         make(stream, log_level="warning").access({"status": 200})
+        make(stream, log_level="warning").access({"status": 499})
         assert stream.writes == []
+
+    @pytest.mark.parametrize("log_level", ["info", "error"])
+    def test_a_failure_of_the_server_is_an_error(self, stream: Stream, log_level: str) -> None:
+        """The access line of a 5xx is of level error, and is there where only errors are written."""
+        make(stream, log_level=log_level).access({"status": 503})
+        assert (last(stream)["level"], last(stream)["status"]) == ("error", 503)
 
 
 def exit_code(child: int) -> int:

@@ -126,18 +126,20 @@ class Logs:
             self._failed()
 
     def access(self, fields: Mapping[str, Any]) -> None:
-        """Write the ``http_request`` line of one exchange, whose fields are safe already.
+        """Write the ``http_request`` line of one exchange, whose fields are safe already; of level error for a 5xx.
 
         Args:
             fields: Values made by the exchange from closed vocabularies and numbers, never from a request's
                 content; `trace_id` and `span_id` among them stand for the current span's.
         """
-        if self._lowest > 20:
+        status = fields.get("status")
+        level = "error" if type(status) is int and status >= 500 else "info"
+        if self._lowest > _LEVELS[level]:
             return
         try:
             line: dict[str, Any] = {
                 "timestamp": self._timestamp(),
-                "level": "info",
+                "level": level,
                 "event": "http_request",
                 "service": self._service,
             }
