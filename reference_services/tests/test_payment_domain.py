@@ -12,17 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from reference_services.payment_gateway import domain, money, store
+from reference_services.payment_gateway import domain, lifecycle, money, store
 from reference_services.payment_gateway.cards import Card
-from reference_services.payment_gateway.domain import (
-    APPROVAL_SECONDS,
-    TRANSITIONS,
-    ApprovalError,
-    Event,
-    Pending,
-    Status,
-    TransitionError,
-)
+from reference_services.payment_gateway.domain import APPROVAL_SECONDS, ApprovalError, Pending
+from reference_services.payment_gateway.lifecycle import TRANSITIONS, Event, Status, TransitionError
 from reference_services.payment_gateway.money import CURRENCIES, MAX_MINOR, MoneyError
 
 currencies = st.sampled_from(sorted(CURRENCIES))
@@ -142,10 +135,10 @@ class TestAdvance:
     def test_exactly_the_table(self, status: Status, event: Event) -> None:
         """What the table has happens; everything else is refused with the current status as code."""
         if (status, event) in TRANSITIONS:
-            assert domain.advance(status, event) is TRANSITIONS[status, event]
+            assert lifecycle.advance(status, event) is TRANSITIONS[status, event]
         else:
             with pytest.raises(TransitionError) as caught:
-                domain.advance(status, event)
+                lifecycle.advance(status, event)
             assert caught.value.code == status.value
 
     def test_its_shape(self) -> None:

@@ -7,7 +7,7 @@ validate, authorise, audit and document in one place. Its database is in `storag
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -123,7 +123,21 @@ class Kit(Storage):
             documentation: What it counts.
             **labels: The values that each label can have.
         """
-        made = self.obs.metrics.counter(f"{self.info.prefix}_{name}", documentation, tuple(labels))
+        return self._seeded(self.obs.metrics.counter, name, documentation, labels)
+
+    def histogram(self, name: str, documentation: str, **labels: Iterable[str]) -> Instrument:
+        """Return a histogram; see `counter`."""
+        return self._seeded(self.obs.metrics.histogram, name, documentation, labels)
+
+    def gauge(self, name: str, documentation: str, **labels: Iterable[str]) -> Instrument:
+        """Return a gauge of which the value set last counts, whichever worker set it; see `counter`."""
+        make = partial(self.obs.metrics.gauge, multiprocess_mode="mostrecent")
+        return self._seeded(make, name, documentation, labels)
+
+    def _seeded(
+        self, make: Callable[..., Instrument], name: str, documentation: str, labels: dict[str, Iterable[str]]
+    ) -> Instrument:
+        made = make(f"{self.info.prefix}_{name}", documentation, tuple(labels))
         made.seed(*product(*labels.values()))
         return made
 

@@ -82,6 +82,23 @@ def insert(connection: Connection, table: sa.Table) -> Any:
     return dialect.insert(table)
 
 
+def by_id(connection: Connection, table: sa.Table, key: str, *, lock: bool = False) -> dict[str, Any] | None:
+    """Return the row of `table` whose ``id`` is `key`, or None; `lock` keeps others from changing it meanwhile."""
+    query = sa.select(table).where(table.c.id == key)
+    row = connection.execute(query.with_for_update() if lock else query).mappings().first()
+    return None if row is None else dict(row)
+
+
+def rows(connection: Connection, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    """Return the rows that `query` finds, in its order."""
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def count(connection: Connection, counted: sa.FromClause) -> int:
+    """Return how many rows a table or a subquery has."""
+    return int(connection.execute(sa.select(sa.func.count()).select_from(counted)).scalar_one())
+
+
 def moment(wall_ns: int) -> str:
     """Return an instant, stored in nanoseconds, as RFC 3339 text to the millisecond.
 

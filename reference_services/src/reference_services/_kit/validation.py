@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import pydantic
 from flask import Request
@@ -39,6 +39,11 @@ class Model(pydantic.BaseModel):
     )
     #: Whether members that are None are left out of responses (FHIR has no null).
     omit_none: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], **more: Any) -> Self:
+        """Return the model of a stored row: of its columns those that are members here, and `more`."""
+        return cls(**{name: row[name] for name in cls.model_fields if name in row} | more)
 
 
 class NoQuery(Model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flask import Flask
 
@@ -39,24 +39,18 @@ def create_app(
     kit.migrate(store.METADATA)
     service = Service(kit)
     kit.app.extensions[INFO.name] = service
-    made: dict[int, Any] = {201: models.Payment, 202: models.Payment, 402: models.Payment}
-    paying: dict[str, Any] = {
-        "returns": made,
-        "scope": "payment:write",
-        "resource_type": "payment",
-        "idempotent": True,
-        "before": service.admit,
-    }
     kit.post(
         "/tokens", body=models.CardInput, returns={201: models.Token}, scope="payment:write", audit="card.tokenise",
         resource_type="token", idempotent=True, summary="Turn a card into a token",
     )(service.tokenise)  # fmt: skip
-    kit.post(
-        "/process", body=models.PaymentRequest, audit="payment.process", summary="Make a payment", **paying
-    )(service.process)  # fmt: skip
-    kit.post(
-        "/charge", body=models.ChargeRequest, audit="payment.charge", summary="Make a payment, captured at once", **paying
-    )(service.charge)  # fmt: skip
+    for way, body, summary in (
+        ("process", models.PaymentRequest, "Make a payment"),
+        ("charge", models.ChargeRequest, "Make a payment, captured at once"),
+    ):
+        kit.post(
+            f"/{way}", body=body, returns=dict.fromkeys((201, 202, 402), models.Payment), scope="payment:write",
+            audit=f"payment.{way}", resource_type="payment", idempotent=True, before=service.admit, summary=summary,
+        )(service.pay)  # fmt: skip
     kit.get(
         "/payments/<payment_id>", returns={200: models.Payment}, scope="payment:read", audit="payment.read",
         resource_type="payment", summary="Show a payment",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from healthobs.compliance import Control, Outcome, control
-from reference_services.payment_gateway import cards, domain, store
+from reference_services.payment_gateway import cards, domain, lifecycle, money, store
 
 if TYPE_CHECKING:
     from reference_services.payment_gateway.service import Service
@@ -42,9 +42,9 @@ def separation_of_duties(service: Service) -> Outcome:
         decisions, own = store.self_approved(connection)
     if own:
         return Outcome("fail", f"{own} of {decisions} decisions are the initiator's own", decisions)
-    pending = domain.Pending(domain.Status.REQUIRES_APPROVAL, "canary", 1, frozenset(), 0.0)
+    pending = domain.Pending(lifecycle.Status.REQUIRES_APPROVAL, "canary", 1, frozenset(), 0.0)
     try:
-        domain.decide(pending, "canary", approve=True, outcome_event=domain.Event.AUTHORIZE)
+        domain.decide(pending, "canary", approve=True, outcome_event=lifecycle.Event.AUTHORIZE)
     except domain.ApprovalError:
         return Outcome("pass", f"none of {decisions} decisions, and a self-approval was refused", decisions)
     return Outcome("fail", "a self-approval was let through", decisions)
@@ -56,8 +56,8 @@ def dual_control(service: Service) -> Outcome:
         large, lacking = store.under_approved(connection)
     if lacking:
         return Outcome("fail", f"{lacking} of {large} large payments lack an approver", large)
-    for currency, (exponent, major) in domain.CURRENCIES.items():
-        first = major * 10**exponent
+    for currency in money.CURRENCIES:
+        first = domain.threshold(currency)
         asked = [domain.approvals_required(first * times, currency) for times in (1, domain.SECOND_FACTOR)]
         if asked != [1, 2]:
             return Outcome("fail", f"the thresholds of {currency} are not in force", large)

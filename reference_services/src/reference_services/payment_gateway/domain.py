@@ -1,19 +1,17 @@
-"""The life of a payment, and who may decide on it. Pure: no framework, no store, no telemetry.
+"""Who may decide on a payment, and what follows. Pure: no framework, no store, no telemetry.
 
-Separation of duties and dual control are the
-internal controls that 15 U.S.C. 7262 (Sarbanes-Oxley §404) has management assess: who initiates a payment
-never approves it, and large ones need one or two others. The thresholds are this service's policy.
+Separation of duties and dual control are the internal controls that 15 U.S.C. 7262 (Sarbanes-Oxley §404)
+has management assess: who initiates a payment never approves it, and large ones need one or two others. The
+thresholds are this service's policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
-from types import MappingProxyType
 
-from reference_services.payment_gateway.money import CURRENCIES as CURRENCIES
-from reference_services.payment_gateway.money import DomainError
+from reference_services.payment_gateway.lifecycle import Event, Status, advance
+from reference_services.payment_gateway.money import CURRENCIES, DomainError
 
 #: From so many times the first threshold on, two approvals are needed.
 SECOND_FACTOR = 10
@@ -24,61 +22,10 @@ class ApprovalError(DomainError):
     """An approval is not permitted."""
 
 
-class TransitionError(DomainError):
-    """The payment's state does not permit this; the code is its current status."""
-
-
-class Status(StrEnum):
-    """Where a payment is in its life."""
-
-    CREATED = "created"
-    REQUIRES_APPROVAL = "requires_approval"
-    AUTHORIZED = "authorized"
-    CAPTURED = "captured"
-    DECLINED = "declined"
-    REJECTED = "rejected"
-    EXPIRED = "expired"
-    VOIDED = "voided"
-
-
-class Event(StrEnum):
-    """What can happen to a payment."""
-
-    HOLD = "hold"
-    AUTHORIZE = "authorize"
-    DECLINE = "decline"
-    REJECT = "reject"
-    EXPIRE = "expire"
-    CAPTURE = "capture"
-    VOID = "void"
-
-
-#: Every permitted step; whatever is not here is refused.
-TRANSITIONS: Mapping[tuple[Status, Event], Status] = MappingProxyType(
-    {
-        (Status.CREATED, Event.HOLD): Status.REQUIRES_APPROVAL,
-        (Status.CREATED, Event.AUTHORIZE): Status.AUTHORIZED,
-        (Status.CREATED, Event.DECLINE): Status.DECLINED,
-        (Status.REQUIRES_APPROVAL, Event.AUTHORIZE): Status.AUTHORIZED,
-        (Status.REQUIRES_APPROVAL, Event.DECLINE): Status.DECLINED,
-        (Status.REQUIRES_APPROVAL, Event.REJECT): Status.REJECTED,
-        (Status.REQUIRES_APPROVAL, Event.EXPIRE): Status.EXPIRED,
-        (Status.AUTHORIZED, Event.CAPTURE): Status.CAPTURED,
-        (Status.AUTHORIZED, Event.VOID): Status.VOIDED,
-    }
-)
-
-
-def advance(status: Status, event: Event) -> Status:
-    """Return the status after `event`.
-
-    Raises:
-        TransitionError: `TRANSITIONS` does not have the step.
-    """
-    following = TRANSITIONS.get((status, event))
-    if following is None:
-        raise TransitionError(status.value)
-    return following
+def threshold(currency: str) -> int:
+    """Return the minor units from which on one approval is needed."""
+    exponent, major = CURRENCIES[currency]
+    return int(major * 10**exponent)
 
 
 def approvals_required(minor: int, currency: str) -> int:
@@ -88,8 +35,7 @@ def approvals_required(minor: int, currency: str) -> int:
         >>> [approvals_required(cents, "USD") for cents in (999_999, 1_000_000, 10_000_000)]
         [0, 1, 2]
     """
-    exponent, major = CURRENCIES[currency]
-    first = major * 10**exponent
+    first = threshold(currency)
     return 0 if minor < first else 1 if minor < first * SECOND_FACTOR else 2
 
 

@@ -14,13 +14,9 @@ from healthobs.exceptions import ClientError
 from reference_services._kit import Kit, Principal, Problem, invalid, keys, moment, unavailable
 from reference_services._kit.problems import render
 from reference_services.payment_gateway import cards, domain, models, money, store
-from reference_services.payment_gateway.domain import Event, Status
+from reference_services.payment_gateway.lifecycle import Event, Status, TransitionError
 
 _HTTP_STATUS = {Status.REQUIRES_APPROVAL: 202, Status.DECLINED: 402}
-_SHOWN = (
-    "id", "status", "amount", "currency", "capture", "initiator", "patient_id", "device_id", "description",
-    "decline_code",
-)  # fmt: skip
 _COUNTED = tuple(status.value for status in Status if status is not Status.CREATED)
 
 
@@ -42,18 +38,11 @@ class Service:
         self.violations = kit.counter(
             "sox_violations_total", "Attempts against a control.", control=("S-sod",)
         )
-        self.duration = kit.obs.metrics.histogram(
-            "payment_gateway_processing_duration_seconds",
-            "Time to process a payment, once its references are checked.",
-            ("status",),
-        )
-        self.duration.seed(
-            *((status,) for status in ("authorized", "captured", "declined", "requires_approval"))
-        )
-        self.waiting = kit.obs.metrics.gauge(
-            "payment_gateway_pending_approvals", "Payments that await a decision.",
-            multiprocess_mode="mostrecent",
+        self.duration = kit.histogram(
+            "processing_duration_seconds", "Time to process a payment, once its references are checked.",
+            status=("authorized", "captured", "declined", "requires_approval"),
         )  # fmt: skip
+        self.waiting = kit.gauge("pending_approvals", "Payments that await a decision.")
         with kit.reading() as connection:
             self.waiting.set(store.pending(connection))
 
@@ -92,13 +81,26 @@ class Service:
         self._require_peer("phi-service", "HEAD", "/patients/{id}", body.patient_id, "/patient_id")
         self._require_peer("medical-device", "GET", "/devices/{id}", body.device_id, "/device_id")
 
-    def process(self, body: models.PaymentRequest, principal: Principal) -> tuple[models.Payment, int]:
-        """Make a payment, captured at once or only authorised."""
-        return self._pay(body, principal, capture=body.capture)
-
-    def charge(self, body: models.ChargeRequest, principal: Principal) -> tuple[models.Payment, int]:
-        """Make a payment that is captured at once; the same controls hold."""
-        return self._pay(body, principal, capture=True)
+    def pay(self, body: models.ChargeRequest, principal: Principal) -> tuple[models.Payment, int]:
+        """Make a payment; a charge is one that is captured at once, under the same controls."""
+        started, amount = self.kit.clock.monotonic_ns(), _amount(body)
+        payment_id, required = f"pay_{uuid.uuid4().hex}", domain.approvals_required(amount, body.currency)
+        stated = body.model_dump(mode="json", include={"currency", "patient_id", "device_id", "description"})
+        with self.kit.transaction() as connection:
+            card = store.card_of(connection, body.payment_method)
+            if card is None:
+                raise invalid("There is no such token.", "/payment_method", "token_unknown")
+            store.add_payment(
+                connection, **stated, id=payment_id, amount=amount, capture=getattr(body, "capture", True),
+                token_id=body.payment_method, initiator=principal.subject, required=required,
+                created_ns=self.kit.clock.wall_ns(),
+            )  # fmt: skip
+            outcome = (Event.HOLD, None) if required else self._outcome(card)
+            status = self._settle(connection, self._found(connection, payment_id), *outcome)
+            self.waiting.set(store.pending(connection))
+            shown = self._shown(connection, payment_id)
+        self.duration.labels(status.value).observe((self.kit.clock.monotonic_ns() - started) / 1e9)
+        return shown, _HTTP_STATUS.get(status, 201)
 
     def read(self, payment_id: str) -> models.Payment:
         """Show a payment."""
@@ -114,11 +116,7 @@ class Service:
             payment = self._found(connection, payment_id, lock=True)
             annotate(details={"decision": body.decision})
             outcome, code = self._outcome(payment["card"])
-            event, refusal = self._judged(connection, payment, body, principal, outcome)
-            if refusal is None:
-                decision = (principal.subject, body.decision, body.reason, self.kit.clock.wall_ns())
-                store.add_decision(connection, payment_id, *decision)
-                self.approvals.labels(body.decision).inc()
+            event, refusal = self._judged(connection, payment, body, principal.subject, outcome)
             if event is not None:
                 self._settle(connection, payment, event, code)
             self.waiting.set(store.pending(connection))
@@ -131,12 +129,8 @@ class Service:
         with self.kit.reading() as connection:
             total, rows = store.alerts(connection, query.limit)
         shown = [
-            models.AlertView(
-                type=row["kind"], severity=row["severity"], payment_id=row["payment_id"],
-                first_seen=moment(row["first_ns"]), count=row["count"],
-            )
-            for row in rows
-        ]  # fmt: skip
+            models.AlertView.of(row, type=row["kind"], first_seen=moment(row["first_ns"])) for row in rows
+        ]
         return models.Alerts(total_alerts=total, active_alerts=shown)
 
     def ledger_balances(self) -> bool:
@@ -144,33 +138,15 @@ class Service:
         with self.kit.reading() as connection:
             return store.unbalanced(connection) == 0
 
-    def _pay(
-        self, body: models.ChargeRequest, principal: Principal, *, capture: bool
-    ) -> tuple[models.Payment, int]:
-        started, amount = self.kit.clock.monotonic_ns(), _amount(body)
-        payment_id, required = f"pay_{uuid.uuid4().hex}", domain.approvals_required(amount, body.currency)
-        with self.kit.transaction() as connection:
-            card = store.card_of(connection, body.payment_method)
-            if card is None:
-                raise invalid("There is no such token.", "/payment_method", "token_unknown")
-            store.add_payment(
-                connection, id=payment_id, amount=amount, currency=body.currency, capture=capture,
-                token_id=body.payment_method, patient_id=_text(body.patient_id), device_id=_text(body.device_id),
-                description=body.description, initiator=principal.subject, required=required,
-                created_ns=self.kit.clock.wall_ns(),
-            )  # fmt: skip
-            outcome = (Event.HOLD, None) if required else self._outcome(card)
-            status = self._settle(connection, self._found(connection, payment_id), *outcome)
-            self.waiting.set(store.pending(connection))
-            shown = self._shown(connection, payment_id)
-        self.duration.labels(status.value).observe((self.kit.clock.monotonic_ns() - started) / 1e9)
-        return shown, _HTTP_STATUS.get(status, 201)
-
     def _judged(
-        self, connection: Connection, payment: Mapping[str, Any], body: models.Decision, principal: Principal,
+        self,
+        connection: Connection,
+        payment: Mapping[str, Any],
+        body: models.Decision,
+        by: str,
         outcome: Event,
-    ) -> tuple[Event | None, Problem | None]:  # fmt: skip
-        """Return what the decision makes happen, and the refusal that is to be stored with it.
+    ) -> tuple[Event | None, Problem | None]:
+        """Record a decision and return what it makes happen; or what its refusal does, and the refusal.
 
         Raises:
             Problem: The decision is refused and leaves nothing behind.
@@ -182,14 +158,10 @@ class Service:
             (now_ns - payment["created_ns"]) / 1e9,
         )  # fmt: skip
         try:
-            event = domain.decide(
-                pending, principal.subject, approve=body.decision == "approve", outcome_event=outcome
-            )
-        except domain.TransitionError as refused:
-            errors = [("/status", refused.code)]
-            raise Problem(
-                409, "transition_not_permitted", "The payment awaits no decision.", errors
-            ) from None
+            event = domain.decide(pending, by, approve=body.decision == "approve", outcome_event=outcome)
+        except TransitionError as refused:
+            title, errors = "The payment awaits no decision.", [("/status", refused.code)]
+            raise Problem(409, "transition_not_permitted", title, errors) from None
         except domain.ApprovalError as refused:
             if refused.code != "self_approval":
                 raise Problem(409, refused.code, "The caller has decided on this payment already.") from None
@@ -197,8 +169,12 @@ class Service:
             self.violations.labels("S-sod").inc()
             self.kit.log.warning("sox_violation", control="S-sod", payment=payment["id"])
             return None, Problem(403, "self_approval", "Who initiates a payment may not decide on it.")
-        expired = Problem(409, "approval_expired", "The time to decide is over; make the payment anew.")
-        return event, expired if event is Event.EXPIRE else None
+        if event is Event.EXPIRE:
+            expired = "The time to decide is over; make the payment anew."
+            return event, Problem(409, "approval_expired", expired)
+        store.add_decision(connection, payment["id"], by, body.decision, body.reason, now_ns)
+        self.approvals.labels(body.decision).inc()
+        return event, None
 
     def _outcome(self, card: cards.Card) -> tuple[Event, str | None]:
         """Return what the processor answers now, and its decline code."""
@@ -217,12 +193,8 @@ class Service:
             payment["required"], payment["patient_id"] is not None, payment["device_id"] is not None
         )
         self.transactions.labels(status.value, kind).inc()
-        annotate(
-            details={
-                "status": status.value, "amount_minor": payment["amount"], "currency": payment["currency"],
-                "approvals_required": payment["required"],
-            }
-        )  # fmt: skip
+        details = {"status": status.value, "amount_minor": payment["amount"], "currency": payment["currency"]}
+        annotate(details={**details, "approvals_required": payment["required"]})
         return status
 
     def _month(self) -> tuple[int, int]:
@@ -269,16 +241,16 @@ class Service:
 
     def _shown(self, connection: Connection, payment_id: str) -> models.Payment:
         payment = self._found(connection, payment_id)
-        given = [
-            models.Given(approver=made["approver"], decision=made["decision"], reason=made["reason"])
-            for made in store.decisions(connection, payment_id)
-        ]
-        return models.Payment(
-            **{name: payment[name] for name in _SHOWN},
+        card, given = payment["card"], store.decisions(connection, payment_id)
+        approvals = models.Approvals(
+            required=payment["required"], given=[models.Given.of(made) for made in given]
+        )
+        return models.Payment.of(
+            payment,
             transaction_id=payment_id,
             amount_decimal=money.to_decimal(payment["amount"], payment["currency"]),
-            approvals=models.Approvals(required=payment["required"], given=given),
-            card=models.CardView(brand=payment["card"].brand, last4=payment["card"].last4),
+            approvals=approvals,
+            card=models.CardView(brand=card.brand, last4=card.last4),
             created=moment(payment["created_ns"]),
         )
 
@@ -289,7 +261,3 @@ def _amount(body: models.ChargeRequest) -> int:
     except money.MoneyError as refused:
         pointer = "/currency" if refused.code == "currency_not_supported" else "/amount"
         raise invalid("The amount was refused.", pointer, refused.code) from None
-
-
-def _text(value: uuid.UUID | None) -> str | None:
-    return None if value is None else str(value)

@@ -6,23 +6,17 @@ SQLAlchemy Core inside the caller's transaction. A change of status names the st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from reference_services._kit import insert
+from reference_services._kit import by_id, count, insert, rows
 from reference_services.payment_gateway.cards import Card
-from reference_services.payment_gateway.domain import (
-    CURRENCIES,
-    SECOND_FACTOR,
-    Event,
-    Status,
-    advance,
-    ledger_entries,
-)
+from reference_services.payment_gateway.domain import SECOND_FACTOR, ledger_entries, threshold
+from reference_services.payment_gateway.lifecycle import Event, Status, advance
+from reference_services.payment_gateway.money import CURRENCIES
 
 METADATA = sa.MetaData()
 _ID = sa.String(40)
@@ -90,15 +84,13 @@ def add_token(connection: Connection, token_id: str, card: Card) -> None:
 
 def card_of(connection: Connection, token_id: str) -> Card | None:
     """Return what is known of the card under `token_id`."""
-    row = connection.execute(sa.select(TOKENS).where(TOKENS.c.id == token_id)).mappings().first()
+    row = by_id(connection, TOKENS, token_id)
     return None if row is None else Card(**{name: row[name] for name in Card.__slots__})
 
 
 def token_texts(connection: Connection, token_id: str) -> list[str]:
     """Return every column of a token's row as text."""
-    return [
-        str(value) for value in connection.execute(sa.select(TOKENS).where(TOKENS.c.id == token_id)).one()
-    ]
+    return list(map(str, connection.execute(sa.select(TOKENS).where(TOKENS.c.id == token_id)).one()))
 
 
 def add_payment(connection: Connection, **values: Any) -> None:
@@ -106,10 +98,9 @@ def add_payment(connection: Connection, **values: Any) -> None:
     connection.execute(PAYMENTS.insert().values(status=Status.CREATED.value, **values))
 
 
-def payment(connection: Connection, payment_id: str, *, lock: bool = False) -> Mapping[str, Any] | None:
+def payment(connection: Connection, payment_id: str, *, lock: bool = False) -> dict[str, Any] | None:
     """Return the payment with its card, or None; `lock` keeps others from deciding on it meanwhile."""
-    query = sa.select(PAYMENTS).where(PAYMENTS.c.id == payment_id)
-    row = connection.execute(query.with_for_update() if lock else query).mappings().first()
+    row = by_id(connection, PAYMENTS, payment_id, lock=lock)
     return None if row is None else {**row, "card": card_of(connection, row["token_id"])}
 
 
@@ -121,22 +112,15 @@ def happen(connection: Connection, payment_id: str, status: Status, event: Event
         LookupError: It is not in `status` any more; nothing was changed.
     """
     following = advance(status, event)
-    changed = (
-        PAYMENTS.update()
-        .where(PAYMENTS.c.id == payment_id, PAYMENTS.c.status == status.value)
-        .values(status=following.value, **values)
-        .returning(PAYMENTS.c.amount, PAYMENTS.c.currency)
-    )
-    row = connection.execute(changed).first()
+    unchanged = (PAYMENTS.c.id == payment_id) & (PAYMENTS.c.status == status.value)
+    changed = PAYMENTS.update().where(unchanged).values(status=following.value, **values)
+    row = connection.execute(changed.returning(PAYMENTS.c.amount, PAYMENTS.c.currency)).first()
     if row is None:
         raise LookupError("the payment has changed meanwhile")
     if following is Status.CAPTURED:
-        entries = ledger_entries(row.amount)
-        named = [
-            {"payment_id": payment_id, "account": account, "currency": row.currency, "minor": minor}
-            for account, minor in entries
-        ]
-        connection.execute(LEDGER.insert(), named)
+        shared = {"payment_id": payment_id, "currency": row.currency}
+        entries = [{**shared, "account": name, "minor": minor} for name, minor in ledger_entries(row.amount)]
+        connection.execute(LEDGER.insert(), entries)
     return following
 
 
@@ -144,52 +128,39 @@ def add_decision(
     connection: Connection, payment_id: str, approver: str, decision: str, reason: str, at_ns: int
 ) -> None:
     """Record who decided what, why and when."""
-    row = {
-        "payment_id": payment_id,
-        "approver": approver,
-        "decision": decision,
-        "reason": reason,
-        "at_ns": at_ns,
-    }
-    connection.execute(APPROVALS.insert().values(row))
+    row = {"payment_id": payment_id, "approver": approver, "decision": decision, "reason": reason}
+    connection.execute(APPROVALS.insert().values(**row, at_ns=at_ns))
 
 
-def decisions(connection: Connection, payment_id: str) -> list[Mapping[str, Any]]:
+def decisions(connection: Connection, payment_id: str) -> list[dict[str, Any]]:
     """Return the decisions on a payment, oldest first."""
     query = sa.select(APPROVALS).where(APPROVALS.c.payment_id == payment_id).order_by(APPROVALS.c.at_ns)
-    return [dict(row) for row in connection.execute(query).mappings()]
+    return rows(connection, query)
 
 
 def raise_alert(connection: Connection, payment_id: str, kind: str, severity: str, now_ns: int) -> None:
     """Store an alert, or count it again."""
     row = {"payment_id": payment_id, "kind": kind, "severity": severity, "first_ns": now_ns, "count": 1}
-    key, counted = [ALERTS.c.payment_id, ALERTS.c.kind], {"count": ALERTS.c.count + 1}
-    connection.execute(
-        insert(connection, ALERTS).values(row).on_conflict_do_update(index_elements=key, set_=counted)
-    )
+    again = {"index_elements": ALERTS.primary_key, "set_": {"count": ALERTS.c.count + 1}}
+    connection.execute(insert(connection, ALERTS).values(row).on_conflict_do_update(**again))
 
 
-def alerts(connection: Connection, limit: int) -> tuple[int, list[Mapping[str, Any]]]:
+def alerts(connection: Connection, limit: int) -> tuple[int, list[dict[str, Any]]]:
     """Return how many alerts there are, and the `limit` latest."""
-    total = connection.execute(sa.select(sa.func.count()).select_from(ALERTS)).scalar_one()
-    query = sa.select(ALERTS).order_by(ALERTS.c.first_ns.desc(), ALERTS.c.payment_id).limit(limit)
-    return total, [dict(row) for row in connection.execute(query).mappings()]
+    latest = sa.select(ALERTS).order_by(ALERTS.c.first_ns.desc(), ALERTS.c.payment_id).limit(limit)
+    return count(connection, ALERTS), rows(connection, latest)
 
 
 def pending(connection: Connection) -> int:
     """Count the payments that await a decision."""
-    waiting = PAYMENTS.c.status == Status.REQUIRES_APPROVAL.value
-    return int(
-        connection.execute(sa.select(sa.func.count()).select_from(PAYMENTS).where(waiting)).scalar_one()
-    )
+    waiting = sa.select(PAYMENTS).where(PAYMENTS.c.status == Status.REQUIRES_APPROVAL.value)
+    return count(connection, waiting.subquery())
 
 
 def unbalanced(connection: Connection) -> int:
     """Count the payments whose ledger entries do not sum to zero."""
-    sums = (
-        sa.select(LEDGER.c.payment_id).group_by(LEDGER.c.payment_id).having(sa.func.sum(LEDGER.c.minor) != 0)
-    )
-    return int(connection.execute(sa.select(sa.func.count()).select_from(sums.subquery())).scalar_one())
+    entries = sa.select(LEDGER.c.payment_id).group_by(LEDGER.c.payment_id)
+    return count(connection, entries.having(sa.func.sum(LEDGER.c.minor) != 0).subquery())
 
 
 def self_approved(connection: Connection) -> tuple[int, int]:
@@ -211,16 +182,11 @@ def under_approved(connection: Connection) -> tuple[int, int]:
         .where(APPROVALS.c.approver != PAYMENTS.c.initiator)
         .scalar_subquery()
     )
-    needed = sa.case(*_required_by_amount(), else_=0)
+    first = sa.case({currency: threshold(currency) for currency in CURRENCIES}, value=PAYMENTS.c.currency)
+    amount = PAYMENTS.c.amount
+    needed = sa.case((amount >= SECOND_FACTOR * first, 2), (amount >= first, 1), else_=0)
     done = PAYMENTS.c.status.in_([Status.AUTHORIZED.value, Status.CAPTURED.value, Status.VOIDED.value])
     lacking = sa.func.count().filter(given < needed)
     query = sa.select(sa.func.count(), lacking).select_from(PAYMENTS).where(done, needed > 0)
     row = connection.execute(query).one()
     return int(row[0]), int(row[1])
-
-
-def _required_by_amount() -> Iterable[tuple[sa.ColumnElement[bool], int]]:
-    for currency, (exponent, major) in CURRENCIES.items():
-        first = major * 10**exponent
-        for approvals, threshold in ((2, first * SECOND_FACTOR), (1, first)):
-            yield sa.and_(PAYMENTS.c.currency == currency, PAYMENTS.c.amount >= threshold), approvals
