@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reference_services.medical_device import domain, signing, store
-from reference_services.medical_device.domain import CODES, ItemError, Observation
+from reference_services.medical_device.domain import ItemError, Observation
 from reference_services.medical_device.signing import Signer
+from reference_services.medical_device.vitals import CODES
 
 NOW_MS = 1_795_000_000_000  # 2026-11-18T11:06:40Z
 DAY_MS = 86_400_000

@@ -41,12 +41,8 @@ def create_app(
     service = Service(kit)
     kit.app.extensions[INFO.name] = service
     kit.post(
-        "/udi/parse",
-        body=models.UdiInput,
-        returns={200: models.UdiView},
-        scope="device:read",
-        summary="Parse a UDI",
-    )(service.parse)
+        "/udi/parse", body=models.UdiInput, returns={200: models.UdiView}, scope="device:read", summary="Parse a UDI"
+    )(service.parse)  # fmt: skip
     kit.post(
         "/devices", body=models.DeviceInput, returns={201: models.Device}, scope="device:write", audit="device.register",
         resource_type="device", idempotent=True, summary="Register a device",
@@ -60,12 +56,8 @@ def create_app(
         audit="observation.ingest", resource_type="device", summary="Take a batch of observations; replay-safe",
     )(service.observe)  # fmt: skip
     kit.get(
-        "/alarms",
-        query=models.AlarmQuery,
-        returns={200: models.Alarms},
-        scope="device:read",
-        summary="Alarms, latest first",
-    )(service.alarms)
+        "/alarms", query=models.AlarmQuery, returns={200: models.Alarms}, scope="device:read", summary="Alarms, latest first"
+    )(service.alarms)  # fmt: skip
     kit.post(
         "/devices/<uuid:device_id>/calibrations", body=models.CalibrationInput, returns={201: models.Calibration},
         scope="device:write", audit="calibration.record", resource_type="device", idempotent=True,

@@ -1,8 +1,6 @@
-"""Observations: which codes and units are taken, what is impossible, what raises an alarm. Pure.
+"""Observations: what is taken, what is impossible, what raises an alarm. Pure.
 
-Codes are LOINC as US Core's vital signs use them, units UCUM; both tables are closed, and a wrong unit is
-refused, never guessed. Validity, alarm kind and priority use the words of IEEE 11073-10207 (BICEPS).
-The limits are examples for adults, not clinical advice.
+Validity, alarm kind and priority use the words of IEEE 11073-10207 (BICEPS).
 """
 
 from __future__ import annotations
@@ -10,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from types import MappingProxyType
+
+from reference_services.medical_device.vitals import CODES
 
 #: What makes two transmissions one observation: code, instant, sequence.
 Key = tuple[str, int, int]
@@ -20,45 +19,6 @@ MAX_SKEW_MS = 5 * 60 * 1000
 LATE_MS = 24 * 3600 * 1000
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,5})(\.[0-9]{1,4})?")
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,3})?Z", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of one code in one unit: beyond `hard` is impossible, beyond `soft` is an alarm.
-
-    Args:
-        hard: Lowest and highest value that is taken.
-        soft: Lowest and highest value without an alarm.
-        low: Priority of the alarm below `soft`.
-        high: Priority of the alarm above `soft`.
-    """
-
-    hard: tuple[str, str]
-    soft: tuple[str, str]
-    low: str = "Me"
-    high: str = "Me"
-
-
-_SATURATION = {"%": Limits(("0", "100"), ("90", "100"), "Hi")}
-#: LOINC code -> UCUM unit -> limits.
-CODES: Mapping[str, Mapping[str, Limits]] = MappingProxyType(
-    {
-        "8867-4": {"/min": Limits(("0", "350"), ("40", "130"), "Hi")},
-        "9279-1": {"/min": Limits(("0", "120"), ("8", "30"), "Hi")},
-        "59408-5": _SATURATION,
-        "2708-6": _SATURATION,
-        "8310-5": {
-            "Cel": Limits(("20", "45"), ("35", "39.5")),
-            "[degF]": Limits(("68", "113"), ("95", "103.1")),
-        },
-        "8480-6": {"mm[Hg]": Limits(("0", "300"), ("80", "180"), "Hi")},
-        "8462-4": {"mm[Hg]": Limits(("0", "250"), ("40", "120"))},
-        "8302-2": {"cm": Limits(("20", "275"), ("20", "275"))},
-        "29463-7": {"kg": Limits(("0.2", "650"), ("0.2", "650"))},
-        "39156-5": {"kg/m2": Limits(("5", "150"), ("5", "150"))},
-    }
-)
-PRIORITIES = ("Lo", "Me", "Hi")
 
 
 class ItemError(ValueError):
@@ -130,14 +90,13 @@ def read_instant_ms(text: str) -> int:
     Raises:
         ItemError: It is not one, or not in UTC with ``Z``.
     """
-    if not _INSTANT.fullmatch(text):
-        raise ItemError("effective_malformed")
     try:
-        moment = datetime.fromisoformat(text)
+        if not _INSTANT.fullmatch(text):
+            raise ValueError
+        since = datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)
     except ValueError:
         raise ItemError("effective_malformed") from None
-    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
+    return since // timedelta(milliseconds=1)
 
 
 def read_observation(
@@ -159,10 +118,9 @@ def read_observation(
     Raises:
         ItemError: It is refused.
     """
-    units = CODES.get(code)
-    if units is None:
+    if code not in CODES:
         raise ItemError("code_unknown")
-    limits = units.get(unit)
+    limits = CODES[code].get(unit)
     if limits is None:
         raise ItemError("unit_not_permitted")
     number, effective_ms = read_value(value), read_instant_ms(effective)
@@ -170,16 +128,13 @@ def read_observation(
         raise ItemError("out_of_range")
     if effective_ms > now_ms + MAX_SKEW_MS:
         raise ItemError("in_the_future")
-    flags = [
-        flag
-        for flag, applies in (
-            ("soft_low", number < Decimal(limits.soft[0])),
-            ("soft_high", number > Decimal(limits.soft[1])),
-            ("late", effective_ms < now_ms - LATE_MS),
-        )
-        if applies
-    ]
-    return Observation(code, str(value), unit, effective_ms, sequence, tuple(flags))
+    found = {
+        "soft_low": number < Decimal(limits.soft[0]),
+        "soft_high": number > Decimal(limits.soft[1]),
+        "late": effective_ms < now_ms - LATE_MS,
+    }
+    flags = tuple(flag for flag, applies in found.items() if applies)
+    return Observation(code, str(value), unit, effective_ms, sequence, flags)
 
 
 def alarm_of(observation: Observation) -> Alarm | None:
@@ -192,20 +147,19 @@ def alarm_of(observation: Observation) -> Alarm | None:
     return None
 
 
-def calibration_alarm(effective_ms: int) -> Alarm:
-    """Return the technical alarm of a device that measures without a calibration in force."""
-    return Alarm("calibration", "Tec", "Lo", effective_ms, effective_ms)
+#: The technical alarm of a device that measures without a calibration in force: cause, kind, priority.
+_UNCALIBRATED = ("calibration", "Tec", "Lo")
 
 
 def alarms_of(observations: Iterable[Observation], *, calibrated: bool) -> list[Alarm]:
     """Return the alarms that new observations raise, one for each cause."""
     merged: dict[str, Alarm] = {}
     for observation in observations:
-        raised = [alarm_of(observation), None if calibrated else calibration_alarm(observation.effective_ms)]
-        for alarm in raised:
-            if alarm is not None:
-                known = merged.get(alarm.cause)
-                merged[alarm.cause] = alarm if known is None else known.merged(alarm)
+        at = observation.effective_ms
+        raised = (alarm_of(observation), None if calibrated else Alarm(*_UNCALIBRATED, at, at))
+        for alarm in filter(None, raised):
+            known = merged.get(alarm.cause)
+            merged[alarm.cause] = known.merged(alarm) if known else alarm
     return list(merged.values())
 
 

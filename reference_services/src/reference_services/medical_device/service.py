@@ -5,13 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import date
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from healthobs.audit import annotate
 from reference_services._kit import Kit, Principal, Problem, invalid, keys, moment
-from reference_services.medical_device import domain, models, signing, store, udi
+from reference_services.medical_device import domain, models, signing, store, udi, vitals
 
 
 class Service:
@@ -23,10 +24,10 @@ class Service:
         self.signer = signing.Signer(seed)
         self.observations = kit.counter(
             "observations_total", "Observations received.",
-            code=(*domain.CODES, "other"), result=("accepted", "duplicate", "rejected"),
+            code=(*vitals.CODES, "other"), result=("accepted", "duplicate", "rejected"),
         )  # fmt: skip
         self.raised = kit.counter(
-            "alarms_total", "Alarms raised.", priority=domain.PRIORITIES, kind=("Phy", "Tec")
+            "alarms_total", "Alarms raised.", priority=vitals.PRIORITIES, kind=("Phy", "Tec")
         )
         self.signed = kit.counter(
             "signatures_total", "Signatures asked for.",
@@ -36,14 +37,8 @@ class Service:
             "udi_parse_total", "Identifiers parsed.",
             issuer=("gs1", "hibcc", "iccbba", "unknown"), result=("ok", "issues", "refused"),
         )  # fmt: skip
-        gauge = kit.obs.metrics.gauge
-        self.active = gauge(
-            "medical_device_alarms_active", "Alarms in force.", ("priority",), multiprocess_mode="mostrecent"
-        )
-        self.devices = gauge(
-            "medical_device_devices", "Registered devices.", ("status",), multiprocess_mode="mostrecent"
-        )
-        self.active.seed(*((priority,) for priority in domain.PRIORITIES))
+        self.active = kit.gauge("alarms_active", "Alarms in force.", priority=vitals.PRIORITIES)
+        self.devices = kit.gauge("devices", "Registered devices.", status=("active",))
         with kit.reading() as connection:
             self._gauge(connection)
 
@@ -61,25 +56,22 @@ class Service:
             raise invalid("The identifier cannot be registered.", "/udi", code)
         device_id = str(uuid.uuid4())
         annotate(resource_id=device_id)
-        dates = {name: None if found is None else found.isoformat() for name, found in _dates(parsed).items()}
         values = {
             "id": device_id, "device_identifier": parsed.device_identifier, "serial": parsed.serial,
-            "lot": parsed.lot, **dates, "name": body.name, "status": "active",
-            "registered_ns": self.kit.clock.wall_ns(),
+            "lot": parsed.lot, "manufactured": _iso(parsed.manufactured), "expiry": _iso(parsed.expiry),
+            "name": body.name, "status": "active", "registered_ns": self.kit.clock.wall_ns(),
         }  # fmt: skip
         with self.kit.transaction() as connection:
             if not store.add_device(connection, values):
-                errors = [("/udi", "taken")]
-                raise Problem(
-                    409, "device_registered", "A device has this identifier and serial number.", errors
-                )
+                title = "A device has this identifier and serial number."
+                raise Problem(409, "device_registered", title, [("/udi", "taken")])
             self._gauge(connection)
             return self._shown(connection, values), 201, {"Location": f"/devices/{device_id}"}
 
     def read(self, device_id: uuid.UUID) -> models.Device:
         """Show a device."""
         with self.kit.reading() as connection:
-            return self._shown(connection, self._found(connection, "devices", str(device_id)))
+            return self._shown(connection, self._found(connection, str(device_id)))
 
     def observe(self, device_id: uuid.UUID, body: models.Batch) -> models.BatchResult:
         """Take a batch; each item is accepted, known already, or refused with a code."""
@@ -91,7 +83,7 @@ class Service:
             except domain.ItemError as refused:
                 outcome[index] = refused.code
         with self.kit.transaction() as connection:
-            self._found(connection, "devices", key)
+            self._found(connection, key)
             calibrated = self._calibrated(connection, key)
             batch = domain.first_of_each(read)
             validities = [domain.validity(item.flags, calibrated=calibrated) for item in batch]
@@ -104,23 +96,17 @@ class Service:
             if code not in ("accepted", "duplicate")
         ]
         self._count(body, outcome)
-        result = models.BatchResult(
-            accepted=len(new), duplicate=len(outcome) - len(new) - len(rejected), rejected=rejected
-        )
-        counted = {"accepted": result.accepted, "duplicate": result.duplicate, "rejected": len(rejected)}
-        annotate(details=counted)
-        return result
+        counted = {"accepted": len(new), "duplicate": len(outcome) - len(new) - len(rejected)}
+        annotate(details={**counted, "rejected": len(rejected)})
+        return models.BatchResult(**counted, rejected=rejected)
 
     def alarms(self, query: models.AlarmQuery) -> models.Alarms:
         """Show the latest alarms."""
         with self.kit.reading() as connection:
             total, rows = store.alarms(connection, query.limit)
-        same = ("device_id", "cause", "kind", "priority", "count")
         shown = [
-            models.AlarmView(
-                **{name: row[name] for name in same},
-                first=moment(row["first_ms"] * 1_000_000),
-                last=moment(row["last_ms"] * 1_000_000),
+            models.AlarmView.of(
+                row, first=moment(row["first_ms"] * 1_000_000), last=moment(row["last_ms"] * 1_000_000)
             )
             for row in rows
         ]
@@ -137,34 +123,26 @@ class Service:
             "recorded_by": principal.subject, "recorded_ns": self.kit.clock.wall_ns(),
         }  # fmt: skip
         with self.kit.transaction() as connection:
-            self._found(connection, "devices", str(device_id))
+            self._found(connection, str(device_id))
             store.add(connection, store.CALIBRATIONS, values)
         annotate(details={"calibration": values["id"], "due": values["due"]})
-        recorded = moment(values.pop("recorded_ns"))
-        return models.Calibration(**values, recorded=recorded), 201
+        return models.Calibration.of(values, recorded=moment(values["recorded_ns"])), 201
 
     def sign(
         self, kind: str, record_id: uuid.UUID, body: models.SignatureInput, principal: Principal
     ) -> tuple[models.SignatureView, int]:
         """Sign a record as the caller."""
         key, signed_ns = str(record_id), self.kit.clock.wall_ns()
-        manifest = {
-            "name": principal.subject, "signed": moment(signed_ns), "meaning": body.meaning,
-            "reason": body.reason,
-        }  # fmt: skip
+        manifest = {"name": principal.subject, "signed": moment(signed_ns), **body.model_dump()}
         with self.kit.transaction() as connection:
-            signed = self._signable(connection, kind, key, lock=True)
+            signed = self._found(connection, key, kind, lock=True)
             annotate(details={"kind": kind, "meaning": body.meaning})
-            for earlier in self._judged(connection, kind, key, signed):
-                if (earlier.printed_name, earlier.meaning, earlier.state) == (
-                    principal.subject,
-                    body.meaning,
-                    "valid",
-                ):
+            for earlier in self._signatures(connection, kind, key, signed):
+                said = (earlier.printed_name, earlier.meaning, earlier.state)
+                if said == (principal.subject, body.meaning, "valid"):
                     self.signed.labels(body.meaning, "refused").inc()
-                    raise Problem(
-                        409, "signed_already", "The caller has signed this record with this meaning."
-                    )
+                    title = "The caller has signed this record with this meaning."
+                    raise Problem(409, "signed_already", title)
             jws = self.signer.sign(kind, key, signed, manifest)
             row = {
                 "id": str(uuid.uuid4()),
@@ -181,11 +159,10 @@ class Service:
         """Show who signed a record, and what each signature is worth now."""
         key = str(record_id)
         with self.kit.reading() as connection:
-            signed = self._signable(connection, kind, key)
-            found = self._judged(connection, kind, key, signed)
-        return models.Signatures(
-            kind=kind, record_id=key, record_sha256=signing.digest(signed), signatures=found
-        )
+            signed = self._found(connection, key, kind)
+            found = self._signatures(connection, kind, key, signed)
+        digest = signing.digest(signed)
+        return models.Signatures(kind=kind, record_id=key, record_sha256=digest, signatures=found)
 
     @staticmethod
     def refusal_of(parsed: udi.Udi) -> str | None:
@@ -205,30 +182,23 @@ class Service:
         return parsed
 
     def _found(
-        self, connection: Connection, kind: str, record_id: str, *, lock: bool = False
+        self, connection: Connection, record_id: str, kind: str = "devices", *, lock: bool = False
     ) -> dict[str, Any]:
+        if kind not in store.RECORDS:
+            raise Problem(404, "record_kind_unknown", "Records of this kind are not signed.")
         row = store.record(connection, kind, record_id, lock=lock)
         if row is None:
             raise Problem(404, "record_unknown", "There is no such record.")
         annotate(resource_id=record_id)
         return row
 
-    def _signable(
-        self, connection: Connection, kind: str, record_id: str, *, lock: bool = False
-    ) -> dict[str, Any]:
-        if kind not in store.RECORDS:
-            raise Problem(404, "record_kind_unknown", "Records of this kind are not signed.")
-        return self._found(connection, kind, record_id, lock=lock)
-
     def _calibrated(self, connection: Connection, device_id: str) -> bool:
         due = store.calibration_due(connection, device_id)
         return due is not None and due >= self.kit.clock.now().date().isoformat()
 
     def _shown(self, connection: Connection, row: Mapping[str, Any]) -> models.Device:
-        registered = moment(row["registered_ns"])
-        rest = {name: value for name, value in row.items() if name != "registered_ns"}
         due = store.calibration_due(connection, row["id"])
-        return models.Device(**rest, registered=registered, calibration_due=due)
+        return models.Device.of(row, registered=moment(row["registered_ns"]), calibration_due=due)
 
     def _alarm(
         self, connection: Connection, device_id: str, new: list[domain.Observation], *, calibrated: bool
@@ -241,16 +211,16 @@ class Service:
 
     def _gauge(self, connection: Connection) -> None:
         priorities = store.counts(connection, store.ALARMS.c.priority)
-        for priority in domain.PRIORITIES:
+        for priority in vitals.PRIORITIES:
             self.active.labels(priority).set(priorities.get(priority, 0))
         self.devices.labels("active").set(store.counts(connection, store.DEVICES.c.status).get("active", 0))
 
     def _count(self, body: models.Batch, outcome: Mapping[int, str]) -> None:
         for index, item in enumerate(body.observations):
             result = outcome[index] if outcome[index] in ("accepted", "duplicate") else "rejected"
-            self.observations.labels(item.code if item.code in domain.CODES else "other", result).inc()
+            self.observations.labels(item.code if item.code in vitals.CODES else "other", result).inc()
 
-    def _judged(
+    def _signatures(
         self, connection: Connection, kind: str, record_id: str, signed: Mapping[str, Any]
     ) -> list[models.SignatureView]:
         return [self._signature(row, signed) for row in store.signatures(connection, kind, record_id)]
@@ -258,17 +228,13 @@ class Service:
     def _signature(self, row: Mapping[str, Any], signed: Mapping[str, Any]) -> models.SignatureView:
         """Show a signature from what the JWS itself says, so that no other column can belie it."""
         said = self.signer.manifest(row["jws"]) or {}
+        state = self.signer.state(row["jws"], row["kind"], row["record_id"], signed)
+        shown = {name: said.get(name, "") for name in ("signed", "meaning", "reason")}
         return models.SignatureView(
-            id=row["id"],
-            printed_name=said.get("name", ""),
-            signed=said.get("signed", ""),
-            meaning=said.get("meaning", ""),
-            reason=said.get("reason", ""),
-            record_sha256=said.get("sha256", ""),
-            state=self.signer.state(row["jws"], row["kind"], row["record_id"], signed),
-            jws=row["jws"],
-        )
+            id=row["id"], printed_name=said.get("name", ""), **shown, record_sha256=said.get("sha256", ""),
+            state=state, jws=row["jws"],
+        )  # fmt: skip
 
 
-def _dates(parsed: udi.Udi) -> dict[str, Any]:
-    return {"manufactured": parsed.manufactured, "expiry": parsed.expiry}
+def _iso(day: date | None) -> str | None:
+    return None if day is None else day.isoformat()

@@ -7,13 +7,14 @@ RETURNING, because a driver's row count can be -1.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from reference_services._kit import insert
+from reference_services._kit import by_id, count, insert, rows
 from reference_services.medical_device.domain import Alarm, Key, Observation
 
 METADATA = sa.MetaData()
@@ -94,17 +95,14 @@ def add(connection: Connection, table: sa.Table, values: Mapping[str, Any]) -> N
 
 def record(connection: Connection, kind: str, record_id: str, *, lock: bool = False) -> dict[str, Any] | None:
     """Return a record as stored, which is what a signature covers, or None; `lock` keeps others from signing it."""
-    table = RECORDS[kind]
-    query = sa.select(table).where(table.c.id == record_id)
-    row = connection.execute(query.with_for_update() if lock else query).mappings().first()
-    return None if row is None else dict(row)
+    return by_id(connection, RECORDS[kind], record_id, lock=lock)
 
 
 def calibration_due(connection: Connection, device_id: str) -> str | None:
     """Return the due date of the latest calibration, or None when there is none."""
     query = sa.select(CALIBRATIONS.c.due).where(CALIBRATIONS.c.device_id == device_id)
-    row = connection.execute(query.order_by(CALIBRATIONS.c.recorded_ns.desc()).limit(1)).first()
-    return None if row is None else str(row.due)
+    due: str | None = connection.execute(query.order_by(CALIBRATIONS.c.recorded_ns.desc()).limit(1)).scalar()
+    return due
 
 
 def ingest(
@@ -116,74 +114,49 @@ def ingest(
     """
     if not batch:
         return set(), {}
-    rows = [
-        {
-            "device_id": device_id, "code": item.code, "effective_ms": item.effective_ms, "sequence": item.sequence,
-            "value": item.value, "unit": item.unit, "validity": validity, "flags": " ".join(item.flags),
-        }
+    added = [
+        {**asdict(item), "flags": " ".join(item.flags), "device_id": device_id, "validity": validity}
         for item, validity in zip(batch, validities, strict=True)
-    ]  # fmt: skip
+    ]
     key = (OBSERVATIONS.c.code, OBSERVATIONS.c.effective_ms, OBSERVATIONS.c.sequence)
     statement = insert(connection, OBSERVATIONS).on_conflict_do_nothing().returning(*key)
-    new: set[Key] = {
-        (row.code, row.effective_ms, row.sequence) for row in connection.execute(statement, rows)
-    }
-    return new, _stored(connection, device_id, [item.key for item in batch if item.key not in new])
-
-
-def _stored(connection: Connection, device_id: str, keys: Sequence[Key]) -> dict[Key, tuple[Decimal, str]]:
-    if not keys:
-        return {}
-    table = OBSERVATIONS.c
-    query = sa.select(OBSERVATIONS).where(
-        table.device_id == device_id, sa.tuple_(table.code, table.effective_ms, table.sequence).in_(keys)
+    new: set[Key] = {(code, at, sequence) for code, at, sequence in connection.execute(statement, added)}
+    known = [item.key for item in batch if item.key not in new]
+    query = sa.select(*key, OBSERVATIONS.c.value, OBSERVATIONS.c.unit).where(
+        OBSERVATIONS.c.device_id == device_id, sa.tuple_(*key).in_(known)
     )
-    found = (
-        Observation(row.code, row.value, row.unit, row.effective_ms, row.sequence)
-        for row in connection.execute(query)
-    )
-    return {item.key: item.same_as for item in found}
+    found = connection.execute(query) if known else ()
+    return new, {(row.code, row.effective_ms, row.sequence): (Decimal(row.value), row.unit) for row in found}
 
 
 def raise_alarms(connection: Connection, device_id: str, alarms: Iterable[Alarm]) -> list[Alarm]:
     """Store alarms, whatever order they come in; return those whose cause was not in force yet."""
-    new = []
-    for alarm in alarms:
-        fields = {
-            name: getattr(alarm, name)
-            for name in ("cause", "kind", "priority", "first_ms", "last_ms", "count")
-        }
-        made = insert(connection, ALARMS).values(device_id=device_id, **fields).on_conflict_do_nothing()
-        if connection.execute(made.returning(ALARMS.c.cause)).first() is not None:
-            new.append(alarm)
-            continue
-        this = sa.and_(ALARMS.c.device_id == device_id, ALARMS.c.cause == alarm.cause)
-        earlier, later = ALARMS.c.first_ms > alarm.first_ms, ALARMS.c.last_ms < alarm.last_ms
-        connection.execute(
-            ALARMS.update()
-            .where(this)
-            .values(
-                first_ms=sa.case((earlier, alarm.first_ms), else_=ALARMS.c.first_ms),
-                last_ms=sa.case((later, alarm.last_ms), else_=ALARMS.c.last_ms),
-                count=ALARMS.c.count + alarm.count,
-            )
-        )
-    return new
+    return [alarm for alarm in alarms if _raise(connection, device_id, alarm) == alarm.count]
+
+
+def _raise(connection: Connection, device_id: str, alarm: Alarm) -> int:
+    """Store an alarm, or count it again; return how often its cause has been seen by now."""
+    made = insert(connection, ALARMS).values(device_id=device_id, **asdict(alarm))
+    earlier, later = ALARMS.c.first_ms > made.excluded.first_ms, ALARMS.c.last_ms < made.excluded.last_ms
+    both = {
+        "first_ms": sa.case((earlier, made.excluded.first_ms), else_=ALARMS.c.first_ms),
+        "last_ms": sa.case((later, made.excluded.last_ms), else_=ALARMS.c.last_ms),
+        "count": ALARMS.c.count + made.excluded.count,
+    }
+    seen = made.on_conflict_do_update(index_elements=ALARMS.primary_key, set_=both)
+    return int(connection.execute(seen.returning(ALARMS.c.count)).scalar_one())
 
 
 def alarms(connection: Connection, limit: int) -> tuple[int, list[dict[str, Any]]]:
     """Return how many alarms there are, and the `limit` latest."""
-    total = connection.execute(sa.select(sa.func.count()).select_from(ALARMS)).scalar_one()
-    query = (
-        sa.select(ALARMS).order_by(ALARMS.c.last_ms.desc(), ALARMS.c.device_id, ALARMS.c.cause).limit(limit)
-    )
-    return total, [dict(row) for row in connection.execute(query).mappings()]
+    latest = sa.select(ALARMS).order_by(ALARMS.c.last_ms.desc(), ALARMS.c.device_id, ALARMS.c.cause)
+    return count(connection, ALARMS), rows(connection, latest.limit(limit))
 
 
 def counts(connection: Connection, column: sa.Column[str]) -> dict[str, int]:
     """Count the rows of a table by the values of one of its columns."""
     query = sa.select(column, sa.func.count()).group_by(column)
-    return {str(value): int(count) for value, count in connection.execute(query)}
+    return {str(value): int(number) for value, number in connection.execute(query)}
 
 
 def signatures(
@@ -193,12 +166,9 @@ def signatures(
     query = sa.select(SIGNATURES).order_by(SIGNATURES.c.signed_ns, SIGNATURES.c.id)
     if kind is not None:
         query = query.where(SIGNATURES.c.kind == kind, SIGNATURES.c.record_id == record_id)
-    return [dict(row) for row in connection.execute(query).mappings()]
+    return rows(connection, query)
 
 
 def identifiers(connection: Connection) -> list[str]:
     """Return the device identifiers of all devices."""
-    return [
-        str(found)
-        for found in connection.execute(sa.select(DEVICES.c.device_identifier).distinct()).scalars()
-    ]
+    return list(connection.execute(sa.select(DEVICES.c.device_identifier).distinct()).scalars())
