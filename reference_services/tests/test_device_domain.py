@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_services.medical_device import domain, signing, store
+from reference_services.medical_device import alarms, domain, signing, store
 from reference_services.medical_device.domain import ItemError, Observation
 from reference_services.medical_device.signing import Signer
 from reference_services.medical_device.vitals import CODES
@@ -128,24 +128,24 @@ class TestAlarms:
 
     def test_low_saturation(self) -> None:
         """82 % oxygen saturation is a high-priority physiological alarm."""
-        alarm = domain.alarm_of(read(code="59408-5", unit="%", value=82))
+        alarm = alarms.alarm_of(read(code="59408-5", unit="%", value=82))
         assert alarm is not None
         assert (alarm.cause, alarm.kind, alarm.priority) == ("59408-5 low", "Phy", "Hi")
 
     def test_high_pulse(self) -> None:
         """A fast pulse is a medium one, a normal pulse none."""
-        alarm = domain.alarm_of(read(value=131))
+        alarm = alarms.alarm_of(read(value=131))
         assert alarm is not None
         assert (alarm.cause, alarm.priority) == ("8867-4 high", "Me")
-        assert domain.alarm_of(read()) is None
+        assert alarms.alarm_of(read()) is None
 
     def test_without_calibration(self) -> None:
         """One technical alarm for all the observations of a device without a calibration in force."""
-        found = domain.alarms_of([read(sequence=1), read(sequence=2)], calibrated=False)
+        found = alarms.alarms_of([read(sequence=1), read(sequence=2)], calibrated=False)
         assert [(alarm.cause, alarm.kind, alarm.priority, alarm.count) for alarm in found] == [
             ("calibration", "Tec", "Lo", 2)
         ]
-        assert domain.alarms_of([read()], calibrated=True) == []
+        assert alarms.alarms_of([read()], calibrated=True) == []
 
     @pytest.mark.parametrize(
         ("flags", "calibrated", "word"),
@@ -193,7 +193,7 @@ class Device:
         numbered = dict(enumerate(batch))
         unique = domain.first_of_each(numbered)
         new, stored = store.ingest(self.connection, "d", unique, ["Vld"] * len(unique))
-        raised = domain.alarms_of([item for item in unique if item.key in new], calibrated=True)
+        raised = alarms.alarms_of([item for item in unique if item.key in new], calibrated=True)
         store.raise_alarms(self.connection, "d", raised)
         outcome = domain.outcomes(numbered, new, stored)
         return [outcome[index] for index in range(len(batch))]

@@ -1,6 +1,6 @@
-"""Observations: what is taken, what is impossible, what raises an alarm. Pure.
+"""Observations: which are taken, what is questionable about them, and when two are one. Pure.
 
-Validity, alarm kind and priority use the words of IEEE 11073-10207 (BICEPS).
+Validity uses the words of IEEE 11073-10207 (BICEPS).
 """
 
 from __future__ import annotations
@@ -51,23 +51,6 @@ class Observation:
         return Decimal(self.value), self.unit
 
 
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """A condition of one device; the same cause again is the same alarm, seen once more."""
-
-    cause: str
-    kind: str
-    priority: str
-    first_ms: int
-    last_ms: int
-    count: int = 1
-
-    def merged(self, other: Alarm) -> Alarm:
-        """Return both sightings of one alarm as one."""
-        first, last = min(self.first_ms, other.first_ms), max(self.last_ms, other.last_ms)
-        return Alarm(self.cause, self.kind, self.priority, first, last, self.count + other.count)
-
-
 def read_value(value: int | str) -> Decimal:
     """Return the exact value of an integer or of a plain decimal text.
 
@@ -102,15 +85,7 @@ def read_instant_ms(text: str) -> int:
 def read_observation(
     code: str, value: int | str, unit: str, effective: str, sequence: int, *, now_ms: int
 ) -> Observation:
-    """Check one item of a batch.
-
-    Args:
-        code: LOINC code.
-        value: Integer or decimal text.
-        unit: UCUM unit.
-        effective: RFC 3339 instant with ``Z``.
-        sequence: Number that the device gave it.
-        now_ms: Current time, milliseconds since 1970.
+    """Check one item of a batch: LOINC code, value, UCUM unit, RFC 3339 instant, and the device's number for it.
 
     Returns:
         The observation, flagged ``soft_low``, ``soft_high`` or ``late`` where that applies.
@@ -135,32 +110,6 @@ def read_observation(
     }
     flags = tuple(flag for flag, applies in found.items() if applies)
     return Observation(code, str(value), unit, effective_ms, sequence, flags)
-
-
-def alarm_of(observation: Observation) -> Alarm | None:
-    """Return the physiological alarm that an observation raises, or None."""
-    limits, at = CODES[observation.code][observation.unit], observation.effective_ms
-    if "soft_low" in observation.flags:
-        return Alarm(f"{observation.code} low", "Phy", limits.low, at, at)
-    if "soft_high" in observation.flags:
-        return Alarm(f"{observation.code} high", "Phy", limits.high, at, at)
-    return None
-
-
-#: The technical alarm of a device that measures without a calibration in force: cause, kind, priority.
-_UNCALIBRATED = ("calibration", "Tec", "Lo")
-
-
-def alarms_of(observations: Iterable[Observation], *, calibrated: bool) -> list[Alarm]:
-    """Return the alarms that new observations raise, one for each cause."""
-    merged: dict[str, Alarm] = {}
-    for observation in observations:
-        at = observation.effective_ms
-        raised = (alarm_of(observation), None if calibrated else Alarm(*_UNCALIBRATED, at, at))
-        for alarm in filter(None, raised):
-            known = merged.get(alarm.cause)
-            merged[alarm.cause] = known.merged(alarm) if known else alarm
-    return list(merged.values())
 
 
 def first_of_each(read: Mapping[int, Observation]) -> list[Observation]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import date
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from healthobs.audit import annotate
-from reference_services._kit import Kit, Principal, Problem, invalid, keys, moment
-from reference_services.medical_device import domain, models, signing, store, udi, vitals
+from reference_services._kit import Kit, Principal, Problem, by_id, invalid, keys, moment
+from reference_services.medical_device import alarms, domain, models, signing, store, udi, vitals
+
+_TAKEN = ("accepted", "duplicate")
 
 
 class Service:
@@ -58,8 +59,9 @@ class Service:
         annotate(resource_id=device_id)
         values = {
             "id": device_id, "device_identifier": parsed.device_identifier, "serial": parsed.serial,
-            "lot": parsed.lot, "manufactured": _iso(parsed.manufactured), "expiry": _iso(parsed.expiry),
-            "name": body.name, "status": "active", "registered_ns": self.kit.clock.wall_ns(),
+            "lot": parsed.lot, "manufactured": parsed.manufactured and parsed.manufactured.isoformat(),
+            "expiry": parsed.expiry and parsed.expiry.isoformat(), "name": body.name, "status": "active",
+            "registered_ns": self.kit.clock.wall_ns(),
         }  # fmt: skip
         with self.kit.transaction() as connection:
             if not store.add_device(connection, values):
@@ -90,11 +92,8 @@ class Service:
             new, stored = store.ingest(connection, key, batch, validities)
             self._alarm(connection, key, [item for item in batch if item.key in new], calibrated=calibrated)
         outcome |= domain.outcomes(read, new, stored)
-        rejected = [
-            models.Rejected(index=index, code=code)
-            for index, code in sorted(outcome.items())
-            if code not in ("accepted", "duplicate")
-        ]
+        others = ((index, code) for index, code in sorted(outcome.items()) if code not in _TAKEN)
+        rejected = [models.Rejected(index=index, code=code) for index, code in others]
         self._count(body, outcome)
         counted = {"accepted": len(new), "duplicate": len(outcome) - len(new) - len(rejected)}
         annotate(details={**counted, "rejected": len(rejected)})
@@ -132,8 +131,8 @@ class Service:
         self, kind: str, record_id: uuid.UUID, body: models.SignatureInput, principal: Principal
     ) -> tuple[models.SignatureView, int]:
         """Sign a record as the caller."""
-        key, signed_ns = str(record_id), self.kit.clock.wall_ns()
-        manifest = {"name": principal.subject, "signed": moment(signed_ns), **body.model_dump()}
+        key, now_ns = str(record_id), self.kit.clock.wall_ns()
+        manifest = {"name": principal.subject, "signed": moment(now_ns), **body.model_dump()}
         with self.kit.transaction() as connection:
             signed = self._found(connection, key, kind, lock=True)
             annotate(details={"kind": kind, "meaning": body.meaning})
@@ -144,13 +143,7 @@ class Service:
                     title = "The caller has signed this record with this meaning."
                     raise Problem(409, "signed_already", title)
             jws = self.signer.sign(kind, key, signed, manifest)
-            row = {
-                "id": str(uuid.uuid4()),
-                "kind": kind,
-                "record_id": key,
-                "jws": jws,
-                "signed_ns": signed_ns,
-            }
+            row = {"id": str(uuid.uuid4()), "kind": kind, "record_id": key, "jws": jws, "signed_ns": now_ns}
             store.add(connection, store.SIGNATURES, row)
         self.signed.labels(body.meaning, "ok").inc()
         return self._signature(row, signed), 201
@@ -186,7 +179,7 @@ class Service:
     ) -> dict[str, Any]:
         if kind not in store.RECORDS:
             raise Problem(404, "record_kind_unknown", "Records of this kind are not signed.")
-        row = store.record(connection, kind, record_id, lock=lock)
+        row = by_id(connection, store.RECORDS[kind], record_id, lock=lock)
         if row is None:
             raise Problem(404, "record_unknown", "There is no such record.")
         annotate(resource_id=record_id)
@@ -203,7 +196,7 @@ class Service:
     def _alarm(
         self, connection: Connection, device_id: str, new: list[domain.Observation], *, calibrated: bool
     ) -> None:
-        found = domain.alarms_of(new, calibrated=calibrated)
+        found = alarms.alarms_of(new, calibrated=calibrated)
         for alarm in store.raise_alarms(connection, device_id, found):
             self.raised.labels(alarm.priority, alarm.kind).inc()
             self.kit.log.warning("alarm_raised", priority=alarm.priority, kind=alarm.kind)
@@ -217,13 +210,14 @@ class Service:
 
     def _count(self, body: models.Batch, outcome: Mapping[int, str]) -> None:
         for index, item in enumerate(body.observations):
-            result = outcome[index] if outcome[index] in ("accepted", "duplicate") else "rejected"
+            result = outcome[index] if outcome[index] in _TAKEN else "rejected"
             self.observations.labels(item.code if item.code in vitals.CODES else "other", result).inc()
 
     def _signatures(
         self, connection: Connection, kind: str, record_id: str, signed: Mapping[str, Any]
     ) -> list[models.SignatureView]:
-        return [self._signature(row, signed) for row in store.signatures(connection, kind, record_id)]
+        rows = store.signatures(connection, kind=kind, record_id=record_id)
+        return [self._signature(row, signed) for row in rows]
 
     def _signature(self, row: Mapping[str, Any], signed: Mapping[str, Any]) -> models.SignatureView:
         """Show a signature from what the JWS itself says, so that no other column can belie it."""
@@ -234,7 +228,3 @@ class Service:
             id=row["id"], printed_name=said.get("name", ""), **shown, record_sha256=said.get("sha256", ""),
             state=state, jws=row["jws"],
         )  # fmt: skip
-
-
-def _iso(day: date | None) -> str | None:
-    return None if day is None else day.isoformat()

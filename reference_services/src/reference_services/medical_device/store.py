@@ -14,8 +14,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from reference_services._kit import by_id, count, insert, rows
-from reference_services.medical_device.domain import Alarm, Key, Observation
+from reference_services._kit import count, insert, rows
+from reference_services.medical_device.alarms import Alarm
+from reference_services.medical_device.domain import Key, Observation
 
 METADATA = sa.MetaData()
 _ID = sa.String(36)
@@ -78,7 +79,7 @@ SIGNATURES = sa.Table(
     sa.Column("jws", sa.Text, nullable=False),
     sa.Column("signed_ns", sa.BigInteger, nullable=False),
 )
-#: Kind of record that can be signed -> its table.
+#: Kind of record that can be signed -> its table; a signature covers the row as it is stored.
 RECORDS: Mapping[str, sa.Table] = {"devices": DEVICES, "calibrations": CALIBRATIONS}
 
 
@@ -91,11 +92,6 @@ def add_device(connection: Connection, values: Mapping[str, Any]) -> bool:
 def add(connection: Connection, table: sa.Table, values: Mapping[str, Any]) -> None:
     """Insert one row."""
     connection.execute(table.insert().values(**values))
-
-
-def record(connection: Connection, kind: str, record_id: str, *, lock: bool = False) -> dict[str, Any] | None:
-    """Return a record as stored, which is what a signature covers, or None; `lock` keeps others from signing it."""
-    return by_id(connection, RECORDS[kind], record_id, lock=lock)
 
 
 def calibration_due(connection: Connection, device_id: str) -> str | None:
@@ -159,13 +155,9 @@ def counts(connection: Connection, column: sa.Column[str]) -> dict[str, int]:
     return {str(value): int(number) for value, number in connection.execute(query)}
 
 
-def signatures(
-    connection: Connection, kind: str | None = None, record_id: str | None = None
-) -> list[dict[str, Any]]:
-    """Return the signatures on a record, or all of them, oldest first."""
-    query = sa.select(SIGNATURES).order_by(SIGNATURES.c.signed_ns, SIGNATURES.c.id)
-    if kind is not None:
-        query = query.where(SIGNATURES.c.kind == kind, SIGNATURES.c.record_id == record_id)
+def signatures(connection: Connection, **of: str) -> list[dict[str, Any]]:
+    """Return the signatures, oldest first: all, or those whose columns have the values `of`."""
+    query = sa.select(SIGNATURES).filter_by(**of).order_by(SIGNATURES.c.signed_ns, SIGNATURES.c.id)
     return rows(connection, query)
 
 

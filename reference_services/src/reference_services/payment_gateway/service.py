@@ -139,13 +139,8 @@ class Service:
             return store.unbalanced(connection) == 0
 
     def _judged(
-        self,
-        connection: Connection,
-        payment: Mapping[str, Any],
-        body: models.Decision,
-        by: str,
-        outcome: Event,
-    ) -> tuple[Event | None, Problem | None]:
+        self, connection: Connection, payment: Mapping[str, Any], body: models.Decision, by: str, outcome: Event
+    ) -> tuple[Event | None, Problem | None]:  # fmt: skip
         """Record a decision and return what it makes happen; or what its refusal does, and the refusal.
 
         Raises:
@@ -241,15 +236,12 @@ class Service:
 
     def _shown(self, connection: Connection, payment_id: str) -> models.Payment:
         payment = self._found(connection, payment_id)
-        card, given = payment["card"], store.decisions(connection, payment_id)
-        approvals = models.Approvals(
-            required=payment["required"], given=[models.Given.of(made) for made in given]
-        )
+        card, given = payment["card"], map(models.Given.of, store.decisions(connection, payment_id))
         return models.Payment.of(
             payment,
             transaction_id=payment_id,
             amount_decimal=money.to_decimal(payment["amount"], payment["currency"]),
-            approvals=approvals,
+            approvals=models.Approvals(required=payment["required"], given=list(given)),
             card=models.CardView(brand=card.brand, last4=card.last4),
             created=moment(payment["created_ns"]),
         )
