@@ -182,8 +182,8 @@ def under_approved(connection: Connection) -> tuple[int, int]:
         .where(APPROVALS.c.approver != PAYMENTS.c.initiator)
         .scalar_subquery()
     )
-    first = sa.case({currency: threshold(currency) for currency in CURRENCIES}, value=PAYMENTS.c.currency)
-    amount = PAYMENTS.c.amount
+    firsts = {currency: sa.literal(threshold(currency), sa.BigInteger) for currency in CURRENCIES}
+    amount, first = PAYMENTS.c.amount, sa.case(firsts, value=PAYMENTS.c.currency)
     needed = sa.case((amount >= SECOND_FACTOR * first, 2), (amount >= first, 1), else_=0)
     done = PAYMENTS.c.status.in_([Status.AUTHORIZED.value, Status.CAPTURED.value, Status.VOIDED.value])
     lacking = sa.func.count().filter(given < needed)
