@@ -37,6 +37,14 @@ EXAMPLES = {
 }
 
 
+def _without_routes(_obs: Observability, patch: pytest.MonkeyPatch) -> None:
+    """Keep the template from the exchange, which hears of it from WSGI and, for an exception, from Flask."""
+    patch.setattr("healthobs.wsgi._route", lambda _: None)
+    patch.setattr(
+        "healthobs.http.Exchange.route", property(lambda _: "unmatched", lambda _self, _template: None)
+    )
+
+
 class TestCheckApp:
     """`check_app`."""
 
@@ -65,7 +73,7 @@ class TestCheckApp:
             (lambda obs, m: m.setattr(obs.logs, "_lowest", 1000), None),
             (lambda obs, m: m.setattr("healthobs.http.Exchange.finish", lambda *_: None), "access line"),
             (lambda obs, m: m.setattr("healthobs.http.Exchange.respond", lambda *_: []), "X-Request-Id"),
-            (lambda obs, m: m.setattr("healthobs.wsgi._route", lambda _: None), "duration sample"),
+            (_without_routes, "duration sample"),
             (lambda obs, m: m.setattr("healthobs.http.Exchange._end_span", lambda *_: None), "server span"),
         ],
     )

@@ -39,8 +39,8 @@ def _without_headers(names: Iterable[str], only_status: int | None = None) -> No
 
     dropped = frozenset(names)
 
-    def respond(right: Any, exchange: Any, status: int, route: str | None) -> Any:
-        added = right(exchange, status, route)
+    def respond(right: Any, exchange: Any, status: int, *rest: Any, **more: Any) -> Any:
+        added = right(exchange, status, *rest, **more)
         if only_status not in (None, status):
             return added
         return [pair for pair in added if pair[0].lower() not in dropped]
