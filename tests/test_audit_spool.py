@@ -7,16 +7,19 @@ import stat
 import subprocess
 import sys
 import threading
+from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from healthobs import Settings
 from healthobs.audit import open_trail
 from healthobs.audit.spool import Rows, Spool
 from healthobs.audit.trail import AuditTrail
 from healthobs.exceptions import AuditWriteError
+from healthobs.testing import Capture
 
 CARE = {"action": "patient.read", "purpose": "BTG"}
 
@@ -93,6 +96,52 @@ class TestSpool:
         spool.add("first", b"{}")
         spool.merge(lambda _rows: spool.add("second", b"{}"))
         assert [key for key, _ in merged(spool)] == ["first", "second"]
+
+    def test_damaged_line_is_kept(self, spool: Spool, tmp_path: Path) -> None:
+        """What was in the file when an acknowledged line had become unreadable is kept beside it, for its owner only."""
+        file = tmp_path / "spool"
+        for number in range(3):
+            spool.add(f"key{number}", b'{"n":1}')
+        raw = bytearray(file.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        file.write_bytes(raw)
+        told: list[int] = []
+
+        def damaged(lines: int) -> tuple[str, bytes]:
+            told.append(lines)
+            return "loss", b"{}"
+
+        rows: Rows = []
+        assert spool.merge(rows.extend, damaged=damaged) == (2, 1)
+        (kept,) = tmp_path.glob("spool.damaged-*")
+        assert (kept.name, kept.read_bytes(), stat.S_IMODE(kept.stat().st_mode)) == (
+            "spool.damaged-loss", bytes(raw), 0o600,
+        )  # fmt: skip
+        assert ([key for key, _ in rows], told, merged(spool)) == (["key0", "key2"], [1], [("loss", b"{}")])
+
+    def test_damaged_line_stays_without_a_copy(
+        self, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where the copy cannot be made durable, the file stays as it is."""
+        file = tmp_path / "spool"
+        file.write_bytes(b"damaged\n")
+
+        def broken(_descriptor: int) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(os, "fsync", broken)
+        with pytest.raises(AuditWriteError, match="Input/output error"):
+            spool.merge(len)
+        assert file.read_bytes() == b"damaged\n"
+
+    def test_torn_tail_is_no_damage(self, spool: Spool, tmp_path: Path) -> None:
+        """A last line without its newline was never acknowledged: nothing is kept of it."""
+        file = tmp_path / "spool"
+        spool.add("first", b"{}")
+        file.write_bytes(file.read_bytes() + b"0000")
+        rows: Rows = []
+        assert (spool.merge(rows.extend), len(rows), spool.waiting()) == ((1, 0), 1, False)
+        assert list(tmp_path.glob("spool.damaged-*")) == []
 
     def test_full_disk(self, tmp_path: Path) -> None:
         """A disk without room refuses the entry and damages none."""
@@ -181,6 +230,26 @@ class TestTrailWithSpool:
         ids = [entry["resource"]["id"] for entry in trail.read(action="patient.read").entries]
         assert sorted(ids, key=int) == [str(number) for number in range(40)]
 
+    def test_damage_is_told(self, tmp_path: Path) -> None:
+        """An acknowledged entry that cannot be read any more is counted, logged, and an entry of its own says so."""
+        url, file = f"sqlite:///{tmp_path}/audit.db", tmp_path / "spool"
+        file.write_bytes(b"damaged\n")
+        settings = Settings(service_name="s", audit_database_url=url, audit_spool_file=file)
+        with Capture(settings) as capture:
+            trail = capture.obs.audit
+            assert trail is not None
+            trail.append({"action": "after"})
+            entries = trail.read().entries
+            assert [entry["action"] for entry in entries] == ["after", "audit.damage"]
+            assert (entries[1]["details"], entries[1]["actor"]) == (
+                {"lines": 1},
+                {"id": "healthobs", "kind": "system"},
+            )
+            assert capture.metric("healthobs_audit_spool_damaged_total") == 1
+            assert [
+                line["lines"] for line in capture.log_lines if line["event"] == "audit_spool_damaged"
+            ] == ["1"]
+
     def test_without_a_spool_it_denies(self, tmp_path: Path) -> None:
         """A trail that has no spool refuses as ever."""
         trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
@@ -211,6 +280,47 @@ class TestForged:
         assert [line.partition(b" ")[2] for line in aside.read_bytes().splitlines()] == [bad, b"078-05-1120"]
         assert (stat.S_IMODE(aside.stat().st_mode), trail.refused_rows) == (0o600, 2)
         assert not trail.spool.waiting()
+
+    def test_only_the_trail_tells_of_damage(self, trail: AuditTrail, tmp_path: Path) -> None:
+        """An entry on damage is recorded once, from the line that the trail signed, and from no other."""
+        assert trail.spool is not None
+        key, own = trail._damaged(3, [])
+        stem, _, signed = key.partition("+")
+        other = own.replace(b'"lines":3', b'"lines":4')
+        unknown = b64encode(bytes(68)).decode()
+        more = urlsafe_b64encode(f"{urlsafe_b64decode(signed).decode()}— x {unknown}\n".encode()).decode()
+        forged = [(stem, own), (f"{stem}+", own), (f"{stem}+!", own), (f"{stem}+4pyT", own), (key, other)]
+        forged += [(f"{trail.new_key()}+{signed}", own), (key, own.replace(b"audit.damage", b"audit.prune"))]
+        for row in [*forged, (key, own), (key, own), (f"{stem}+{more}", own)]:
+            trail.spool.add(*row)
+        trail.append(CARE)
+        trail.spool.add(key, own)
+        trail.append(CARE)
+        assert [entry["action"] for entry in trail.read().entries] == [
+            "patient.read", "patient.read", "audit.damage",
+        ]  # fmt: skip
+        aside = (tmp_path / "spool.refused").read_bytes().splitlines()
+        assert (len(aside), trail.refused_rows, trail.spool.waiting()) == (len(forged), len(forged), False)
+        for row in (*forged, (key, own)):
+            with pytest.raises(AuditWriteError, match="no entry"):
+                trail.sequence([row])
+        with pytest.raises(AuditWriteError, match="only the trail"):
+            trail.append({"action": "audit.damage"})
+
+    def test_damaged_and_refused_lines_in_one_file(self, trail: AuditTrail, tmp_path: Path) -> None:
+        """What cannot be read is in the copy and told, what can be but is no entry is aside, and the rest is recorded."""
+        assert trail.spool is not None
+        good, file = trail.encode(CARE), tmp_path / "spool"
+        trail.spool.add(trail.new_key(), good.replace(b"patient.read", b"audit.release"))
+        trail.spool.add(trail.new_key(), good)
+        file.write_bytes(b"damaged\n" + file.read_bytes())
+        before = file.read_bytes()
+        trail.append({"action": "after"})
+        entries = trail.read().entries
+        assert [entry["action"] for entry in entries] == ["after", "audit.damage", "patient.read"]
+        (kept,) = tmp_path.glob("spool.damaged-*")
+        assert (kept.read_bytes(), "+" in kept.name, trail.refused_rows) == (before, False, 1)
+        assert (tmp_path / "spool.refused").read_bytes().count(b"\n") == 1
 
     def test_cut_off_merge_keeps_it_once(self, spool: Spool, tmp_path: Path) -> None:
         """A merge that fails and comes again does not keep the same line twice."""

@@ -10,7 +10,7 @@ Limits: in Prometheus's multiprocess mode only one of a process may record metri
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -113,6 +113,8 @@ class Observability:
         self.logs: Final = Logs(settings, self.redactor, self.clock, log_stream, on_error=failed, mode=logs)
         self._owns_audit: Final = audit is None
         self.audit: Final[AuditTrail | None] = audit if audit is not None else self._open_audit()
+        if self.audit is not None and self.audit.spool is not None:
+            self.audit.on_damage = self._damage_alarm()
         self.health: Final[Health] = build_health(self)
         self.controls: Final[ControlEngine | None] = self._build_controls(controls)
         if settings.capture_stdlib:
@@ -162,6 +164,21 @@ class Observability:
             ),
             spool_file=self.settings.audit_spool_file,
         )
+
+    def _damage_alarm(self) -> Callable[[int], None]:
+        logs, lost = (
+            self.logs,
+            self.metrics.counter(
+                "healthobs_audit_spool_damaged_total",
+                "Lines of the audit spool that could not be read: acknowledged entries that are lost",
+            ),
+        )
+
+        def alarm(lines: int) -> None:
+            lost.inc(lines)
+            logs.emit("error", "audit_spool_damaged", own={"lines": lines})
+
+        return alarm
 
     def _build_controls(self, controls: Sequence[Control]) -> ControlEngine | None:
         if not controls and not self.settings.endpoints:

@@ -1,4 +1,4 @@
-"""Entries by which the trail governs itself: changes of key, legal holds, erasures, prunings.
+"""Entries by which the trail governs itself: changes of key, legal holds, erasures, prunings, a damaged spool.
 
 They are ordinary entries under ordinary proofs, so nothing that they allow can be claimed afterwards. Their
 actions are reserved: `AuditTrail.append` refuses them, `healthobs.audit.retention` and the opening write them.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, cast
 
 from healthobs.audit.merkle import TILE_HEIGHT, leaf_hash
@@ -21,15 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 KEY, HOLD, RELEASE, ERASE, PRUNE = "audit.key", "audit.hold", "audit.release", "audit.erase", "audit.prune"
-RESERVED = frozenset({KEY, HOLD, RELEASE, ERASE, PRUNE})
+#: Whole lines of the spool could not be read: so many acknowledged entries are only in the copy of it, if at all.
+DAMAGE = "audit.damage"
+RESERVED = frozenset({KEY, HOLD, RELEASE, ERASE, PRUNE, DAMAGE})
 #: Details of these entries; they hold no free text, and a mark in them would break what they are for.
-DETAILS = ("vkey", "previous", "hold", "ranges", "below", "order")
+DETAILS = ("vkey", "previous", "hold", "ranges", "below", "order", "lines")
 #: Lets these details pass; `reason` is still redacted.
 REDACTOR = Redactor(allowed_keys=DETAILS)
 #: Ranges in one entry; the text of a detail is cut at 1,024 characters.
 MAX_RANGES_TEXT = 1_000
 
 _TITLE = "healthobs.example/audit-prune-order/v1"
+_DAMAGE_TITLE = "healthobs.example/audit-spool-damage/v1"
 
 Range = tuple[int, int]
 
@@ -75,6 +79,11 @@ class Order:
 def prune_order(origin: str, below: int) -> str:
     """Return the text that approvers sign: title, log and first entry to keep, a multiple of 256."""
     return f"{_TITLE}\n{origin}\n{below >> TILE_HEIGHT << TILE_HEIGHT}\n"
+
+
+def damage_statement(origin: str, key: str, body: bytes) -> str:
+    """Return the text that the log's key signs, so that the spool may hold an entry on its own damage."""
+    return f"{_DAMAGE_TITLE}\n{origin}\n{key}\n{sha256(body).hexdigest()}\n"
 
 
 def orders(connection: Connection) -> list[Order]:

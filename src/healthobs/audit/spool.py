@@ -2,12 +2,13 @@
 
 Only for what may not wait for it: care under break-glass (45 CFR 164.312(a)(2)(ii), emergency access
 procedure). Each line is one entry with its key and a checksum; a line is acknowledged after its fsync, and a
-torn one, which was not, is passed over. Merged in order, and by its key once, however often the merge is cut off.
+torn last one, which was not, is passed over. A whole line that cannot be read was an acknowledged entry: the
+file is kept beside before it is emptied. Merged in order, and by its key once, however often that is cut off.
 
 Whole lines that are no entry of an application are kept aside in the file's name and ``.refused``.
 
 Limits: until merged, entries are durable but not tamper-evident. One spool for each trail and machine; several
-processes may share it.
+processes may share it. A torn line that others were added after counts as damaged: nobody can tell any more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -23,7 +25,8 @@ from pathlib import Path
 from healthobs.audit.keys import sync_directory
 from healthobs.exceptions import AuditWriteError
 
-Rows = list[tuple[str, bytes]]
+Row = tuple[str, bytes]
+Rows = list[Row]
 
 
 class Spool:
@@ -38,8 +41,7 @@ class Spool:
         Raises:
             AuditWriteError: It is not.
         """
-        line = f"{key} ".encode() + body
-        line = b"%08x %b\n" % (zlib.crc32(line), line)
+        line = _line(key, body)
         with self._locked() as descriptor:
             end = os.fstat(descriptor).st_size
             if end and os.pread(descriptor, 1, end - 1) != b"\n":
@@ -64,6 +66,7 @@ class Spool:
         sequence: Callable[[Rows], object],
         acceptable: Callable[[str, bytes], bool] = lambda _key, _body: True,
         set_aside: Callable[[int], None] = lambda _count: None,
+        damaged: Callable[[int], Row] | None = None,
     ) -> tuple[int, int]:
         """Hand every entry over, oldest first, and forget them once `sequence` has returned.
 
@@ -71,17 +74,22 @@ class Spool:
             sequence: Takes keys and bytes of entries.
             acceptable: Says which are entries; the others are kept aside and never handed over.
             set_aside: Is told how many those were.
+            damaged: Told how many whole lines cannot be read, gives the entry that says so, which waits in the
+                spool from then on. The file as it was is kept beside it, as ``<name>.damaged-<time>``, under what
+                that entry's key has before a ``+``.
 
         Returns:
-            How many, and how many lines could not be read: torn, so never acknowledged, or damaged since.
+            How many, and how many whole lines could not be read.
 
         Raises:
             AuditWriteError: What `sequence` raises, or the file cannot be read; the entries stay.
         """
         with self._locked() as descriptor:
             content = _read(descriptor)
-        lines = [_parse(line) for line in content.splitlines()]
-        whole = [row for row in lines if row is not None]
+        *ended, tail = content.split(b"\n")
+        lines = [_parse(line) for line in ended]
+        unreadable = lines.count(None)
+        whole = [row for row in (*lines, _parse(tail)) if row is not None]
         rows = [row for row in whole if acceptable(*row)]
         if len(rows) < len(whole):
             good = set(rows)
@@ -91,9 +99,16 @@ class Spool:
             sequence(rows)  # not under the lock: whoever has to spool now must not wait for a slow store
         with self._locked() as descriptor:
             if _read(descriptor) == content:  # otherwise the next merge forgets these, too
+                said = b""
+                if unreadable:
+                    row = None if damaged is None else damaged(unreadable)
+                    self._keep(content, f"{time.time_ns():020d}" if row is None else row[0].partition("+")[0])
+                    said = b"" if row is None else _line(*row)
                 os.ftruncate(descriptor, 0)
+                if os.pwrite(descriptor, said, 0) != len(said):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(descriptor)
-        return len(rows), len(lines) - len(whole)
+        return len(rows), unreadable
 
     def _keep_aside(self, lines: list[bytes]) -> None:
         with self._locked():
@@ -108,6 +123,16 @@ class Spool:
                 sync_directory(path.parent)
             finally:
                 os.close(descriptor)
+
+    def _keep(self, content: bytes, name: str) -> None:
+        """Make a durable copy of a damaged file beside it."""
+        path = self._path.with_name(f"{self._path.name}.damaged-{name}")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, made 0600 from the start
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_directory(path.parent)
 
     @contextmanager
     def _locked(self) -> Generator[int]:
@@ -134,7 +159,12 @@ def _read(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
-def _parse(line: bytes) -> tuple[str, bytes] | None:
+def _line(key: str, body: bytes) -> bytes:
+    line = f"{key} ".encode() + body
+    return b"%08x %b\n" % (zlib.crc32(line), line)
+
+
+def _parse(line: bytes) -> Row | None:
     """Return key and body of a whole line."""
     checksum, _, rest = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(rest):

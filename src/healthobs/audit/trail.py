@@ -9,12 +9,13 @@ Limits: the trail signs for itself: keep checkpoints elsewhere.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import os
 import secrets
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -80,6 +81,8 @@ class AuditTrail:
         self.witnesses: Witnesses | None = None
         #: Rows of an outbox or spool that were set aside in this process, see `acceptable`.
         self.refused_rows: int = 0
+        #: Told how many acknowledged entries of the spool could not be read; set by `healthobs.observability`.
+        self.on_damage: Callable[[int], object] | None = None
         self._closed = False
         #: One writer per process id: after a fork the child finds none of its own and starts afresh.
         self._writers: dict[int, Writer] = {}
@@ -146,6 +149,9 @@ class AuditTrail:
         """
         if not all(self.acceptable(key, body) for key, body in rows):
             raise AuditWriteError("a row of an outbox or spool is no entry that an application may record")
+        return self._sequence(rows)
+
+    def _sequence(self, rows: Sequence[tuple[str, bytes]]) -> list[Receipt]:
         writer, receipts = self._writer(), list[Receipt]()
         for start in range(0, len(rows), MAX_BATCH):
             receipts += writer.append_all(rows[start : start + MAX_BATCH], self._timeout_seconds)
@@ -186,7 +192,46 @@ class AuditTrail:
 
     def _merge(self) -> None:
         if self.spool is not None and self.spool.waiting():
-            self.spool.merge(self.sequence, self.acceptable, self.set_aside)
+            lost: list[int] = []
+            try:
+                self.spool.merge(
+                    self._sequence_spooled,
+                    self._mergeable,
+                    self.set_aside,
+                    lambda lines: self._damaged(lines, lost),
+                )
+            finally:
+                if lost and self.on_damage is not None:
+                    self.on_damage(lost[0])
+            if lost:
+                self._merge()  # the entry that says so
+
+    def _damaged(self, lines: int, lost: list[int]) -> tuple[str, bytes]:
+        """Return the entry that says what was lost, its key signed: nobody else can make a line of the spool say it."""
+        lost.append(lines)
+        draft: dict[str, object] = {"action": governance.DAMAGE, "actor": "healthobs", "actor_kind": "system"}
+        draft |= {"outcome": "failed", "details": {"lines": lines}}
+        key, body = self.new_key(), self._encoded(draft, governance.REDACTOR)
+        signatures = self._signer.lines(governance.damage_statement(self.origin, key, body))
+        return f"{key}+{base64.urlsafe_b64encode(signatures.encode()).decode()}", body
+
+    def _sequence_spooled(self, rows: Sequence[tuple[str, bytes]]) -> list[Receipt]:
+        """Put rows of the spool into the log, each under its key alone, so that no signature makes one entry two."""
+        return self._sequence([(key.partition("+")[0], body) for key, body in rows])
+
+    def _mergeable(self, key: str, body: bytes) -> bool:
+        """Return whether a row of the spool is acceptable, or an entry on damage that this trail's key signed."""
+        if self.acceptable(key, body):
+            return True
+        stem, _, signatures = key.partition("+")
+        if entry.action_of(body) != governance.DAMAGE:
+            return False
+        text = governance.damage_statement(self.origin, stem, body)
+        try:
+            lines = base64.b64decode(signatures, altchars=b"-_", validate=True).decode()
+            return self._verifier.open(f"{text}\n{lines}") == text
+        except (ValueError, AuditError):
+            return False
 
     def read(
         self,
