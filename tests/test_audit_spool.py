@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,8 @@ from healthobs import Settings
 from healthobs.audit import open_trail
 from healthobs.audit.spool import Rows, Spool
 from healthobs.audit.trail import AuditTrail
+from healthobs.audit.turns import Turn
+from healthobs.audit.writer import Writer
 from healthobs.exceptions import AuditWriteError
 from healthobs.testing import Capture
 
@@ -229,6 +232,76 @@ class TestTrailWithSpool:
             list(pool.map(lambda _: trail.append({"action": "after"}), range(8)))
         ids = [entry["resource"]["id"] for entry in trail.read(action="patient.read").entries]
         assert sorted(ids, key=int) == [str(number) for number in range(40)]
+
+    def test_merge_never_delays_care(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
+        """While the store hangs, care waits two seconds at most, the merge included, and after a failed one not at all."""
+        now, tried = 1_000.0, list[int]()
+
+        def hang(_writer: Writer, rows: Iterable[object], timeout_seconds: float) -> None:
+            nonlocal now
+            now += timeout_seconds
+            tried.append(len(list(rows)))
+            raise AuditWriteError("hangs")
+
+        monkeypatch.setattr("healthobs.audit.trail.monotonic", lambda: now)
+        monkeypatch.setattr("healthobs.audit.turns.monotonic", lambda: now)
+        monkeypatch.setattr(Writer, "append_all", hang)
+        waited = list[float]()
+        for pause in (0, 0, 0, 60, 0):
+            now += pause
+            began = now
+            assert trail.append_or_spool(CARE) is None
+            waited.append(now - began)
+        assert (waited, tried) == ([2, 2, 0, 2, 0], [1, 1, 3])
+        monkeypatch.undo()
+        trail.append({"action": "after"})
+        assert len(trail.read(action="patient.read").entries) == 5
+
+    def test_one_thread_merges(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Many appends at once hand the spool over once."""
+        assert trail.spool is not None
+        trail.spool.add(trail.new_key(), trail.encode(CARE))
+        come, merge, handed = threading.Barrier(8), Spool.merge, list[int]()
+
+        def counted(spool: Spool, *arguments: Any) -> tuple[int, int]:
+            handed.append(1)
+            return merge(spool, *arguments)
+
+        def append(_number: int) -> None:
+            come.wait(10)
+            trail.append({"action": "after"})
+
+        monkeypatch.setattr(Spool, "merge", counted)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(append, range(8)))
+        assert handed == [1]
+
+    def test_failed_merge_counts_for_all_who_waited(self) -> None:
+        """Whoever waited for a merge that failed does not begin another one; who comes afterwards and insists, does."""
+        turn = Turn()
+        with pytest.raises(ZeroDivisionError), turn.taken(1, insists=True):
+            raise ZeroDivisionError
+        with pytest.raises(AuditWriteError, match="just now"), turn.taken(1, insists=False):
+            pytest.fail("care must not wait for another merge so soon")
+        with (
+            turn.taken(1, insists=True),
+            pytest.raises(AuditWriteError, match="still"),
+            turn.taken(0, insists=True),
+        ):
+            pytest.fail("two merge at once")
+        with turn.taken(1, insists=False):
+            pass
+
+        class Waited:  # for a merge that fails meanwhile
+            def acquire(self, timeout: float) -> bool:
+                turn._failures += 1
+                return timeout == 1
+
+            def release(self) -> None: ...
+
+        turn._lock = Waited()  # type: ignore[assignment]
+        with pytest.raises(AuditWriteError, match="just now"), turn.taken(1, insists=True):
+            pytest.fail("the spool must not be handed over again")
 
     def test_damage_is_told(self, tmp_path: Path) -> None:
         """An acknowledged entry that cannot be read any more is counted, logged, and an entry of its own says so."""

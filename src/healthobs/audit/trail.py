@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from healthobs.audit import entry, governance, merkle, reading, store, verification
@@ -28,6 +29,7 @@ from healthobs.audit.forking import ForkGate
 from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof, Page, Receipt, Verification
 from healthobs.audit.spool import Spool
 from healthobs.audit.store import Connection, Store, StoreError
+from healthobs.audit.turns import Turn
 from healthobs.audit.writer import MAX_BATCH, Writer
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, AuditWriteError
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from healthobs.audit.cosigning import Witnesses, WitnessState
 
 _logger = logging.getLogger("healthobs")
-#: How long care waits for the store before its entry goes to the spool.
+#: How long care waits for the store, a merge of the spool included, before its entry goes to the spool.
 SPOOL_AFTER_SECONDS = 2.0
 
 
@@ -86,6 +88,7 @@ class AuditTrail:
         self._closed = False
         #: One writer per process id: after a fork the child finds none of its own and starts afresh.
         self._writers: dict[int, Writer] = {}
+        self._turns: dict[int, Turn] = {}
         writers = self._writers  # neither gate nor finalizer may hold the trail itself
         self._gate = ForkGate(lambda: _release(writers))
         self._finalizer = weakref.finalize(self, _stop, writers)
@@ -105,7 +108,7 @@ class AuditTrail:
             >>> receipt.index
             0
         """
-        self._merge()
+        self._merge(self._timeout_seconds)
         return self._writer().append(self.encode(draft), self._timeout_seconds)
 
     def append_own(self, draft: Mapping[str, object]) -> Receipt:
@@ -116,7 +119,8 @@ class AuditTrail:
     def append_or_spool(self, draft: Mapping[str, object] | AuditDraft) -> Receipt | None:
         """Record an entry and return once it is durable, in the spool where the store does not take it.
 
-        For what must not wait for the store; the spooled entry is put into the log by the first append after.
+        For what must not wait for the store; the spooled entry is put into the log by the first append after. For some
+        seconds after such a merge failed, entries go to the spool at once.
 
         Args:
             draft: As `append` takes it.
@@ -130,10 +134,12 @@ class AuditTrail:
         if self.spool is None:
             return self.append(draft)
         body, key = self.encode(draft), self.new_key()
+        waits = min(self._timeout_seconds, SPOOL_AFTER_SECONDS)
+        deadline = monotonic() + waits
         try:
-            self._merge()
+            self._merge(waits, deadline)
             # The store may take it after all, later than we wait: with the key it is one entry all the same.
-            return self._writer().append(body, min(self._timeout_seconds, SPOOL_AFTER_SECONDS), key)
+            return self._writer().append(body, max(deadline - monotonic(), 0), key)
         except AuditWriteError:
             self.spool.add(key, body)
             return None
@@ -149,12 +155,15 @@ class AuditTrail:
         """
         if not all(self.acceptable(key, body) for key, body in rows):
             raise AuditWriteError("a row of an outbox or spool is no entry that an application may record")
-        return self._sequence(rows)
+        return self._sequence(rows, None)
 
-    def _sequence(self, rows: Sequence[tuple[str, bytes]]) -> list[Receipt]:
+    def _sequence(self, rows: Sequence[tuple[str, bytes]], deadline: float | None) -> list[Receipt]:
         writer, receipts = self._writer(), list[Receipt]()
         for start in range(0, len(rows), MAX_BATCH):
-            receipts += writer.append_all(rows[start : start + MAX_BATCH], self._timeout_seconds)
+            left = self._timeout_seconds if deadline is None else deadline - monotonic()
+            if left <= 0:
+                raise AuditWriteError("the audit store did not take the spooled entries in time")
+            receipts += writer.append_all(rows[start : start + MAX_BATCH], left)
         return receipts
 
     def acceptable(self, key: str, body: bytes) -> bool:
@@ -190,21 +199,30 @@ class AuditTrail:
         """Return a key for a row of an outbox or spool; keys are in the order of time."""
         return f"{self._clock.wall_ns():020d}-{secrets.token_hex(8)}"
 
-    def _merge(self) -> None:
-        if self.spool is not None and self.spool.waiting():
-            lost: list[int] = []
-            try:
-                self.spool.merge(
-                    self._sequence_spooled,
-                    self._mergeable,
-                    self.set_aside,
-                    lambda lines: self._damaged(lines, lost),
-                )
-            finally:
-                if lost and self.on_damage is not None:
-                    self.on_damage(lost[0])
-            if lost:
-                self._merge()  # the entry that says so
+    def _merge(self, turn_seconds: float, deadline: float | None = None) -> None:
+        """Put what waits in the spool into the log, by `deadline` where there is one."""
+        spool = self.spool
+        if spool is None or not spool.waiting():
+            return
+        turn = self._turns.get(os.getpid()) or self._turns.setdefault(os.getpid(), Turn())
+        with turn.taken(turn_seconds, insists=deadline is None):
+            if spool.waiting() and self._merge_once(spool, deadline):
+                self._merge_once(spool, deadline)  # the entry that says what was lost
+
+    def _merge_once(self, spool: Spool, deadline: float | None) -> bool:
+        """Merge; return whether acknowledged entries turned out to be lost."""
+        lost: list[int] = []
+        try:
+            spool.merge(
+                lambda rows: self._sequence_spooled(rows, deadline),
+                self._mergeable,
+                self.set_aside,
+                lambda lines: self._damaged(lines, lost),
+            )
+        finally:
+            if lost and self.on_damage is not None:
+                self.on_damage(lost[0])
+        return bool(lost)
 
     def _damaged(self, lines: int, lost: list[int]) -> tuple[str, bytes]:
         """Return the entry that says what was lost, its key signed: nobody else can make a line of the spool say it."""
@@ -215,9 +233,9 @@ class AuditTrail:
         signatures = self._signer.lines(governance.damage_statement(self.origin, key, body))
         return f"{key}+{base64.urlsafe_b64encode(signatures.encode()).decode()}", body
 
-    def _sequence_spooled(self, rows: Sequence[tuple[str, bytes]]) -> list[Receipt]:
+    def _sequence_spooled(self, rows: Sequence[tuple[str, bytes]], deadline: float | None) -> list[Receipt]:
         """Put rows of the spool into the log, each under its key alone, so that no signature makes one entry two."""
-        return self._sequence([(key.partition("+")[0], body) for key, body in rows])
+        return self._sequence([(key.partition("+")[0], body) for key, body in rows], deadline)
 
     def _mergeable(self, key: str, body: bytes) -> bool:
         """Return whether a row of the spool is acceptable, or an entry on damage that this trail's key signed."""
