@@ -15,12 +15,14 @@ from base64 import b64encode
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from healthobs.audit import forking, open_trail
+from healthobs.audit import forking, open_trail, store, verification
 from healthobs.audit.forking import ForkGate
 from healthobs.audit.opening import store_of
+from healthobs.audit.sqlite import SqliteConnection
 from healthobs.exceptions import AuditWriteError
 
 #: Threads append and report each receipt on one line of standard output, only after it was given.
@@ -296,6 +298,52 @@ trail.close()
             check=True,
         )
         assert done.stdout.strip() == "[0, 0, 0, 0, 0] True 5"
+
+
+class TestForkWhileWalking:
+    """Forks during a read of the whole log."""
+
+    def test_waits_for_a_window_only(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nobody is in the gate between two statements of a walk, and what is open is closed before a fork."""
+        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
+        trail.append({"action": "before"})
+        closed, close = list[int](), SqliteConnection.close
+
+        def counted(connection: SqliteConnection) -> None:
+            closed.append(1)
+            close(connection)
+
+        monkeypatch.setattr(SqliteConnection, "close", counted)
+        with trail.connected() as connection:
+            with connection.reading():
+                assert (store.head(connection)[0], trail._gate._inside) == (1, 1)
+            assert trail._gate._inside == 0
+            trail._gate.before()
+            trail._gate.after_in_parent()
+            assert len(closed) == 2, "the writer's connection and the walk's"
+            trail.append({"action": "after"})
+            assert store.head(connection)[0] == 2
+        trail.close()
+
+    def test_verification_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A verification with a fork between any two windows says what it would without."""
+        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
+        for number in range(5):
+            trail.append({"action": "read", "resource_id": str(number)})
+        monkeypatch.setattr(verification, "_AT_ONCE", 1)
+        monkeypatch.setattr(forking, "MAX_WAIT_SECONDS", 0.0)
+        step = verification._Run._entry
+
+        def forked(run: Any, index: int, leaf: object, body: object) -> None:
+            assert trail._gate._inside == 0
+            trail._gate.before()
+            trail._gate.after_in_parent()
+            step(run, index, leaf, body)
+
+        monkeypatch.setattr(verification._Run, "_entry", forked)
+        verdict = trail.verify()
+        assert (verdict.ok, verdict.size) == (True, 5)
+        trail.close()
 
 
 class TestForkGate:

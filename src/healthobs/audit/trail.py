@@ -30,6 +30,7 @@ from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof
 from healthobs.audit.spool import Spool
 from healthobs.audit.store import Connection, Store, StoreError
 from healthobs.audit.turns import Turn
+from healthobs.audit.windows import Windows
 from healthobs.audit.writer import MAX_BATCH, Writer
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, AuditWriteError
@@ -89,8 +90,11 @@ class AuditTrail:
         #: One writer per process id: after a fork the child finds none of its own and starts afresh.
         self._writers: dict[int, Writer] = {}
         self._turns: dict[int, Turn] = {}
-        writers = self._writers  # neither gate nor finalizer may hold the trail itself
-        self._gate = ForkGate(lambda: _release(writers))
+        #: Walks that are going on; whoever forks closes what they have open between two windows.
+        self._readers: set[Windows] = set()
+        # Neither gate nor finalizer may hold the trail itself.
+        writers, readers = self._writers, self._readers
+        self._gate = ForkGate(lambda: _release(writers, readers))
         self._finalizer = weakref.finalize(self, _stop, writers)
 
     def append(self, draft: Mapping[str, object] | AuditDraft) -> Receipt:
@@ -385,7 +389,17 @@ class AuditTrail:
 
     @contextmanager
     def connected(self, *, read_only: bool = True) -> Generator[Connection]:
-        """Give a connection for one task; for `healthobs.audit` only."""
+        """Give a connection for one task; for `healthobs.audit` only. One for reading lets forks in between statements."""
+        if read_only:
+            windows = Windows(lambda: self._place.connect(read_only=True), self._gate)
+            with contextlib.closing(windows):
+                with windows.window():
+                    self._readers.add(windows)
+                try:
+                    yield windows
+                finally:
+                    self._readers.discard(windows)
+            return
         with self._gate, contextlib.closing(self._place.connect(read_only=read_only)) as connection:
             yield connection
 
@@ -395,10 +409,12 @@ def _insert_probe(connection: Connection, size: int) -> None:
     connection.execute("INSERT INTO entry (idx, leaf, body) VALUES (?, ?, '{}')", (size, bytes(32)))
 
 
-def _release(writers: dict[int, Writer]) -> None:
+def _release(writers: dict[int, Writer], readers: set[Windows]) -> None:
     writer = writers.get(os.getpid())
     if writer is not None:
         writer.release()
+    for windows in list(readers):
+        windows.release()
 
 
 def _stop(writers: dict[int, Writer]) -> None:

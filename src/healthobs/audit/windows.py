@@ -1,0 +1,127 @@
+"""A connection for long walks, with room for a fork between any two statements.
+
+Each statement, or short transaction, is inside the fork gate (`healthobs.audit.forking`); whoever forks between them
+closes what is open here, and the next statement opens it again. A walk over a whole log keeps no fork, and so no
+append, waiting.
+
+Limits: reads only. One statement is one window, however long it takes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+
+from healthobs.audit.forking import ForkGate
+from healthobs.audit.store import Connection, Row
+
+
+class Windows:
+    """A read-only connection of one thread.
+
+    Args:
+        connect: Opens it.
+        gate: What each window is inside of.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], gate: ForkGate) -> None:
+        self._connect = connect
+        self._gate = gate
+        self._held = False
+        self._pid = 0
+        self._connection: Connection | None = None
+
+    @contextmanager
+    def window(self) -> Generator[Connection]:
+        """Give the open connection, and no fork meanwhile."""
+        if self._held:  # a gate that a fork waits at lets nobody in, not even who is inside already
+            yield self._opened()
+            return
+        with self._gate:
+            self._held = True
+            try:
+                yield self._opened()
+            finally:
+                self._held = False
+
+    def _opened(self) -> Connection:
+        if self._connection is None or self._pid != os.getpid():
+            self._connection, self._pid = self._connect(), os.getpid()
+        return self._connection
+
+    def release(self) -> None:
+        """Close what is open; the next window opens it again. Only with nobody in the gate but the caller."""
+        connection, self._connection = self._connection, None
+        if connection is not None and self._pid == os.getpid():
+            connection.close()
+
+    def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
+        """Run one statement in a window of its own."""
+        with self.window() as connection:
+            return connection.execute(statement, parameters)
+
+    @contextmanager
+    def reading(self) -> Generator[None]:
+        """Read as of one moment, in one window."""
+        with self.window() as connection, connection.reading():
+            yield
+
+    def tables(self) -> set[str]:
+        """Return the names of the tables."""
+        with self.window() as connection:
+            return connection.tables()
+
+    def damage(self) -> str | None:
+        """Return what the database itself finds wrong."""
+        with self.window() as connection:
+            return connection.damage()
+
+    def missing_guards(self) -> tuple[str, ...]:
+        """Return the names of guards that are not there."""
+        with self.window() as connection:
+            return connection.missing_guards()
+
+    def foreign_triggers(self) -> int:
+        """Return how many triggers and rules are no guards."""
+        with self.window() as connection:
+            return connection.foreign_triggers()
+
+    def usable(self) -> bool:
+        """Return whether the store under the name is still the one that was opened."""
+        with self.window() as connection:
+            return connection.usable()
+
+    @property
+    def forbidden(self) -> Mapping[str, str]:
+        """Statements that must be refused."""
+        with self.window() as connection:
+            return connection.forbidden
+
+    def close(self) -> None:
+        """Close it."""
+        with self._gate:
+            self.release()
+
+    def insert(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
+        """Let the store refuse to write."""
+        with self.window() as connection:
+            connection.insert(statement, rows)
+
+    @contextmanager
+    def writing(self) -> Generator[None]:
+        """Let the store refuse to write."""
+        with self.window() as connection, connection.writing():
+            yield
+
+    @contextmanager
+    def amending(self) -> Generator[None]:
+        """Let the store refuse to write."""
+        with self.window() as connection, connection.amending():
+            yield
+
+    @contextmanager
+    def attempting(self) -> Generator[None]:
+        """Let the store refuse to write."""
+        with self.window() as connection, connection.attempting():
+            yield
