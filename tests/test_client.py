@@ -350,7 +350,7 @@ class TestNoAnswer:
         """Each kind has its word; a read that timed out is not repeated, for the peer may be at work."""
         server.script = [step, step, step]
         with pytest.raises(ClientError, match=word) as caught:
-            make(timeout_seconds=0.15).request(
+            make(timeout_seconds=0.15 if step == "silent" else 10.0).request(
                 "GET", "/a/{id}", path_params={"id": SECRET}, query={"q": SECRET}
             )
         assert len(server.received) == (1 if step == "silent" else 3)
