@@ -286,9 +286,8 @@ LazyExporter.export = export
 class TestPreload:
     """An exporter that the master has used before it forks."""
 
-    @pytest.mark.parametrize("planted", ["", SHARED])
-    def test_workers_have_connections_of_their_own(self, directory: Path, planted: str) -> None:
-        """No worker sends on the master's connection, and each span arrives; a shared exporter would be seen."""
+    def shared(self, directory: Path, planted: str = "") -> tuple[bool, int]:
+        """Serve once; return whether a worker sent on the master's connection, and how many spans arrived."""
         (directory / "preloaded.py").write_text(PRELOADED.replace("PLANTED", planted))
         with Collector() as collector:
             metrics = str(directory / "metrics")
@@ -297,6 +296,12 @@ class TestPreload:
                 requests(server, 40)
                 until(lambda: len(collector.spans) >= 41 or planted)
             ports = {name: collector.ports_of(name) for name in ("boot", "GET /pid")}
-        assert bool(ports["boot"] & ports["GET /pid"]) == bool(planted)
-        if not planted:
-            assert len(collector.spans) == 41
+            return bool(ports["boot"] & ports["GET /pid"]), len(collector.spans)
+
+    def test_workers_have_connections_of_their_own(self, directory: Path) -> None:
+        """No worker sends on the master's connection, and each span arrives."""
+        assert self.shared(directory) == (False, 41)
+
+    def test_a_shared_exporter_is_seen(self, directory: Path) -> None:
+        """Planted: two processes on one connection often break it at once, so a few tries are given."""
+        assert any(self.shared(directory, SHARED)[0] for _ in range(8))
