@@ -36,7 +36,7 @@ trail = open_trail(url, service="hammer", key_file=key)
 
 def work(thread):
     for number in range(each):
-        mark = f"{os.getpid()}-{thread}-{number}"
+        mark = f"p{os.getpid()}t{thread}n{number}"  # no digits and dashes alone: a low pid made dates of them
         receipt = trail.append({"action": "hammer.hit", "resource_id": mark})
         os.write(1, f"{receipt.index} {mark}\\n".encode())
 
