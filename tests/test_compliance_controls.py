@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 import sqlite3
-from base64 import urlsafe_b64encode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from functools import cache
@@ -120,6 +120,16 @@ def token(**changes: Any) -> str:
     return f"{signed}.{encode(signature)}"
 
 
+def signed_anew(sent: str) -> str:
+    """Return the token with the issuer's signature, which is what a service sees that checks none."""
+    try:
+        header, claims, _ = (part + "==" for part in sent.split("."))
+        kid = json.loads(urlsafe_b64decode(header)).get("kid")
+        return token(**json.loads(urlsafe_b64decode(claims))) if kid == "k1" else sent
+    except ValueError:
+        return sent
+
+
 class Service:
     """A real service: Flask, tokens, audit trail, tracing, and its control engine. Options are its sabotage."""
 
@@ -132,6 +142,7 @@ class Service:
         headers: bool = True,
         authentication: str = "required",
         leeway_seconds: int = 0,
+        signatures: bool = True,
         audience: str = AUDIENCE,
         kernel: KernelClock | None = IN_SYNC,
         controls: tuple[Control, ...] = (),
@@ -179,8 +190,9 @@ class Service:
             credentials = request.headers.get("Authorization")
             if authentication == "off" or (authentication == "optional" and credentials is None):
                 return None
+            sent = (credentials or "").removeprefix("Bearer ")
             try:
-                verifier.verify((credentials or "").removeprefix("Bearer "))
+                verifier.verify(sent if signatures else signed_anew(sent))
             except TokenError:
                 return {"code": "credentials"}, 401
             return None
@@ -198,6 +210,7 @@ class Service:
             self.obs,
             protected=[Route("GET", "/patients/canary"), Route("POST", "/patients")],
             refused_tokens=lambda: {
+                "bad_signature": verifier.forged(),
                 "expired": token(exp=NOW - 3600, iat=NOW - 7200),
                 "wrong_audience": token(aud="other"),
             },
@@ -364,6 +377,7 @@ SABOTAGE: dict[str, tuple[dict[str, Any], Callable[[Service], None], dict[str, s
         {"H-312.a1": "fail", "P-10d": "fail", "H-312.d": "fail"},
     ),
     "strangers let in": ({"authentication": "optional"}, nothing, {"H-312.a1": "fail", "P-10d": "fail"}),
+    "signatures not checked": ({"signatures": False}, nothing, {"H-312.d": "fail"}),
     "expiry ignored": ({"leeway_seconds": 10**6}, nothing, {"H-312.d": "fail"}),
     "other audience accepted": ({"audience": "other"}, nothing, {"H-312.d": "fail"}),
     "triggers dropped": ({}, drop_triggers, {"C-10.3": "fail", "H-312.c": "fail"}),
@@ -577,7 +591,11 @@ class TestHttpProbes:
     )
     def test_refusals(self, status: int, state: str) -> None:
         """Only 401 and 403 refuse: an error or a missing route is no access control."""
-        asked = context(call=replying(status), protected=[Route("GET", "/p")])
+        asked = context(
+            call=replying(status),
+            protected=[Route("GET", "/p")],
+            refused_tokens=lambda: {"bad_signature": token()},
+        )
         assert (refuses_strangers(asked).state, refuses_bad_tokens(asked).state) == (state, state)
 
     @pytest.mark.parametrize("probe", [refuses_strangers, refuses_bad_tokens])
@@ -585,6 +603,35 @@ class TestHttpProbes:
         """Without an application, or without a protected route, nothing was seen."""
         states = [probe(context()).state, probe(context(call=replying(401))).state]
         assert states == ["unknown", "unknown"]
+
+    def test_nothing_good_but_for_its_signature(self) -> None:
+        """Without such a token refusals do not say that signatures are checked, and that is listed as missing."""
+        outcome = refuses_bad_tokens(context(call=replying(401), protected=[Route("GET", "/p")]))
+        assert (outcome.state, outcome.missing) == (
+            "partial",
+            ("a token of which only the signature is wrong",),
+        )
+
+    @pytest.mark.parametrize("alg", ["RS256", "none"])
+    def test_claims_of_a_good_token(self, alg: str) -> None:
+        """A route that looks at claims alone is found, wherever it stands and whatever algorithm it insists on."""
+
+        def call(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
+            header, claims, *_ = (*headers["Authorization"].removeprefix("Bearer ").split("."), "", "")
+            good = (
+                claims == token().split(".")[1] and json.loads(urlsafe_b64decode(header + "=="))["alg"] == alg
+            )
+            return Reply(200 if good and path == "/open" else 401, {}, b"")
+
+        outcome = refuses_bad_tokens(
+            context(
+                call=call,
+                protected=[Route("GET", "/shut"), Route("GET", "/open")],
+                refused_tokens=lambda: {"bad_signature": token()},
+            )
+        )
+        assert (outcome.state, outcome.n) == ("fail", 1)
+        assert outcome.text.startswith("not refused: GET /open with bad_signature")
 
     def test_one_open_route_among_many(self) -> None:
         """The route that answers is named."""

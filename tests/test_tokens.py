@@ -226,6 +226,21 @@ class TestAttacks:
         """A token signed by somebody else under our key id."""
         assert refusal(token(key=private_key(2049))) == "bad_signature"
 
+    @pytest.mark.parametrize("bits", [2048, 3072])
+    def test_forged_for_the_control(self, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What `forged` returns is refused by its signature, and by nothing else: unchecked, it is accepted."""
+        made = verifier(public_jwk(private_key(bits)))
+        forged = made.forged(scope="a b")
+        with pytest.raises(TokenError) as caught:
+            made.verify(forged)
+        monkeypatch.setattr("healthobs.tokens.verifier._check_signature", lambda *_: None)
+        assert (caught.value.code, made.verify(forged).scopes) == ("bad_signature", {"a", "b"})
+
+    def test_forged_without_keys(self) -> None:
+        """Where the issuer has no key, no token is good but for its signature."""
+        with pytest.raises(TokenError, match="unknown_key"):
+            Verifier(lambda: {"keys": []}, issuer="i", audience="a").forged()
+
     @pytest.mark.parametrize("length", [0, 1, 255, 257])
     def test_signature_of_another_length(self, length: int) -> None:
         """RSA signatures are as long as the modulus (RFC 8017 §8.2.2)."""

@@ -27,7 +27,7 @@ def before(service: str) -> dict[str, State]:
 class TestMatrix:
     """The sabotages themselves."""
 
-    @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.control)
+    @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.name)
     def test_exactly_the_declared(self, sabotage: Any) -> None:
         """The diagonal fails, what else changes was declared, and what was declared comes."""
         row = run(sabotage, before(sabotage.service))

@@ -56,7 +56,7 @@ def init_app(
         conf: HL7 v3 Confidentiality of responses that no `@classified` names. Where headers are sent, one of R or V
             has `Cache-Control: no-store` whatever the application says.
         protected: Routes that controls call without credentials and with bad ones: they must refuse.
-        refused_tokens: By name, tokens that only the issuer can make (``expired``) and that must be refused.
+        refused_tokens: By name, tokens that must be refused: ``bad_signature``, ``expired`` (see `ProbeContext`).
         trust_incoming: Says whether a caller's trace is continued; default `Settings.trust_incoming`.
         request_hook: Told the server span and the WSGI environment, before the view runs.
         response_hook: Told the server span, the status line and the response's headers.

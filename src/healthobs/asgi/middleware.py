@@ -45,7 +45,7 @@ class Middleware:
         conf: HL7 v3 Confidentiality of responses that no `@classified` names. Where headers are sent, one of R or V
             has `Cache-Control: no-store` whatever the application says.
         protected: Routes that controls call without credentials and with bad ones: they must refuse.
-        refused_tokens: By name, tokens that only the issuer can make and that must be refused.
+        refused_tokens: By name, tokens that must be refused: ``bad_signature``, ``expired`` (see `ProbeContext`).
         trust_incoming: Told the scope, says whether the caller's trace is continued; default
             `Settings.trust_incoming`.
         request_hook: Told the server span and the scope, before the application is called.
@@ -375,7 +375,7 @@ def init_app(
         conf: HL7 v3 Confidentiality of responses that no `@classified` names. Where headers are sent, one of R or V
             has `Cache-Control: no-store` whatever the application says.
         protected: Routes that controls call without credentials and with bad ones: they must refuse.
-        refused_tokens: By name, tokens that only the issuer can make and that must be refused.
+        refused_tokens: By name, tokens that must be refused: ``bad_signature``, ``expired`` (see `ProbeContext`).
         trust_incoming: Told the scope, says whether a caller's trace is continued; default `Settings.trust_incoming`.
         request_hook: Told the server span and the scope, before the application is called.
         response_hook: Told the server span and the message that starts the response.

@@ -94,8 +94,9 @@ class ProbeContext:
         call: Sends requests to the service itself; None until an application is bound.
         protected: Routes declared to need credentials.
         metrics: Of the service, when there are some.
-        refused_tokens: By name, tokens that the service must refuse, made by whoever can sign them
-            (``expired``, ``wrong_audience``); the probes add those that anybody can make.
+        refused_tokens: By name, tokens that the service must refuse: ``bad_signature``, with which nothing else is
+            wrong (`healthobs.tokens.Verifier.forged`), and those that only the issuer can make (``expired``,
+            ``wrong_audience``). The probes add those that anybody can make.
     """
 
     settings: Settings

@@ -131,7 +131,7 @@ class ControlEngine:
         Args:
             call: Sends a request to it; see `self_caller`.
             protected: Routes that must refuse callers without credentials.
-            refused_tokens: By name, tokens of the issuer's that must be refused; see `ProbeContext`.
+            refused_tokens: By name, tokens that must be refused; see `ProbeContext`.
         """
         self._bound = {"call": call, "protected": tuple(protected)}
         if refused_tokens is not None:

@@ -35,7 +35,7 @@ H-312.a2iii | 45 CFR 164.312(a)(2)(iii) | Automatic log-off | phi | probe | an e
 H-312.a2iv | 45 CFR 164.312(a)(2)(iv) | Encryption at rest | phi | probe | a canary and sampled records are unreadable in what is stored | encryption of disks
 H-312.b | 45 CFR 164.312(b) | Audit controls | phi | probe | a canary entry is recorded, read back, and included under the signed checkpoint |
 H-312.c | 45 CFR 164.312(c)(1) | Integrity | phi | measure | every entry, checkpoint and guard verifies, and the trail extends what was verified before |
-H-312.d | 45 CFR 164.312(d) | Entity authentication | phi | probe | garbage, unsigned and forged tokens, and those that the issuer supplies, are refused | identity proofing
+H-312.d | 45 CFR 164.312(d) | Entity authentication | phi | probe | every route refuses garbage, unsigned and forged tokens, and one of which only the signature is wrong | identity proofing
 H-312.e | 45 CFR 164.312(e) | Transmission security | phi | probe | the service's own sockets negotiate TLS 1.2 or later, and no plain port is open | TLS at the edge
 H-316 | 45 CFR 164.316(b)(2)(i) | Documentation is kept six years | phi | probe | pruning an entry before its time is refused, and holds are honoured | which logs are documentation
 H-502b | 45 CFR 164.502(b), 164.514(d) | Minimum necessary | phi | probe | every answer is a view, and no view shows a field that it does not declare | needs of the roles

@@ -106,6 +106,11 @@ def decode_base64url(part: str) -> bytes:
     return decoded
 
 
+def encode_base64url(data: bytes) -> str:
+    """Encode as base64url without padding (RFC 7515 §2)."""
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
 def find_key(jwks: Mapping[str, Any], kid: str) -> dict[str, Any] | None:
     """Return the key of that id, or None; two of them refuse the token."""
     keys = cast("object", jwks.get("keys"))

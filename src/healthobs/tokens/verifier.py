@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from healthobs.clock import Clock
 from healthobs.exceptions import TokenError
-from healthobs.tokens.jwks import ALGORITHM, CachedJwks, decode_base64url, find_key, import_key
+from healthobs.tokens.jwks import (
+    ALGORITHM,
+    CachedJwks,
+    decode_base64url,
+    encode_base64url,
+    find_key,
+    import_key,
+)
 
 if TYPE_CHECKING:
     from joserfc.jwk import RSAKey
@@ -36,6 +44,7 @@ CODES: Final = frozenset(
 )
 MAX_TOKEN_BYTES: Final = 16 * 1024
 TYPES: Final = ("at+jwt", "application/at+jwt")  # RFC 9068 §4
+_FORGED_SECONDS: Final = 300
 _HEADER: Final = frozenset({"alg", "kid", "typ"})
 _KEYS_KEPT: Final = 32
 
@@ -119,6 +128,29 @@ class Verifier:
         kid = _checked_header(_json_object(header_bytes))
         _check_signature(token, self._key(kid))
         return self._checked_claims(_json_object(payload_bytes))
+
+    def forged(self, **claims: object) -> str:
+        """Return a token with which nothing is wrong but its signature: `verify` refuses it by that alone.
+
+        For the control that tries whether signatures are checked (`refused_tokens`, RFC 8725 §3.1).
+
+        Args:
+            **claims: Claims that differ, or that a route needs besides (``scope``, ``roles``).
+
+        Raises:
+            TokenError: `unknown_key`, the key set names no key.
+            Exception: What fetching the key set raised.
+        """
+        key = next((key for key in self._jwks().get("keys", ()) if key.get("kid") and key.get("n")), None)
+        if key is None:
+            raise TokenError("unknown_key")
+        now = self._clock.wall_ns() // 1_000_000_000
+        good = {"iss": self._issuer, "aud": self._audience, "iat": now, "exp": now + _FORGED_SECONDS}
+        good |= {"sub": "canary", "client_id": "canary", "jti": "canary"}
+        header = {"alg": ALGORITHM, "kid": key["kid"], "typ": TYPES[0]}
+        parts = [json.dumps(part).encode() for part in (header, {**good, **claims})]
+        signature = os.urandom(len(decode_base64url(key["n"])))
+        return ".".join(map(encode_base64url, (*parts, signature)))
 
     def _key(self, kid: str) -> RSAKey:
         found = find_key(self._jwks(), kid)

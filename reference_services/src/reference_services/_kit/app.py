@@ -161,6 +161,10 @@ class Kit(Storage):
             clock=self.clock,
         )
 
+    def _refused_tokens(self) -> Mapping[str, str]:
+        scopes = {operation.scope for operation in self.operations if operation.scope is not None}
+        return {"bad_signature": self.authenticator.forged({"audit:read", *scopes})}
+
     def _fetch_jwks(self) -> Mapping[str, Any]:
         return fetch_jwks(self.client("auth-service"))
 
@@ -194,6 +198,7 @@ class Kit(Storage):
             authorize=self._authorize,
             conf=self.info.conf,
             protected=protected_routes(self.operations),
+            refused_tokens=self._refused_tokens,
         )
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ cached. A revoked token is accepted here until it expires: ask auth-service's in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,10 @@ class Authenticator:
                 scope=scope,
             )
         return Principal(claims.sub, claims.client_id, frozenset(claims.scopes), tuple(claims.roles))
+
+    def forged(self, scopes: Iterable[str]) -> str:
+        """Return a token with these scopes that is good but for its signature; see `healthobs.tokens.Verifier.forged`."""
+        return self._verifier.forged(scope=" ".join(sorted(scopes)))
 
     def _refusal(self, status: int, code: str, title: str, **parameters: str) -> Problem:
         challenge = ", ".join(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -65,6 +67,21 @@ def _proxy(*, when_present: bool) -> Callable[[World], None]:
         app.wsgi_app = proxy  # type: ignore[method-assign]
 
     return act
+
+
+def _resign(world: World) -> None:
+    """Put a gateway in front that signs every token with the issuer's key, as if its signature had been good."""
+    app, issuer = world[world.target], world[AUTH].extensions[AUTH]
+    inner = app.wsgi_app
+
+    def gateway(environ: WSGIEnvironment, start_response: Any) -> Any:
+        _, claims, *_ = (*str(environ.get("HTTP_AUTHORIZATION", "")).split("."), "")
+        with contextlib.suppress(ValueError):
+            content = json.loads(base64.urlsafe_b64decode(claims + "=="))
+            environ["HTTP_AUTHORIZATION"] = f"Bearer {issuer.key.sign(content)}"
+        return inner(environ, start_response)
+
+    app.wsgi_app = gateway  # type: ignore[method-assign]
 
 
 def _audit_file(world: World) -> str:
@@ -163,6 +180,10 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="a proxy puts good credentials in place of bad ones",
         control="H-312.d", service=PAYMENT, on="process", act=_proxy(when_present=True),
+    ),
+    Sabotage(
+        name="a gateway signs anew whatever token it is given",  # as if no signature were checked
+        control="H-312.d", service=PHI, on="process", act=_resign,
     ),
     Sabotage(
         name="a trigger alters entries as they come",
