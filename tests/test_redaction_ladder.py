@@ -211,6 +211,81 @@ class TestStrictNames:
         assert Redactor("strict").value("payment", f"{key}!") == "[PHI:strict]"
 
 
+class TestStrictKeys:
+    """In `strict` a key passes only when it is allow-listed or written in the code: it can be made of data, too."""
+
+    def test_fields_of_lines(self) -> None:
+        """Names of arguments and of mappings pass, bound ones too; a name made of data takes its value along."""
+        with Capture(Settings(redaction="strict", capture_stdlib=True)) as capture:
+            log = capture.obs.logs.get_logger()
+
+            def bound() -> Any:
+                return log.bind(beds=3)
+
+            log.info("x", ward_count=1, **{NAME: 1})
+            bound().info("x", free=True)
+            capture.obs.logs.emit("info", "x", {NAME: 1, "floor": 2, "check": {NAME: 5}})
+            logging.getLogger("app").warning("beds %r", {NAME: 3})
+            logging.getLogger("app").warning("beds %(all)d", {"all": 3})
+        assert capture.leaks(NAME, "Quassler") == ()
+        first, second, third, fourth, fifth = capture.log_lines
+        assert (first["ward_count"], first["[PHI:strict]"]) == (1, "[PHI:key]")
+        assert (second["beds"], second["free"]) == (3, True)
+        assert (third["floor"], third["[PHI:strict]"]) == (2, "[PHI:key]")
+        assert third["check"] == {"[PHI:strict]": "[PHI:key]"}
+        assert [line["event"] for line in (fourth, fifth)] == ["beds {'[PHI:strict]': '[PHI:key]'}", "beds 3"]
+
+    def test_attributes_of_spans(self) -> None:
+        """At the start, later, in helpers that have returned, and in events: the code's pass, data's do not."""
+
+        def helper(span: Any) -> None:
+            span.set_attribute("helper.beds", 2)
+            span.set_attributes({"helper.free": True, NAME: 4})
+            span.add_event("seen", {"event.beds": 1, NAME: 5})
+            span.add_link(SpanContext(1, 1, is_remote=True), {"link.beds": 1, NAME: 6})
+
+        @observe("admit", attributes={"constant": 7}, fields=("beds",))
+        def admit(beds: int) -> None:
+            return None
+
+        with Capture(PHI_SERVICE) as capture:
+            span = capture.obs.tracing.tracer.start_span("op", attributes={"beds": 1, f"bed {NAME}": 2})
+            helper(span)
+            span.end()
+            admit(9)
+        assert capture.leaks(NAME, "Quassler") == ()
+        attributes = dict(capture.span("op").attributes or {})
+        assert (attributes["beds"], attributes["helper.beds"], attributes["helper.free"]) == (1, 2, True)
+        (event,) = capture.span("op").events
+        assert (event.name, dict(event.attributes or {})) == (
+            "seen", {"event.beds": 1, "[PHI:strict]": "[PHI:key]"},
+        )  # fmt: skip
+        (link,) = capture.span("op").links
+        assert dict(link.attributes or {}) == {"link.beds": 1, "[PHI:strict]": "[PHI:key]"}
+        told = dict(capture.span("admit").attributes or {})
+        assert (told["constant"], told["beds"]) == (7, 9)
+
+    def test_names_that_a_template_writes(self) -> None:
+        """They are the code's, also when a function that has returned made the mapping; others of it are not."""
+
+        def counts() -> dict[str, int]:
+            return {"".join(("bed", "s")): 3, NAME: 4}
+
+        with Capture(Settings(redaction="strict", capture_stdlib=True)) as capture:
+            logging.getLogger("app").warning("beds: %(beds)d", counts())
+            logging.getLogger("app").warning("all: %s", counts())
+        assert [line["event"] for line in capture.log_lines] == [
+            "beds: 3",
+            "all: {'beds': 3, '[PHI:strict]': '[PHI:key]'}",
+        ]
+
+    def test_mask_leaves_them_alone(self) -> None:
+        """At the other steps a key is scanned for patterns only."""
+        with Capture(Settings(redaction="mask")) as capture:
+            capture.obs.logs.emit("info", "x", {"a" + "b": 1, SSN: 2})
+        assert (capture.log_lines[0]["ab"], capture.log_lines[0]["[PHI:ssn]"]) == (1, "[PHI:key]")
+
+
 class TestLiterals:
     """`Literals`: what is written in the code."""
 

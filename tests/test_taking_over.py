@@ -30,6 +30,8 @@ from healthobs.flask import init_app, remove_app
 from healthobs.logs import LogMode
 
 PHI = Settings(service_name="records", frameworks=("hipaa",))
+#: Not in a test, where it would be written in a function that is running.
+WHO = "Ottoline"
 
 
 def name_of(exporter: InMemorySpanExporter) -> Any:
@@ -229,6 +231,26 @@ class TestStdlib:
         assert first == "ERROR|app|failed"
         assert second.startswith("LookupError: error_id=")
 
+    def test_names_of_fields_in_strict(self, root: io.StringIO) -> None:
+        """Fields of the format stay, whoever sets them; a name made of data goes, in fields and in arguments."""
+        fields: list[str] = []
+        handler, log = logging.getLogger().handlers[0], logging.getLogger("app")
+        handler.setFormatter(logging.Formatter("%(message)s %(" + "bed" + "s)s"))
+        obs = Observability(Settings(redaction="strict"), logs="processor")
+
+        def note(record: logging.LogRecord) -> bool:
+            fields.extend(vars(record))
+            return True
+
+        handler.addFilter(note)
+        names = {"beds": 3, WHO: 1}
+        log.info("beds %r", {WHO: 3}, extra=names)
+        handler.removeFilter(note)
+        obs.close()
+        assert root.getvalue() == "beds {'[PHI:strict]': '[PHI:key]'} 3\n"
+        assert WHO not in fields
+        assert "[PHI:strict]" in fields
+
     def test_off(self, root: io.StringIO) -> None:
         """`logs="off"` writes nothing and touches nothing."""
         stream = io.StringIO()
@@ -277,6 +299,28 @@ class TestStructlog:
         assert json.loads(failed)["exception_type"] == "LookupError"
         assert json.loads(ours)["event_count"] == 1
         assert "Jane Roe" not in failed
+
+    def test_names_of_fields_in_strict(self) -> None:
+        """A name made of data goes with its value; those of the code and of the set-up stay."""
+        stream = io.StringIO()
+        structlog.configure(
+            processors=[
+                structlog.processors.TimeStamper(key="_".join(("at", "utc"))),
+                structlog.processors.CallsiteParameterAdder({structlog.processors.CallsiteParameter.LINENO}),
+                structlog.processors.JSONRenderer(),
+            ],
+            logger_factory=structlog.PrintLoggerFactory(stream),
+        )
+        try:
+            obs = Observability(Settings(redaction="strict"), logs="processor")
+            structlog.get_logger().info("found", bed=3, **{WHO: 1})
+            obs.close()
+        finally:
+            structlog.reset_defaults()
+        line = json.loads(stream.getvalue())
+        assert (line["bed"], line["[PHI:strict]"]) == (3, "[PHI:key]")
+        assert {"at_utc", "lineno"} <= line.keys()
+        assert WHO not in stream.getvalue()
 
 
 class TestFieldNames:

@@ -86,7 +86,8 @@ class HttpServer:
         self.active: Instrument = metrics.gauge(
             _ACTIVE, "HTTP server requests in progress", ("http_request_method", "url_scheme")
         )
-        for name in (*METHODS, "HTTP"):  # names of spans whose route is not known yet
+        # Names of spans whose route is not known yet, and a key that is set when no function of ours need be running.
+        for name in (*METHODS, "HTTP", "healthobs.first_byte_seconds"):
             obs.redactor.written(name)
         if settings.prefix:
             for view in _views(settings.prefix):

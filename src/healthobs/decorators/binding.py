@@ -73,6 +73,8 @@ class Binding:
         self.plan: Plan = plan
         self.name: str = name
         self.event: str = obs.redactor.written(name)
+        for key in (*plan.capture, *dict(plan.traced.attributes if plan.traced else ())):
+            obs.redactor.written(key)
         self.wall_ns: Callable[[], int] = obs.clock.wall_ns
         self.monotonic_ns: Callable[[], int] = obs.clock.monotonic_ns
         self._complained: set[str] = set()

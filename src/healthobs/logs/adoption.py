@@ -11,6 +11,7 @@ Limits: processors that are added later are not covered, nor is what a renderer 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -19,12 +20,15 @@ from typing import Any, cast
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-from healthobs.logs.records import Rendered, RenderedFields, clean
+from healthobs.logs.records import STANDARD, Rendered, RenderedFields, clean, note
 from healthobs.logs.stdlib import DONE, CapturingHandler
 from healthobs.redaction import Redactor
 
-_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _PLUMBING = frozenset({"exc_info", "stack_info", "_record", "_from_structlog", "_logger", "_name"})
+#: A field in the format of a handler: ``%(name)s``, ``{name}`` or ``$name``.
+_FORMATTED = re.compile(r"[(${]([A-Za-z_]\w*)")
+#: What OpenTelemetry's instrumentation of `logging` puts into records.
+_INSTRUMENTED = frozenset({"otelSpanID", "otelTraceID", "otelTraceSampled", "otelServiceName"})
 #: Returns an exception's fields as they may leave.
 Facts = Callable[[BaseException], Mapping[str, Any]]
 #: Returns trace id and span id of the moment, by the names of their fields.
@@ -50,6 +54,7 @@ class LogAdoption:
             self._chain.insert(0, self.shield)
             self._chain.insert(len(self._chain) - 1, self.processor)
             self._chain.append(self.seal)
+        _declare(redactor, self._chain or ())
         self._handlers: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
         for handler in _handlers():
             self._cover(handler)
@@ -67,8 +72,7 @@ class LogAdoption:
 
     def cover(self, logger: logging.Logger, record: logging.LogRecord) -> None:
         """Put the filter on each handler that `record` of `logger` comes to."""
-        if self._redactor.strict and type(record.msg) is str:
-            self._redactor.is_written(record.msg)  # remembered, while the caller is near on the stack
+        note(record, self._redactor)
         for handler in _reached(logger):
             if handler not in self._handlers:
                 self._cover(handler)
@@ -76,6 +80,8 @@ class LogAdoption:
     def _cover(self, handler: logging.Handler) -> None:
         # A capturing one redacts by itself, and tells more of an exception.
         if not isinstance(handler, CapturingHandler):
+            for name in _FORMATTED.findall(str(getattr(handler.formatter, "_fmt", ""))):
+                self._redactor.written(name)
             handler.addFilter(self.filter)
             self._handlers.add(handler)
 
@@ -99,7 +105,7 @@ class LogAdoption:
             elif key == "event" and isinstance(value, str):
                 event_dict[key] = self._redactor.name(value)
             elif key not in _PLUMBING:
-                event_dict[key] = self._redactor.value(key, value)
+                self._redact_field(event_dict, key)
         _add(event_dict, self._ids())
         return event_dict
 
@@ -133,15 +139,14 @@ class LogAdoption:
         return True
 
     def _redact(self, record: logging.LogRecord, fields: MutableMapping[str, Any]) -> None:
-        redact = self._redactor.value
         if self._redactor.mode != "watch":
             # uvicorn's second template, which would take the first one's place
             fields.pop("color_message", None)
-        for key in fields.keys() - _RECORD:
-            if not key.startswith("_"):
-                value = fields[key]
-                judged = isinstance(value, Rendered)
-                fields[key] = str(self._redactor.text(value)) if judged else redact(key, value)
+        for key in fields.keys() - STANDARD:
+            if isinstance(fields[key], Rendered):
+                fields[key] = str(self._redactor.text(fields[key]))
+            elif not key.startswith("_"):
+                self._redact_field(fields, key)
         exc = exception_of(record.exc_info)
         if exc is not None:
             facts = self._facts(exc)
@@ -155,6 +160,18 @@ class LogAdoption:
         else:
             self._redact_message(record)
         _add(fields, self._ids())
+
+    def _redact_field(self, fields: MutableMapping[str, Any], key: str) -> None:
+        """Redact one field; a name that may not leave goes, and its value with it."""
+        name = self._redactor.key(key)
+        if name == key or self._redactor.mode == "watch":
+            fields[key] = self._redactor.value(key, fields[key])
+            return
+        del fields[key]
+        unique, number = name, 2
+        while unique in fields:
+            unique, number = f"{name}_{number}", number + 1
+        fields[unique] = "[PHI:key]"
 
     def _mapping(self, fields: dict[str, object]) -> dict[str, Any]:
         redacted = self._redactor.mapping(fields)
@@ -196,6 +213,14 @@ def _substitute(facts: Mapping[str, Any]) -> Any:
 def _judged_texts(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return `fields` of our own with an exception's message, which is a literal of the code, marked as judged."""
     return {key: Rendered(value) if key == "exception_message" else value for key, value in fields.items()}
+
+
+def _declare(redactor: Redactor, chain: Sequence[Any]) -> None:
+    """Remember the names of fields that the set-up itself adds: they are configuration, not data."""
+    names = {str(getattr(parameter, "value", "")) for parameter in structlog.processors.CallsiteParameter}
+    names.update(str(value) for step in chain if isinstance(value := getattr(step, "key", None), str))
+    for name in names | _INSTRUMENTED:
+        redactor.written(name)
 
 
 def _add(fields: MutableMapping[str, Any], more: Mapping[str, Any]) -> None:
@@ -286,7 +311,7 @@ class Forward:
             safe = {f"field_{key}" if key == "event" else key: value for key, value in fields.items()}
             getattr(structlog.get_logger("healthobs"), level)(Rendered(event), **safe)
             return
-        extra = {f"field_{key}" if key in _RECORD else key: value for key, value in fields.items()}
+        extra = {f"field_{key}" if key in STANDARD else key: value for key, value in fields.items()}
         logging.getLogger("healthobs").log(
             logging.getLevelNamesMapping()[level.upper()], Rendered(event), extra=extra
         )

@@ -160,7 +160,7 @@ class Logs:
         logger = structlog.wrap_logger(
             None,
             processors=[structlog.contextvars.merge_contextvars, self._from_structlog],
-            wrapper_class=structlog.make_filtering_bound_logger(level),
+            wrapper_class=_noting(structlog.make_filtering_bound_logger(level), self._redactor),
             context_class=dict,
         )
         bound = logger if name is None else logger.bind(logger=name)
@@ -282,6 +282,18 @@ class Logs:
         if self._on_error is not None:
             with contextlib.suppress(Exception):  # nowhere left to tell
                 self._on_error("logs")
+
+
+def _noting(base: type[Any], redactor: Redactor) -> type[Any]:
+    """Return a logger that notes, where fields are bound, which of their names are written in the code."""
+    if not redactor.strict:
+        return base
+
+    def bind(self: Any, **new_values: Any) -> Any:
+        redactor.note(new_values)
+        return base.bind(self, **new_values)
+
+    return type("NotingLogger", (base,), {"bind": bind})
 
 
 def _current_ids() -> tuple[str, str]:

@@ -22,6 +22,7 @@ _METHODS = frozenset(
 )
 _TARGET = re.compile(r"""(?<![\w.%-])/[^\s"']*|[a-zA-Z][\w+.-]*://[^\s"']*""")
 _FLASK = re.compile(r"Exception on (.*) \[(\w+)\]", re.DOTALL)
+_NAMED = re.compile(r"%\((.*?)\)")
 _VERSION = re.compile(r"(HTTP/)?\d(\.\d)?")
 _ACCESS = '%s - "%s %s HTTP/%s" %d'
 _WERKZEUG = '"%s" %s %s'
@@ -40,6 +41,25 @@ class Rendered(str):
 
 class RenderedFields(dict[str, Any]):
     """Fields that were judged already."""
+
+
+#: What every record has; anything else in it is a field of whoever logged, or of a filter.
+STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def note(record: logging.LogRecord, redactor: Redactor) -> None:
+    """Have `redactor` learn, while the caller is near on the stack, what of `record` is written in the code.
+
+    That is the template with the names it formats, and the names of fields and arguments.
+    """
+    if not redactor.strict:
+        return
+    template, arguments = cast("Any", record.msg), cast("Any", record.args)
+    if type(template) is str and redactor.is_written(template):
+        for name in _NAMED.findall(template):
+            redactor.written(name)
+    named = cast("dict[object, object]", arguments) if type(arguments) is dict else {}
+    redactor.note([name for name in (*(record.__dict__.keys() - STANDARD), *named) if type(name) is str])
 
 
 def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
@@ -76,13 +96,14 @@ def _fits(template: str, arguments: Any) -> bool:
 
 
 def _arguments(arguments: Any, redactor: Redactor, *, server: bool) -> Any:
-    def safe(key: str, value: object) -> Any:
-        return redactor.value(key, _TARGET.sub(TARGET, value) if server and isinstance(value, str) else value)
+    def bare(value: object) -> object:
+        return _TARGET.sub(TARGET, value) if server and isinstance(value, str) else value
 
-    if isinstance(arguments, Mapping):
+    if isinstance(arguments, Mapping):  # `%r` shows its names, too
         named = cast("Mapping[str, object]", arguments)
-        return {key: safe(key, value) for key, value in named.items()}
-    return tuple(safe("argument", value) for value in arguments)
+        redacted = redactor.mapping({key: bare(value) for key, value in named.items()})
+        return named if redactor.mode == "watch" else redacted
+    return tuple(redactor.value("argument", bare(value)) for value in arguments)
 
 
 def _uvicorn(arguments: tuple[object, ...], redactor: Redactor) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 
-from healthobs.logs.records import clean
+from healthobs.logs.records import clean, note
 from healthobs.redaction import Redactor
 
 #: Loggers whose messages below a level carry raw paths and query strings.
@@ -72,6 +72,7 @@ class CapturingHandler(logging.Handler):
         lowest = _NOISY.get(record.name, _NOISY.get(record.name.partition(".")[0], 0))
         if record.levelno < lowest:
             return
+        note(record, self._redactor)
         fields: dict[str, object] = {"logger": record.name}
         done = record.__dict__
         if done.get(DONE) == id(

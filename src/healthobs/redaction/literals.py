@@ -9,11 +9,25 @@ Limits: CPython. Data that equals a constant of a function on the stack passes (
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from inspect import currentframe
+from typing import cast
 
 _FRAMES = 16
 _KEPT = 4096
+
+
+def _holds(constants: tuple[object, ...], text: str) -> bool:
+    """Return whether `text` is among `constants`, or in a tuple of them: names of arguments, keys of a mapping."""
+    for constant in constants:
+        kind = type(constant)  # first: `1 == True`, and comparing text with bytes warns under `python -b`
+        if kind is str and constant == text:
+            return True
+        if kind is tuple and any(
+            type(one) is str and one == text for one in cast("tuple[object, ...]", constant)
+        ):
+            return True
+    return False
 
 
 class Literals:
@@ -33,6 +47,16 @@ class Literals:
         if len(self._known) < _KEPT:  # when full, the stack is looked at each time
             self._known.add(text)
 
+    def knows(self, text: str) -> bool:
+        """Return whether `text` is known already; the stack is not looked at."""
+        return text in self._known
+
+    def note(self, texts: Collection[str]) -> None:
+        """Look at `texts` while the function that uses them is running; one look-up when all are known."""
+        if not self._known.issuperset(texts):
+            for text in texts:
+                self.has(text)
+
     def has(self, text: str) -> bool:
         """Return whether `text` is known, or a constant of one of the nearest functions that are running."""
         if text in self._known:
@@ -42,8 +66,7 @@ class Literals:
             frame = None if frame is None else frame.f_back
             if frame is None:
                 break
-            # By type first: `1 == True`, and comparing text with bytes warns under `python -b`.
-            if any(type(constant) is str and constant == text for constant in frame.f_code.co_consts):
+            if _holds(frame.f_code.co_consts, text):
                 self.add(text)
                 return True
         return False

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal, cast
 from uuid import UUID
 
-from healthobs.redaction.keys import LABELS, Action, classify
+from healthobs.redaction.keys import ALLOWED, LABELS, Action, classify
 from healthobs.redaction.literals import Literals
 from healthobs.redaction.phi import Phi, marked_fields
 from healthobs.redaction.scan import scan
@@ -57,7 +57,7 @@ class Redactor:
         self._strict = mode == "strict"
         self._watch = mode == "watch"
         self._allowed = frozenset(allowed_keys)
-        self._literals = Literals(self._allowed)
+        self._literals = Literals((*self._allowed, *ALLOWED, *_MARKS))
         self._on_redaction = on_redaction
         self._actions: dict[str, Action] = {}
         self._templates: set[str] = set()
@@ -115,6 +115,11 @@ class Redactor:
         """Return whether `text` is known to be written in the code."""
         return self._literals.has(text)
 
+    def note(self, names: Collection[str]) -> None:
+        """Learn, in ``strict``, which of `names` are written in the code of the functions that are running."""
+        if self._strict:
+            self._literals.note(names)
+
     def written(self, text: str) -> str:
         """Remember that `text` is written in the code, and return it as it may leave."""
         self._literals.add(text)
@@ -164,10 +169,14 @@ class Redactor:
             kind = _type_of(value)
             if action is Action.ALLOW and kind in _SCALARS:
                 continue
-            if action is Action.SCAN and (
-                (kind is str and not strict and not scan(value)[1])
-                or kind is bool
-                or (kind is int and -_LONG_NUMBER < value < _LONG_NUMBER)
+            if (
+                action is Action.SCAN
+                and (not strict or self._literals.knows(key))
+                and (
+                    (kind is str and not strict and not scan(value)[1])
+                    or kind is bool
+                    or (kind is int and -_LONG_NUMBER < value < _LONG_NUMBER)
+                )
             ):
                 continue
             doubtful.append(key)
@@ -175,14 +184,18 @@ class Redactor:
 
     def _doubtful(self, keys: list[str], attributes: Mapping[str, Any], signal: str) -> dict[str, Any] | None:
         """Decide on the values that `changed` could not let pass at a glance."""
-        if self._watch or any(self.key(key, signal="") != key for key in keys if key not in self._actions):
+        unknown = keys if self._strict else [key for key in keys if key not in self._actions]
+        if self._watch or any(self.key(key, signal="") != key for key in unknown):
             redacted = self.mapping(attributes, signal=signal)
             return None if self._watch else redacted
         new = {key: self.value(key, attributes[key], signal=signal) for key in keys}
         return {**attributes, **new} if any(new[key] is not attributes[key] for key in keys) else None
 
     def key(self, key: object, *, signal: str = "log") -> str:
-        """Return `key` as it may leave: scanned like text, and masked when it is no short plain name."""
+        """Return `key` as it may leave: scanned like text, and masked when it is no short plain name.
+
+        In ``strict`` it must be allow-listed or written in the code, like any name.
+        """
         if type(key) is not str:
             if isinstance(key, str):
                 key = str.__str__(key)
@@ -190,6 +203,8 @@ class Redactor:
                 key = str(key)
             else:
                 return self._mark(signal, "key")
+        if self._strict and not (self.is_written(key) or self.action(key) is Action.ALLOW):
+            return self.drop(key, signal=signal)
         if key in self._actions:  # only keys that were scanned clean are remembered
             return key
         clean = self.text(key, signal=signal)

@@ -32,6 +32,19 @@ _logger = logging.getLogger(__name__)
 #: Marks an exception event as ours: only those may carry a message, because it is a literal of the code.
 OUR_EXCEPTION = "healthobs.exception.fingerprint"
 _MARK = re.compile(r"\[PHI:([a-z_]+)\]")
+#: Further keys that instrumentations set, many from before the conventions were stable; unlike with `keys.ALLOWED`,
+#: only the key passes in ``strict``.
+_CONVENTIONS: tuple[str, ...] = tuple(
+    """
+    url.full url.path url.query url.fragment client.address user_agent.original network.peer.address
+    network.local.address network.local.port http.method http.scheme http.flavor http.host http.url http.target
+    http.user_agent http.client_ip http.server_name http.status_code http.status_text http.request_content_length
+    http.response_content_length net.peer.name net.peer.ip net.peer.port net.host.name net.host.ip net.host.port
+    net.transport db.name db.user db.statement db.query.text db.operation db.sql.table db.connection_string
+    messaging.destination messaging.message.id messaging.message_id exception.message exception.stacktrace
+    enduser.id peer.ip
+    """.split()  # noqa: SIM905 - as in `keys`
+)
 _RESOURCES_KEPT = 16
 _NAMES_KEPT = 1024
 
@@ -57,6 +70,9 @@ class RedactingSpanExporter(SpanExporter):
         self.failures: int = 0
         self._redactor = redactor
         self._on_error = on_error
+        if redactor.strict:
+            for key in _CONVENTIONS:
+                redactor.written(key)
         self._clean_names: set[str] = set()
         self._clean_scopes: list[InstrumentationScope] = []
         self._resources: dict[int, tuple[Resource, Resource]] = {}
@@ -230,6 +246,8 @@ class RedactingSpanExporter(SpanExporter):
         known = self._resources.get(id(resource))
         if known is not None and known[0] is resource:
             return known[1]
+        for key in resource.attributes:  # named by the configuration
+            self._redactor.written(key)
         changed = self._redactor.changed(resource.attributes)
         clean = resource if changed is None else Resource(changed, resource.schema_url)
         if len(self._resources) > _RESOURCES_KEPT:
@@ -253,17 +271,53 @@ class RedactingSpanExporter(SpanExporter):
 
 
 class NotesNames:
-    """Mixin of a span processor: in ``strict`` it learns which names of spans are written in the code.
+    """Mixin of a span processor: in ``strict`` it learns which names and keys of spans are written in the code.
 
-    That can be told only while the function that starts the span is running.
+    That can be told only while the function that uses them is running, so the span is made one that looks.
     """
 
     redactor: Redactor
+    _noting: tuple[type[Span], type[Span]] | None = None
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's
-        """Look at the name."""
-        if self.redactor.strict:
-            self.redactor.is_written(span.name)
+        """Look at name and attributes, and go on looking."""
+        redactor = self.redactor
+        if not redactor.strict:
+            return
+        redactor.is_written(span.name)
+        for attributes in (span.attributes, *[link.attributes for link in span.links]):
+            if attributes is not None:
+                redactor.note(attributes)
+        made = type(span)
+        if self._noting is None or self._noting[0] is not made:
+            if issubclass(made, _Noting):  # another processor's work
+                return
+            self._noting = (made, type("NotingSpan", (_Noting, made), {"redactor": redactor}))
+        span.__class__ = self._noting[1]
+
+
+class _Noting(Span):
+    """A span that notes which keys and names of events are written in the code; a subclass names the redactor."""
+
+    redactor: Redactor
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        self.redactor.note((key,))
+        super().set_attribute(key, value)
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        self.redactor.note(attributes)
+        super().set_attributes(attributes)
+
+    def add_event(
+        self, name: str, attributes: Mapping[str, Any] | None = None, timestamp: int | None = None
+    ) -> None:
+        self.redactor.note((name, *(attributes or ())))
+        super().add_event(name, attributes, timestamp)
+
+    def add_link(self, context: SpanContext, attributes: Mapping[str, Any] | None = None) -> None:
+        self.redactor.note(attributes or ())
+        super().add_link(context, attributes)
 
 
 class _Copy(ReadableSpan):
