@@ -31,6 +31,16 @@ NEWER = [version for version in ("3.14", "3.15") if shutil.which(f"python{versio
 
 SERVICES = "./reference_services"
 
+#: Rooms whose tests must find planted faults: files or folders under `src/healthobs`, and the tests that guard them.
+MUTATED = {
+    "_callables.py": "test_callables* test_decorators*",
+    "http.py": "test_front_ends test_wsgi* test_asgi test_flask test_headers test_endpoints",
+    "metrics": "test_metrics* test_front_ends test_endpoints",
+    "health": "test_health*",
+    "redaction": "test_redaction*",
+    "audit": "test_audit*",
+}
+
 
 def _locked(session: nox.Session, lock: str = "dev") -> None:
     """Install a lock, then our two distributions without resolving anything."""
@@ -247,9 +257,22 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session
-def deep(session: nox.Session) -> None:
-    """Run what takes long: real servers, the fuzzer, every planted fault of the demo, and the bench."""
+def mutation(session: nox.Session) -> None:
+    """Plant faults in the engine, redaction and audit; at least 85 % of a sample of each must make a test fail."""
     _locked(session)
-    session.run("python", "-m", "pytest", "-m", "deep or server", "--timeout", "1800", *session.posargs)
+    for room, names in MUTATED.items():
+        tests = [str(path) for name in names.split() for path in sorted(Path("tests").glob(f"{name}.py"))]
+        session.run(
+            "python", "tools/mutate.py", f"src/healthobs/{room}", "--tests", *tests,
+            "--sample", "100", "--jobs", "4", "--least", "85", *session.posargs, env={"PYTHONPATH": "src"},
+        )  # fmt: skip
+
+
+@nox.session
+def deep(session: nox.Session) -> None:
+    """Run what takes long: real servers, the fuzzer, planted faults of the demo, images, mutants, and the bench."""
+    _locked(session)
+    session.run("python", "-m", "pytest", "-m", "server", "--timeout", "1800", *session.posargs)
     session.run("healthobs", "demo", "--break", "all")
-    session.notify("bench")
+    for other in ("images", "mutation", "bench"):
+        session.notify(other)

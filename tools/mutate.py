@@ -33,6 +33,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+#: As many of the tests that run a line are tried before all are.
+NEAREST = 40
 ROOTS = ("src", "reference_services/src", ".")
 OTHER: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -193,10 +195,53 @@ def module_name(path: Path) -> str:
     raise SystemExit(f"{path} is in none of {', '.join(ROOTS)}")
 
 
-def run_tests(tests: list[str], finder: Finder | None, told: Path | None = None) -> int:
-    """Run the tests in this process and return pytest's status; with `told`, write what it imported there."""
+class Recorder:
+    """A plugin of pytest that records which tests run which lines of the files."""
+
+    def __init__(self, files: list[Path]) -> None:
+        import coverage
+
+        self._files = files
+        self._coverage = coverage.Coverage(
+            data_file=None, config_file=False, include=[str(file.resolve()) for file in files]
+        )
+        self._coverage.start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Note what runs from here on, fixtures too, for this test."""
+        self._coverage.switch_context(nodeid)
+
+    def lines(self) -> dict[str, dict[int, list[str]]]:
+        """Return the tests of each line of each file; those that first ran at an import have none."""
+        self._coverage.stop()
+        data = self._coverage.get_data()
+        return {
+            str(file): {
+                line: [test for test in tests if test]
+                for line, tests in data.contexts_by_lineno(str(file.resolve())).items()
+            }
+            for file in self._files
+        }
+
+
+def run_tests(tests: list[str], finder: Finder | None) -> int:
+    """Run the tests in this process and return pytest's status."""
     if finder is not None:
         sys.meta_path.insert(0, finder)
+    return pytest_main(tests)
+
+
+def run_recorded(tests: list[str], files: list[Path], told: Path) -> int:
+    """Run the tests on the code as it is; write what they imported, and the lines of the files that each ran."""
+    recorder = Recorder(files)
+    status = pytest_main(tests, recorder)
+    names = [name for name in sys.modules if not name.startswith("_")]
+    told.write_text(json.dumps({"names": names, "lines": recorder.lines()}), encoding="utf-8")
+    return status
+
+
+def pytest_main(tests: list[str], *plugins: object) -> int:
+    """Run pytest until the first failure, with property tests that repeat."""
     import hypothesis
     import pytest
 
@@ -206,12 +251,7 @@ def run_tests(tests: list[str], finder: Finder | None, told: Path | None = None)
     )  # fmt: skip
     hypothesis.settings.load_profile("mutate")
     quiet = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    status = int(pytest.main([*quiet, *tests]))
-    if told is not None:
-        told.write_text(
-            json.dumps([name for name in sys.modules if not name.startswith("_")]), encoding="utf-8"
-        )
-    return status
+    return int(pytest.main([*quiet, *tests], plugins=[*plugins]))
 
 
 def in_fork(action: Callable[[], int], seconds: float, *, quiet: bool = True) -> int | None:
@@ -263,6 +303,7 @@ def main() -> int:
     parser.add_argument(
         "--least", type=float, default=0.0, help="lowest score in per cent that is no failure"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="so many mutants at once; tests mostly wait")
     arguments = parser.parse_args()
 
     files = [
@@ -281,23 +322,46 @@ def main() -> int:
     }
     with tempfile.NamedTemporaryFile() as told:
         began = time.monotonic()
-        if in_fork(lambda: run_tests(arguments.tests, None, Path(told.name)), 600, quiet=False) != 0:
+        if in_fork(lambda: run_recorded(arguments.tests, files, Path(told.name)), 900, quiet=False) != 0:
             raise SystemExit("the tests do not pass as they are: nothing to measure")
         limit = 10 + 4 * (time.monotonic() - began)
-        names: list[str] = json.loads(Path(told.name).read_text(encoding="utf-8"))
-    preload([name for name in names if not name.startswith("test_")], own)
-    survived = [mutant for mutant in chosen if not killed(mutant, arguments.tests, limit)]
-    score = 100 * (1 - len(survived) / max(1, len(chosen)))
+        known = json.loads(Path(told.name).read_text(encoding="utf-8"))
+    preload([name for name in known["names"] if not name.startswith("test_")], own)
+    lines: dict[str, dict[str, list[str]]] = known["lines"]
+
+    def survivors(part: int) -> int:
+        return sum(
+            not killed(mutant, lines[str(mutant.path)].get(str(mutant.line), []), arguments.tests, limit)
+            for mutant in chosen[part :: arguments.jobs]
+        )
+
+    survived = sum(counted(survivors, arguments.jobs))
+    score = 100 * (1 - survived / max(1, len(chosen)))
     seed = f", seed {arguments.seed}" if len(chosen) < len(every) else ""
     print(
-        f"{len(chosen)} of {len(every)} mutants{seed}: {len(chosen) - len(survived)} killed, score {score:.1f} %"
+        f"{len(chosen)} of {len(every)} mutants{seed}: {len(chosen) - survived} killed, score {score:.1f} %"
     )
     return int(score < arguments.least)
 
 
-def killed(mutant: Mutant, tests: list[str], limit: float) -> bool:
-    """Return whether the tests notice; print the mutant when they do not."""
+def counted(count: Callable[[int], int], jobs: int) -> list[int]:
+    """Return what `count` gives for each of so many parts, all counted at once, each in a process of its own."""
+    pipes: list[int] = []
+    for part in range(jobs):
+        reader, writer = os.pipe()
+        if not os.fork():
+            os.write(writer, str(count(part)).encode())
+            os._exit(0)
+        os.close(writer)
+        pipes.append(reader)
+    return [int(os.fdopen(pipe).read()) for pipe in pipes]  # a part that broke off is no number: an error
+
+
+def killed(mutant: Mutant, nearest: list[str], tests: list[str], limit: float) -> bool:
+    """Return whether the tests notice, those that run the line first; print the mutant when none does."""
     finder = Finder(module_name(mutant.path), mutant.path.resolve(), mutated(mutant))
+    if nearest and in_fork(lambda: run_tests(nearest[:NEAREST], finder), limit) != 0:
+        return True
     if in_fork(lambda: run_tests(tests, finder), limit) != 0:
         return True
     print(f"survived  {mutant.path}:{mutant.line}  {' '.join(mutant.text.split())[:150]}", flush=True)
