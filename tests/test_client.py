@@ -6,10 +6,8 @@ import json
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,78 +35,16 @@ from healthobs.clock import Clock
 from healthobs.config import Settings
 from healthobs.exceptions import ClientError, ConfigurationError
 from healthobs.observability import Observability
+from scripted import Server, scripted_server
 
 SECRET = "078-05-1120"
-
-
-@dataclass
-class Received:
-    """One request as the server saw it."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass
-class Server:
-    """A real server that gives scripted answers: a status, headers and body, or a way of not answering."""
-
-    url: str = ""
-    received: list[Received] = field(default_factory=list)
-    script: list[tuple[int, dict[str, str], bytes] | str] = field(default_factory=list)
-    release: threading.Event = field(default_factory=threading.Event)
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Follows the script of its server."""
-
-    protocol_version = "HTTP/1.1"
-    state: Server
-
-    def answer(self) -> None:
-        """Record the request and do what the script says."""
-        length = int(self.headers.get("Content-Length") or 0)
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.state.received.append(Received(self.command, self.path, headers, self.rfile.read(length)))
-        step = self.state.script.pop(0) if self.state.script else (200, {}, b"{}")
-        if isinstance(step, str):
-            if step == "silent":
-                self.state.release.wait(5)
-            elif step == "garbage":
-                self.wfile.write(b"not http at all\r\n\r\n")
-            self.close_connection = True
-            return
-        status, fields, body = step
-        self.send_response(status)
-        for name, value in fields.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = answer  # noqa: N815 - http.server's names
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A running server."""
-    state = Server()
-    handler = type("Scripted", (Handler,), {"state": state})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        running.daemon_threads = True
-        state.url = f"http://127.0.0.1:{running.server_address[1]}"
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with scripted_server() as state:
         yield state
-        state.release.set()
-        running.shutdown()
-        thread.join()
 
 
 @pytest.fixture

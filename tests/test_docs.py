@@ -35,6 +35,8 @@ NEEDED = {
     "healthobs.audit": "audit",
     "healthobs.audit.postgres": "postgres",
     "healthobs.client": "client",
+    "healthobs.client.httpx": "httpx",
+    "healthobs.client.requests": "requests",
     "healthobs.compliance.documents": "audit",
     "healthobs.flask": "flask",
     "healthobs.gunicorn": "gunicorn",

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json as json_codec
-import random
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.parse import quote, urlencode, urlsplit
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote, urlencode
 
-from healthobs.client.outbound import Recorder
+from healthobs.client.attempts import METHODS, NAME, Call, Peer, by_kind, is_route
 from healthobs.exceptions import ClientError, ConfigurationError
 
 if TYPE_CHECKING:
     from urllib3 import PoolManager
-
-#: RFC 9110 §9.2.2; only these are repeated without an `Idempotency-Key`.
-IDEMPOTENT_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
-METHODS: Final = IDEMPOTENT_METHODS | {"PATCH", "POST"}
-RETRIED_STATUSES: Final = frozenset({502, 503, 504})
-#: A `Retry-After` beyond this is the caller's to honour: the answer is handed back at once.
-MAX_RETRY_AFTER_SECONDS: Final = 1.0
-_ROUTE: Final = re.compile(r"(?:/[A-Za-z0-9_.~:$@{}-]*)+", re.ASCII)
-_NAME: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}", re.ASCII)
 
 
 class PoolResponse(Protocol):
@@ -117,18 +107,12 @@ class Client:
         backoff_seconds: float = 0.05,
         pool: Pool | None = None,
     ) -> None:
-        self._base_url, address, port = _checked_base(base_url, peer)
-        self._recorder = Recorder(peer, address, port)
-        if not 0 <= retries <= 2:
-            raise ConfigurationError("retries must be 0, 1 or 2")
         if find_spec("urllib3") is None:
             raise ConfigurationError("outgoing calls need urllib3; install healthobs[client]")
-        if timeout_seconds <= 0 or backoff_seconds < 0:
-            raise ConfigurationError("timeout_seconds must be above 0, backoff_seconds at least 0")
+        self._peer = Peer(
+            base_url, peer, retries=retries, backoff_seconds=backoff_seconds, timeout_seconds=timeout_seconds
+        )
         self.peer = peer
-        self._timeout = timeout_seconds
-        self._retries = retries
-        self._backoff = backoff_seconds
         self._given_pool = pool
         self._own_pool: PoolManager | None = None
 
@@ -160,81 +144,29 @@ class Client:
         """
         if method not in METHODS:
             raise ValueError("method must be an HTTP method in upper case")
-        url = self._base_url + _expand(route, path_params or {})
+        url = self._peer.base_url + _expand(route, path_params or {})
         if query:
             url += "?" + urlencode(query)
         fields, body = _content(headers or {}, json, form)
-        repeatable = method in IDEMPOTENT_METHODS or any(name.lower() == "idempotency-key" for name in fields)
-        allowed = self._retries if repeatable else 0
-        deadline = time.monotonic() + self._timeout
-        count = 0
-        outcome = self._attempt(_Call(method, route, url, fields, body, count), deadline)
-        while count < allowed and outcome.worth_repeating and self._pause(count, deadline):
-            count += 1
-            outcome = self._attempt(_Call(method, route, url, fields, body, count), deadline)
-        if outcome.response is None:
+        call = self._peer.call(method, route, fields)
+        while True:
+            sent = partial(self._pool().request, method, url, body=body, retries=False, redirect=False)
+            response, error = _attempt(call, sent, fields)
+            pause = call.pause()
+            if pause is None:
+                break
+            time.sleep(pause)
+        if response is None:
             raise ClientError(
-                f"{self.peer} gave no answer ({outcome.error}); check that it runs and that its base URL is right"
+                f"{self.peer} gave no answer ({error}); check that it runs and that its base URL is right"
             )
-        return outcome.response
+        return response
 
     def close(self) -> None:
         """Close the idle connections of the client's own pool."""
         if self._own_pool is not None:
             self._own_pool.clear()
             self._own_pool = None
-
-    def _pause(self, count: int, deadline: float) -> bool:
-        """Wait before the next attempt; False when the call has no time left for one."""
-        pause = random.uniform(0.0, self._backoff * 2**count)  # noqa: S311 - jitter, not a secret
-        if time.monotonic() + pause >= deadline:
-            return False
-        time.sleep(pause)
-        return True
-
-    def _attempt(self, call: _Call, deadline: float) -> _Outcome:
-        recording = self._recorder.start(call.method, call.route, call.count)
-        headers = dict(call.headers) if recording is None else {**call.headers, **recording.headers()}
-        outcome = _Outcome(None, "exception")
-        try:
-            outcome = self._exchange(call, headers, max(0.001, deadline - time.monotonic()))
-        finally:
-            if recording is not None:
-                status = None if outcome.response is None else outcome.response.status
-                recording.finish(status, outcome.error)
-        return outcome
-
-    def _exchange(self, call: _Call, headers: Mapping[str, str], timeout_seconds: float) -> _Outcome:
-        import urllib3
-        from urllib3 import exceptions
-
-        try:
-            answer = self._pool().request(
-                call.method,
-                call.url,
-                headers=headers,
-                body=call.body,
-                timeout=urllib3.Timeout(total=timeout_seconds),
-                retries=False,
-                redirect=False,
-            )
-        except exceptions.NewConnectionError:
-            return _Outcome(None, "connection_refused", True)
-        except exceptions.ConnectTimeoutError:
-            return _Outcome(None, "connect_timeout", True)
-        except exceptions.TimeoutError:
-            return _Outcome(None, "timeout")
-        except exceptions.ProtocolError:
-            return _Outcome(None, "connection_broken", True)
-        except exceptions.SSLError:
-            return _Outcome(None, "tls")
-        except exceptions.HTTPError:
-            return _Outcome(None, "protocol")
-        lowered = {name.lower(): answer.headers[name] for name in answer.headers}
-        response = ClientResponse(answer.status, lowered, answer.data)
-        return _Outcome(
-            response, str(answer.status) if answer.status >= 400 else "", _asks_to_repeat(response)
-        )
 
     def _pool(self) -> Pool:
         if self._given_pool is not None:
@@ -246,51 +178,49 @@ class Client:
         return self._own_pool
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One attempt's request."""
+def judge(exc: BaseException) -> tuple[str, bool]:
+    """Return the word for what urllib3 raises, and whether the call may be repeated after it."""
+    from urllib3 import exceptions
 
-    method: str
-    route: str
-    url: str
-    headers: Mapping[str, str]
-    body: bytes | None
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """How one attempt ended; `error` is a word of a closed vocabulary, a status, or empty."""
-
-    response: ClientResponse | None
-    error: str
-    worth_repeating: bool = False
+    kinds: tuple[tuple[type[BaseException], str, bool], ...] = (
+        (exceptions.NewConnectionError, "connection_refused", True),
+        (exceptions.ConnectTimeoutError, "connect_timeout", True),
+        (exceptions.TimeoutError, "timeout", False),
+        (exceptions.ProtocolError, "connection_broken", True),
+        (exceptions.SSLError, "tls", False),
+        (exceptions.HTTPError, "protocol", False),
+    )
+    return by_kind(exc, kinds)
 
 
-def _checked_base(base_url: str, peer: str) -> tuple[str, str, int]:
-    """Split a base URL into itself without a final slash, its host and its port."""
+def _attempt(
+    call: Call, send: Callable[..., PoolResponse], fields: Mapping[str, str]
+) -> tuple[ClientResponse | None, str]:
+    """Send once; return the answer, or None and the word for what came instead."""
+    import urllib3
+
     try:
-        parts = urlsplit(base_url)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigurationError(f"the base URL of {peer} must look like http://host:port")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ConfigurationError(f"the base URL of {peer} must have no user information, query or fragment")
-    return base_url.rstrip("/"), parts.hostname, port or (443 if parts.scheme == "https" else 80)
+        with call.attempt(judge) as attempt:
+            timeout = urllib3.Timeout(total=call.left_seconds)
+            answer = send(headers={**fields, **attempt.headers}, timeout=timeout)
+            lowered = {name.lower(): answer.headers[name] for name in answer.headers}
+            attempt.answer(answer.status, lowered.get("retry-after"))
+    except urllib3.exceptions.HTTPError:
+        return None, call.error
+    attempt.finish()
+    return ClientResponse(answer.status, lowered, answer.data), ""
 
 
 def _expand(route: str, values: Mapping[str, str | int]) -> str:
     """Fill a path template; a value stays one segment, so it cannot reach another route."""
-    if not _ROUTE.fullmatch(route):
+    if not is_route(route):
         raise ValueError("route must be a path template such as /patients/{id}, without a query")
     texts = {name: str(value) for name, value in values.items()}
-    if set(_NAME.findall(route)) != texts.keys():
+    if set(NAME.findall(route)) != texts.keys():
         raise ValueError("path_params must name exactly the template's parameters")
     if not texts.keys().isdisjoint(name for name, text in texts.items() if text in ("", ".", "..")):
         raise ValueError("a path parameter must not be empty, '.' or '..'")
-    return _NAME.sub(lambda match: quote(texts[match[1]], safe=""), route)
+    return NAME.sub(lambda match: quote(texts[match[1]], safe=""), route)
 
 
 def _content(
@@ -308,10 +238,3 @@ def _content(
     if form is not None:
         return {**fields, "Content-Type": "application/x-www-form-urlencoded"}, urlencode(form).encode()
     return fields, None
-
-
-def _asks_to_repeat(response: ClientResponse) -> bool:
-    if response.status not in RETRIED_STATUSES:
-        return False
-    after = response.headers.get("retry-after", "0")
-    return after.isdecimal() and int(after) <= MAX_RETRY_AFTER_SECONDS

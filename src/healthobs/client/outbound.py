@@ -1,7 +1,8 @@
 """The telemetry of outgoing HTTP calls: one CLIENT span and two duration samples for each attempt.
 
 OpenTelemetry semantic conventions for HTTP spans and metrics (stable set). Whatever fails in here is
-counted under ``client`` and goes no further.
+counted under ``client`` and goes no further. Where another instrumentation makes the client span around this one, its
+span is used; inside, the others are told to make none.
 """
 
 from __future__ import annotations
@@ -9,7 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.context import (
+    _SUPPRESS_HTTP_INSTRUMENTATION_KEY,  # pyright: ignore[reportPrivateUsage] - what all of contrib agrees on
+    Context,
+    get_value,
+    set_value,
+)
+from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, get_current_span
 
 from healthobs import _runtime
 from healthobs.tracing import format_traceparent, write_baggage
@@ -17,8 +24,11 @@ from healthobs.tracing import format_traceparent, write_baggage
 if TYPE_CHECKING:
     from healthobs.metrics import Instrument
     from healthobs.observability import Observability
+    from healthobs.redaction import Redactor
 
 _METRIC: Final = "http_client_request_duration_seconds"
+#: Stands for a method that is none of RFC 9110's.
+OTHER: Final = "_OTHER"
 _SEMCONV_LABELS: Final = (
     "http_request_method",
     "server_address",
@@ -43,33 +53,49 @@ class Recorder:
         self.port = port
         self._instruments: tuple[Observability, Instrument, Instrument | None] | None = None
 
-    def start(self, method: str, route: str, resend_count: int) -> Recording | None:
-        """Open the span of one attempt; None when nothing is being recorded, or that failed."""
+    def start(
+        self, method: str, route: str | None, resend_count: int, *, declared: bool = False
+    ) -> Recording | None:
+        """Open the span of one attempt; None when nothing is being recorded, or that failed.
+
+        Args:
+            method: HTTP method.
+            route: Path template; None when none is known.
+            resend_count: How often the call was sent before.
+            declared: The template comes from a table that was declared beforehand.
+        """
         obs = _runtime.current_or_none()
         if obs is None:
             return None
         try:
-            redactor = obs.redactor
-            if redactor.is_written(route):
-                redactor.template(route)
-            elif redactor.strict:  # known only now, so it can be made of data
-                route = redactor.drop(route, signal="trace")
-            attributes: dict[str, str | int] = {
-                "http.request.method": method,
-                "server.address": self.address,
-                "server.port": self.port,
-                "url.template": route,
-            }
-            if resend_count:
-                attributes["http.request.resend_count"] = resend_count
             wall_ns, monotonic_ns = obs.clock.wall_ns(), obs.clock.monotonic_ns()
-            span = obs.tracing.tracer.start_span(
-                f"{method} {route}", kind=SpanKind.CLIENT, attributes=attributes, start_time=wall_ns
-            )
+            if get_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY):
+                span: Span = NonRecordingSpan(get_current_span().get_span_context())
+            else:
+                shown = None if route is None else _shown(route, obs.redactor, declared=declared)
+                span = self._span(obs, method, shown, resend_count, wall_ns)
             return Recording(obs, self, method, span, wall_ns, monotonic_ns)
         except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
             obs.metrics.count_internal_error("client")
             return None
+
+    def _span(
+        self, obs: Observability, method: str, route: str | None, resend_count: int, wall_ns: int
+    ) -> Span:
+        attributes: dict[str, str | int] = {
+            "http.request.method": method,
+            "server.address": self.address,
+            "server.port": self.port,
+        }
+        if route is not None:
+            attributes["url.template"] = route
+        if resend_count:
+            attributes["http.request.resend_count"] = resend_count
+        verb = "HTTP" if method == OTHER else method
+        name = obs.redactor.written(verb) if route is None else f"{verb} {route}"
+        return obs.tracing.tracer.start_span(
+            name, kind=SpanKind.CLIENT, attributes=attributes, start_time=wall_ns
+        )
 
     def instruments(self, obs: Observability) -> tuple[Instrument, Instrument | None]:
         """Return the duration histograms of `obs`: the semantic conventions' and the service's own."""
@@ -83,6 +109,19 @@ class Recorder:
                 own = histogram(name, "Duration of calls to other services.", ("peer", "method", "status"))
             held = self._instruments = (obs, semconv, own)
         return held[1:]
+
+
+def _shown(route: str, redactor: Redactor, *, declared: bool) -> str:
+    if declared or redactor.is_written(route):
+        redactor.template(route)
+    elif redactor.strict:  # known only now, so it can be made of data
+        return redactor.drop(route, signal="trace")
+    return route
+
+
+def inside() -> Context:
+    """Return the context for the transport, in which other instrumentations of HTTP clients make no span."""
+    return set_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY, True)
 
 
 @dataclass(frozen=True, slots=True)
