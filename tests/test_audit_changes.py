@@ -94,12 +94,43 @@ class TestPrune:
             status, out, _ = run("approve", order, "--key-file", key, "--name", f"approver.example/{name}")
             assert status == 0
             order.write_text(out)
-            vkeys += ["--approver", Signer(f"approver.example/{name}", keys.load(key)).vkey]
-        status, _, err = run("prune", path, "--order", order, *vkeys[:2])
-        assert (status, "two distinct approvers" in err) == (2, True)
-        status, _, err = run("prune", path, "--order", order, "--dry-run", *vkeys)
+            vkeys.append(vkey)
+        status, _, err = run("prune", path, "--order", order)
+        assert (status, "names no approvers" in err) == (2, True)
+        assert run("approvers", path)[:2] == (0, "")
+        named = [part for vkey in vkeys for part in ("--name", vkey)]
+        assert run("approvers", path, *named)[:2] == (0, "named by entry 260\n")
+        assert run("approvers", path)[1].splitlines() == [f"{vkey}: since entry 260" for vkey in vkeys]
+        status, _, err = run("prune", path, "--order", order, "--dry-run")
         assert (status, "entry 0 is of class hipaa" in err) == (2, True)
         assert run("prune", path)[0] == 2
+        pinned = [part for vkey in vkeys for part in ("--approver", vkey)]
+        assert run("verify", path, *pinned)[0] == 0
+        status, out, _ = run("verify", path, "--approver", vkeys[0], "--approver", trail.vkey)
+        assert (status, "approvers were changed without two" in out) == (1, True)
+        assert run("verify", path, "--approver", "x")[0] == 2
+
+    def test_change_of_approvers(self, path: Path, tmp_path: Path, run: Run) -> None:
+        """Once some are named, others are an order, which is printed, signed by two of them, and carried out."""
+        for name in ("alice", "bob", "carol"):
+            keys.load_or_create(tmp_path / f"{name}.key")
+        vkeys = {
+            name: Signer(f"approver.example/{name}", keys.load(tmp_path / f"{name}.key")).vkey
+            for name in ("alice", "bob", "carol")
+        }
+        assert run("approvers", path, "--name", vkeys["alice"], "--name", vkeys["bob"])[0] == 0
+        order = tmp_path / "order"
+        order.write_text(run("approvers", path, "--name", vkeys["bob"], "--name", vkeys["carol"])[1])
+        status, _, err = run("approvers", path, "--order", order)
+        assert (status, "signatures of two approvers" in err) == (2, True)
+        for name in ("alice", "bob"):
+            key = tmp_path / f"{name}.key"
+            order.write_text(
+                run("approve", order, "--key-file", key, "--name", f"approver.example/{name}")[1]
+            )
+        assert run("approvers", path, "--order", order)[:2] == (0, "named by entry 4\n")
+        assert run("approvers", path)[1].split(":")[0] == vkeys["bob"]
+        assert run("verify", path)[0] == 0
 
 
 class TestRotate:

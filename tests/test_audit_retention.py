@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from healthobs.audit import (
     AuditTrail,
     Verification,
+    approval,
     governance,
     keys,
     merkle,
@@ -36,6 +37,12 @@ YEAR = 366 * 86_400
 ALICE = Signer("approver.example/alice", Ed25519PrivateKey.generate())
 BOB = Signer("approver.example/bob", Ed25519PrivateKey.generate())
 SHORT = (RecordClass("short", 1),)
+EVE = Signer("approver.example/eve", Ed25519PrivateKey.generate())
+CAROL = Signer("approver.example/carol", Ed25519PrivateKey.generate())
+#: Who signed, where that is not two approvers.
+TOO_FEW = {"nobody": (), "one": (ALICE,), "one twice": (ALICE, ALICE), "a stranger": (ALICE, EVE)}
+UNSIGNED = "the pruning lacks the signatures of two approvers that the log names"
+CHANGED = "the approvers were changed without two of those before"
 
 
 class Bench:
@@ -55,10 +62,14 @@ class Bench:
         self.trail = self.open()
         return self.trail
 
-    def retention(
-        self, *classes: RecordClass, approvers: tuple[str, ...] = (ALICE.vkey, BOB.vkey)
-    ) -> Retention:
-        return Retention(self.trail, classes or SHORT, approvers=approvers, clock=self.time.clock())
+    def retention(self, *classes: RecordClass) -> Retention:
+        return Retention(self.trail, classes or SHORT, clock=self.time.clock())
+
+    def appoint(self, *approvers: Signer, by: tuple[Signer, ...] = ()) -> int:
+        """Name approvers, by order of those before; return the entry that names them."""
+        retention = self.retention()
+        text = retention.appointment([approver.vkey for approver in approvers or (ALICE, BOB)])
+        return retention.appoint(signed(text, *by), actor="dpo-1", reason="r").index
 
     def add(self, count: int, action: str = "patient.read", **fields: object) -> None:
         """Append entries in one batch, as another process with the key would."""
@@ -210,6 +221,7 @@ class TestTampered:
     def test_stays(self, bench: Bench, pruning: bool) -> None:
         """A body whose time or subject was changed to make it go is named, and nothing goes."""
         bench.add(300)
+        bench.appoint()
         bench.retention().hold("case-1", actor="counsel", reason="litigation", subject="s-1")
         with bench.trail.connected(read_only=False) as connection, connection.amending():
             connection.execute(
@@ -318,6 +330,7 @@ class TestHold:
     def test_by_range_blocks_pruning(self, bench: Bench) -> None:
         """A held range keeps a prune order from being carried out, signatures or not."""
         bench.add(600)
+        bench.appoint()
         bench.time.advance(YEAR)
         retention = bench.retention()
         retention.hold("case-1", actor="counsel", reason="litigation", entries=(100, 110))
@@ -329,6 +342,7 @@ class TestHold:
         """The entry that placed a hold in force may not go either."""
         bench.retention().hold("case-1", actor="counsel", reason="litigation", entries=(900, 999))
         bench.add(300)
+        bench.appoint()
         bench.time.advance(YEAR)
         with pytest.raises(RetentionError, match="hold in force"):
             bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
@@ -366,6 +380,7 @@ class TestHold:
     ) -> None:
         """A hold that comes between the check and the pruning keeps everything that it holds."""
         bench.add(300)
+        bench.appoint()
         bench.time.advance(YEAR)
         retention, counsel = bench.retention(), bench.retention()
         record = retention._record
@@ -379,7 +394,7 @@ class TestHold:
         if by == {"entries": (900, 999)}:
             assert retention.prune(order, actor="a", reason="r") == 256
             return
-        with pytest.raises(RetentionError, match="placed meanwhile"):
+        with pytest.raises(RetentionError, match="came meanwhile"):
             retention.prune(order, actor="a", reason="r")
         assert (bench.verify().ok, bench.verify().first) == (True, 0)
 
@@ -406,6 +421,7 @@ class TestPrune:
     def test_the_rest_verifies(self, bench: Bench) -> None:
         """What is left verifies, proves, grows and verifies again; what went can no longer be proved."""
         bench.add(700)
+        bench.appoint()
         kept = bench.trail.checkpoint()
         bench.time.advance(YEAR)
         retention = bench.retention()
@@ -415,20 +431,21 @@ class TestPrune:
         assert retention.prune(order, actor="a", reason="r") == 512
         bench.reopen().append({"action": "a.b"})
         verdict = bench.verify(kept.note)
-        assert (verdict.ok, verdict.first, verdict.size) == (True, 512, 190)
+        assert (verdict.ok, verdict.first, verdict.size) == (True, 512, 191)
         latest = bench.trail.checkpoint()
         assert bench.trail.inclusion_proof(512).verify(latest.root)
-        assert bench.trail.inclusion_proof(701).verify(latest.root)
+        assert bench.trail.inclusion_proof(702).verify(latest.root)
         assert bench.trail.consistency_proof(kept.size).verify(kept.root, latest.root)
         with pytest.raises(ValueError, match="no longer there"):
             bench.trail.inclusion_proof(511)
-        assert len(bench.trail.read(limit=1000).entries) == 190
+        assert len(bench.trail.read(limit=1000).entries) == 191
 
     def test_checkpoint_from_before_says_nothing(self, bench: Bench) -> None:
         """A kept checkpoint of what was pruned can no longer be compared: neither good nor bad."""
         bench.add(10)
         old = bench.trail.checkpoint().note
         bench.add(300)
+        bench.appoint()
         bench.time.advance(YEAR)
         bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
         with pytest.raises(NoteError, match="pruned"):
@@ -442,6 +459,7 @@ class TestPrune:
     def test_tampering_after_it(self, bench: Bench, statement: str) -> None:
         """Taking more than the order said, or touching the nodes that stand for what went, is noticed."""
         bench.add(600)
+        bench.appoint()
         bench.time.advance(YEAR)
         bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
         assert bench.verify().ok
@@ -451,27 +469,20 @@ class TestPrune:
         assert not verdict.ok
         assert verdict.first_bad_index in ({256} if "entry" in statement else {None, 256})
 
-    @pytest.mark.parametrize(
-        ("signers", "word"),
-        [
-            ((), "no signed note"),
-            ((ALICE,), "two distinct approvers"),
-            ((ALICE, ALICE), "two distinct approvers"),
-            ((ALICE, Signer("approver.example/eve", Ed25519PrivateKey.generate())), "two distinct approvers"),
-        ],
-        ids=["nobody", "one", "one twice", "a stranger"],
-    )
+    @pytest.mark.parametrize("signers", TOO_FEW.values(), ids=TOO_FEW)
     def test_entry_without_two_signatures_is_not_obeyed(
-        self, bench: Bench, signers: tuple[Signer, ...], word: str
+        self, bench: Bench, signers: tuple[Signer, ...]
     ) -> None:
-        """A pruning on record whose order lacks two approvers takes nothing away, whoever recorded it."""
-        assert word
+        """A pruning on record whose order lacks two approvers takes nothing away, whoever recorded it, and is named."""
         bench.add(300)
+        bench.appoint()
         bench.time.advance(YEAR)
         order = signed(bench.retention().order(256), *signers)
         bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 256, "order": order}})
         bench.retention().apply()
-        assert (bench.verify().first, bench.trail.read().total) == (0, 301)
+        assert (bench.verify().first, bench.trail.read().total) == (0, 302)
+        said = UNSIGNED if signers else "the pruning names no order for this log and entry"
+        assert list(map(str, bench.verify().problems)) == [f"entry 301: {said}"]
 
     @pytest.mark.parametrize("order", [None, "256", prune_order("example.org/other", 256)])
     def test_entry_without_an_order_is_not_believed(self, bench: Bench, order: str | None) -> None:
@@ -486,29 +497,22 @@ class TestPrune:
         )
 
     def test_interrupted(self, bench: Bench) -> None:
-        """A pruning that a crash kept from being carried out is carried out by who knows its approvers."""
+        """A pruning that a crash kept from being carried out is carried out by the next."""
         bench.add(300)
+        bench.appoint()
         bench.time.advance(YEAR)
         order = signed(bench.retention().order(256), ALICE, BOB)
         bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 256, "order": order}})
-        bench.retention(approvers=()).apply()
-        assert bench.verify().first == 0
+        assert (bench.verify().ok, bench.verify().first) == (True, 0)
         bench.retention().apply()
         assert (bench.verify().ok, bench.verify().first) == (True, 256)
 
-    @pytest.mark.parametrize(
-        ("signers", "word"),
-        [
-            ((), "no signed note"),
-            ((ALICE,), "two distinct approvers"),
-            ((ALICE, ALICE), "two distinct approvers"),
-            ((ALICE, Signer("approver.example/eve", Ed25519PrivateKey.generate())), "two distinct approvers"),
-        ],
-        ids=["nobody", "one", "one twice", "a stranger"],
-    )
-    def test_needs_two_approvers(self, bench: Bench, signers: tuple[Signer, ...], word: str) -> None:
+    @pytest.mark.parametrize("signers", TOO_FEW.values(), ids=TOO_FEW)
+    def test_needs_two_approvers(self, bench: Bench, signers: tuple[Signer, ...]) -> None:
         """One approver, the same one twice, or somebody who is none, is not enough."""
+        word = "two distinct approvers" if signers else "no signed note"
         bench.add(300)
+        bench.appoint()
         bench.time.advance(YEAR)
         retention = bench.retention()
         with pytest.raises(RetentionError, match=word):
@@ -516,18 +520,22 @@ class TestPrune:
         assert bench.verify().first == 0
 
     def test_one_key_under_two_names_is_one(self, bench: Bench) -> None:
-        """The same key listed as two approvers does not approve twice."""
+        """The same key named as two approvers does not approve twice, nor make two of one."""
         key = Ed25519PrivateKey.generate()
         twins = [Signer(f"approver.example/{name}", key) for name in ("a", "b")]
         bench.add(300)
+        with pytest.raises(RetentionError, match="fewer than two keys"):
+            bench.appoint(*twins)
+        bench.appoint(*twins, ALICE)
         bench.time.advance(YEAR)
-        retention = bench.retention(approvers=tuple(twin.vkey for twin in twins))
+        retention = bench.retention()
         with pytest.raises(RetentionError, match="two distinct"):
             retention.prune(signed(retention.order(256), *twins), actor="a", reason="r")
 
     def test_order_is_for_one_log_and_index(self, bench: Bench) -> None:
         """An order for another log, for part of a tile or with an altered index is none."""
         bench.add(300)
+        bench.appoint()
         bench.time.advance(YEAR)
         retention = bench.retention()
         for text in (
@@ -543,6 +551,7 @@ class TestPrune:
     def test_too_young(self, bench: Bench) -> None:
         """Two approvers cannot shorten the minimum period."""
         bench.add(300)
+        bench.appoint()
         retention = bench.retention()
         with pytest.raises(RetentionError, match="entry 0 is of class short"):
             retention.prune(signed(retention.order(256), ALICE, BOB), actor="a", reason="r")
@@ -560,11 +569,143 @@ class TestPrune:
         other = bench.open()
         other.append({"action": "a.b"})
         bench.add(600)
+        bench.appoint()
         bench.time.advance(YEAR)
         bench.retention().prune(signed(bench.retention().order(512), ALICE, BOB), actor="a", reason="r")
         other.append({"action": "a.b"})
         assert other.verify().ok
         other.close()
+
+
+class TestApprovers:
+    """Who may approve a pruning is what the log says, and changes only by two of them."""
+
+    def prune(self, bench: Bench, below: int, *signers: Signer) -> int:
+        order = signed(bench.retention().order(below), *signers)
+        return bench.retention().prune(order, actor="a", reason="r")
+
+    def test_nobody_named(self, bench: Bench) -> None:
+        """A log that names nobody is not pruned, whoever signs; and a pruning on record is not believed."""
+        bench.add(300)
+        bench.time.advance(YEAR)
+        with pytest.raises(RetentionError, match="the log names no approvers"):
+            self.prune(bench, 256, ALICE, BOB)
+        order = signed(bench.retention().order(256), ALICE, BOB)
+        bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 256, "order": order}})
+        bench.retention().apply()
+        said = ["entry 300: the log named no approvers when it was pruned"]
+        assert (bench.verify().first, list(map(str, bench.verify().problems))) == (0, said)
+
+    def test_change_needs_two_of_those_before(self, bench: Bench) -> None:
+        """With the log's key alone the set is not changed; two of it change it, and it is an entry each time."""
+        assert bench.appoint() == 0
+        for by in TOO_FEW.values():
+            with pytest.raises(RetentionError, match="signatures of two approvers"):
+                bench.appoint(EVE, CAROL, by=by)
+        assert bench.appoint(BOB, CAROL, by=(ALICE, BOB)) == 1
+        assert (bench.retention().approvers().vkeys, bench.verify().ok) == ((BOB.vkey, CAROL.vkey), True)
+        actions = [entry["action"] for entry in bench.trail.read().entries]
+        assert actions == [governance.APPROVERS, governance.APPROVERS]
+
+    def test_those_before_no_longer_approve(self, bench: Bench) -> None:
+        """After a change only the new ones count for a pruning, and verification holds each to its time."""
+        bench.appoint()
+        bench.add(600)
+        bench.time.advance(YEAR)
+        assert self.prune(bench, 256, ALICE, BOB) == 256
+        bench.appoint(BOB, CAROL, by=(ALICE, BOB))
+        with pytest.raises(RetentionError, match="two distinct approvers"):
+            self.prune(bench, 512, ALICE, BOB)
+        assert bench.verify().ok
+        assert self.prune(bench, 512, BOB, CAROL) == 512
+        bench.add(300)
+        bench.time.advance(YEAR)
+        assert self.prune(bench, 768, BOB, CAROL) == 768
+        assert (bench.verify().ok, bench.verify().first) == (True, 768)
+
+    def test_change_is_of_one_set(self, bench: Bench) -> None:
+        """An order to change the set does not bring it back later, when another one was named since."""
+        bench.appoint()
+        old = signed(bench.retention().appointment([ALICE.vkey, EVE.vkey]), ALICE, BOB)
+        bench.appoint(ALICE, BOB, CAROL, by=(ALICE, BOB))
+        with pytest.raises(RetentionError, match="not for this log as it is now"):
+            bench.retention().appoint(old, actor="a", reason="r")
+        bench.trail.append_own({"action": governance.APPROVERS, "details": {"order": old}})
+        assert list(map(str, bench.verify().problems)) == [
+            "entry 2: the entry names no approvers for this log after those before"
+        ]
+        assert bench.retention().approvers().index == 1
+
+    @pytest.mark.parametrize("by", [*TOO_FEW.values(), (EVE, CAROL)])
+    def test_change_on_record_without_two(self, bench: Bench, by: tuple[Signer, ...]) -> None:
+        """Whoever writes a change into the log with its key alone is named, and so is what they prune by it."""
+        bench.add(300)
+        bench.appoint()
+        text = bench.retention().appointment([EVE.vkey, CAROL.vkey])
+        bench.trail.append_own({"action": governance.APPROVERS, "details": {"order": signed(text, *by)}})
+        order = signed(bench.retention().order(256), EVE, CAROL)
+        bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 256, "order": order}})
+        with bench.trail.connected(read_only=False) as connection, connection.amending():
+            connection.execute("DELETE FROM entry WHERE idx < 256")
+        said = list(map(str, bench.verify().problems))
+        assert said[:2] == [f"entry 301: {CHANGED}", f"entry 302: {UNSIGNED}"]
+        assert "entry 0: the entry is missing" in said
+
+    def test_pruning_that_takes_the_naming(self, bench: Bench) -> None:
+        """A pruning names its approvers again; one that would take them away is not carried out, and is named."""
+        bench.appoint()
+        bench.add(300)
+        bench.time.advance(YEAR)
+        order = signed(bench.retention().order(256), ALICE, BOB)
+        bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 256, "order": order}})
+        bench.retention().apply()
+        assert list(map(str, bench.verify().problems)) == [
+            "entry 301: the pruning takes the entry that names its approvers"
+        ]
+        assert bench.verify().first == 0
+
+    def test_pinned(self, bench: Bench) -> None:
+        """Who names approvers of their own in a log that named nobody is betrayed by those who should have been."""
+        bench.add(300)
+        bench.appoint(EVE, CAROL)
+        bench.time.advance(YEAR)
+        self.prune(bench, 256, EVE, CAROL)
+        assert bench.verify().ok, "it is consistent in itself: only pinned approvers tell"
+        with bench.trail.connected() as connection:
+            verdicts = [
+                verification.verify(connection, Verifier(bench.trail.vkey), (), [one.vkey for one in pinned])
+                for pinned in ((EVE, CAROL), (ALICE, BOB))
+            ]
+            with pytest.raises(NoteError):
+                verification.verify(connection, Verifier(bench.trail.vkey), (), ["no key"])
+        assert [verdict.ok for verdict in verdicts] == [True, False]
+        assert [str(problem) for problem in verdicts[1].problems[:2]] == [
+            f"entry 300: {CHANGED}",
+            f"entry 301: {UNSIGNED}",
+        ]
+
+    @pytest.mark.parametrize("vkeys", [[], [ALICE.vkey], ["x", "y"], [ALICE.vkey, "y"]])
+    def test_what_names_nobody(self, bench: Bench, vkeys: list[str]) -> None:
+        """Fewer than two keys, or what is none, is no set of approvers."""
+        retention = bench.retention()
+        with pytest.raises(RetentionError, match="fewer than two keys"):
+            retention.appoint(retention.appointment(vkeys), actor="a", reason="r")
+
+    def test_too_many(self, bench: Bench) -> None:
+        """More than one entry holds are refused, or their names would be cut."""
+        many = [Signer(f"approver.example/{n}", Ed25519PrivateKey.generate()) for n in range(20)]
+        with pytest.raises(RetentionError, match="too long"):
+            bench.appoint(*many)
+        assert bench.appoint(*many[:5]) == 0
+        assert bench.appoint(*many[5:10], by=tuple(many[:2])) == 1
+        assert bench.verify().ok
+
+    @given(order=st.text(max_size=200) | st.lists(st.text(max_size=9), max_size=6).map("\n".join))
+    def test_any_text(self, order: str) -> None:
+        """Whatever somebody wrote into such an entry is judged, and names nobody."""
+        found = [governance.Order(3, governance.APPROVERS, None, {"order": order})]
+        judged = approval.judge(found, "example.org/log")
+        assert (judged.approvers.vkeys, set(judged.faults)) == ((), {3})
 
 
 class TestRotation:

@@ -172,7 +172,8 @@ def test_retention(postgres: Postgres, tmp_path: Path) -> None:
     keys.rotate(key_file)
     trail = open_trail(owner, service="s", key_file=key_file, clock=time.clock())
     assert trail.read(action=governance.KEY).total == 1
-    retention = Retention(trail, short, approvers=[one.vkey for one in approvers], clock=time.clock())
+    retention = Retention(trail, short, clock=time.clock())
+    retention.appoint(retention.appointment([one.vkey for one in approvers]), actor="dpo-1", reason="r")
     assert retention.erase(actor="a", reason="r", entries=(297, 299)) == (297, 298, 299)
     order = approve(approve(retention.order(256), approvers[0]), approvers[1])
     assert retention.prune(order, actor="a", reason="r") == 256

@@ -1,9 +1,8 @@
-"""Commands of `healthobs audit` that change a trail or its keys: hold, erase, prune, approve, rotate.
+"""Commands of `healthobs audit` that change a trail or its keys: hold, erase, approvers, prune, approve, rotate.
 
 Each needs a private key: the log's, to record what was done, or an approver's, to sign an order.
 
-Limits: who the approvers are is what `--approver` says, so here the rule of two is kept by whoever may not choose those
-arguments; the signed order stays in the log, where it can be held against the keys of the true approvers.
+Limits: the log's key alone names the first approvers; from then on two of them sign each change (`healthobs.audit.approval`).
 """
 
 from __future__ import annotations
@@ -30,14 +29,29 @@ def add(commands: Any) -> None:
     _what(hold)
     _what(_add(commands, "erase", "take bodies of entries away; every proof still holds", _erase))
     prune = _add(
-        commands, "prune", "take away all entries before an index, by order of two approvers", _prune
+        commands,
+        "prune",
+        "take away all entries before an index, by order of two approvers named in the log",
+        _prune,
     )
     prune.add_argument("--order", type=Path, help="the order, signed by two approvers")
     prune.add_argument("--below", type=int, help="print an order for this index instead, to be signed")
-    prune.add_argument("--approver", action="append", default=[], help="vkey of an approver (repeatable)")
     prune.add_argument("--dry-run", action="store_true", help="check everything and take nothing away")
+    approvers = _add(commands, "approvers", "list those who may approve prunings, or name others", _approvers)
+    approvers.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="VKEY",
+        help="name these (repeatable): at once when nobody is named, else print the order that two of those before sign",
+    )
+    approvers.add_argument(
+        "--order", type=Path, help="carry out such an order, signed by two of those before"
+    )
     signing = commands.add_parser("approve", help="sign an order, and print it signed")
-    signing.add_argument("order", type=Path, help="the order, as prune --below or approve printed it")
+    signing.add_argument(
+        "order", type=Path, help="the order, as prune --below, approvers --name or approve printed it"
+    )
     signing.add_argument("--key-file", type=Path, required=True, help="the approver's key")
     signing.add_argument("--name", required=True, help="the approver's name, such as example.org/alice")
     signing.set_defaults(change=_approve)
@@ -73,13 +87,13 @@ def _what(command: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def _retention(chosen: argparse.Namespace, *approvers: str) -> Generator[Retention]:
+def _retention(chosen: argparse.Namespace) -> Generator[Retention]:
     url = chosen.path if "://" in chosen.path else f"sqlite:///{Path(chosen.path).absolute()}"
     if "://" not in chosen.path and not Path(chosen.path).exists():
         raise ValueError("there is no such trail")
     trail = opening.open_trail(url, service=_SERVICE, key_file=chosen.key_file)
     try:
-        yield Retention(trail, approvers=approvers)
+        yield Retention(trail)
     finally:
         trail.close()
 
@@ -123,7 +137,7 @@ def _erase(chosen: argparse.Namespace) -> Iterator[str]:
 
 
 def _prune(chosen: argparse.Namespace) -> Iterator[str]:
-    with _retention(chosen, *chosen.approver) as retention:
+    with _retention(chosen) as retention:
         if chosen.below is not None:
             yield retention.order(chosen.below).removesuffix("\n")
         elif chosen.order is None:
@@ -136,6 +150,21 @@ def _prune(chosen: argparse.Namespace) -> Iterator[str]:
                 dry_run=chosen.dry_run,
             )
             yield f"entries before {first} {'may be' if chosen.dry_run else 'were'} pruned"
+
+
+def _approvers(chosen: argparse.Namespace) -> Iterator[str]:
+    with _retention(chosen) as retention:
+        force = retention.approvers()
+        note = (
+            chosen.order.read_text(encoding="utf-8") if chosen.order else retention.appointment(chosen.name)
+        )
+        if chosen.order or (chosen.name and not force.vkeys):
+            receipt = retention.appoint(note, actor=chosen.actor, reason=chosen.reason)
+            yield f"named by entry {receipt.index}"
+        elif chosen.name:
+            yield note.removesuffix("\n")
+        else:
+            yield from (f"{vkey}: since entry {force.index}" for vkey in force.vkeys)
 
 
 def _approve(chosen: argparse.Namespace) -> Iterator[str]:

@@ -41,9 +41,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="signed checkpoint kept elsewhere that the log must still contain (repeatable)",
     )
+    verify.add_argument(
+        "--approver",
+        action="append",
+        default=[],
+        metavar="VKEY",
+        help="public key of an approver of prunings who must have been named first (repeatable; default: whom the log names)",
+    )
     fsck = _add(commands, "fsck", "check an exported directory of tiles, or the database under a trail")
     fsck.add_argument("--erased", action="store_true", help="accept tiles whose entries were erased")
-    fsck.set_defaults(checkpoint=[])
+    fsck.set_defaults(checkpoint=[], approver=[])
     _add(commands, "checkpoint", "print the latest signed checkpoint; keep it elsewhere")
     prove = _add(commands, "prove", "print the proof that an entry is in the log, as JSON")
     prove.add_argument("index", type=int, help="position of the entry, from 0")
@@ -159,7 +166,7 @@ class _Command:
 
     def _verify(self) -> int:
         known = [path.read_text(encoding="utf-8") for path in self._chosen.checkpoint]
-        verdict = verification.verify(self._connection, self._verifier, known)
+        verdict = verification.verify(self._connection, self._verifier, known, self._chosen.approver)
         answer = {
             "ok": verdict.ok,
             "origin": self._verifier.name,

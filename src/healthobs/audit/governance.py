@@ -1,4 +1,4 @@
-"""Entries by which the trail governs itself: changes of key, legal holds, erasures, prunings, a damaged spool.
+"""Entries by which the trail governs itself: changes of key, approvers, holds, erasures, prunings, a damaged spool.
 
 They are ordinary entries under ordinary proofs, so nothing that they allow can be claimed afterwards. Their
 actions are reserved: `AuditTrail.append` refuses them, `healthobs.audit.retention` and the opening write them.
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 KEY, HOLD, RELEASE, ERASE, PRUNE = "audit.key", "audit.hold", "audit.release", "audit.erase", "audit.prune"
+#: Names those who may approve prunings; see `healthobs.audit.approval`.
+APPROVERS = "audit.approvers"
 #: Whole lines of the spool could not be read: so many acknowledged entries are only in the copy of it, if at all.
 DAMAGE = "audit.damage"
-RESERVED = frozenset({KEY, HOLD, RELEASE, ERASE, PRUNE, DAMAGE})
+RESERVED = frozenset({KEY, HOLD, RELEASE, ERASE, PRUNE, APPROVERS, DAMAGE})
 #: Details of these entries; they hold no free text, and a mark in them would break what they are for.
 DETAILS = ("vkey", "previous", "hold", "ranges", "below", "order", "lines")
 #: Lets these details pass; `reason` is still redacted.

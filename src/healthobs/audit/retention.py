@@ -3,11 +3,10 @@
 *Erase* takes bodies away and leaves their leaves, so that every proof still holds; *prune* takes all below an
 index away and keeps the nodes above (C2SP tlog-tiles, "Pruning"). Both wait for the minimum period of each
 record class (45 CFR 164.316(b)(2)(i): six years; PCI DSS 10.5.1: twelve months; the longest that applies wins)
-and for legal holds; a pruning needs an order signed by two distinct approvers. Each is first an entry, then
-done, so that a crash between leaves an order to carry out (`apply`) and never a gap without one.
+and for legal holds; a pruning needs an order signed by two distinct approvers whom the log itself names
+(`healthobs.audit.approval`). Each is first an entry, then done, so that a crash between leaves an order to carry out (`apply`) and never a gap without one.
 
-Limits: who the approvers are is what `Retention` is told: fix their keys where whoever prunes cannot change them. Times are
-those in the entries. What is erased may stay in old pages of the disk and in backups. On
+Limits: whoever has the log's key names the first approvers. Times are those in the entries. What is erased may stay in old pages of the disk and in backups. On
 PostgreSQL only the owner of the tables can erase and prune. Not legal advice: the periods are yours to set.
 """
 
@@ -20,8 +19,9 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast
 
-from healthobs.audit import governance
-from healthobs.audit.checkpoint import NoteError, Signer, Verifier, split
+from healthobs.audit import approval, governance
+from healthobs.audit.approval import Approvers
+from healthobs.audit.checkpoint import NoteError, Signer, split
 from healthobs.audit.governance import RESERVED, Order, Range, prune_order
 from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.records import Receipt
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from healthobs.audit.trail import AuditTrail
 
 _AT_ONCE = 2_000
-_APPROVERS = 2
+#: A detail's text is cut at that.
+_MAX_ORDER = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,6 @@ class Retention:
     Args:
         trail: The trail, opened with its key.
         classes: Record classes; of those that apply to an entry the longest period wins.
-        approvers: vkeys of those who may approve a pruning.
         clock: Says how old entries are; default the system's.
 
     Example:
@@ -79,12 +79,10 @@ class Retention:
         trail: AuditTrail,
         classes: Sequence[RecordClass] = DEFAULT_CLASSES,
         *,
-        approvers: Sequence[str] = (),
         clock: Clock | None = None,
     ) -> None:
         self._trail = trail
         self._classes = classes
-        self._approvers = [Verifier(vkey) for vkey in approvers]
         self._clock = clock or Clock()
 
     def hold(
@@ -172,6 +170,42 @@ class Retention:
                 raise RetentionError(f"entry {first} came under legal hold meanwhile, and stays")
         return indices
 
+    def approvers(self) -> Approvers:
+        """Return those whom the log names to approve prunings."""
+        with self._trail.connected() as connection:
+            return self._judged(governance.orders(connection)).approvers
+
+    def appointment(self, vkeys: Sequence[str]) -> str:
+        """Return the text that names approvers, which two of those before sign when there are any.
+
+        Args:
+            vkeys: Public keys of the approvers to be, at least two.
+        """
+        return approval.appointment(self._trail.origin, vkeys, self.approvers().after)
+
+    def appoint(self, note: str, *, actor: str, reason: str) -> Receipt:
+        """Name those who may approve prunings, from now on and in place of those before.
+
+        Args:
+            note: The text of `appointment`; signed by two of those before (`approve`) when there are any.
+            actor: Who records it.
+            reason: Why.
+
+        Raises:
+            RetentionError: It names fewer than two keys, is too long, not for this log or not for after those before,
+                or lacks the signatures of two of them.
+        """
+        before = self.approvers()
+        if not approval.named_in(note, self._trail.origin, before):
+            raise RetentionError(
+                "the appointment is not for this log as it is now, or names fewer than two keys"
+            )
+        if before.vkeys and not before.approve(note):
+            raise RetentionError("the appointment lacks the signatures of two approvers that the log names")
+        if len(note) > _MAX_ORDER:
+            raise RetentionError("the appointment is too long for an entry; name fewer approvers")
+        return self._record(governance.APPROVERS, actor, reason, {"order": note})
+
     def order(self, below: int) -> str:
         """Return the text of an order to prune all entries before `below`, rounded down to a whole tile.
 
@@ -198,16 +232,20 @@ class Retention:
             RetentionError: The order is not this log's or lacks two approvers, or an entry is too young or held.
             AuditTamperedError: An entry that would go is not what was recorded.
         """
-        below = self._approved(order)
         with self._trail.connected() as connection:
             found = governance.orders(connection)
+            approvers = self._judged(found).approvers
+            below = self._approved(order, approvers)
             self._check(_bodies(connection, 0, below), found, erasing=False)
         if any(_begins(order, below) for order in governance.holds(found)):
             raise RetentionError("a hold in force was placed in an entry that would go; release it first")
         if not dry_run:
+            if (approvers.index or 0) < below:
+                again = approval.appointment(self._trail.origin, approvers.vkeys, approvers.after)
+                self._record(governance.APPROVERS, actor, reason, {"order": again})
             self._record(governance.PRUNE, actor, reason, {"below": below, "order": order})
             if self._apply()[1] < below:
-                raise RetentionError("a hold was placed meanwhile; nothing was pruned")
+                raise RetentionError("a hold or other approvers came meanwhile; nothing was pruned")
         return below
 
     def apply(self) -> None:
@@ -238,7 +276,8 @@ class Retention:
                 connection.insert("UPDATE entry SET body = NULL WHERE idx = ?", going)
                 stays |= kept
             there = first_index(connection)
-            wanted = {order.below for order in found if order.below > there and self._is_approved(order)}
+            faults = self._judged(found).faults
+            wanted = {order.below for order in found if order.below > there and order.index not in faults}
             below = next(
                 (index for index in sorted(wanted, reverse=True) if _prunable(connection, held, index)), there
             )
@@ -246,24 +285,22 @@ class Retention:
             connection.execute("DELETE FROM checkpoint WHERE size < ?", (below,))
             return stays, below
 
-    def _is_approved(self, order: Order) -> bool:
-        try:
-            return order.below > 0 and self._approved(str(order.details.get("order"))) == order.below
-        except RetentionError:
-            return False
+    def _judged(self, found: list[Order]) -> approval.Judged:
+        return approval.judge(found, self._trail.origin)
 
-    def _approved(self, note: str) -> int:
+    def _approved(self, note: str, approvers: Approvers) -> int:
         """Return the index that an order names, once two distinct approvers signed it."""
+        if not approvers.vkeys:
+            raise RetentionError("the log names no approvers; name them with healthobs audit approvers")
         try:
             text, _ = split(note)
             _, origin, number, end = text.split("\n")
             below = int(number)
-            signers = [approver for approver in self._approvers if _signed(approver, note)]
         except (NoteError, ValueError):
             raise RetentionError("the order is no signed note of title, origin and index") from None
         if (origin, end) != (self._trail.origin, "") or text != prune_order(origin, below):
             raise RetentionError("the order is for another log, or was altered")
-        if len({signer.vkey.rpartition("+")[2] for signer in signers}) < _APPROVERS:
+        if not approvers.approve(note):
             raise RetentionError("the order lacks the signatures of two distinct approvers")
         return below
 
@@ -298,16 +335,8 @@ class Retention:
 
 def approve(order: str, approver: Signer) -> str:
     """Return an order, signed already or not, with the signature of one more approver."""
-    text = split(order)[0] if "\n\n" in order else order
+    text = approval.text_of(order)
     return (order if "\n\n" in order else f"{order}\n") + approver.lines(text)
-
-
-def _signed(approver: Verifier, note: str) -> bool:
-    try:
-        approver.open(note)
-    except NoteError:
-        return False
-    return True
 
 
 def _belongs(kept: RecordClass, action: str) -> bool:

@@ -6,8 +6,8 @@ missing beginning is a problem unless an entry of the log itself ordered it; a k
 unless it is known, or an entry under a known key's checkpoint vouches for it.
 
 Limits: a file that was put back to an earlier state, checkpoints included, verifies; only a checkpoint held
-outside shows it (`known`). So does a log rewritten by whoever has the signing key. Approvers' signatures under
-a pruning are checked when it is carried out, not again here.
+outside shows it (`known`). So does a log rewritten by whoever has the signing key. Whom the log names first as approvers of
+prunings is believed unless they are pinned.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from heapq import merge
 
-from healthobs.audit import governance, store
+from healthobs.audit import approval, governance, store
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.governance import Order, Range
 from healthobs.audit.merkle import HASH_BYTES, TILE_HEIGHT, TILE_WIDTH, CompactRange, leaf_hash
@@ -28,18 +28,23 @@ _AT_ONCE = 2_000
 _LOWEST = -(2**63)
 
 
-def verify(connection: Connection, verifier: Verifier, known: Sequence[str] = ()) -> Verification:
+def verify(
+    connection: Connection, verifier: Verifier, known: Sequence[str] = (), approvers: Sequence[str] = ()
+) -> Verification:
     """Return the verdict on the log behind `connection`.
 
     Args:
         connection: A connection of its own; it is only read from.
         verifier: The key that must have signed.
         known: Signed checkpoints that were kept elsewhere; each must be on the log's way.
+        approvers: vkeys of those who must have been the first approvers; default whomever the log names.
 
     Raises:
-        NoteError: A checkpoint in `known` does not verify itself, so nothing can be said.
+        NoteError: A checkpoint in `known` does not verify itself, or a vkey is malformed, so nothing can be said.
     """
-    return _Run(connection, verifier, known).run()
+    for vkey in approvers:
+        Verifier(vkey)  # a malformed one would find fault with every pruning
+    return _Run(connection, verifier, known, approvers).run()
 
 
 def ring(verifier: Verifier, orders: Sequence[Order]) -> Verifier:
@@ -52,10 +57,13 @@ def ring(verifier: Verifier, orders: Sequence[Order]) -> Verifier:
 class _Run:
     """One verification: walks the entries once, in order, beside checkpoints and kept nodes."""
 
-    def __init__(self, connection: Connection, verifier: Verifier, known: Sequence[str]) -> None:
+    def __init__(
+        self, connection: Connection, verifier: Verifier, known: Sequence[str], approvers: Sequence[str]
+    ) -> None:
         self._connection = connection
         self._verifier = verifier
         self._known = known
+        self._approvers = approvers
         self._orders: list[Order] = []
         self._erased: list[Range] = []
         self._ring = verifier
@@ -171,11 +179,11 @@ class _Run:
     def _start(self) -> int:
         """Return where the log begins; where it was pruned by order, load the tree up to there from kept nodes."""
         there = store.first_index(self._connection)
-        prunings = [order for order in self._orders if 0 < order.below <= there]
-        for order in prunings:
-            if not order.names(self._verifier.name):
-                self._problem(order.index, "the pruning names no order for this log and entry")
-        first = max((order.below for order in prunings if order.names(self._verifier.name)), default=0)
+        faults = approval.judge(self._orders, self._verifier.name, self._approvers).faults
+        for index, fault in faults.items():
+            self._problem(index, fault)
+        good = (order.below for order in self._orders if order.index not in faults)
+        first = max((below for below in good if below <= there), default=0)
         if not first:
             return 0
         kept = CompactRange()
