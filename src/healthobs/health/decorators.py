@@ -52,7 +52,8 @@ def health_check(
 def health_check(target: Any = None, /, *, timeout: float = 0.5, max_stall: float | None = None) -> Any:
     """Make a function a liveness check; it stays a plain function. Local facts only: no network, no database.
 
-    It registers with the `Observability` in force, else with the next one that adopts.
+    It registers with the `Observability` in force, else with the next one that adopts. That it stays inside the process
+    is shown by `healthobs.testing.assert_pure_liveness`.
 
     Args:
         target: The function (bare form) or the check's name; default the function's name.

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from healthobs.observability import Observability
+from healthobs.testing.purity import impurities, watching
 from healthobs.wsgi import Middleware
 
 #: Tried in turn for the parameters of a route.
@@ -28,20 +29,20 @@ _COUNT = "http_server_request_duration_seconds_count"
 
 
 def check_app(app: Any, *, examples: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-    """Call each route of `app` once and prove that it leaves all four signals.
+    """Call each route of `app` once and prove that it leaves all four signals, and that its liveness probe is pure.
 
     Args:
         app: A Flask application after `init_app`.
         examples: Values for a route's parameters, by the route's template.
 
     Raises:
-        AssertionError: With every signal that is missing, by route.
+        AssertionError: With every signal that is missing, by route, and what a liveness probe opens.
     """
     middleware = app.wsgi_app
     if not isinstance(middleware, Middleware):
         raise AssertionError("healthobs is not the outermost middleware: call init_app last")
     adapter = app.url_map.bind("localhost")
-    problems: list[str] = []
+    problems = _impure(middleware)
     with _listening(middleware.obs) as seen:
         for rule in app.url_map.iter_rules():
             method = (
@@ -57,6 +58,13 @@ def check_app(app: Any, *, examples: Mapping[str, Mapping[str, Any]] | None = No
                 ]
     if problems:
         raise AssertionError("; ".join(problems))
+
+
+def _impure(middleware: Middleware) -> list[str]:
+    path = min(middleware.endpoints.liveness)
+    with watching() as seen:
+        _call(middleware, "GET", path)
+    return [*impurities(middleware.obs), *(f"GET {path} opens {what}" for what in dict.fromkeys(seen))]
 
 
 def _path(adapter: Any, rule: Any, method: str, example: Mapping[str, Any] | None) -> str | None:
@@ -136,5 +144,5 @@ def _call(app: Middleware, method: str, path: str) -> list[tuple[str, str]]:
     body: Any = app(environ, start_response)
     for _ in body:
         pass
-    body.close()
+    getattr(body, "close", lambda: None)()
     return sent
