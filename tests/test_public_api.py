@@ -12,8 +12,8 @@ NAMES = {
     "AuditError", "AuditTamperedError", "AuditWriteError", "ClientError", "ConfigurationError", "Degraded",
     "HealthobsError", "HealthobsWarning", "InstrumentationError", "LabelError", "MetricNameError",
     "Observability", "Phi", "RedactionError", "Settings", "TokenError", "audited", "carry", "classified",
-    "counted", "current", "health_check", "in_flight", "install", "job", "logged", "observe", "readiness_check", "timed",
-    "traced", "use",
+    "counted", "current", "health_check", "in_flight", "install", "job", "logged", "observe", "readiness_check",
+    "set_tenant", "timed", "traced", "use", "use_tenant",
 }  # fmt: skip
 
 

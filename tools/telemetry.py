@@ -29,6 +29,7 @@ VIEW = "PrefixCollector"
 HEAD = """\
 # Names that telemetry shows; they are API (docs/explanation/telemetry-is-api.md). Made by tools/telemetry.py --write.
 # <prefix> stands for Settings.prefix; for the decorators' metrics it is healthobs when there is none.
+# A label with a question mark is there only when Settings.tenants declares tenants.
 """
 
 
@@ -80,15 +81,19 @@ def _text(node: ast.expr, names: Mapping[str, ast.expr]) -> str:
 
 def _labels(node: ast.Call, names: Mapping[str, ast.expr], view: ast.expr | None) -> list[str]:
     if view is not None:  # new label names by recorded ones
+        more = isinstance(view, ast.BinOp)
+        view = view.left if isinstance(view, ast.BinOp) else view
         shown = names.get(view.id) if isinstance(view, ast.Name) else view
         values = shown.values if isinstance(shown, ast.Dict) else []
-        return [str(value.value) for value in values if isinstance(value, ast.Constant)]
+        found = [str(value.value) for value in values if isinstance(value, ast.Constant)]
+        return [*found, "tenant?"] if more else found
     given = next((kw.value for kw in node.keywords if kw.arg == "labelnames"), None)
     given = given or (node.args[2] if len(node.args) > 2 else None)
     if isinstance(given, ast.Name):
         given = names.get(given.id)
     items = given.elts if isinstance(given, ast.Tuple) else []
-    return [str(item.value) for item in items if isinstance(item, ast.Constant)]
+    labels = [str(item.value) for item in items if isinstance(item, ast.Constant)]
+    return [*labels, "tenant?"] if any(keyword.arg == "by_tenant" for keyword in node.keywords) else labels
 
 
 def observed() -> dict[str, list[str]]:

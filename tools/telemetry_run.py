@@ -23,6 +23,8 @@ SETTINGS = Settings(
     headers=True,
     audience="all",
     trace_response=True,
+    tenants=("north",),
+    tenant_header="X-Tenant",
 )
 
 
@@ -75,7 +77,7 @@ def run() -> dict[str, list[str]]:
     with Capture(SETTINGS, audit=True, validate=False) as capture:
         app = init_app(_app(), capture.obs)
         for path in ("/read", "/stream", "/broken", "/health"):
-            with app.test_client().get(path) as response:
+            with app.test_client().get(path, headers={"X-Tenant": "north"}) as response:
                 headers |= {name for name, _ in response.headers}
         engine = create_engine("sqlite://")
         remove = observe_engine(engine)

@@ -29,6 +29,7 @@ from healthobs.exceptions import (
 from healthobs.health import Degraded, health_check, readiness_check
 from healthobs.observability import Observability, current
 from healthobs.redaction import Phi
+from healthobs.tenancy import set_tenant, use_tenant
 
 __all__ = [
     "AuditError",
@@ -59,7 +60,9 @@ __all__ = [
     "logged",
     "observe",
     "readiness_check",
+    "set_tenant",
     "timed",
     "traced",
     "use",
+    "use_tenant",
 ]

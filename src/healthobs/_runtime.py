@@ -47,6 +47,9 @@ override: ContextVar[Observability | None] = ContextVar("healthobs.override", de
 #: The HTTP exchange being answered in this context (a `healthobs.http.Exchange`), or None.
 exchange: ContextVar[Any] = ContextVar("healthobs.exchange", default=None)
 
+#: What `use_tenant` stated, with the exchange it was stated in: it says nothing about another one.
+tenant: ContextVar[tuple[Any, str] | None] = ContextVar("healthobs.tenant", default=None)
+
 #: The audit draft of the innermost `@audited` call in this context, or None.
 audit_draft: ContextVar[Any] = ContextVar("healthobs.audit_draft", default=None)
 

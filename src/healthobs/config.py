@@ -25,6 +25,8 @@ BUILTIN_CHECKS = ("metrics", "tracing", "audit_trail")
 #: What `Settings.frameworks` may name: those of the control catalogue, then those that only a header names.
 FRAMEWORKS = ("hipaa", "sox", "pci-dss", "fda-21cfr11", "hitech", "gdpr", "soc2")
 
+_TENANT, _MOST_TENANTS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"), 100
+_HEADER = re.compile(r"[A-Za-z0-9-]*")
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 
 
@@ -48,6 +50,10 @@ class Settings:
             a function that says so for each request.
         baggage: Names of W3C baggage entries that are read from trusted callers and passed on by
             `healthobs.client`; none otherwise.
+        tenants: Names of the tenants that requests and jobs are for, at most 100; each becomes a value of `tenant` in every
+            signal, and every other name ``_other``. Empty: no signal has it. `set_tenant` states it.
+        tenant_header: Request header that states the tenant, read from callers whose trace is continued
+            (`trust_incoming`); a gateway must set or remove it.
         excluded: Paths (exact) whose requests leave no span, sample, access line or header of the server's; they
             are only counted. What the view itself calls still reports.
         log_level: Lowest level that is written.
@@ -58,7 +64,7 @@ class Settings:
             in the code. None: ``strict`` when `frameworks` has ``hipaa`` (the service declares PHI), else ``mask``.
         allowed_keys: Exact names of log fields and span attributes that never hold a person's data, though
             their names look like it; their plain values pass redaction.
-        max_series: Series per metric before further label values share one overflow series; series that
+        max_series: Series per metric, and tenant where there are some, before further label values share one overflow series; series that
             decorators declare do not count.
         exemplars: Attach trace ids to histogram samples of sampled requests.
         headers: Send compliance and security headers.
@@ -102,6 +108,8 @@ class Settings:
     otlp_endpoint: str | None = _env("HEALTHOBS_OTLP_ENDPOINT", otel="OTEL_EXPORTER_OTLP_ENDPOINT")
     trust_incoming: bool = _env("HEALTHOBS_TRUST_INCOMING", True)
     baggage: tuple[str, ...] = _env("HEALTHOBS_BAGGAGE", ())
+    tenants: tuple[str, ...] = _env("HEALTHOBS_TENANTS", ())
+    tenant_header: str = _env("HEALTHOBS_TENANT_HEADER", "")
     excluded: tuple[str, ...] = _env("HEALTHOBS_EXCLUDED", ())
     log_level: LogLevel = _env("HEALTHOBS_LOG_LEVEL", "info", otel="OTEL_LOG_LEVEL")
     log_fields: tuple[str, ...] = _env("HEALTHOBS_LOG_FIELDS", ())
@@ -154,6 +162,14 @@ class Settings:
             for name in ("control_interval_seconds", "max_stall_seconds", "drain_delay_seconds")
             if getattr(self, name) < 0
         ]
+        if len(self.tenants) > _MOST_TENANTS or not all(
+            _TENANT.fullmatch(str(name)) for name in self.tenants
+        ):
+            problems.append(
+                f"tenants must be at most {_MOST_TENANTS} names of letters, digits and . _ -, of up to 64"
+            )
+        if not _HEADER.fullmatch(self.tenant_header) or (self.tenant_header and not self.tenants):
+            problems.append("tenant_header must be a header's name, beside the tenants that it may state")
         if not 0 <= self.ops_port <= 65535:
             problems.append("ops_port must be 1 to 65535, or 0 for none")
         if not _PREFIX.fullmatch(self.endpoint_prefix):

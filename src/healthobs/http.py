@@ -34,6 +34,8 @@ from healthobs.metrics.exemplars import Pace
 from healthobs.metrics.exposition import PrefixCollector
 from healthobs.problems import Response, problem
 from healthobs.redaction import ExceptionFacts, describe_exception
+from healthobs.tenancy import ATTRIBUTE as TENANT
+from healthobs.tenancy import bounded
 from healthobs.tracing import (
     answering_span,
     enclosing_span,
@@ -81,7 +83,7 @@ class HttpServer:
         settings, metrics = obs.settings, obs.metrics
         self.on: bool = not settings.disabled
         self.duration: Instrument = metrics.histogram(
-            _DURATION, "Duration of HTTP server requests", _DURATION_LABELS
+            _DURATION, "Duration of HTTP server requests", _DURATION_LABELS, by_tenant=True
         )
         self.active: Instrument = metrics.gauge(
             _ACTIVE, "HTTP server requests in progress", ("http_request_method", "url_scheme")
@@ -90,7 +92,7 @@ class HttpServer:
         for name in (*METHODS, "HTTP", "healthobs.first_byte_seconds"):
             obs.redactor.written(name)
         if settings.prefix:
-            for view in _views(settings.prefix):
+            for view in _views(settings.prefix, {"tenant": "tenant"} if settings.tenants else {}):
                 metrics.show_also_as(view)
         excluded = metrics.counter(
             "healthobs_excluded_requests_total", "Requests that no other signal shows", ("path",)
@@ -127,7 +129,7 @@ class HttpServer:
         return known
 
 
-def _views(prefix: str) -> tuple[PrefixCollector, PrefixCollector]:
+def _views(prefix: str, more: dict[str, str]) -> tuple[PrefixCollector, PrefixCollector]:
     labels = {
         "http_route": "endpoint",
         "http_request_method": "method",
@@ -135,7 +137,7 @@ def _views(prefix: str) -> tuple[PrefixCollector, PrefixCollector]:
     }
     return (
         PrefixCollector(
-            _DURATION, f"{prefix}_request_duration_seconds", "Request duration in seconds", labels
+            _DURATION, f"{prefix}_request_duration_seconds", "Request duration in seconds", labels | more
         ),
         PrefixCollector(_ACTIVE, f"{prefix}_active_requests", "Number of active requests", {}),
     )
@@ -157,12 +159,13 @@ class Exchange:
         defers: Another instrumentation makes the server span, inside; one that is open already is seen anyway.
         trust_incoming: Continue the caller's trace and take its baggage; default the settings'.
         baggage: `baggage` as received, or None; only what the settings allow is taken.
+        tenant: What `Settings.tenant_header` says, or None; taken where the trace is continued.
     """
 
     __slots__ = (
         "_active", "_classified", "_context", "_first_byte_ns", "_method", "_protocol", "_receipt", "_route",
         "_scheme", "_server", "_start_ns", "_trusted", "_waits", "_wall_ns", "cancelled", "error", "progress",
-        "request_id", "silent", "span", "status",
+        "request_id", "silent", "span", "status", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -180,6 +183,7 @@ class Exchange:
         trust_incoming: bool | None = None,
         baggage: str | None = None,
         defers: bool = False,
+        tenant: str | None = None,
     ) -> None:
         obs = server.obs
         self._server = server
@@ -200,13 +204,15 @@ class Exchange:
         self.silent: bool = silent
         self.progress: Progress | None = None if silent else obs.health.progress
         self._active = server.active.labels(self._method, scheme) if server.on and not silent else None
+        trusts = obs.settings.trust_incoming if trust_incoming is None else trust_incoming
+        #: Whose request it is (`set_tenant`): one that is declared, the one for all others, or none.
+        self.tenant: str = bounded(obs.settings.tenants, tenant) if tenant and trusts else ""
         theirs = enclosing_span()
         self._waits = defers and theirs is None
         if defers or theirs is not None:
             self.span: Span = INVALID_SPAN if theirs is None else NonRecordingSpan(theirs)
             self._context = otel_context.get_current()
         else:
-            trusts = obs.settings.trust_incoming if trust_incoming is None else trust_incoming
             self.span = INVALID_SPAN if silent else self._start_span(host, traceparent, trusts=trusts)
             self._context = set_span_in_context(self.span)
             if baggage and trusts and obs.settings.baggage:
@@ -357,6 +363,8 @@ class Exchange:
             "response_bytes": response_bytes,
             "request_id": self.request_id,
         }
+        if self.tenant:
+            line["tenant"] = self.tenant
         if self._first_byte_ns is not None:
             line["first_byte_seconds"] = (self._first_byte_ns - self._start_ns) / 1e9
         if facts is not None:
@@ -366,9 +374,8 @@ class Exchange:
             self._end_span(span, status, error, facts, line.get("first_byte_seconds"))
         span.end(self._wall_ns + duration_ns)
         if server.on:
-            child = server.duration.labels(
-                self._method, self._scheme, self._route, code, error, self._protocol
-            )
+            values = (self._method, self._scheme, self._route, code, error, self._protocol)
+            child = server.duration.labels(*values, *((self.tenant,) if obs.settings.tenants else ()))
             shown = sampled and obs.settings.exemplars and server.paces[child].due(now_ns, seconds)
             child.observe(seconds, {"trace_id": trace_id, "span_id": span_id} if shown else None)
         obs.logs.access(line)
@@ -381,6 +388,8 @@ class Exchange:
         if route != UNMATCHED:
             span.update_name(f"{self._method} {route}")
             attributes["http.route"] = route
+        if self.tenant:
+            attributes[TENANT] = self.tenant
         if first_byte is not None:
             attributes["healthobs.first_byte_seconds"] = first_byte
         if facts is not None:

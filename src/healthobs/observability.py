@@ -23,6 +23,7 @@ from healthobs.health.wiring import build_health
 from healthobs.logs import LogMode, Logs
 from healthobs.metrics import Metrics
 from healthobs.redaction import Redactor
+from healthobs.tenancy import OTHER, refuse_identifiers
 from healthobs.tracing import Tracing, build_tracing
 from healthobs.tracing.canary import release_canary
 
@@ -97,6 +98,9 @@ class Observability:
         self.redactor: Final = Redactor(
             settings.redaction_mode, allowed_keys=settings.allowed_keys, on_redaction=self._count_redaction
         )
+        refuse_identifiers(settings.tenants)
+        for name in (*settings.tenants, OTHER):
+            self.redactor.written(name)  # labels of `strict`
         self.metrics: Final = Metrics(settings, registry=registry, redactor=self.redactor)
         if not settings.disabled:
             release_canary(self.redactor)

@@ -77,6 +77,8 @@ class Middleware:
         self.endpoints: Final = Endpoints(obs, authorize)
         self._trusted = trusted
         self._trust_incoming = trust_incoming
+        header = obs.settings.tenant_header
+        self._tenant_key = f"HTTP_{header.upper().replace('-', '_')}" if header else None
         self.request_hook: Final = request_hook
         self.response_hook: Final = response_hook
         #: What another instrumentation may have marked as its own; a framework's application, when there is one.
@@ -156,6 +158,7 @@ class Middleware:
             silent=get(CANARY) is OWN,
             trust_incoming=None if asked is None else bool(self.safely(asked, environ)),
             baggage=get("HTTP_BAGGAGE"),
+            tenant=None if self._tenant_key is None else get(self._tenant_key),
             defers=self._defers,
         )
 

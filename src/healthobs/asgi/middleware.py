@@ -74,6 +74,8 @@ class Middleware:
         self._trusted = trusted
         self._defers: bool | None = None
         self._trust_incoming = trust_incoming
+        self._tenant_header = obs.settings.tenant_header.lower().encode()
+        self._read = (*_READ, self._tenant_header)
         self.request_hook: Final = request_hook
         self.response_hook: Final = response_hook
         self._framework = app
@@ -137,7 +139,7 @@ class Middleware:
             self._defers = is_instrumented(self._framework) or is_instrumented(self.app)
         found: dict[bytes, str] = {}
         for name, value in scope["headers"]:
-            if name in _READ:
+            if name in self._read:
                 text = value.decode("latin-1")
                 found[name] = f"{found[name]},{text}" if name in found else text
         asked = self._trust_incoming
@@ -155,6 +157,7 @@ class Middleware:
             defers=self._defers,
             trust_incoming=None if asked is None else bool(self.safely(asked, scope)),
             baggage=found.get(b"baggage"),
+            tenant=found.get(self._tenant_header),
         )
 
     def _living(self, send: Send) -> Send:

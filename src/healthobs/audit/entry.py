@@ -27,6 +27,7 @@ from healthobs.audit.draft import FIELDS
 from healthobs.clock import rfc3339
 from healthobs.exceptions import AuditWriteError
 from healthobs.redaction import Redactor
+from healthobs.tenancy import stated
 
 #: Format of the entries that this release writes (`v` of the body).
 FORMAT = 1
@@ -46,6 +47,8 @@ _IDS = ("trace_id", "span_id", "request_id")
 _KNOWN = frozenset((*FIELDS, *_IDS))
 _MEMBERS = frozenset({"v", "time", "service", "action", "outcome", "actor", "subject", "resource", "purpose",
                       "classification", "reason", "details", "salt", *_IDS})  # fmt: skip
+#: A member of entries where the settings declare tenants; entries without it are of the same format.
+_TENANT = "tenant"
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 #: An identifier that says nothing. Of random digits a part can look like a date or a licence; a letter tells them from
 #: a card's number.
@@ -119,6 +122,9 @@ def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redac
         "salt": os.urandom(SALT_BYTES).hex(),
         **_context_ids(draft),
     }
+    tenant = stated()
+    if tenant:
+        body[_TENANT] = tenant
     if body["request_id"] is not None and _SURROGATE.fullmatch(body["request_id"]) is None:
         body["request_id"] = redactor.text(body["request_id"], signal="audit")
     encoded = canonical(body).encode()
@@ -133,7 +139,7 @@ def action_of(body: bytes) -> str | None:
         return None
     try:
         found = json.loads(body, parse_float=_refused, parse_constant=_refused)
-        if canonical(found).encode() != body or found.keys() != _MEMBERS or found["v"] != FORMAT:
+        if canonical(found).encode() != body or found.keys() - {_TENANT} != _MEMBERS or found["v"] != FORMAT:
             return None
     except (ValueError, AttributeError, RecursionError):  # whoever can write the row can write anything
         return None

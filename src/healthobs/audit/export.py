@@ -21,7 +21,7 @@ from healthobs.audit.store import Connection
 _AT_ONCE = 1_000
 COLUMNS = (
     "index", "time", "service", "action", "outcome", "actor", "actor_kind", "subject", "resource_type",
-    "resource_id", "purpose", "classification", "reason", "details", "trace_id", "span_id", "request_id", "hash",
+    "resource_id", "purpose", "classification", "reason", "details", "trace_id", "span_id", "request_id", "hash", "tenant",
 )  # fmt: skip
 
 

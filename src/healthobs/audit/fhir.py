@@ -139,7 +139,8 @@ def _entities(kind: str | None, entry: Mapping[str, Any]) -> list[dict[str, Any]
         data["description"] = resource["type"]
     if entry["classification"]:
         data["securityLabel"] = [_coding((_TERMS + "v3-Confidentiality", entry["classification"], ""))]
-    facts = {**entry["details"], "healthobs.index": entry["index"], "healthobs.leaf": entry["hash"]}
+    tenant = {"healthobs.tenant": entry["tenant"]} if entry.get("tenant") else {}
+    facts = {**entry["details"], **tenant, "healthobs.index": entry["index"], "healthobs.leaf": entry["hash"]}
     data["detail"] = [{"type": name, "valueString": str(value) or "-"} for name, value in facts.items()]
     entities.append(data)
     for code, name in (("XrequestId", "request_id"), ("traceId", "trace_id")):

@@ -13,6 +13,8 @@ from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanKind, Tracer
 
 from healthobs.decorators.plan import Audited, Counted, Plan
 from healthobs.metrics.exemplars import Pace
+from healthobs.metrics.instruments import TENANT
+from healthobs.tenancy import here
 
 if TYPE_CHECKING:
     from healthobs.metrics import Child, Instrument, Metrics
@@ -49,6 +51,20 @@ def spooled(metrics: Metrics) -> Instrument:
     )
 
 
+class Series(dict[tuple[str, ...], "Child"]):
+    """The series of one operation in one family, by outcome, and tenant where there are some."""
+
+    def __init__(self, instrument: Instrument, operation: str) -> None:
+        super().__init__()
+        self._instrument = instrument
+        self._operation = operation
+
+    def __missing__(self, values: tuple[str, ...]) -> Child:
+        """Make a series that is not there yet; code names them all, so none counts towards the cap."""
+        child = self[values] = self._instrument.declare(self._operation, *values)
+        return child
+
+
 class Binding:
     """Everything that is the same for each call of one function under one `Observability`.
 
@@ -64,7 +80,7 @@ class Binding:
     __slots__ = (
         "_complained", "attributes", "audited", "counters", "droppable", "dropping", "event", "inherits", "kind", "level",
         "measured", "monotonic_ns", "name", "new_trace", "obs", "own_counters", "pace", "plan", "policy", "running", "samples",
-        "spans_only", "tracer", "wall_ns",
+        "spans_only", "tenants", "tracer", "wall_ns",
     )  # fmt: skip
 
     def __init__(self, name: str, plan: Plan, obs: Observability) -> None:
@@ -91,8 +107,9 @@ class Binding:
         )
         self.pace: Pace | None = Pace() if traced and obs.settings.exemplars else None
         self.level: str | None = plan.logged if on else None
-        self.samples: dict[str, Child] | None = None
-        self.counters: dict[str, Child] | None = None
+        self.tenants: tuple[str, ...] = obs.settings.tenants
+        self.samples: Series | None = None
+        self.counters: Series | None = None
         self.running: Child | None = None
         self.own_counters: list[OwnCounter] = []
         if on:
@@ -119,14 +136,14 @@ class Binding:
             self.samples = self._try(
                 "timed",
                 lambda: self._children(
-                    make(f"{prefix}_duration_seconds", "Duration of an operation", by_outcome)
+                    make(f"{prefix}_duration_seconds", "Duration of an operation", by_outcome, by_tenant=True)
                 ),
             )
         if any(part.metric is None for part in plan.counted):
             self.counters = self._try(
                 "counted",
                 lambda: self._children(
-                    metrics.counter(f"{prefix}s_total", "Operations that ended", by_outcome)
+                    metrics.counter(f"{prefix}s_total", "Operations that ended", by_outcome, by_tenant=True)
                 ),
             )
         if plan.in_flight:
@@ -142,14 +159,21 @@ class Binding:
                 if own is not None:
                     self.own_counters.append(own)
 
-    def _children(self, instrument: Instrument) -> dict[str, Child]:
+    def _children(self, instrument: Instrument) -> Series:
         """Create the series of all outcomes at 0: one born above 0 is invisible to `rate()`."""
-        return {outcome: instrument.declare(self.name, outcome) for outcome in OUTCOMES}
+        series = Series(instrument, self.name)
+        for outcome in OUTCOMES:
+            series[(outcome, "") if self.tenants else (outcome,)]  # makes it
+        return series
 
     def _own_counter(self, part: Counted) -> OwnCounter:
         names = tuple(name for name, _ in part.labels)
-        instrument = self.obs.metrics.counter(cast("str", part.metric), part.documentation, names)
-        return instrument, part.amount, tuple(fn for _, fn in part.labels)
+        fns = tuple(fn for _, fn in part.labels)
+        tenants = self.tenants if TENANT not in names else ()
+        instrument = self.obs.metrics.counter(
+            cast("str", part.metric), part.documentation, names, by_tenant=bool(tenants)
+        )
+        return instrument, part.amount, (*fns, lambda _result: here(tenants)) if tenants else fns
 
     def _try(self, part: str, make: Callable[[], _T]) -> _T | None:
         try:

@@ -25,6 +25,7 @@ from healthobs.decorators.binding import CANCELLED, ERROR, OK, SPAN_KEY, Binding
 from healthobs.decorators.plan import Plan
 from healthobs.exceptions import InstrumentationError
 from healthobs.redaction import describe_exception
+from healthobs.tenancy import ATTRIBUTE, here
 from healthobs.tracing import record_exception
 
 if TYPE_CHECKING:
@@ -243,6 +244,9 @@ class ObservedCall:
         try:
             context = span.get_span_context()
             ids = f"{context.trace_id:032x}", f"{context.span_id:016x}", span.is_recording()
+            tenant = here(self._binding.tenants) if self._binding.tenants else ""
+            if tenant:
+                span.set_attribute(ATTRIBUTE, tenant)
             if outcome is ERROR:
                 if exc is not None:
                     record_exception(span, describe_exception(exc))
@@ -269,15 +273,16 @@ class ObservedCall:
     ) -> None:
         binding = self._binding
         try:
+            series = (outcome, here(binding.tenants)) if binding.tenants else (outcome,)
             if binding.samples is not None:
                 seconds = duration_ns / 1e9
                 exemplar = None
                 pace = binding.pace
                 if ids is not None and ids[2] and pace is not None and pace.due(now_ns, seconds):
                     exemplar = {"trace_id": ids[0], "span_id": ids[1]}
-                binding.samples[outcome].observe(seconds, exemplar)
+                binding.samples[series].observe(seconds, exemplar)
             if binding.counters is not None:
-                binding.counters[outcome].inc()
+                binding.counters[series].inc()
         except Exception as fault:  # noqa: BLE001
             binding.fault("timed", fault)
         if outcome is OK and returned:

@@ -21,8 +21,10 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 from healthobs.clock import Clock
 from healthobs.config import Settings
 from healthobs.logs.adoption import Forward, LogAdoption, exception_of
+from healthobs.logs.records import Rendered
 from healthobs.logs.stdlib import StdlibCapture
 from healthobs.redaction import Redactor, describe_exception
+from healthobs.tenancy import here
 
 LogMode = Literal["own", "processor", "off"]
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
@@ -78,6 +80,7 @@ class Logs:
         self.failures: int = 0
         self._service = settings.service_name
         self._lowest = _NEVER if settings.disabled or mode == "off" else _LEVELS[settings.log_level]
+        self._tenants = settings.tenants
         self._names = dict(pair.split("=", 1) for pair in settings.log_fields)
         self._root_level = _LEVELS[settings.log_level]
         self._redactor = redactor
@@ -145,6 +148,8 @@ class Logs:
             }
             if "trace_id" not in fields:
                 line["trace_id"], line["span_id"] = _current_ids()
+            if self._tenants:
+                line |= self._tenant()
             line.update(fields)
             self._write(line)
         except Exception:  # noqa: BLE001  # a fault of telemetry is not the caller's
@@ -195,7 +200,12 @@ class Logs:
         return {
             self._names.get("trace_id", "trace_id"): trace_id,
             self._names.get("span_id", "span_id"): span_id,
+            **{self._names.get(key, key): value for key, value in self._tenant().items()},
         }
+
+    def _tenant(self) -> dict[str, str]:
+        name = here(self._tenants) if self._tenants else ""
+        return {"tenant": name} if name else {}
 
     def _from_structlog(self, _logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
         event = event_dict.pop("event", "")
@@ -214,6 +224,8 @@ class Logs:
             "trace_id": trace_id,
             "span_id": span_id,
         }
+        if self._tenants:
+            line |= self._tenant()
         for key, value in (own or {}).items():
             line[key] = self._redactor.text(str(value))
         if not fields:
@@ -256,6 +268,8 @@ class Logs:
         if self._forward is not None:
             level, event = line.pop("level"), line.pop("event")
             del line["timestamp"], line["service"]  # the set-up that is there has its own
+            if self._tenants and "tenant" in line:
+                line["tenant"] = Rendered(line["tenant"])  # a declared name is written in no code
             self._forward(level, event, self._named(line))
             return
         if self._names:

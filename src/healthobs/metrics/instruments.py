@@ -20,6 +20,7 @@ from healthobs.redaction import Redactor
 #: Go's `DefBuckets`, in seconds; explicit, because the Python client's defaults have three bounds more.
 DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 OVERFLOW = "_other"
+TENANT = "tenant"
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\Z")
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*\Z")
 _RESERVED = frozenset({"le", "quantile"})
@@ -60,6 +61,7 @@ class Instrument:
         self._metrics = metrics
         self._children: dict[tuple[str, ...], Child] = {}
         self._declared = 0
+        self._cap = metrics.max_series * (len(metrics.tenants) + 2 if TENANT in self._labelnames else 1)
         self._lock = threading.Lock()
         if not self._labelnames:
             self._children[()] = self._series(metric, ())
@@ -121,7 +123,7 @@ class Instrument:
             if known is not None:
                 return known
             exempt = declared and self._declared < _MOST_DECLARED
-            if not exempt and len(self._children) - self._declared >= self._metrics.max_series:
+            if not exempt and len(self._children) - self._declared >= self._cap:
                 return self._overflow()
             named = zip(self._labelnames, values, strict=True)
             clean = tuple(self._metrics.clean(label, value, declared=declared) for label, value in named)
@@ -172,6 +174,7 @@ class Metrics:
         self._given = registry is not None
         self.multiprocess: bool = multiprocess.directory() is not None
         self.max_series: int = settings.max_series
+        self.tenants: tuple[str, ...] = settings.tenants
         self.kept: exemplars.Kept = {}
         self._redactor = redactor
         self._instruments: dict[str, Instrument] = {}
@@ -193,14 +196,18 @@ class Metrics:
         build.labels(settings.service_name, settings.service_version).set(1)
         self._views: tuple[PrefixCollector, ...] = ()
 
-    def counter(self, name: str, documentation: str, labelnames: Sequence[str] = ()) -> Instrument:
+    def counter(
+        self, name: str, documentation: str, labelnames: Sequence[str] = (), *, by_tenant: bool = False
+    ) -> Instrument:
         """Return the counter called `name` (ends in ``_total``).
+
+        `by_tenant` adds the label ``tenant``, last, where the settings declare tenants; so it does to a histogram.
 
         Raises:
             MetricNameError: The name is invalid, or taken by another shape.
             LabelError: A label name is invalid.
         """
-        return self._instrument(Counter, name, documentation, labelnames, {})
+        return self._instrument(Counter, name, documentation, self._labelled(labelnames, by_tenant), {})
 
     def gauge(
         self,
@@ -222,9 +229,11 @@ class Metrics:
         labelnames: Sequence[str] = (),
         *,
         buckets: Sequence[float] = DEFAULT_BUCKETS,
+        by_tenant: bool = False,
     ) -> Instrument:
         """Return the histogram called `name`; `buckets` are upper bounds in the unit that the name ends in."""
-        return self._instrument(Histogram, name, documentation, labelnames, {"buckets": tuple(buckets)})
+        labels = self._labelled(labelnames, by_tenant)
+        return self._instrument(Histogram, name, documentation, labels, {"buckets": tuple(buckets)})
 
     def count_internal_error(self, component: str) -> None:
         """Count a fault of telemetry; never raises."""
@@ -278,6 +287,9 @@ class Metrics:
         by_name: Mapping[str, Metric] = {family.name: family for family in families}
         for view in self._views:
             yield from view.views(by_name)
+
+    def _labelled(self, labelnames: Sequence[str], by_tenant: bool) -> Sequence[str]:
+        return (*labelnames, TENANT) if by_tenant and self.tenants else labelnames
 
     def _instrument(
         self, kind: Any, name: str, documentation: str, labelnames: Sequence[str], options: dict[str, Any]

@@ -41,7 +41,7 @@ ALLOWED = _set("""
     messaging.system messaging.operation.name messaging.operation.type messaging.destination.name
     messaging.batch.message_count rpc.system rpc.service rpc.method rpc.response.status_code
     rpc.grpc.status_code peer.service feature_flag.key user_agent.synthetic.type
-    healthobs.redacted healthobs.operation healthobs.outcome healthobs.error_id
+    healthobs.redacted healthobs.tenant healthobs.operation healthobs.outcome healthobs.error_id
     healthobs.exception.frames healthobs.exception.fingerprint healthobs.exception.causes
     healthobs.audit.index healthobs.audit.action healthobs.time_to_first_byte_seconds
     timestamp level event service trace_id span_id logger version environment

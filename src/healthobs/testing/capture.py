@@ -116,7 +116,8 @@ class Capture:
         controls: Controls of the service.
         install: Make it the process default as well, for threads and servers.
         validate: Raise when the block is left and `problems` finds something.
-        labels: The values that a label may have, by its name; `outcome` and `http_request_method` are known.
+        labels: The values that a label may have, by its name; those of `outcome`, `http_request_method` and `tenant`
+            are known.
 
     Example:
         >>> from healthobs import observe
@@ -164,7 +165,9 @@ class Capture:
         self.obs.tracing.provider.add_span_processor(self._watch)
         self._warnings = _Warnings()
         self._validate = validate
-        self._labels: dict[str, Collection[str]] = {**_DECLARED, **(labels or {})}
+        tenants = settings.tenants
+        known = {**_DECLARED, "tenant": frozenset(("", *tenants))} if tenants else _DECLARED
+        self._labels: dict[str, Collection[str]] = {**known, **(labels or {})}
         self._install = install
         self._previous: Observability | None = None
         self._use: AbstractContextManager[Observability] | None = None
