@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from opentelemetry.trace import StatusCode
 
-from healthobs import counted, in_flight, logged, observe, timed, traced
+from healthobs import Settings, counted, in_flight, logged, observe, timed, traced
 from healthobs.testing import Capture
 
 KINDS = ("function", "coroutine", "generator", "async_generator")
@@ -163,6 +163,16 @@ class TestEveryCombination:
         assert (span.status.status_code is StatusCode.ERROR) is (outcome == "error")
         assert [event.name for event in span.events] == (["exception"] if outcome == "error" else [])
         assert capture.leaks("078-05-1120") == ()
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_unobserved_calls_are_as_before(kind: str, behaviour: str) -> None:
+    """Where nothing is in force, and where the one in force is off, every kind is the bare callable."""
+    expected, decorated = run(kind, body(kind), behaviour), called(body(kind))
+    assert run(kind, decorated, behaviour) == expected
+    with Capture(Settings(disabled=True)):
+        assert run(kind, decorated, behaviour) == expected
 
 
 class TestKindIsKept:

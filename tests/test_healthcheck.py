@@ -24,7 +24,7 @@ def server() -> Iterator[str]:
             del format, args
 
     with HTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{http.server_address[1]}"
         http.shutdown()

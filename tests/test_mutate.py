@@ -10,14 +10,22 @@ TOOL = Path(__file__).resolve().parent.parent / "tools" / "mutate.py"
 MODULE = """def positive(number: int) -> bool:
     return number > 0
 """
-TEST = """from little import positive
+TEST = """from pathlib import Path
+from little import positive
 def test_positive():
     assert (positive(1), positive(-1)) == (True, False)
+def test_fails_every_other_time():
+    positive(1)
+    mark = Path("mark")
+    if mark.exists():
+        mark.unlink()
+        raise AssertionError
+    mark.touch()
 """
 
 
 def test_tells_killed_from_surviving(tmp_path: Path) -> None:
-    """A change of the boundary that is tested is killed; one at the boundary that is not is named, line and all."""
+    """A change that a test notices is killed; one that only a test of chance fails for is named, line and all."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "little.py").write_text(MODULE, encoding="utf-8")
     (tmp_path / "test_little.py").write_text(TEST, encoding="utf-8")

@@ -3,9 +3,9 @@
 ``python tools/mutate.py src/healthobs/redaction --tests tests/test_redaction*.py --sample 200 --seed 1``
 
 Each mutant runs in a forked process in which the module is imported from a changed syntax tree; no file is
-written, so several runs can share one working tree. The score is the share of mutants that made a test fail or
-run out of time; with ``--least`` the exit code is 1 below it. What survives is printed, to be killed by a test
-or explained in ``docs/explanation/mutation.md``.
+written, so several runs can share one working tree. The score is the share of mutants that made tests fail, twice:
+a test that fails now and then notices nothing, nor does one that runs out of time. With ``--least`` the exit code is
+1 below it. What survives is printed, to be killed by a test or explained in ``docs/explanation/mutation.md``.
 
 Limits: processes that a test starts import the real module; annotations, docstrings, texts of exceptions and
 lines marked ``# no mutate`` are left alone. Needs `os.fork`.
@@ -329,18 +329,16 @@ def main() -> int:
     preload([name for name in known["names"] if not name.startswith("test_")], own)
     lines: dict[str, dict[str, list[str]]] = known["lines"]
 
-    def survivors(part: int) -> int:
+    def noticed(part: int) -> int:
         return sum(
-            not killed(mutant, lines[str(mutant.path)].get(str(mutant.line), []), arguments.tests, limit)
+            killed(mutant, lines[str(mutant.path)].get(str(mutant.line), []), arguments.tests, limit)
             for mutant in chosen[part :: arguments.jobs]
         )
 
-    survived = sum(counted(survivors, arguments.jobs))
-    score = 100 * (1 - survived / max(1, len(chosen)))
+    found = sum(counted(noticed, arguments.jobs))
+    score = 100 * found / max(1, len(chosen))
     seed = f", seed {arguments.seed}" if len(chosen) < len(every) else ""
-    print(
-        f"{len(chosen)} of {len(every)} mutants{seed}: {len(chosen) - survived} killed, score {score:.1f} %"
-    )
+    print(f"{len(chosen)} of {len(every)} mutants{seed}: {found} killed, score {score:.1f} %")
     return int(score < arguments.least)
 
 
@@ -358,13 +356,28 @@ def counted(count: Callable[[int], int], jobs: int) -> list[int]:
 
 
 def killed(mutant: Mutant, nearest: list[str], tests: list[str], limit: float) -> bool:
-    """Return whether the tests notice, those that run the line first; print the mutant when none does."""
+    """Return whether tests fail, those that run the line tried first; print the mutant when none does."""
     finder = Finder(module_name(mutant.path), mutant.path.resolve(), mutated(mutant))
-    if nearest and in_fork(lambda: run_tests(nearest[:NEAREST], finder), limit) != 0:
-        return True
-    if in_fork(lambda: run_tests(tests, finder), limit) != 0:
-        return True
-    print(f"survived  {mutant.path}:{mutant.line}  {' '.join(mutant.text.split())[:150]}", flush=True)
+    for tried in (nearest[:NEAREST], tests):
+        fail = _fail(tried, finder, limit) if tried else False
+        if fail:
+            return True
+        if fail is None:
+            return _told("timed out", mutant)
+    return _told("survived ", mutant)
+
+
+def _fail(tests: list[str], finder: Finder, limit: float) -> bool | None:
+    """Return whether the tests fail twice in a row; None when they take longer than `limit` seconds."""
+    for _ in range(2):
+        status = in_fork(lambda: run_tests(tests, finder), limit)
+        if not status:
+            return None if status is None else False
+    return True
+
+
+def _told(fate: str, mutant: Mutant) -> bool:
+    print(f"{fate} {mutant.path}:{mutant.line}  {' '.join(mutant.text.split())[:150]}", flush=True)
     return False
 
 

@@ -112,7 +112,7 @@ def wrap(fn: Any, begin: Begin, plan: Any, gate: Gate) -> Any:
         gate: While it is not active, a call goes straight to `fn`.
     """
     wrapper = _closure_for(fn)(fn, begin, gate) if inspect.isfunction(fn) else _proxy(fn, begin, gate)
-    setattr(wrapper, _MARK, (fn, plan, weakref.ref(wrapper)))
+    setattr(wrapper, _MARK, ((fn, plan), weakref.ref(wrapper)))
     return wrapper
 
 
@@ -123,7 +123,7 @@ def recall(fn: Any) -> tuple[Any, Any] | None:
     made for, otherwise fusing would silently remove the decorator in between.
     """
     mark = getattr(fn, _MARK, None)
-    return mark[:2] if mark is not None and mark[2]() is fn else None
+    return mark[0] if mark is not None and mark[1]() is fn else None
 
 
 def _closure_for(fn: Any) -> Callable[[Any, Begin, Gate], Any]:
