@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,16 @@ from healthobs.exceptions import AuditWriteError, InstrumentationError
 from healthobs.redaction import Redactor
 
 MOMENT = datetime(2026, 3, 4, 5, 6, 7, 89, UTC)
+
+
+#: Where text is cut, and at which length: how to fill the place, and how to read it back.
+LIMITS: dict[str, tuple[int, Callable[[str], dict[str, Any]], Callable[[dict[str, Any]], str]]] = {
+    "subject": (256, lambda text: {"subject": text}, lambda body: body["subject"]),
+    "request_id": (256, lambda text: {"request_id": text}, lambda body: body["request_id"]),
+    "trace_id": (256, lambda text: {"trace_id": text}, lambda body: body["trace_id"]),
+    "reason": (1_024, lambda text: {"reason": text}, lambda body: body["reason"]),
+    "details": (1_024, lambda text: {"details": {"memo": text}}, lambda body: body["details"]["memo"]),
+}
 
 
 def encoded(**draft: Any) -> dict[str, Any]:
@@ -166,6 +176,8 @@ class TestEncode:
     @pytest.mark.parametrize(
         "field",
         [
+            "trace_id",
+            "span_id",
             "actor",
             "actor_kind",
             "subject",
@@ -188,6 +200,33 @@ class TestEncode:
         raw = json.dumps(encoded(details={"078-05-1120": 1, "card 4111111111111111": True}))
         assert "078-05" not in raw
         assert "41111111" not in raw
+
+    @given(
+        secret=st.sampled_from(["4111111111111111", "4111 1111 1111 1111", "078-05-1120", "212-555-0123"]),
+        place=st.sampled_from([*LIMITS]),
+        before_limit=st.integers(-1, 20),
+        rest=st.sampled_from(["", " paid", " " + "w " * 3_000]),
+    )
+    def test_no_limit_cuts_an_identifier_in_two(
+        self, secret: str, place: str, before_limit: int, rest: str
+    ) -> None:
+        """Wherever the limit falls on an identifier, no digit of it is left, nor half of the mark in its place."""
+        limit, draft, read = LIMITS[place]
+        filler = "w " * 600
+        text = filler[: limit - before_limit - 1] + " " + secret + rest
+        stored = read(encoded(**draft(text)))
+        assert not any(char.isdigit() for char in stored)
+        assert len(stored) <= limit
+        assert stored.count("[") == stored.count("]")
+        assert Redactor().text(text).startswith(stored.removesuffix("…"))
+
+    def test_watch_cuts_as_well(self) -> None:
+        """A redactor that only watches changes nothing, and the limits hold all the same."""
+        draft = {"action": "a", "reason": "r" * 2_000, "details": {"n" * 2_000: "v" * 2_000}}
+        raw = entry.encode(draft, service="s", moment=MOMENT, redactor=Redactor("watch"))
+        body = json.loads(raw)
+        ((name, value),) = body["details"].items()
+        assert (len(body["reason"]), len(name), len(value)) == (1_024, 256, 1_024)
 
     @pytest.mark.parametrize("prefix", ["", "s-", "pay_", "tok_", "Patient/", "urn:"])
     @pytest.mark.parametrize(

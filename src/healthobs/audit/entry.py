@@ -6,6 +6,7 @@ random salt makes a leaf useless for guessing the content, should the body be er
 
 Identifiers (actor, subject, resource, request) must be opaque: UUIDs and long hexadecimal tokens, with a short prefix
 or without, are recorded as they are; what a pattern finds in others is masked, as in `reason`, `details` and all other text.
+Text is cut after that, never before: no pattern finds half an identifier.
 
 Limits: a name has no pattern. `action` and `outcome` are words of the code and are not looked at. Floats, nulls in
 details and nested details are refused.
@@ -49,6 +50,8 @@ _MEMBERS = frozenset({"v", "time", "service", "action", "outcome", "actor", "sub
                       "classification", "reason", "details", "salt", *_IDS})  # fmt: skip
 #: A member of entries where the settings declare tenants; entries without it are of the same format.
 _TENANT = "tenant"
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+_MARK = re.compile(r"\[PHI:[a-z_]+\]")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 #: An identifier that says nothing. Of random digits a part can look like a date or a licence; a letter tells them from
 #: a card's number.
@@ -101,10 +104,7 @@ def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redac
         )
 
     def text(name: str, limit: int = MAX_TEXT) -> str | None:
-        value = _text(draft, name, limit)
-        if value is None or _SURROGATE.fullmatch(value) is not None:
-            return value
-        return redactor.text(value, signal="audit")
+        return _text(draft, name, limit, redactor)
 
     body: dict[str, Any] = {
         "v": FORMAT,
@@ -120,13 +120,11 @@ def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redac
         "reason": text("reason", MAX_REASON),
         "details": _details(draft.get("details"), redactor),
         "salt": os.urandom(SALT_BYTES).hex(),
-        **_context_ids(draft),
+        **_context_ids(draft, redactor),
     }
     tenant = stated()
     if tenant:
         body[_TENANT] = tenant
-    if body["request_id"] is not None and _SURROGATE.fullmatch(body["request_id"]) is None:
-        body["request_id"] = redactor.text(body["request_id"], signal="audit")
     encoded = canonical(body).encode()
     if len(encoded) > MAX_BODY:
         raise AuditWriteError("the audit entry is longer than 65,535 bytes; record less in its details")
@@ -151,16 +149,19 @@ def _refused(_text: str) -> None:
     raise ValueError
 
 
-def _context_ids(draft: Mapping[str, object]) -> dict[str, str | None]:
+def _context_ids(draft: Mapping[str, object], redactor: Redactor) -> dict[str, str | None]:
     """Return the ids that tie the entry to the other signals of the same call."""
-    ids = {name: _text(draft, name) for name in _IDS}
+    ids = {name: _text(draft, name, MAX_TEXT, redactor) for name in _IDS}
+    given = draft.get("trace_id")
+    if isinstance(given, str) and _TRACE_ID.fullmatch(given) is not None:
+        ids["trace_id"] = given  # now and then one is all digits
     context = trace.get_current_span().get_span_context()
     if context.is_valid and ids["trace_id"] is None:
         ids["trace_id"] = f"{context.trace_id:032x}"
         ids["span_id"] = ids["span_id"] or f"{context.span_id:016x}"
     if ids["request_id"] is None:
         request_id = getattr(_runtime.exchange.get(), "request_id", None)
-        ids["request_id"] = clean(request_id, MAX_TEXT) if isinstance(request_id, str) else None
+        ids["request_id"] = _masked(request_id, MAX_TEXT, redactor) if isinstance(request_id, str) else None
     return ids
 
 
@@ -174,20 +175,35 @@ def _word(draft: Mapping[str, object], name: str, default: str | None = None) ->
     return value
 
 
-def _text(draft: Mapping[str, object], name: str, limit: int = MAX_TEXT) -> str | None:
+def _text(draft: Mapping[str, object], name: str, limit: int, redactor: Redactor) -> str | None:
     value = draft.get(name)
     if value is None:
         return None
     if not isinstance(value, str):
         raise AuditWriteError(f"the audit entry's {name} must be text or None")
-    return clean(value, limit)
+    return _masked(value, limit, redactor)
 
 
-def clean(text: str, limit: int) -> str:
-    """Return `text` cut to `limit` characters, as valid Unicode (RFC 7493 §2.1 forbids lone surrogates)."""
-    if len(text) > limit:
-        text = text[: limit - 1] + "…"
+def _masked(text: str, limit: int, redactor: Redactor) -> str:
+    text = _valid(text)
+    if _SURROGATE.fullmatch(text) is not None:
+        return text
+    return _cut(redactor.text(text, signal="audit"), limit)
+
+
+def _valid(text: str) -> str:
+    """Return `text` as valid Unicode (RFC 7493 §2.1 forbids lone surrogates)."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return `text`, redacted before so that no identifier is cut in two, in `limit` characters and without half a mark."""
+    if len(text) <= limit:
+        return text
+    end = limit - 1
+    start = text.rfind("[", 0, end)
+    mark = _MARK.match(text, start)
+    return text[: start if mark is not None and mark.end() > end else end] + "…"
 
 
 def _details(details: object, redactor: Redactor) -> dict[str, Any]:
@@ -205,12 +221,13 @@ def _details(details: object, redactor: Redactor) -> dict[str, Any]:
             raise AuditWriteError(
                 "the audit entry's details take text, whole numbers and booleans under text names"
             )
-        if isinstance(value, str):
-            checked[clean(name, MAX_TEXT)] = clean(value, MAX_REASON)
-        elif -MAX_INTEGER <= value <= MAX_INTEGER:
-            checked[clean(name, MAX_TEXT)] = value
-        else:
+        if not isinstance(value, str) and not -MAX_INTEGER <= value <= MAX_INTEGER:
             raise AuditWriteError(
                 "a whole number in the audit entry's details needs more than 53 bits; pass it as text"
             )
-    return redactor.mapping(checked, signal="audit")
+        checked[_valid(name)] = _valid(value) if isinstance(value, str) else value
+    masked = redactor.mapping(checked, signal="audit")
+    return {
+        _cut(name, MAX_TEXT): _cut(value, MAX_REASON) if isinstance(value, str) else value
+        for name, value in masked.items()
+    }
