@@ -15,7 +15,7 @@ from statistics import median
 
 from opentelemetry.sdk.trace.export import SpanExporter
 
-from bench import apps, auditing, calls, costs, decorators, peers
+from bench import apps, auditing, calls, costs, decorators, patients, peers
 from bench.exporting import Encoder
 
 #: Most calls added to bare Flask.
@@ -24,8 +24,6 @@ MOST_EXCLUDED_CALLS = 15
 #: Calls of a decorated function beyond a bare closure's, and four signals against those by hand.
 MOST_OFF_CALLS, MOST_DROPPED_CALLS, MOST_FOUR_SIGNALS = 0.1, 5.0, 1.2
 MOST_IMPORT = 0.3
-#: Not reached: printed, not gated (docs/explanation/decisions.md).
-WANTED_FAKER = 40.0
 ROUNDS, REQUESTS, THREADS = 15, 100, 16
 
 Builder = Callable[[SpanExporter | None], apps.WsgiApp]
@@ -125,13 +123,8 @@ def others() -> list[str]:
     print(auditing.report())
     imported = costs.import_ratio()
     print(f"import healthobs, beyond its dependencies: {imported:.2f} of theirs, at most {MOST_IMPORT}")
-    faster = costs.patients_ratio()
     failed = [] if imported <= MOST_IMPORT else [f"import healthobs: {imported:.2f}, at most {MOST_IMPORT}"]
-    if faster is None:
-        print("patients against one shared Faker: not installed")
-    else:
-        print(f"patients against one shared Faker: {faster:.0f} times as fast, wanted {WANTED_FAKER:.0f}")
-    return failed
+    return failed + patients.report()
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What is not one request: memory of a worker, a scrape, an import, synthetic patients. Each in a process of its own."""
+"""What is not one request: memory of a worker, a scrape, an import. Each in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from importlib.util import find_spec
 from statistics import median
 
 #: Series of one histogram's bucket family in a big service.
@@ -96,35 +95,3 @@ def import_ratio() -> float:
     theirs = timed.format(f"[__import__(name) for name in {others!r}]")
     rounds = [(float(_run(theirs)), float(_run(timed.format("import healthobs")))) for _ in range(9)]
     return median(whole / part - 1 for part, whole in rounds)
-
-
-def patients_ratio() -> float | None:
-    """Return how many times faster synthetic patients are made than by one shared Faker; None without Faker."""
-    if find_spec("faker") is None:
-        return None
-    code = """
-        import time
-        from faker import Faker
-        from reference_services.synthetic_phi import domain
-        fake = Faker("en_US")
-        def theirs():
-            return {
-                "id": fake.uuid4(), "given": fake.first_name(), "family": fake.last_name(), "sex": fake.random_element("mf"),
-                "born": fake.date_of_birth().isoformat(), "ssn": fake.ssn(), "mrn": fake.bothify("SYN-########"),
-                "line": fake.street_address(), "city": fake.city(), "state": fake.state_abbr(), "zip": fake.postcode(),
-                "phone": fake.phone_number(), "email": fake.email(),
-                "diagnosis": fake.random_elements(("a", "b", "c", "d"), length=2),
-                "vitals": [fake.random_int(60, 180) for _ in range(4)],
-            }
-        def spent(action):
-            start = time.process_time()
-            action()
-            return time.process_time() - start
-        domain.patients(0, 0, 100), theirs()
-        ratios = sorted(
-            (spent(lambda: [theirs() for _ in range(200)]) / 200) / (spent(lambda: domain.patients(0, 0, 5000)) / 5000)
-            for _ in range(5)
-        )
-        print(ratios[2])
-    """
-    return float(_run(code))

@@ -99,6 +99,24 @@ class TestSeeds:
         ]
         assert parts == domain.patients(seed, first, 20)
 
+    @given(seed=st.integers(0, domain.MAX_SEED), index=st.integers(0, domain.MAX_INDEX - 40))
+    def test_one_patient_is_the_batch_s(self, seed: int, index: int) -> None:
+        """A patient made alone is the one that a batch has in its place."""
+        assert [domain.patient(seed, index + place) for place in range(20)] == domain.patients(
+            seed, index, 20
+        )
+
+    def test_one_patient_does_not_give_away_the_next(self, many: list[domain.Patient]) -> None:
+        """Neighbours share what their tables make them share and no more: each drawn member is its own draw."""
+        alike = Counter(
+            name
+            for one, two in pairwise(many)
+            for name in ("id", "medical_record_number", "ssn", "date_of_birth", "address", "telecom")
+            if one[name] == two[name]
+        )
+        assert alike.keys() <= {"ssn", "date_of_birth"}
+        assert max(alike.values(), default=0) <= 3
+
     def test_ids_and_record_numbers_are_unique(self, many: list[domain.Patient]) -> None:
         """No id and no record number repeats in 10,000 records."""
         assert len({p["id"] for p in many}) == RECORDS
@@ -124,6 +142,19 @@ class TestDistributions:
         flipped = Counter("female" if i % 10 == 0 else p["gender"] for i, p in enumerate(many))
         men, women = (sum(pair[place] for pair in tables.PYRAMID) for place in (0, 1))
         assert chi_squared(flipped, {"male": men, "female": women}) > 10.8
+
+    def test_births_fall_on_every_day_of_the_year(self, many: list[domain.Patient]) -> None:
+        """No month and day is left out, the leap day and New Year's Day included."""
+        days = Counter(p["date_of_birth"][5:] for p in many)
+        assert (len(days), days["02-29"] > 0, days["01-01"] > 0) == (366, True, True)
+        leap = {p["date_of_birth"][:4] for p in many if p["date_of_birth"].endswith("02-29")}
+        assert {int(year) % 4 for year in leap} == {0}
+
+    @pytest.mark.parametrize(("band", "shares"), [(0, (63, 34, 3, 0)), (19, (3, 28, 63, 7))])
+    def test_the_old_have_more_diagnoses(self, band: int, shares: tuple[int, ...]) -> None:
+        """Of the youngest and the oldest these many percent are meant to have one, two, three and four diagnoses."""
+        limits = (0, *draws.number_limits(band), draws.SLOTS)
+        assert tuple(round(100 * (b - a) / draws.SLOTS) for a, b in pairwise(limits)) == shares
 
     def test_surnames_follow_their_weights(self, many: list[domain.Patient]) -> None:
         """Counts per surname fit the table (63 degrees of freedom, p = 0.001)."""

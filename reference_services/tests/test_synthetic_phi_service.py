@@ -122,9 +122,11 @@ class TestBatch:
         self, client: Any, world: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A generator gone wrong makes a 500, not a patient who could exist."""
-        real = domain.patient
+        real = domain.patients
         monkeypatch.setattr(
-            domain, "patient", lambda seed, index: {**real(seed, index), "ssn": "219-09-9999"}
+            domain,
+            "patients",
+            lambda *source: [{**patient, "ssn": "219-09-9999"} for patient in real(*source)],
         )
         for answer in (client.get(URL), client.post(URL, json={"count": 2})):
             assert (answer.status_code, answer.get_json()["code"]) == (500, "not_synthetic")

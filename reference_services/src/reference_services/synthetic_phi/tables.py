@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-GENERATOR_VERSION: Final = "1"
+GENERATOR_VERSION: Final = "2"
 
 
 class Condition(NamedTuple):
