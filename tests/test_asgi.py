@@ -201,6 +201,24 @@ class TestEnds:
         asyncio.run(go())
         self._ended_once(front, 200)
 
+    def test_a_failure_sent_whole(self, front: FastApiFront) -> None:
+        """A disconnect after the last byte of a 5xx is heard by an application that listens on, and is no cancelling."""
+
+        async def listens(_scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            await send({"type": "http.response.body", "body": b"no"})
+            assert (await receive())["type"] == "http.disconnect"
+
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        async def send(_message: Any) -> None:
+            return None
+
+        asyncio.run(asgi.Middleware(listens, front.obs)(http_scope("GET", "/x"), receive, send))
+        assert [line["status"] for line in front.access()] == [500]
+        assert front.total("http_server_request_duration_seconds_count", error_type="500") == 1
+
     def test_cancellation(self, front: FastApiFront) -> None:
         """A cancelled request without an answer is 499 and cancelled, and goes on being cancelled."""
 

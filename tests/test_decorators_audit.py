@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from healthobs import AuditWriteError, Settings, _runtime, audited, observe, timed, traced
 from healthobs.audit import annotate
@@ -133,6 +134,10 @@ class TestEntry:
             (Answer(404), "failed"),
             (Answer(503), "failed"),
             (("body", 403), "denied"),
+            (("body", "403 FORBIDDEN"), "denied"),
+            (("body", "no status"), "ok"),
+            (StarletteHTTPException(403), "denied"),
+            (StarletteHTTPException(404), "failed"),
             (("body", 422, {}), "failed"),
             (("body", {}), "ok"),
             (("body",), "ok"),

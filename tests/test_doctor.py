@@ -210,7 +210,7 @@ class TestCommand:
         assert main(["doctor", "served:app"]) == 1
         assert capsys.readouterr().out.startswith("missing_multiprocess_directory: 2 workers, and each")
 
-    @pytest.mark.parametrize("uri", ["nothing_there:app", "served:nothing"])
+    @pytest.mark.parametrize("uri", ["nothing_there:app", "served:nothing", "os:getcwd()", "os:sep"])
     def test_cannot_load(self, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
         """Exit status 2."""
         assert main(["doctor", uri]) == 2

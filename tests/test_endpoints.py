@@ -60,6 +60,22 @@ def get(
     return response
 
 
+class TestAuthorize:
+    """`Authorize`, which an application supplies."""
+
+    def test_one_that_raises_says_no(self, obs: Observability) -> None:
+        """What it raises may name the credentials: it is counted, shown nowhere, and counts as no."""
+
+        def faulty(request: Request, _scope: str) -> Someone | None:
+            raise KeyError(request.headers["authorization"])
+
+        request = Request("GET", "/audit/trail", {}, {"authorization": "Bearer tok-Ottoline"})
+        answer = Endpoints(obs, faulty).handle(request)
+        assert answer is not None
+        assert (answer.status, b"Ottoline" in answer.body) == (403, False)
+        assert b'healthobs_internal_errors_total{component="hook"} 1.0' in obs.metrics.exposition(None)[1]
+
+
 class TestAuditTrail:
     """`/audit/trail`."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import Span, SpanProcessor
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
 from fronts import FRONTS, Front
@@ -28,18 +28,22 @@ def make(request: pytest.FixtureRequest) -> Make:
 class TestFaultyProcessor:
     """A span processor of the process that raises, under an adopted provider."""
 
-    def test_leaves_nothing_in_flight(self, make: Make) -> None:
-        """The answer goes out, no request counts as in flight ever after, and liveness does not fail by it."""
-        front = make(max_stall_seconds=60)
+    @pytest.mark.parametrize("moment", ["on_start", "on_end"])
+    def test_costs_the_span_alone(self, make: Make, moment: str) -> None:
+        """Headers, sample and access line go on without the span; nothing is in flight ever after."""
+        front = make(max_stall_seconds=60, headers=True, audience="all", frameworks=("hipaa",), conf="R")
 
-        class Faulty(SpanProcessor):
-            def on_start(self, span: Span, parent_context: object = None) -> None:
-                raise RuntimeError
+        def broken(*_arguments: object, **_options: object) -> None:
+            raise RuntimeError
 
         provider: Any = front.obs.tracing.provider
-        provider.add_span_processor(Faulty())
-        assert front.get("/patients/pt-4711").status == 200
-        assert front.total("healthobs_internal_errors_total", component="http") == 1
+        provider.add_span_processor(type("Faulty", (SpanProcessor,), {moment: broken})())
+        answer = front.get("/patients/pt-4711")
+        assert (answer.status, answer.header("cache-control")) == (200, "no-store")
+        assert (answer.header("compliance") or "").startswith('frameworks=("hipaa")')
+        assert [line["status"] for line in front.access()] == [200]
+        assert front.total("svc_request_duration_seconds_count") == 1
+        assert front.total("healthobs_internal_errors_total", component="tracing") == 1
         assert front.total("http_server_active_requests") == 0
         front.now_ns += 1_000_000 * 10**9
         assert front.get("/health").status == 200

@@ -328,14 +328,20 @@ class TestProblems:
     """Problem bodies go to the caller, so they are masked at every step."""
 
     def test_what_the_caller_made_up_is_masked(self) -> None:
-        """Title, detail and the pointer to a member that the caller named."""
+        """Title, detail, codes and the pointer to a member that the caller named."""
         with Capture(Settings(redaction="watch")) as capture:
-            made = problem(422, "invalid", f"not {SSN}", detail=f"saw {SSN}", errors=[(f"/{SSN}", "unknown")])
+            made = problem(
+                422,
+                f"invalid {SSN}",
+                f"not {SSN}",
+                detail=f"saw {SSN}",
+                errors=[(f"/{SSN}", f"unknown {SSN}")],
+            )
         assert json.loads(made.body) == {
-            "type": "about:blank", "title": "not [PHI:ssn]", "status": 422, "code": "invalid",
-            "detail": "saw [PHI:ssn]", "errors": [{"pointer": "/[PHI:ssn]", "code": "unknown"}],
+            "type": "about:blank", "title": "not [PHI:ssn]", "status": 422, "code": "invalid [PHI:ssn]",
+            "detail": "saw [PHI:ssn]", "errors": [{"pointer": "/[PHI:ssn]", "code": "unknown [PHI:ssn]"}],
         }  # fmt: skip
-        assert counted(capture) == {("problem", "ssn"): 3}
+        assert counted(capture) == {("problem", "ssn"): 5}
 
 
 class TestBaggage:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 
-from healthobs import observe
+from healthobs import Observability, Settings, observe, use
 from healthobs.sql import observe_engine, shape
 from healthobs.testing import Capture
 
@@ -64,6 +66,22 @@ class TestSpans:
         assert span.status.status_code is StatusCode.ERROR
         assert (span.attributes or {})["error.type"] == "OperationalError"
         assert capture.leaks("Jane Roe", "nowhere:") == ()
+
+    @pytest.mark.parametrize("moment", ["on_start", "on_end"])
+    def test_a_processor_that_raises(self, engine: Any, moment: str) -> None:
+        """A fault of telemetry is counted and is not the statement's; nor is it the next statement's."""
+
+        def broken(*_arguments: object, **_options: object) -> None:
+            raise RuntimeError
+
+        obs = Observability(Settings(), log_stream=io.StringIO())
+        provider: Any = obs.tracing.provider
+        provider.add_span_processor(type("Faulty", (SpanProcessor,), {moment: broken})())
+        with use(obs), engine.connect() as connection:
+            assert [connection.execute(text("select 1")).scalar() for _ in range(2)] == [1, 1]
+            assert [len(spans) for spans in connection.info.values()] == [0]
+        assert b'healthobs_internal_errors_total{component="sql"} 2.0' in obs.metrics.exposition(None)[1]
+        obs.close()
 
     def test_taken_off(self, capture: Capture) -> None:
         """After that there are no spans."""

@@ -69,6 +69,7 @@ class Kit:
         def start_response(
             status: str, fields: list[tuple[str, str]], exc_info: Any = None
         ) -> Callable[[bytes], Any]:
+            assert not seen or exc_info is not None, "started twice"
             seen[:] = [int(status[:3]), {name.lower(): value for name, value in fields}, len(fields)]
             return lambda data: None
 
@@ -491,6 +492,47 @@ class TestFaults:
         with pytest.raises(OSError):
             kit.middleware(plain_environ(), refuse)
         assert kit.sample("http_server_active_requests") == 0
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    @pytest.mark.parametrize("late", ["in the call", "in the body"])
+    def test_audit_failure_after_the_start(self, late: str, method: str) -> None:
+        """What was started and not sent yet is replaced by the 503 (PEP 3333, `exc_info`); the line says so too."""
+        closed: list[bool] = []
+
+        class Body:
+            def __iter__(self) -> Any:
+                return self
+
+            def __next__(self) -> bytes:
+                raise AuditWriteError("store is gone")
+
+            def close(self) -> None:
+                closed.append(True)
+
+        def app(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return Body() if late == "in the body" else iter([next(Body())])
+
+        kit = Kit(app)
+        status, headers, body = kit.request(method)
+        assert (status, headers["content-type"]) == (503, "application/problem+json")
+        assert body == b"" if method == "HEAD" else json.loads(body)["code"] == "audit_unavailable"
+        assert [line["status"] for line in kit.lines()] == [503]
+        assert closed == ([True] if late == "in the body" else [])
+
+    def test_audit_failure_after_the_first_byte(self) -> None:
+        """What has been sent in part breaks off, as an error."""
+
+        def app(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            yield b"first"
+            raise AuditWriteError("store is gone")
+
+        kit = Kit(app)
+        with pytest.raises(AuditWriteError):
+            kit.request()
+        (line,) = kit.lines()
+        assert (line["status"], line["exception_type"]) == (200, "healthobs.exceptions.AuditWriteError")
 
     def test_audit_failure_is_a_503(self) -> None:
         """What could not be recorded is not answered."""

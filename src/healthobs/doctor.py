@@ -314,4 +314,7 @@ def _load(uri: str) -> Any:
     found: Any = importlib.import_module(module)
     for part in (name.removesuffix("()") or "app").split("."):
         found = getattr(found, part)
-    return found() if name.endswith("()") else found
+    app = found() if name.endswith("()") else found
+    if not callable(app):
+        raise ConfigurationError("it is no application: name a callable as MODULE:APP")
+    return app

@@ -10,13 +10,13 @@ from __future__ import annotations
 import base64
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from opentelemetry.context import Context
-from opentelemetry.trace import NonRecordingSpan, Span, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, set_span_in_context, use_span
 
 from healthobs.exceptions import AuditError, HealthobsWarning
 from healthobs.health import formats
@@ -209,12 +209,26 @@ class Endpoints:
         with self._span(request, action):
             self._obs.audit.append({**draft, "request_id": request.headers.get("x-request-id")})
 
-    def _span(self, request: Request, name: str) -> AbstractContextManager[Span]:
-        """Return the span of a reading, in the caller's trace where callers are trusted with theirs."""
+    @contextmanager
+    def _span(self, request: Request, name: str) -> Iterator[None]:
+        """Make the span of a reading, in the caller's trace where callers are trusted with theirs."""
         header = request.headers.get("traceparent")
         remote = parse_traceparent(header) if header and self._obs.settings.trust_incoming else None
         context = Context() if remote is None else set_span_in_context(NonRecordingSpan(remote), Context())
-        return self._obs.tracing.tracer.start_as_current_span(name, context, record_exception=False)
+        faults = self._obs.metrics.count_internal_error
+        try:
+            span = self._obs.tracing.tracer.start_span(name, context)
+        except Exception:  # noqa: BLE001 - a processor or sampler of the process is not the reader's
+            faults("tracing")
+            span = INVALID_SPAN
+        try:
+            with use_span(span, record_exception=False):
+                yield
+        finally:
+            try:
+                span.end()
+            except Exception:  # noqa: BLE001 - as at its start
+                faults("tracing")
 
     def _principal(self, request: Request, scope: str) -> Principal:
         if self._authorize is None:
@@ -225,6 +239,9 @@ class Endpoints:
             principal = self._authorize(request, scope)
         except InvalidCredentials:
             raise _Refused(401, "credentials_refused") from None
+        except Exception:  # noqa: BLE001 - a hook's fault, which may name the credentials, counts as no
+            self._obs.metrics.count_internal_error("hook")
+            principal = None
         if principal is None:
             raise _Refused(403, "scope_required")
         return principal

@@ -239,14 +239,18 @@ class Exchange:
         }
         if host[1].isdecimal():
             attributes["server.port"] = int(host[1])
-        return self._server.obs.tracing.tracer.start_span(
-            self._method if self._method != OTHER else "HTTP",
-            parent if parent is not None else otel_context.Context(),
-            SpanKind.SERVER,
-            attributes,
-            links,
-            self._wall_ns,
-        )
+        try:
+            return self._server.obs.tracing.tracer.start_span(
+                self._method if self._method != OTHER else "HTTP",
+                parent if parent is not None else otel_context.Context(),
+                SpanKind.SERVER,
+                attributes,
+                links,
+                self._wall_ns,
+            )
+        except Exception:  # noqa: BLE001 - a processor or sampler of the process: headers, sample and line go on
+            self._server.obs.metrics.count_internal_error("tracing")
+            return INVALID_SPAN
 
     @property
     def route(self) -> str:
@@ -370,9 +374,11 @@ class Exchange:
         if facts is not None:
             line |= _told(facts)
         sampled = span.is_recording()
-        if sampled:
+        try:
             self._end_span(span, status, error, facts, line.get("first_byte_seconds"))
-        span.end(self._wall_ns + duration_ns)
+            span.end(self._wall_ns + duration_ns)
+        except Exception:  # noqa: BLE001 - as at its start
+            obs.metrics.count_internal_error("tracing")
         if server.on:
             values = (self._method, self._scheme, self._route, code, error, self._protocol)
             child = server.duration.labels(*values, *((self.tenant,) if obs.settings.tenants else ()))
@@ -383,6 +389,8 @@ class Exchange:
     def _end_span(
         self, span: Span, status: int, error: str, facts: ExceptionFacts | None, first_byte: float | None
     ) -> None:
+        if not span.is_recording():
+            return
         route = self._route
         attributes: dict[str, Any] = {"http.response.status_code": status}
         if route != UNMATCHED:

@@ -65,12 +65,12 @@ def problem(
         "type": "about:blank",
         "title": clean(title or HTTPStatus(status).phrase),
         "status": status,
-        "code": code,
+        "code": clean(code),
     }
     if detail:
         body["detail"] = clean(detail)
     if errors:
-        body["errors"] = [{"pointer": clean(pointer), "code": what} for pointer, what in errors]
+        body["errors"] = [{"pointer": clean(pointer), "code": clean(what)} for pointer, what in errors]
     if trace_id:
         body["trace_id"] = trace_id
     if error_id:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode
 
 from healthobs._runtime import current_or_none
 
@@ -96,14 +96,15 @@ def observe_engine(engine: Any) -> Callable[[], None]:
         obs = current_or_none()
         if obs is None:
             return
+        spans: list[Span] = connection.info.setdefault(_SPANS, [])
+        spans.append(INVALID_SPAN)  # what ends pops, whether there is a span or not
         operation = _operation(statement)
         attributes = {
             "db.system.name": system,
             "db.operation.name": operation,
             "healthobs.db.shape": shape(statement, dialect),
         }
-        span = obs.tracing.tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes)
-        connection.info.setdefault(_SPANS, []).append(span)
+        spans[-1] = obs.tracing.tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes)
 
     def end(connection: Any, *_rest: Any) -> None:
         spans: list[Span] = connection.info.get(_SPANS, [])
@@ -118,7 +119,12 @@ def observe_engine(engine: Any) -> Callable[[], None]:
             span.set_status(Status(StatusCode.ERROR, kind))
             span.end()
 
-    hooks = (("before_cursor_execute", begin), ("after_cursor_execute", end), ("handle_error", fail))
+    hooks = tuple(
+        (name, _guarded(hook))
+        for name, hook in (
+            ("before_cursor_execute", begin), ("after_cursor_execute", end), ("handle_error", fail)
+        )
+    )  # fmt: skip
     for name, hook in hooks:
         event.listen(engine, name, hook)
 
@@ -127,3 +133,17 @@ def observe_engine(engine: Any) -> Callable[[], None]:
             event.remove(engine, name, hook)
 
     return remove
+
+
+def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
+    """Return `hook` so that what it raises is counted, and is not the statement's."""
+
+    def guarded(*arguments: Any) -> None:
+        try:
+            hook(*arguments)
+        except Exception:  # noqa: BLE001 - a processor or sampler of the process
+            obs = current_or_none()
+            if obs is not None:
+                obs.metrics.count_internal_error("sql")
+
+    return guarded

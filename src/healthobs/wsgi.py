@@ -9,6 +9,7 @@ Limits: a server that never closes the body iterable (a fault against PEP 3333) 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from http import HTTPStatus
@@ -186,9 +187,10 @@ def _send(
     added: list[tuple[str, str]],
     environ: WSGIEnvironment,
     start_response: StartResponse,
+    *exc_info: ExcInfo,
 ) -> Iterable[bytes]:
     length = ("Content-Length", str(len(response.body)))
-    start_response(_reason(response.status), [*response.headers, length, *added])
+    start_response(_reason(response.status), [*response.headers, length, *added], *exc_info)
     return [] if environ.get("REQUEST_METHOD") == "HEAD" else [response.body]
 
 
@@ -306,6 +308,8 @@ class _Answer:
         except StopIteration:
             raise
         except BaseException as exc:
+            if isinstance(exc, AuditWriteError) and not self._sent:
+                return self._instead(exc)
             self._exchange.error = exc
             raise
         if self._streams:
@@ -336,7 +340,18 @@ class _Answer:
 
     def _unavailable(self) -> Iterable[bytes]:
         """Answer 503 in place of what may not be answered without its audit entry."""
-        return _send(self._exchange.unavailable(), [], self._environ, self.start_response)
+        # PEP 3333: what has been started, and not sent, is replaced where the exception is given.
+        return _send(self._exchange.unavailable(), [], self._environ, self.start_response, sys.exc_info())
+
+    def _instead(self, exc: AuditWriteError) -> bytes:
+        """Answer 503 in place of a body of which nothing was sent yet; raises `exc` where the server is past that."""
+        try:
+            chunk = next(iter(self._unavailable()), b"")
+        except BaseException:
+            self._exchange.error = exc
+            raise
+        self._iterator, self._sent = iter(()), len(chunk)
+        return chunk
 
 
 def _route(environ: WSGIEnvironment) -> str | None:

@@ -202,7 +202,7 @@ class _Answer:
 
     __slots__ = (
         "_exchange", "_finished", "_gone", "_middleware", "_receive", "_refused", "_scope", "_send", "_sent",
-        "_streams",
+        "_streams", "_whole",
     )  # fmt: skip
 
     def __init__(
@@ -216,6 +216,7 @@ class _Answer:
         self._sent = 0
         self._finished = False
         self._gone = False
+        self._whole = False
         self._refused = False
         self._streams = False
 
@@ -263,7 +264,7 @@ class _Answer:
         """Notice that the client went away before the last byte."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self._gone = not self._finished
+            self._gone = not self._whole
         return message
 
     async def send(self, message: Message) -> None:
@@ -292,7 +293,8 @@ class _Answer:
             self._sent += length
             if self._exchange.progress is not None:
                 self._exchange.progress.advance()
-            if not message.get("more_body", False) and self._exchange.status < 500:
+            self._whole = not message.get("more_body", False)
+            if self._whole and self._exchange.status < 500:
                 self._finish()
 
     def _started(self, message: Message) -> Message:

@@ -94,16 +94,18 @@ def audit_outcome(result: Any, exc: BaseException | None, outcome: str) -> str:
     """Say how a call ended in the vocabulary of audit entries: ok, denied (401, 403), failed (4xx, 5xx), error.
 
     Args:
-        result: What was returned: a value, a response with `status_code`, or a Flask pair (body, status).
-        exc: What was raised; werkzeug's HTTP exceptions count as the response that they stand for.
+        result: What was returned: a value, a response with `status_code`, or a Flask pair (body, status as number or text).
+        exc: What was raised; HTTP exceptions (werkzeug's, Starlette's) count as the response that they stand for.
         outcome: ``ok``, ``error`` or ``cancelled``.
     """
-    status: Any = getattr(result, "status_code", None)
+    status: Any = getattr(result if exc is None else exc, "status_code", None)
     if isinstance(result, tuple):
         pair = cast("Sequence[Any]", result)
         status = pair[1] if len(pair) > 1 else None
     if exc is not None and callable(getattr(exc, "get_response", None)):
         status = getattr(exc, "code", None)
+    if isinstance(status, str) and status[:3].isdecimal():
+        status = int(status[:3])
     if isinstance(status, int) and status >= 400:
         return "denied" if status in (401, 403) else "failed"
     return "ok" if outcome is OK else "error"
