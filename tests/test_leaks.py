@@ -121,6 +121,9 @@ class TestAssertIndistinguishable:
             ({"logs": "a\nb x"}, {"logs": "a\nb y"}, "logs differ in line 2 after 'b '"),
             ({"logs": "a\nb"}, {"logs": "a"}, "logs have 2 and 1 lines"),
             ({"logs": "a"}, {"logs": "ab"}, "logs differ in line 1 after 'a'"),
+            ({"logs": "a\nb"}, {"logs": "a\r\nb"}, "logs differ in how lines end"),
+            ({"logs": ""}, {"logs": ""}, "nothing was recorded"),
+            ({}, {}, "nothing was recorded"),
             ({"logs": "a"}, {"spans": "a"}, "logs is in one recording only; spans is in one recording only"),
         ],
     )

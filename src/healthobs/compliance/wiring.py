@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from healthobs.observability import Observability
 
 #: Kinds of redaction that contradict a declaration of scope. Other identifiers are not health information alone.
-_BETRAYING = {"chd": frozenset({"card"}), "phi": frozenset({"mbi", "mrn"})}
+_BETRAYING = {"chd": frozenset({"card"}), "phi": frozenset({"mbi"})}
 
 
 def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngine:

@@ -144,7 +144,7 @@ def assert_indistinguishable(
     Raises:
         AssertionError: With each signal that differs, its first line that does and what both have before the
             difference; never what differs. Also for a declared difference that nothing matched: a list that
-            is longer than needed hides leaks.
+            is longer than needed hides leaks; and for recordings in which there is nothing to compare.
 
     Example:
         >>> assert_indistinguishable({"logs": "took 5 ms"}, {"logs": "took 7 ms"}, declared={"time": r"\d+ ms"})
@@ -153,6 +153,8 @@ def assert_indistinguishable(
         AssertionError: logs differ in line 1 after 'hello '
     """
     problems = [f"{name} is in one recording only" for name in sorted(first.keys() ^ second.keys())]
+    if not any(first.values()):
+        problems.append("nothing was recorded")
     rules = {name: re.compile(pattern) for name, pattern in (declared or {}).items()}
     unused = set(rules)
     for signal in sorted(first.keys() & second.keys()):
@@ -178,4 +180,4 @@ def _difference(signal: str, first: str, second: str) -> list[str]:
             return [f"{signal} differ in line {number} after {one[max(0, same - 60) : same]!r}"]
     if len(ours) != len(theirs):
         return [f"{signal} have {len(ours)} and {len(theirs)} lines"]
-    return []
+    return [] if first == second else [f"{signal} differ in how lines end"]
