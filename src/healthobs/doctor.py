@@ -2,7 +2,7 @@
 
 It imports the application as a server would and looks at it, at the tracer providers, at gunicorn's settings
 (`GUNICORN_CMD_ARGS`, `WEB_CONCURRENCY`, the literals of `gunicorn.conf.py`) at the handlers of
-`logging`, and at the environment.
+`logging` and structlog's processors, and at the environment.
 
 Limits: what the application does when it is imported, it does. Settings that are computed are not understood.
 """
@@ -13,7 +13,6 @@ import argparse
 import ast
 import contextlib
 import importlib
-import logging
 import os
 import shlex
 import sqlite3
@@ -27,6 +26,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from healthobs import asgi, wsgi
 from healthobs.exceptions import ConfigurationError, HealthobsError
+from healthobs.logs.sinks import raw_sinks
 from healthobs.tracing import LazyExporter, RedactingSpanExporter
 from healthobs.tracing.adoption import exporters, processors, sdk_provider
 
@@ -230,40 +230,24 @@ def _is_wal(path: Path | None) -> bool:
 
 
 def _loggers(observed: Sequence[Any]) -> Iterator[Finding]:
-    """Look for log handlers past the redaction of a service that declares PHI."""
+    """Look for what writes log lines past the redaction of a service that declares PHI."""
     declared = [layer.obs for layer in observed if "hipaa" in layer.obs.settings.frameworks]
     remedy = "set Settings.capture_stdlib, or pass Observability(logs='processor') after logging is set up"
-    if any(getattr(obs.logs, "_adoption", None) is not None for obs in declared):
-        return  # the set-up that is there is redacted as a whole
-    for obs in declared:
-        if getattr(obs.logs, "_capture", None) is None:
-            yield Finding(
-                "logs_escape_redaction",
-                "hipaa is declared, and what the server, the framework and libraries log is not redacted",
-                remedy,
-            )
-    if declared:
-        root = logging.getLogger()
-        known = [root, *(one for one in root.manager.loggerDict.values() if isinstance(one, logging.Logger))]
-        found = {
-            f"{type(handler).__name__} of {'the root logger' if logger is root else logger.name}"
-            for logger in known
-            for handler in logger.handlers
-            if not _is_covered(handler)
-        }
-        if found:
-            yield Finding(
-                "logs_escape_redaction",
-                f"hipaa is declared, and these handlers write unredacted: {', '.join(sorted(found))}",
-                remedy,
-            )
-
-
-def _is_covered(handler: logging.Handler) -> bool:
-    holders = [handler, *(getattr(one, "__self__", one) for one in handler.filters)]
-    return isinstance(handler, logging.NullHandler) or any(
-        type(one).__module__.partition(".")[0] == "healthobs" for one in holders
-    )
+    if not any(getattr(obs.logs, "_adoption", None) is not None for obs in declared):
+        for obs in declared:
+            if getattr(obs.logs, "_capture", None) is None:
+                yield Finding(
+                    "logs_escape_redaction",
+                    "hipaa is declared, and what the server, the framework and libraries log is not redacted",
+                    remedy,
+                )
+    found = raw_sinks() if declared else []
+    if found:
+        yield Finding(
+            "logs_escape_redaction",
+            f"hipaa is declared, and these write unredacted: {', '.join(found)}",
+            remedy,
+        )
 
 
 def _server(environ: Mapping[str, str], folder: Path) -> dict[str, Any]:

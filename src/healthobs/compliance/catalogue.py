@@ -1,6 +1,6 @@
 """The library's own controls: those requirements of the catalogue whose subject the library has.
 
-Two are the library's alone: that every exporter redacts, and that responses carry their headers (OWASP Secure
+Two are the library's alone: that every exporter and sink redacts, and that responses carry their headers (OWASP Secure
 Headers Project, RFC 9651). Services add theirs with `control`.
 
 Limits: each control shows what its criterion says and no more of the clause than that.
@@ -58,8 +58,8 @@ def library_controls(
             "G-wrap",
             "45 CFR 164.502(b)",
             "hipaa",
-            "Every span exporter redacts",
-            "no span exporter of the tracer provider stands outside the redactor",
+            "Every exporter and log sink redacts",
+            "no span exporter, log handler or structlog chain stands outside the redactor",
             "config",
             wraps_every_exporter,
         ),

@@ -1,4 +1,4 @@
-"""Probes of what leaves the service: identifiers, card data, and the wrapping of span exporters.
+"""Probes of what leaves the service: identifiers, card data, and the wrapping of span exporters and log sinks.
 
 45 CFR 164.514(b)(2) (the eighteen identifiers), PCI DSS 4.0 requirements 3.3.1, 3.4.1 and 3.5.1. Samples are
 made up; what the service's own redactor lets through is found by looking for them afterwards.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from healthobs.compliance.control import Outcome, ProbeContext
 from healthobs.compliance.probes_audit import NO_TRAIL, canary
+from healthobs.logs.sinks import raw_sinks
 from healthobs.redaction.canary import IDENTIFIERS, telling
 from healthobs.tracing import RedactingSpanExporter
 
@@ -124,10 +125,10 @@ def _card_number() -> str:
 
 
 def wraps_every_exporter(context: ProbeContext) -> Outcome:
-    """Walk the tracer provider's processors: each exporter in them must be one that redacts."""
+    """Look at each exporter of the tracer provider and, where PHI is declared, at what writes log lines: all must redact."""
     if context.provider is None:
         return Outcome("unknown", "no tracer provider is known")
-    bare: list[str] = []
+    bare = raw_sinks() if "hipaa" in context.settings.frameworks else []
     opaque: list[str] = []
     wrapped = 0
     for processor in _processors(getattr(context.provider, "_active_span_processor", None)):

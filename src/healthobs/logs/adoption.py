@@ -5,7 +5,8 @@ one after it), the handlers of the standard library a filter. A handler that is 
 record that comes to it, and so does the one that writes when there is none. `release` takes all out again.
 
 Limits: processors that are added later are not covered, nor is what a renderer adds by itself, nor a subclass of
-`logging.Logger` with a `callHandlers` of its own.
+`logging.Logger` with a `callHandlers` of its own, nor a structlog logger that keeps processors of its own
+(`wrap_logger(processors=…)`, or bound before from a chain that is no list).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, cast
 
 import structlog
@@ -49,23 +50,21 @@ class LogAdoption:
         self._facts = facts
         self._ids = ids
         self._chain = _chain()
-        if self._chain is not None:
-            # In place, because loggers that were used already keep the list itself.
-            self._chain.insert(0, self.shield)
-            self._chain.insert(len(self._chain) - 1, self.processor)
-            self._chain.append(self.seal)
-        _declare(redactor, self._chain or ())
+        _declare(redactor, self._chain)
+        # In place, because loggers that were used already keep the list itself.
+        self._chain[:] = [self.shield, *self._chain[:-1], self.processor, *self._chain[-1:], self.seal]
         self._handlers: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
-        for handler in _handlers():
+        for _logger, handler in handlers():
             self._cover(handler)
         Hook.add(self)
 
     def release(self) -> None:
         """Take processors and filters out again."""
         Hook.remove(self)
-        if self._chain is not None:
-            ours = (self.shield, self.processor, self.seal)
-            self._chain[:] = [step for step in self._chain if step not in ours]
+        ours = (self.shield, self.processor, self.seal)
+        self._chain[:] = [step for step in self._chain if step not in ours]
+        if isinstance(self._chain, _Listed):
+            self._chain.give_back()
         for handler in list(self._handlers):
             while self.filter in handler.filters:
                 handler.removeFilter(self.filter)
@@ -241,10 +240,26 @@ def _unpacked(arguments: Any) -> Any:
     return arguments
 
 
-def _chain() -> list[Any] | None:
+def _chain() -> list[Any]:
     """Return structlog's processors, also when it was not configured: its default prints."""
-    chain: Sequence[Any] = structlog.get_config()["processors"]
-    return chain if isinstance(chain, list) and chain else None
+    chain: Iterable[Any] = structlog.get_config()["processors"]
+    if not isinstance(chain, list):
+        chain = _Listed(chain)
+        structlog.configure(processors=chain)
+    return chain
+
+
+class _Listed(list[Any]):
+    """Stands in for processors that were given as something that cannot be changed, a tuple."""
+
+    def __init__(self, given: Iterable[Any]) -> None:
+        super().__init__(given)
+        self._given = given
+
+    def give_back(self) -> None:
+        """Configure what was given again, when this is in force and holds nothing else."""
+        if structlog.get_config()["processors"] is self and self == list(self._given):
+            structlog.configure(processors=self._given)
 
 
 def _reached(logger: logging.Logger) -> Iterator[logging.Handler]:
@@ -265,6 +280,11 @@ class Hook:
 
     adoptions: tuple[LogAdoption, ...] = ()
     original: Callable[[logging.Logger, logging.LogRecord], None] | None = None
+
+    @classmethod
+    def is_reached(cls) -> bool:
+        """Return whether each record comes by here, for an adoption to cover the handlers that it goes to."""
+        return bool(cls.adoptions) and logging.Logger.callHandlers is _call_handlers
 
     @classmethod
     def add(cls, adoption: LogAdoption) -> None:
@@ -295,10 +315,12 @@ def _call_handlers(logger: logging.Logger, record: logging.LogRecord) -> None:
         original(logger, record)
 
 
-def _handlers() -> list[logging.Handler]:
-    known: list[Any] = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
-    found = {id(h): h for logger in known if isinstance(logger, logging.Logger) for h in logger.handlers}
-    return list(found.values())
+def handlers() -> Iterator[tuple[logging.Logger, logging.Handler]]:
+    """Yield the handlers of each logger that there is."""
+    root = logging.getLogger()
+    for logger in (root, *list(root.manager.loggerDict.values())):
+        if isinstance(logger, logging.Logger):
+            yield from ((logger, handler) for handler in logger.handlers)
 
 
 class Forward:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import structlog
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -119,6 +120,12 @@ def _bare_exporter(world: World) -> None:
     world.obs.tracing.provider.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
 
 
+def _bare_structlog(world: World) -> None:
+    """Configure structlog after the service: its new processors are nobody's."""
+    structlog.configure(processors=[structlog.processors.JSONRenderer()])
+    world.undo.callback(structlog.reset_defaults)
+
+
 def _step_clock(world: World) -> None:
     world.wall_step_seconds = -2
 
@@ -213,6 +220,10 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="an exporter is added past the redactor",
         control="G-wrap", service=PAYMENT, on="process", act=_bare_exporter,
+    ),
+    Sabotage(
+        name="structlog is configured past the redactor",
+        control="G-wrap", service=PAYMENT, on="process", act=_bare_structlog,
     ),
     Sabotage(
         name="the wall clock is set back by two seconds",

@@ -65,6 +65,8 @@ class World(Mapping[str, "WSGIApplication"]):
         #: Added to the wall clock, and to both clocks.
         self.wall_step_seconds = 0
         self.elapsed_seconds = 0
+        #: What a sabotage did to the process, to be taken back when this world ends.
+        self.undo = contextlib.ExitStack()
         self._root = folder
         self._environ = dict(environ or {})
         self._settings = dict(settings or {})
@@ -206,6 +208,7 @@ class World(Mapping[str, "WSGIApplication"]):
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.undo.close()
         for name, app in self._apps.items():
             app.extensions["reference_services"].close()
             self._obs[name].close()

@@ -1,0 +1,162 @@
+"""What writes log lines in a process that declares PHI: every form of it is redacted, or found by control and doctor."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+from flask import Flask
+
+from healthobs import Observability, Settings
+from healthobs.clock import Clock
+from healthobs.compliance import ProbeContext
+from healthobs.compliance.probes_telemetry import wraps_every_exporter
+from healthobs.doctor import examine
+from healthobs.flask import init_app
+from healthobs.logs.sinks import raw_sinks
+
+PHI = Settings(service_name="records", frameworks=("hipaa",))
+#: Not in a test, where it would be written in a function that is running.
+NAME, SSN = "Ottoline Morrell", "078-05-1120"
+SOUND = (3, 51, 3)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """Put structlog's set-up back."""
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what takes all handlers off the root logger: pytest's come for each call, after fixtures."""
+    return lambda: monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+
+@pytest.fixture
+def out() -> io.StringIO:
+    """Return what structlog's loggers write to."""
+    return io.StringIO()
+
+
+def configure(out: io.StringIO, processors: Any) -> None:
+    structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(out))
+
+
+class TestChains:
+    """structlog's processors, in whichever form they were given."""
+
+    @pytest.mark.parametrize("kind", [tuple, deque, list])
+    def test_any_sequence_is_redacted_and_given_back(self, kind: Any, out: io.StringIO) -> None:
+        """The very object that was configured is in force again afterwards."""
+        chain = kind((structlog.processors.add_log_level, structlog.processors.JSONRenderer()))
+        copy = kind(chain)
+        configure(out, chain)
+        obs = Observability(PHI, log_stream=io.StringIO())
+        structlog.get_logger().info("admitted", ssn=SSN, ward=NAME)
+        obs.close()
+        line = json.loads(out.getvalue())
+        assert (line["event"], line["ssn"], line["ward"]) == ("admitted", "[PHI:key]", "[PHI:strict]")
+        assert structlog.get_config()["processors"] is chain
+        assert chain == copy
+
+    def test_what_was_configured_meanwhile_stays(self, out: io.StringIO) -> None:
+        """A set-up that the application made after ours is not taken back with it."""
+        configure(out, (structlog.processors.JSONRenderer(),))
+        obs = Observability(PHI, log_stream=io.StringIO())
+        newer = [structlog.processors.KeyValueRenderer()]
+        configure(out, newer)
+        obs.close()
+        assert structlog.get_config()["processors"] is newer
+
+    def test_no_processor_at_all(self) -> None:
+        """The logger then gets the fields themselves."""
+        factory = structlog.testing.CapturingLoggerFactory()
+        structlog.configure(processors=[], logger_factory=factory)
+        obs = Observability(PHI, log_stream=io.StringIO())
+        structlog.get_logger().info("admitted", ssn=SSN)
+        obs.close()
+        assert factory.logger.calls[0].kwargs["ssn"] == "[PHI:key]"
+        assert structlog.get_config()["processors"] == []
+
+
+def found(obs: Observability) -> tuple[str, list[str]]:
+    """Return the state of G-wrap, and what the doctor says of handlers and chains."""
+    context = ProbeContext(
+        settings=obs.settings, clock=Clock(), redactor=obs.redactor, provider=obs.tracing.provider
+    )
+    findings = examine(init_app(Flask("app"), obs), environ={}, sqlite_version=SOUND)
+    seen = [one.seen for one in findings if one.name == "logs_escape_redaction" and "these" in one.seen]
+    return wraps_every_exporter(context).state, seen
+
+
+class TestSinksAreFound:
+    """G-wrap and `healthobs doctor`, where a service declares PHI."""
+
+    def test_covered(self, out: io.StringIO, bare: Callable[[], None]) -> None:
+        """Handlers, those that are added later too, and the chain are covered: nothing to find."""
+        bare()
+        logging.getLogger().addHandler(logging.StreamHandler(out))
+        configure(out, (structlog.processors.JSONRenderer(),))
+        obs = Observability(PHI, log_stream=io.StringIO())
+        logging.getLogger().addHandler(logging.StreamHandler(out))
+        state, seen = found(obs)
+        obs.close()
+        assert (state, seen) == ("pass", [])
+
+    def test_left_alone(self, out: io.StringIO, bare: Callable[[], None]) -> None:
+        """With `logs="off"` both write raw, and both are named."""
+        bare()
+        logging.getLogger("app").addHandler(handler := logging.StreamHandler(out))
+        configure(out, (structlog.processors.JSONRenderer(),))
+        obs = Observability(PHI, logs="off")
+        try:
+            state, seen = found(obs)
+        finally:
+            obs.close()
+            logging.getLogger("app").removeHandler(handler)
+        assert state == "fail"
+        assert len(seen) == 1
+        assert seen[0].endswith("write unredacted: StreamHandler of app, structlog's processors")
+
+    def test_structlog_configured_afterwards(self, out: io.StringIO, bare: Callable[[], None]) -> None:
+        """A chain that replaces the one that is redacted."""
+        bare()
+        obs = Observability(PHI, log_stream=io.StringIO())
+        configure(out, [structlog.processors.JSONRenderer()])
+        structlog.get_logger().info("admitted", ssn=SSN)
+        state, seen = found(obs)
+        obs.close()
+        assert SSN in out.getvalue()
+        assert state == "fail"
+        assert seen[0].endswith("structlog's processors")
+
+    def test_hook_taken_away(
+        self, out: io.StringIO, bare: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where somebody put `callHandlers` back, a handler that is added later is past the redactor."""
+        bare()
+        original = logging.Logger.callHandlers
+        obs = Observability(PHI, log_stream=io.StringIO())
+        with monkeypatch.context() as patched:
+            patched.setattr(logging.Logger, "callHandlers", original)
+            logging.getLogger().addHandler(logging.StreamHandler(out))
+            assert raw_sinks() == ["StreamHandler of the root logger"]
+            assert found(obs)[0] == "fail"
+        assert raw_sinks() == []
+        obs.close()
+
+    def test_nobody_declares_phi(self, out: io.StringIO) -> None:
+        """Then the set-up that is there is nobody's business."""
+        configure(out, [structlog.processors.JSONRenderer()])
+        obs = Observability(Settings(), log_stream=io.StringIO())
+        state, seen = found(obs)
+        obs.close()
+        assert (state, seen) == ("pass", [])
