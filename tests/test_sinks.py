@@ -20,6 +20,7 @@ from healthobs.compliance.probes_telemetry import wraps_every_exporter
 from healthobs.doctor import examine
 from healthobs.flask import init_app
 from healthobs.logs.sinks import raw_sinks
+from healthobs.redaction import Redactor
 
 PHI = Settings(service_name="records", frameworks=("hipaa",))
 #: Not in a test, where it would be written in a function that is running.
@@ -67,6 +68,18 @@ class TestChains:
         assert structlog.get_config()["processors"] is chain
         assert chain == copy
 
+    @pytest.mark.parametrize("first", [0, 1])
+    def test_two_at_a_time(self, first: int, out: io.StringIO) -> None:
+        """Closed in any order, the other one still redacts, and the last gives the sequence back."""
+        chain = (structlog.processors.add_log_level, structlog.processors.JSONRenderer())
+        configure(out, chain)
+        several = [Observability(PHI, log_stream=io.StringIO()) for _ in range(2)]
+        several.pop(first).close()
+        structlog.get_logger().info("admitted", ssn=SSN)
+        several.pop().close()
+        assert json.loads(out.getvalue())["ssn"] == "[PHI:key]"
+        assert structlog.get_config()["processors"] is chain
+
     def test_what_was_configured_meanwhile_stays(self, out: io.StringIO) -> None:
         """A set-up that the application made after ours is not taken back with it."""
         configure(out, (structlog.processors.JSONRenderer(),))
@@ -95,6 +108,84 @@ def found(obs: Observability) -> tuple[str, list[str]]:
     findings = examine(init_app(Flask("app"), obs), environ={}, sqlite_version=SOUND)
     seen = [one.seen for one in findings if one.name == "logs_escape_redaction" and "these" in one.seen]
     return wraps_every_exporter(context).state, seen
+
+
+def shout(_logger: Any, _method: str, line: Any) -> Any:
+    """Stand for a step of the application after its renderer."""
+    return line.upper()
+
+
+class TestRendererThatIsNotLast:
+    """Steps after the one that makes a line of the fields."""
+
+    @pytest.mark.parametrize("settings", [PHI, Settings(redaction="mask")], ids=["strict", "mask"])
+    @pytest.mark.parametrize(
+        "renderer",
+        [
+            structlog.processors.JSONRenderer(),
+            structlog.processors.KeyValueRenderer(),
+            structlog.processors.LogfmtRenderer(),
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
+        ids=lambda one: type(one).__name__,
+    )
+    def test_known(self, renderer: Any, settings: Settings, out: io.StringIO) -> None:
+        """Structlog's own are known: the fields are redacted before them, and the line goes on."""
+        chain = [structlog.processors.add_log_level, renderer, shout]
+        configure(out, chain)
+        obs = Observability(settings, logs="processor")
+        structlog.get_logger().info("admitted", ssn=SSN, beds=3)
+        obs.close()
+        assert "ADMITTED" in out.getvalue()
+        assert "[PHI:KEY]" in out.getvalue()
+        assert SSN not in out.getvalue()
+        assert chain == [structlog.processors.add_log_level, renderer, shout]
+
+    @pytest.mark.parametrize(
+        ("rendered", "shown"),
+        [
+            (str, "[PHI:type]"),
+            (str.encode, b"[PHI:type]"),
+            (lambda text: bytearray(text.encode()), bytearray(b"[PHI:type]")),
+            (lambda text: ((text,), {"extra": text}), "[PHI:type]"),
+            (lambda text: [text], "[PHI:type]"),
+        ],
+    )
+    def test_unknown(self, rendered: Any, shown: Any) -> None:
+        """Of any other it is too late to tell the fields apart: a mark goes on, and the caller hears nothing."""
+        factory = structlog.testing.CapturingLoggerFactory()
+        chain = [lambda _logger, _method, fields: rendered(repr(fields)), lambda _logger, _method, line: line]
+        structlog.configure(processors=chain, logger_factory=factory)
+        obs = Observability(PHI, log_stream=io.StringIO())
+        structlog.get_logger().info("admitted", patient_name=NAME)
+        obs.close()
+        (call,) = factory.logger.calls
+        assert (call.args, call.kwargs) == ((shown,), {})
+
+    def test_watch_changes_nothing(self, out: io.StringIO) -> None:
+        """The step before masking leaves the line as it was rendered."""
+        configure(out, [lambda _logger, _method, fields: repr(fields), shout])
+        obs = Observability(Settings(redaction="watch"), logs="processor")
+        structlog.get_logger().info("admitted", ssn=SSN)
+        obs.close()
+        assert SSN in out.getvalue()
+
+    @pytest.mark.parametrize("step", ["shield", "processor"])
+    def test_a_fault_of_redaction(self, step: str, out: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The line keeps nothing, and the caller hears nothing."""
+        configure(out, [structlog.processors.JSONRenderer()])
+        obs = Observability(PHI, log_stream=io.StringIO())
+        broken = "name" if step == "shield" else "key"
+
+        def boom(*_arguments: Any, **_named: Any) -> str:
+            raise RuntimeError(NAME)
+
+        monkeypatch.setattr(Redactor, broken, boom)
+        structlog.get_logger().info("admitted", ward=NAME)
+        monkeypatch.undo()
+        obs.close()
+        assert json.loads(out.getvalue())["event"] == "[PHI:error]"
+        assert NAME not in out.getvalue()
 
 
 class TestSinksAreFound:

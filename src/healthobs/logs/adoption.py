@@ -4,7 +4,8 @@ structlog gets three processors (one first, that judges the event and shields ex
 one after it), the handlers of the standard library a filter. A handler that is added later gets it with the first
 record that comes to it, and so does the one that writes when there is none. `release` takes all out again.
 
-Limits: processors that are added later are not covered, nor is what a renderer adds by itself, nor a subclass of
+Limits: structlog's own renderers are known wherever they stand, another must be the last step, or its lines are marks.
+Processors that are added later are not covered, nor is what a renderer adds by itself, nor a subclass of
 `logging.Logger` with a `callHandlers` of its own, nor a structlog logger that keeps processors of its own
 (`wrap_logger(processors=…)`, or bound before from a chain that is no list).
 """
@@ -30,6 +31,18 @@ _PLUMBING = frozenset({"exc_info", "stack_info", "_record", "_from_structlog", "
 _FORMATTED = re.compile(r"[(${]([A-Za-z_]\w*)")
 #: What OpenTelemetry's instrumentation of `logging` puts into records.
 _INSTRUMENTED = frozenset({"otelSpanID", "otelTraceID", "otelTraceSampled", "otelServiceName"})
+#: What makes a line of an event's fields, wherever it stands in the chain.
+_RENDERERS = (
+    structlog.processors.JSONRenderer,
+    structlog.processors.KeyValueRenderer,
+    structlog.processors.LogfmtRenderer,
+    structlog.dev.ConsoleRenderer,
+)
+_RENDERING = (
+    structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+    structlog.stdlib.render_to_log_kwargs,
+    structlog.stdlib.render_to_log_args_and_kwargs,
+)
 #: Returns an exception's fields as they may leave.
 Facts = Callable[[BaseException], Mapping[str, Any]]
 #: Returns trace id and span id of the moment, by the names of their fields.
@@ -51,8 +64,9 @@ class LogAdoption:
         self._ids = ids
         self._chain = _chain()
         _declare(redactor, self._chain)
+        place = _place(self._chain)
         # In place, because loggers that were used already keep the list itself.
-        self._chain[:] = [self.shield, *self._chain[:-1], self.processor, *self._chain[-1:], self.seal]
+        self._chain[:] = [self.shield, *self._chain[:place], self.processor, *self._chain[place:], self.seal]
         self._handlers: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
         for _logger, handler in handlers():
             self._cover(handler)
@@ -86,6 +100,12 @@ class LogAdoption:
 
     def shield(self, _logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
         """Structlog processor: judge the event, and put a safe exception in the place of the one being logged."""
+        try:
+            return self._shield(event_dict)
+        except Exception:  # noqa: BLE001  # fail closed, and never raise into the application
+            return _failed(event_dict)
+
+    def _shield(self, event_dict: EventDict) -> EventDict:
         event = event_dict.get("event")
         if isinstance(event, str) and not isinstance(event, Rendered):
             event_dict["event"] = self._judged(event, event_dict.pop("positional_args", None))
@@ -96,8 +116,17 @@ class LogAdoption:
             _add(event_dict, _judged_texts(facts))
         return event_dict
 
-    def processor(self, _logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
+    def processor(self, _logger: WrappedLogger, _method: str, event_dict: Any) -> Any:
         """Structlog processor: ids and redaction; it goes before the renderer."""
+        if not isinstance(event_dict, MutableMapping):  # rendered before: too late to tell its fields apart
+            return event_dict if self._redactor.mode == "watch" else _withheld(event_dict)
+        fields = cast("EventDict", event_dict)
+        try:
+            return self._process(fields)
+        except Exception:  # noqa: BLE001  # fail closed, and never raise into the application
+            return _failed(fields)
+
+    def _process(self, event_dict: EventDict) -> EventDict:
         for key, value in list(event_dict.items()):
             if isinstance(value, Rendered):
                 event_dict[key] = str(self._redactor.text(value))
@@ -220,6 +249,32 @@ def _declare(redactor: Redactor, chain: Sequence[Any]) -> None:
     names.update(str(value) for step in chain if isinstance(value := getattr(step, "key", None), str))
     for name in names | _INSTRUMENTED:
         redactor.written(name)
+
+
+def _place(chain: Sequence[Any]) -> int:
+    """Return where the fields are complete and not rendered yet: before the first renderer that is known, or the last step.
+
+    Another adoption's processor stands there already.
+    """
+    others = [one.processor for one in Hook.adoptions]
+    for place, step in enumerate(chain):
+        if isinstance(step, _RENDERERS) or step in _RENDERING or step in others:
+            return place
+    return max(len(chain) - 1, 0)
+
+
+def _withheld(rendered: object) -> Any:
+    """Return a mark of the same type as `rendered`, for the step that takes it up."""
+    mark = "[PHI:type]"
+    if isinstance(rendered, (bytes, bytearray)):
+        return type(rendered)(mark.encode())
+    return ((mark,), {}) if isinstance(rendered, tuple) else mark
+
+
+def _failed(event_dict: EventDict) -> EventDict:
+    event_dict.clear()
+    event_dict["event"] = "[PHI:error]"
+    return event_dict
 
 
 def _add(fields: MutableMapping[str, Any], more: Mapping[str, Any]) -> None:
