@@ -290,3 +290,18 @@ class TestForeignTriggers:
             trail.append(READ)
         problems = [str(problem) for problem in trail.verify().problems]
         assert "1 triggers or rules are on the tables that are no guards" in problems
+
+    @pytest.mark.parametrize(
+        "column", ["body := replace(new.body, 'patient', 'payment')", "leaf := sha256('')"]
+    )
+    def test_altered_entry_is_not_acknowledged(self, log: Log, column: str) -> None:
+        """An entry that a trigger alters on its way is refused, and nothing of it is kept."""
+        trail = log.open()
+        trail.append(READ)
+        log.as_owner(
+            f"CREATE FUNCTION alter_row() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN new.{column}; RETURN new; END$$",
+            "CREATE TRIGGER e BEFORE INSERT ON entry FOR EACH ROW EXECUTE FUNCTION alter_row()",
+        )
+        with pytest.raises(AuditWriteError, match="did not keep what was written"):
+            trail.append(READ)
+        assert trail.checkpoint().size == 1

@@ -29,7 +29,7 @@ from healthobs.audit import retention as retention_module
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
 from healthobs.audit.governance import prune_order
 from healthobs.audit.retention import RecordClass, Retention, approve
-from healthobs.audit.sqlite import SqliteStore
+from healthobs.audit.sqlite import GUARDS, SqliteStore
 from healthobs.exceptions import AuditTamperedError, AuditWriteError, ConfigurationError, RetentionError
 from healthobs.testing import SteppingClock
 
@@ -464,7 +464,11 @@ class TestPrune:
         bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
         assert bench.verify().ok
         with bench.trail.connected(read_only=False) as connection, connection.amending():
+            for guard in ("tile_no_update", "tile_no_delete"):
+                connection.execute(f"DROP TRIGGER {guard}")
             connection.execute(statement)
+            for guard in ("tile_no_update", "tile_no_delete"):
+                connection.execute(GUARDS[guard])
         verdict = bench.verify()
         assert not verdict.ok
         assert verdict.first_bad_index in ({256} if "entry" in statement else {None, 256})

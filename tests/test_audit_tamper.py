@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -53,7 +54,8 @@ def damage(path: Path, *statements: str, keep_guards: bool = True) -> None:
             connection.execute(statement)
         if keep_guards:
             for guard in GUARDS.values():
-                connection.execute(guard)
+                with contextlib.suppress(sqlite3.OperationalError):  # of a table that is no longer there
+                    connection.execute(guard)
         connection.commit()
     finally:
         connection.close()
@@ -186,6 +188,30 @@ class TestVerify:
             connection.execute(f"DROP TRIGGER e_{table}")
         connection.commit()
         connection.close()
+        assert (trail.append({"action": "a.b"}).index, trail.verify().ok) == (1, True)
+        trail.close()
+
+    @pytest.mark.parametrize("on", ["entry", "checkpoint"])
+    @pytest.mark.parametrize(
+        "column", ["body = replace(body, 'a.b', 'c.d')", "body = NULL", "leaf = zeroblob(32)"]
+    )
+    def test_trigger_that_alters_what_is_written(self, tmp_path: Path, on: str, column: str) -> None:
+        """Nothing is acknowledged, nor kept, that a trigger of somebody else altered on its way."""
+        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
+        trail.append({"action": "a.b"})
+        trigger = (
+            f"CREATE TRIGGER e AFTER INSERT ON {on} BEGIN "
+            f"UPDATE entry SET {column} WHERE idx = (SELECT max(idx) FROM entry); END"
+        )
+        with contextlib.closing(sqlite3.connect(tmp_path / "audit.db", isolation_level=None)) as connection:
+            connection.execute("DROP TRIGGER entry_no_update")
+            connection.execute(trigger)
+            with pytest.raises(AuditWriteError, match="did not keep what was written"):
+                trail.append({"action": "a.b"})
+            assert trail.checkpoint().size == 1
+            assert len(trail.verify().problems) == 2
+            connection.execute("DROP TRIGGER e")
+            connection.execute(GUARDS["entry_no_update"])
         assert (trail.append({"action": "a.b"}).index, trail.verify().ok) == (1, True)
         trail.close()
 
@@ -422,6 +448,35 @@ class TestGuards:
         finally:
             connection.close()
         assert before == after
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "UPDATE log SET vkey = 'x'",
+            "DELETE FROM log",
+            "REPLACE INTO log SELECT one, format, origin, 'x' FROM log",
+            "UPDATE tile SET hashes = zeroblob(32)",
+            "DELETE FROM tile",
+            "REPLACE INTO tile VALUES (1, 0, 1, zeroblob(32))",
+            "UPDATE sequenced SET idx = 0",
+            "DELETE FROM sequenced",
+            "REPLACE INTO sequenced VALUES ('key-1', 0)",
+        ],
+    )
+    def test_refused_in_every_table(self, long: Path, tmp_path: Path, statement: str) -> None:
+        """The same holds for who the log is, the kept nodes, and the marks of an outbox."""
+        tables = ("log", "tile", "sequenced")
+        connection = sqlite3.connect(shutil.copy(long, tmp_path / "copy.db"), isolation_level=None)
+        try:
+            connection.execute("INSERT INTO sequenced VALUES ('key-1', 5)")
+            before = [list(connection.execute(f"SELECT * FROM {table}")) for table in tables]
+            with pytest.raises(sqlite3.IntegrityError, match="audit: rows are never"):
+                connection.execute(statement)
+            after = [list(connection.execute(f"SELECT * FROM {table}")) for table in tables]
+        finally:
+            connection.close()
+        assert before == after
+        assert all(before)
 
 
 @pytest.fixture(scope="module")

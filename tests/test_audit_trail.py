@@ -160,6 +160,7 @@ class TestOpenTrail:
         """A format that this release does not know is refused, not guessed at."""
         make_trail().close()
         connection = sqlite3.connect(tmp_path / "audit.db")
+        connection.execute("DROP TRIGGER log_no_update")
         connection.execute("UPDATE log SET format = 2")
         connection.commit()
         connection.close()

@@ -45,32 +45,36 @@ def _refuse(name: str, event: str, what: str) -> str:
     return f"CREATE TRIGGER {name} BEFORE {event} BEGIN SELECT RAISE(ABORT, 'audit: {what}'); END"
 
 
+#: By table, when a row that is inserted would take another's place.
+_REPLACES = {
+    "entry": "idx = new.idx",
+    "checkpoint": "size = new.size",
+    "tile": "level = new.level AND n = new.n AND width = new.width",
+    "sequenced": "id = new.id",
+    "log": "one = new.one",
+}
 #: Guards by name. REPLACE needs its own: it deletes without firing the DELETE trigger.
 GUARDS = {
-    "entry_no_update": _refuse("entry_no_update", "UPDATE ON entry", "entries are never changed"),
-    "entry_no_delete": _refuse("entry_no_delete", "DELETE ON entry", "entries are never deleted"),
-    "entry_no_replace": _refuse(
-        "entry_no_replace",
-        "INSERT ON entry WHEN EXISTS (SELECT 1 FROM entry WHERE idx = new.idx)",
-        "entries are never replaced",
-    ),
+    name: _refuse(name, event, what)
+    for table, same in _REPLACES.items()
+    for name, event, what in (
+        (f"{table}_no_update", f"UPDATE ON {table}", "rows are never changed"),
+        (f"{table}_no_delete", f"DELETE ON {table}", "rows are never deleted"),
+        (
+            f"{table}_no_replace",
+            f"INSERT ON {table} WHEN EXISTS (SELECT 1 FROM {table} WHERE {same})",  # noqa: S608 - names of ours
+            "rows are never replaced",
+        ),
+    )
+} | {
     "entry_no_gap": _refuse(
         "entry_no_gap",
         "INSERT ON entry WHEN new.idx IS NOT (SELECT coalesce(max(idx), -1) + 1 FROM entry)",
         "entries are numbered without gaps",
-    ),
-    "checkpoint_no_update": _refuse(
-        "checkpoint_no_update", "UPDATE ON checkpoint", "checkpoints are never changed"
-    ),
-    "checkpoint_no_delete": _refuse(
-        "checkpoint_no_delete", "DELETE ON checkpoint", "checkpoints are never deleted"
-    ),
-    "checkpoint_no_replace": _refuse(
-        "checkpoint_no_replace",
-        "INSERT ON checkpoint WHEN EXISTS (SELECT 1 FROM checkpoint WHERE size = new.size)",
-        "checkpoints are never replaced",
-    ),
+    )
 }
+#: Those that erasing and pruning lift.
+_LIFTED = ("entry_no_update", "entry_no_delete", "checkpoint_no_delete")
 
 
 def wal_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
@@ -221,14 +225,13 @@ class SqliteConnection:
 
     @contextmanager
     def amending(self) -> Generator[None]:
-        """Drop the guards against changes and make them again, in one transaction: nobody sees the log without."""
-        names = [name for name in GUARDS if name.endswith(("_no_update", "_no_delete"))]
+        """Drop guards of entries and checkpoints and make them again, in one transaction: nobody sees the log without."""
         with self.writing():
             self.execute("PRAGMA secure_delete = ON")
-            for name in names:
+            for name in _LIFTED:
                 self.execute(f"DROP TRIGGER IF EXISTS {name}")
             yield
-            for name in names:
+            for name in _LIFTED:
                 self.execute(GUARDS[name])
 
     @contextmanager

@@ -238,6 +238,14 @@ def insert(
     connection.execute("INSERT INTO checkpoint (size, note) VALUES (?, ?)", (size, note))
 
 
+def keeps(connection: Connection, rows: Sequence[tuple[int, bytes, str]], size: int, note: str) -> bool:
+    """Return whether the log ends with the entries `rows` and the checkpoint over all, whatever triggers did to them."""
+    stored = connection.execute(
+        "SELECT idx, leaf, body FROM entry WHERE idx >= ? ORDER BY idx", (rows[0][0],)
+    )
+    return stored == rows and head(connection) == (size, note)
+
+
 def _grown(
     connection: Connection, nodes: Iterable[tuple[int, int, bytes]]
 ) -> list[tuple[int, int, int, bytes]]:

@@ -195,7 +195,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="a trigger alters entries as they come",
         control="H-312.b", service=PAYMENT, on="database", act=_rewrite_what_comes,
-        also={"H-312.c": "fail", "P-10c": "fail", "C-10.3": "fail"},
+        also={"H-312.c": "fail", "C-10.3": "fail", "C-3.3": "unknown", "C-3.5": "unknown"},  # nothing is recorded
     ),
     Sabotage(
         name="an entry is edited and the guards are put back",
