@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
+import django
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
 from fastapi import FastAPI
 from fastapi import Response as FastResponse
 from fastapi.responses import StreamingResponse
@@ -20,6 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from healthobs import Observability, Settings, asgi, wsgi
 from healthobs.clock import Clock
+from healthobs.django import init_app as init_django
 from healthobs.exceptions import AuditWriteError
 
 SECOND_NS = 1_000_000_000
@@ -47,16 +52,16 @@ class Front:
 
     template = "/patients/{patient_id}"
 
-    def __init__(self, **settings: Any) -> None:
-        settings = {"control_interval_seconds": 0, **settings}
-        authorize, trusted = settings.pop("authorize", None), settings.pop("trusted", None)
-        self.conf = settings.pop("conf", "N")
+    def __init__(self, **options: Any) -> None:
+        options = {"control_interval_seconds": 0, **options}
+        authorize, trusted = options.pop("authorize", None), options.pop("trusted", None)
+        self.conf = options.pop("conf", "N")
         self.now_ns = 0
         self.look: Callable[[], None] = lambda: None
         self.stream = io.StringIO()
         self.exporter = InMemorySpanExporter()
         self.obs = Observability(
-            Settings(service_name="svc", prefix="svc", **settings),
+            Settings(service_name="svc", prefix="svc", **options),
             clock=Clock(lambda: 1_700_000_000 * SECOND_NS, lambda: self.now_ns),
             span_exporters=[self.exporter],
             simple_spans=True,
@@ -274,6 +279,63 @@ class FastApiFront(Front):
         return call_asgi(self.app, method, path, **headers)
 
 
+class _Django(Front):
+    """Django; its settings and routes are the process's, so the views ask which front is being asked."""
+
+    template = "/patients/<str:patient_id>"
+    serving: Front
+
+    def build(self, authorize: Any, trusted: Any) -> Any:
+        if not settings.configured:
+            settings.configure(
+                ROOT_URLCONF=f"{__name__}_django",
+                MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
+                ALLOWED_HOSTS=["*"],
+                SECRET_KEY="for tests",
+            )
+            django.setup()
+        _Django.serving = self
+        return init_django(
+            self.handler(), self.obs, authorize=authorize, trusted=self.told(trusted), conf=self.conf
+        )
+
+    def handler(self) -> Any:
+        """Return Django's application."""
+        raise NotImplementedError
+
+    def told(self, trusted: Any) -> Any:
+        """Return `trusted` for what this server calls it with."""
+        raise NotImplementedError
+
+
+class DjangoWsgi(_Django, _Wsgi):
+    """Django under WSGI."""
+
+    def handler(self) -> Any:
+        return get_wsgi_application()
+
+    def told(self, trusted: Any) -> Any:
+        return None if trusted is None else lambda environ: trusted(environ.get("HTTP_X_INSIDE"))
+
+    def request(self, method: str = "GET", path: str = "/patients/pt-4711", **headers: str) -> Answer:
+        _Django.serving = self
+        return super().request(method, path, **headers)
+
+
+class DjangoAsgi(_Django):
+    """Django under ASGI."""
+
+    def handler(self) -> Any:
+        return get_asgi_application()
+
+    def told(self, trusted: Any) -> Any:
+        return None if trusted is None else lambda scope: trusted(_text(scope, b"x-inside"))
+
+    def request(self, method: str = "GET", path: str = "/patients/pt-4711", **headers: str) -> Answer:
+        _Django.serving = self
+        return call_asgi(self.app, method, path, **headers)
+
+
 def _text(scope: Any, name: bytes) -> str | None:
     return next((value.decode() for found, value in scope["headers"] if found == name), None)
 
@@ -320,8 +382,14 @@ def call_asgi(app: Any, method: str, path: str, **headers: str) -> Answer:
     if not messages:
         return Answer(500, [], b"")
     start, *bodies = messages
-    fields = [(name.decode(), value.decode()) for name, value in start["headers"]]
+    fields = [(name.decode().lower(), value.decode()) for name, value in start["headers"]]
     return Answer(start["status"], fields, b"".join(message.get("body", b"") for message in bodies))
 
 
-FRONTS = {"wsgi": PlainWsgi, "flask": FlaskFront, "fastapi": FastApiFront}
+FRONTS: dict[str, type[Front]] = {
+    "wsgi": PlainWsgi,
+    "flask": FlaskFront,
+    "fastapi": FastApiFront,
+    "django": DjangoWsgi,
+    "django-asgi": DjangoAsgi,
+}

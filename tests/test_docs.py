@@ -38,6 +38,7 @@ NEEDED = {
     "healthobs.client.httpx": "httpx",
     "healthobs.client.requests": "requests",
     "healthobs.compliance.documents": "audit",
+    "healthobs.django": "django",
     "healthobs.flask": "flask",
     "healthobs.gunicorn": "gunicorn",
     "healthobs.tokens": "tokens",

@@ -319,7 +319,7 @@ class TestTemplates:
     """A template is code, also when a word of it looks like an identifier."""
 
     @pytest.mark.parametrize("redaction", ["mask", "strict"])
-    @pytest.mark.parametrize("front_end", ["flask", "fastapi"])
+    @pytest.mark.parametrize("front_end", ["flask", "fastapi", "django", "django-asgi"])
     def test_templates_of_the_table_pass_as_they_are(self, front_end: str, redaction: str) -> None:
         """Two routes stay two in label, span name, attribute and access line; the record number is in none."""
         front: Front = FRONTS[front_end](redaction=redaction)

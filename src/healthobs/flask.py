@@ -131,7 +131,7 @@ def _note_exception(_app: Flask, exception: BaseException, **_extra: Any) -> Non
     if exchange is not None:
         exchange.error = exception
         if request.url_rule is not None:  # Flask's own line about the exception is written before it answers
-            exchange.route = request.url_rule.rule
+            exchange.matched(request.url_rule.rule)
 
 
 def _unavailable(_error: Exception) -> Response:

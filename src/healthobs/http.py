@@ -257,9 +257,16 @@ class Exchange:
         """The route's template as far as it is known."""
         return self._route
 
-    @route.setter
-    def route(self, template: str) -> None:
+    def matched(self, template: str) -> None:
+        """Note the route's template of the application's own table, before there is a response.
+
+        Where the server span is another instrumentation's, inside, this is its place too.
+        """
         self._route = template
+        self._server.obs.redactor.template(template)
+        if self._waits:
+            self._waits = False
+            self.span = NonRecordingSpan(answering_span())
 
     @property
     def error_id(self) -> str:

@@ -65,7 +65,8 @@ class Peer:
         backoff_seconds: float = 0.05,
         timeout_seconds: float = 2.0,
     ) -> None:
-        self.base_url, self._origin, self._prefix = _checked_base(base_url, name)
+        checked, self._origin, self._prefix = _checked_base(base_url, name)
+        self.base_url: Final[str] = checked
         self.name: Final = name
         self.recorder: Final = Recorder(name, *self._origin[1:])
         if not 0 <= retries <= 2:

@@ -16,7 +16,9 @@ from healthobs import _runtime
 from healthobs.redaction import Redactor
 
 TARGET = "[PHI:url]"
-_SERVERS = frozenset({"gunicorn", "httpcore", "httpx", "hypercorn", "urllib3", "uvicorn", "werkzeug"})
+_SERVERS = frozenset(
+    {"django", "gunicorn", "httpcore", "httpx", "hypercorn", "urllib3", "uvicorn", "werkzeug"}
+)
 _METHODS = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE")
 )

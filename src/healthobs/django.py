@@ -1,0 +1,136 @@
+"""Django: one `init_app` around what `get_wsgi_application` or `get_asgi_application` returns. The only module that imports Django.
+
+No entry of `MIDDLEWARE` is needed, so nothing of Django's own stands outside the measurement. The handler tells which
+route it resolved and Django's signal which exception it turned into a 500.
+
+Limits: a route written as a regular expression is shown as it is written. Two methods of Django's handlers are hooked, by
+name: `resolve_request` and `process_exception_by_middleware`.
+"""
+
+# Django carries no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from django.conf import settings
+from django.core.handlers.asgi import ASGIHandler
+from django.core.signals import got_request_exception
+from django.http import HttpResponse
+from django.urls import get_resolver
+
+from healthobs import _runtime, asgi, wsgi
+from healthobs._runtime import install, process
+from healthobs.exceptions import AuditWriteError, ConfigurationError
+from healthobs.observability import Observability
+from healthobs.problems import problem
+
+_HOOKED = ("resolve_request", "process_exception_by_middleware")
+_FLAG = "_is_instrumented_by_opentelemetry"
+_THEIRS = "opentelemetry.instrumentation."
+
+
+class WsgiMiddleware(wsgi.Middleware):
+    """The one of `healthobs.wsgi`, which knows Django's table of routes."""
+
+    def own_templates(self) -> list[str]:
+        """Return the templates of the application's own routes."""
+        return list(_walk(get_resolver()))
+
+
+class AsgiMiddleware(asgi.Middleware):
+    """The one of `healthobs.asgi`, which knows Django's table of routes."""
+
+    def own_templates(self) -> list[str]:
+        """Return the templates of the application's own routes."""
+        return list(_walk(get_resolver()))
+
+
+def init_app(application: Any, obs: Observability, **options: Any) -> WsgiMiddleware | AsgiMiddleware:
+    """Give a Django application traces, metrics, access lines, headers and the operational endpoints that `obs` asks for.
+
+    The first `Observability` becomes the process default when there is none, so that work outside requests reports
+    too. Undo it with `remove_app`.
+
+    Args:
+        application: What `get_wsgi_application()` or `get_asgi_application()` returned.
+        obs: Where to record.
+        **options: As for `healthobs.wsgi.Middleware` or `healthobs.asgi.Middleware`.
+
+    Returns:
+        What the server serves in its place.
+
+    Raises:
+        ConfigurationError: The application is none of Django's, or has been initialised already.
+
+    Warns:
+        HealthobsWarning: A route that it has already is answered by an endpoint from now on;
+            `Settings.endpoint_prefix` moves the endpoints.
+    """
+    if not hasattr(application, _HOOKED[0]):
+        raise ConfigurationError(
+            "give init_app what Django's get_wsgi_application or get_asgi_application returned"
+        )
+    held: dict[str, Any] = vars(application)
+    if held.keys() & set(_HOOKED):
+        raise ConfigurationError("healthobs is on this application already: call init_app once")
+    if process.default is None:
+        install(obs)
+    resolve, answer = (getattr(application, name) for name in _HOOKED)
+
+    def resolve_request(request: Any) -> Any:
+        match = resolve(request)
+        exchange = _runtime.exchange.get()
+        if exchange is not None:
+            exchange.matched(f"/{match.route}")
+        return match
+
+    def process_exception_by_middleware(exception: Exception, request: Any) -> Any:
+        return _unavailable() if isinstance(exception, AuditWriteError) else answer(exception, request)
+
+    held.update(zip(_HOOKED, (resolve_request, process_exception_by_middleware), strict=True))
+    if any(name.startswith(_THEIRS) for name in settings.MIDDLEWARE):
+        held[_FLAG] = True
+    got_request_exception.connect(_note_exception, dispatch_uid=__name__)
+    kind: Any = AsgiMiddleware if isinstance(application, ASGIHandler) else WsgiMiddleware
+    middleware: WsgiMiddleware | AsgiMiddleware = kind(application, obs, **options)
+    middleware.endpoints.warn_of_shadowed(middleware.own_templates())
+    return middleware
+
+
+def remove_app(middleware: WsgiMiddleware | AsgiMiddleware) -> Any:
+    """Take healthobs off again, and return Django's application, whose answers are as before `init_app`."""
+    application: Any = middleware.app
+    held: dict[str, Any] = vars(application)
+    for name in (*_HOOKED, _FLAG):
+        held.pop(name, None)
+    if middleware.obs.controls is not None:
+        middleware.obs.controls.stop()
+    if process.default is middleware.obs:
+        install(None)
+    return application
+
+
+def _note_exception(sender: object = None, **_extra: Any) -> None:  # noqa: ARG001 - named by the signal
+    exchange, exception = _runtime.exchange.get(), sys.exception()
+    if exchange is not None and exception is not None:
+        exchange.error = exception
+
+
+def _unavailable() -> Any:
+    """Answer 503 for what may not be answered without its audit entry."""
+    exchange = _runtime.exchange.get()
+    answer = problem(503, "audit_unavailable") if exchange is None else exchange.unavailable()
+    return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
+
+
+def _walk(resolver: Any, prefix: str = "/") -> Iterator[str]:
+    for entry in resolver.url_patterns:
+        template = f"{prefix}{entry.pattern}"
+        if hasattr(entry, "url_patterns"):
+            yield from _walk(entry, template)
+        else:
+            yield template
