@@ -484,6 +484,29 @@ class TestLifecycle:
         health.readiness()
         assert done == ["database"]
 
+    def test_nobody_is_answered_before_it_is_told(self, ticking: Time) -> None:
+        """Of the probes that share a run, none has its answer while the change is still being told."""
+        telling, told = threading.Event(), threading.Event()
+
+        def listen(*_facts: object) -> None:
+            telling.set()
+            told.wait(5)
+
+        health = Health("s", "1", ticking.clock(), on_transition=listen)
+        health.register("database", told.is_set, timeout=ANSWER_BUDGET_SECONDS)
+        check, answers = health._checks["database"], list[str]()
+        run = check.begin()
+        probes = [threading.Thread(target=lambda: answers.append(check.answer(run))) for _ in range(2)]
+        for probe in probes:
+            probe.start()
+        assert telling.wait(5)
+        time.sleep(0.05)  # time for a wrong answer to come
+        early = list(answers)
+        told.set()
+        for probe in probes:
+            probe.join(5)
+        assert (early, answers) == ([], ["not_ready", "not_ready"])
+
 
 class TestRegister:
     """`Health.register`."""
@@ -658,6 +681,30 @@ class TestBuiltinChecks:
             words.append(health.readiness()[1]["checks"]["tracing"])
         assert words == ["ready", "degraded", "degraded", "ready"]
 
+    def test_exports_that_failed_before_the_first_answer(self, health: Health) -> None:
+        """A failure from before anybody asked counts too."""
+        register_builtin_checks(health, export_failures=lambda: 1)
+        assert health.readiness() == (200, {"ready": True, "checks": {"tracing": "degraded"}})
+
+    def test_failures_that_cannot_be_counted(self, health: Health) -> None:
+        """Losing telemetry must not take the service away, however it is lost."""
+        register_builtin_checks(health, export_failures=raising(OSError()))  # type: ignore[arg-type]
+        assert health.readiness() == (200, {"ready": True, "checks": {"tracing": "not_ready"}})
+
+    def test_a_whole_scrape_is_made_seldom(self, health: Health, ticking: Time) -> None:
+        """However often it is asked, ``metrics`` collects every 15 seconds."""
+        at: list[float] = []
+
+        def collect() -> list[str]:
+            at.append(ticking.elapsed)
+            return ["family"]
+
+        register_builtin_checks(health, metrics=collect)
+        for second in range(31):
+            ticking.elapsed = float(second)
+            health.readiness()
+        assert at == [0.0, 15.0, 30.0]
+
     def test_broken_trail_is_critical(self, health: Health) -> None:
         """What cannot be recorded must not be answered."""
         register_builtin_checks(health, audit=raising(OSError()))
@@ -667,7 +714,9 @@ class TestBuiltinChecks:
 class TestProcesses:
     """Threads that cannot start, and forks."""
 
-    def test_no_thread_to_be_had(self, health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_thread_to_be_had(
+        self, health: Health, ticking: Time, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Without threads readiness fails, and liveness keeps its word: that is no evidence for a restart."""
         health.register("database", lambda: True)
         health.register("alive", lambda: True, kind="liveness")
@@ -675,8 +724,14 @@ class TestProcesses:
         def none(self: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(threading.Thread, "start", none)
-        assert (health.readiness()[1]["checks"]["database"], health.liveness()[0]) == ("not_ready", 200)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none)
+            assert (health.readiness()[1]["checks"]["database"], health.liveness()[0]) == ("not_ready", 200)
+        ticking.elapsed = 1.0
+        assert (health.readiness()[0], health.liveness()[0]) == (
+            200,
+            200,
+        )  # as soon as there are threads again
 
     def test_run_of_the_parent_is_not_waited_for(self, health: Health, hung: Hung) -> None:
         """A child starts its own run: the parent's has no thread there."""

@@ -198,6 +198,16 @@ class TestBoard:
         board.row = mine
         assert (health.readiness()[0], health.liveness()[0]) == (200, 200)
 
+    @pytest.mark.parametrize(("kind", "written"), [("readiness", (0, 1)), ("liveness", (1, 0))])
+    def test_the_verdicts_are_those_of_the_checks(
+        self, board: Board, health: Health, kind: Any, written: tuple[int, int]
+    ) -> None:
+        """What one worker writes is what its checks say now, each probe's by itself."""
+        health.register("broken", lambda: False, kind=kind)
+        health.write_verdicts()
+        board.row = None
+        assert [(row.pid, row.ready, row.alive) for row in board.others()] == [(os.getpid(), *written)]
+
     def test_draining_is_everybodys(self, board: Board, health: Health) -> None:
         """One byte drains them all, for good, and the workers' verdicts are of no interest then."""
         told: list[str] = []
@@ -358,8 +368,11 @@ class TestHttpDependency:
     @pytest.fixture
     def peer(self) -> Iterator[str]:
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # keeps the connection until the caller closes it
+
             def do_GET(self) -> None:
                 self.send_response(200 if self.path == "/well/health" else 503)
+                self.send_header("Content-Length", "0")
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
@@ -390,6 +403,20 @@ class TestHttpDependency:
         http_dependency("auth-service", peer + path, critical=critical)
         status, body = health.readiness()
         assert (status, body["checks"]["auth_service"]) == expected
+
+    def test_not_critical_by_default(self, peer: str) -> None:
+        """Unless told otherwise, another service's illness is no reason to be out of service."""
+        with use(Observability(Settings(disabled=True))) as obs:
+            http_dependency("auth-service", f"{peer}/ill/")
+            obs.health.ready()
+            assert obs.health.readiness()[1]["checks"]["auth_service"] == "degraded"
+
+    def test_https_is_tls(self, peer: str) -> None:
+        """A peer that is to be asked over TLS, and speaks plainly, is not well."""
+        with use(Observability(Settings(disabled=True))):
+            check = http_dependency("auth-service", f"{peer.replace('http', 'https')}/well", critical=True)
+        with pytest.raises(Unreachable):
+            check()
 
     def test_nobody_there(self) -> None:
         """A refused connection is a bad answer, not an error."""
@@ -433,11 +460,53 @@ class TestMeasured:
         health = capture.obs.health
         health.ready()
         health.readiness()
+        assert b"\nhealthobs_ready 1.0" in capture.obs.metrics.exposition(None)[1]
         health.drain()
         shown = capture.obs.metrics.exposition(None)[1].decode().splitlines()
         assert "healthobs_ready 0.0" in shown
         assert 'healthobs_lifecycle{state="draining"} 1.0' in shown
         assert 'healthobs_lifecycle{state="ready"} 0.0' in shown
+
+    def test_one_line_for_each_change(self) -> None:
+        """A change for the worse is a warning with the type of its cause; a change for the better says so."""
+        with Capture(Settings(builtin_checks=())) as capture:
+            health = capture.obs.health
+            ill = True
+
+            def check() -> None:
+                if ill:
+                    raise Degraded
+
+            health.register("cache", check, ttl=0)
+            health.ready()
+            health.readiness()
+            ill = False
+            health.readiness()
+            health.drain()
+            lines = [
+                tuple(line.get(key) for key in ("level", "check", "old", "new", "cause"))
+                for line in capture.log_lines
+                if line["event"] == "check_changed"
+            ]
+        assert lines == [
+            ("warning", "cache", "starting", "degraded", "Degraded"),
+            ("info", "lifecycle", "starting", "ready", None),
+            ("info", "cache", "degraded", "ready", None),
+            ("warning", "lifecycle", "ready", "draining", None),
+        ]
+
+    def test_when_a_check_was_last_good(self, ticking: Time) -> None:
+        """The time of the last good run stays while the check fails; a bad run is no success."""
+        obs = Observability(Settings(log_level="critical"), clock=ticking.clock, span_exporters=[])
+        good = True
+        obs.health.register("database", lambda: good, ttl=0)
+        for ticking.elapsed, good in ((7.0, True), (9.0, False)):  # noqa: B007
+            obs.health.readiness()
+        shown = obs.metrics.exposition(None)[1].decode()
+        obs.close()
+        series = 'healthobs_check_last_success_timestamp_seconds{check="database"} '
+        (value,) = [line.removeprefix(series) for line in shown.splitlines() if line.startswith(series)]
+        assert float(value) == MOMENT.timestamp() + 7
 
     def test_disabled_records_nothing(self) -> None:
         """With telemetry off checks go on, unmeasured."""

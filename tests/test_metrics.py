@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, values
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from healthobs.config import Settings
 from healthobs.exceptions import LabelError, MetricNameError
-from healthobs.metrics import DEFAULT_BUCKETS, OVERFLOW, Metrics, instruments
+from healthobs.metrics import DEFAULT_BUCKETS, Metrics, instruments, multiprocess
 from healthobs.metrics.exemplars import Kept, Pace, RememberingHistogram, attach
 from healthobs.metrics.exposition import PrefixCollector
 from healthobs.redaction import Redactor
@@ -50,6 +50,15 @@ class TestInstrument:
         assert (found["beds", ()], found["temperature", ()]) == (3, 21)
         assert found["wait_seconds_bucket", (("le", "0.25"),)] == 0
         assert found["wait_seconds_bucket", (("le", "0.5"),)] == 1
+
+    def test_one_by_default(self) -> None:
+        """Without an amount one is added, and taken away."""
+        metrics = Metrics(Settings())
+        beds = metrics.gauge("beds", "Beds")
+        beds.inc()
+        assert samples(metrics)["beds", ()] == 1
+        beds.dec()
+        assert samples(metrics)["beds", ()] == 0
 
     def test_same_declaration_is_the_same_instrument(self) -> None:
         """Declaring again returns what is there, so that modules need not share it."""
@@ -105,7 +114,7 @@ class TestInstrument:
             len(values)
             - sum(1 for value in values if value in dict.fromkeys(list(dict.fromkeys(values))[:cap])),
         )
-        assert series.get((("x", OVERFLOW),), 0) == beyond
+        assert series.get((("x", "_other"),), 0) == beyond
 
     def test_overflow_is_counted(self) -> None:
         """An operator sees which metric overflows."""
@@ -114,6 +123,16 @@ class TestInstrument:
         for value in ("kept", "b", "c"):
             counter.labels(value).inc()
         assert samples(metrics)["healthobs_label_overflow_total", (("metric", "a_total"),)] == 2
+
+    def test_overflows_are_capped_too(self) -> None:
+        """However many metrics overflow, their counter has its cap; a metric labelled like it is any other."""
+        metrics = Metrics(Settings(max_series=1))
+        for name in ("a_total", "b_total"):
+            counter = metrics.counter(name, "", ("metric",))
+            for value in ("kept", "beyond"):
+                counter.labels(value).inc()
+        found = {labels: n for (name, labels), n in samples(metrics).items() if "overflow_total" in name}
+        assert found == {(("metric", "a_total"),): 1, (("metric", "_other"),): 1}
 
     def test_declared_series_do_not_eat_the_cap(self) -> None:
         """A hundred functions with three outcomes each leave the whole cap to labels that come from data."""
@@ -251,39 +270,65 @@ class TestExemplars:
         assert shown == {("1.0", "t")}
         assert registry.get_sample_value("h_seconds_count", {"x": "a"}) == 2
 
-    def test_multiprocess_shows_the_workers_own(self, tmp_path: Path) -> None:
-        """prometheus_client drops exemplars in multiprocess mode; the worker that answers shows its own, valid."""
-        code = """
-            from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
-            from healthobs import Settings
-            from healthobs.metrics import Metrics, PrefixCollector
-            metrics = Metrics(Settings())
-            series = metrics.histogram("wait_seconds", "", ("ward", "bed"))
-            series.labels("B2", "7").observe(0.02)
-            series.labels("B2", "7").observe(0.03, {"trace_id": "ab"})
-            series.labels("B2", "8").observe(99.0, {"trace_id": "cd"})
-            metrics.histogram("plain_seconds", "").observe(0.5, {"trace_id": "ef"})
-            metrics.show_also_as(PrefixCollector("wait_seconds", "own_seconds", "", {"ward": "endpoint"}))
-            text = metrics.exposition("application/openmetrics-text; version=1.0.0")[1].decode()
-            for family in parse(text):
-                for sample in family.samples:
-                    if sample.exemplar:
-                        labels = sample.labels
-                        where = labels.get("bed", labels.get("endpoint", "-"))
-                        print(sample.name, where, labels["le"], sample.exemplar.labels["trace_id"], sample.value)
-        """
-        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
+
+class TestSeveralWorkers:
+    """prometheus_client's multiprocess mode: each worker writes files, and the one that is asked adds them up."""
+
+    @pytest.fixture(autouse=True)
+    def _one_of_several(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Make this process one of several workers, which prometheus_client otherwise decides at its import."""
+        files: list[Any] = []
+
+        def opened(*arguments: Any) -> Any:
+            files.append(MmapedDict(*arguments))
+            return files[-1]
+
+        monkeypatch.setenv(multiprocess.VARIABLE, str(tmp_path))
+        monkeypatch.setattr(values, "MmapedDict", opened)
+        monkeypatch.setattr(values, "ValueClass", values.MultiProcessValue())
+        yield
+        for file in files:
+            file.close()
+
+    def test_all_files_are_added_up(self, tmp_path: Path) -> None:
+        """A counter is the sum of all workers', and how many files that took is shown; an empty one is none."""
+        metrics = Metrics(Settings())
+        metrics.counter("claims_total", "Claims").inc(2)
+        theirs = MmapedDict(str(tmp_path / "counter_1.db"))  # type: ignore[no-untyped-call]
+        key = json.dumps(["claims", "claims_total", {}, "Claims"])
+        theirs.write_value(key, 5.0, 0.0)  # type: ignore[no-untyped-call]
+        theirs.close()  # type: ignore[no-untyped-call]
+        (tmp_path / "counter_2.db").touch()
+        found = samples(metrics)
+        assert found["claims_total", ()] == 7
+        assert found["healthobs_metric_files", ()] == len(list(tmp_path.glob("*.db"))) - 1
+
+    def test_exemplars_are_the_workers_own(self) -> None:
+        """prometheus_client drops exemplars here; the worker that answers shows its own, valid."""
+        metrics = Metrics(Settings())
+        series = metrics.histogram("wait_seconds", "", ("ward", "bed"))
+        series.labels("B2", "7").observe(0.02)
+        series.labels("B2", "7").observe(0.03, {"trace_id": "ab"})
+        series.labels("B2", "8").observe(99.0, {"trace_id": "cd"})
+        metrics.histogram("plain_seconds", "").observe(0.5, {"trace_id": "ef"})
+        metrics.show_also_as(PrefixCollector("wait_seconds", "own_seconds", "", {"ward": "endpoint"}))
+        text = metrics.exposition("application/openmetrics-text; version=1.0.0")[1].decode()
+        shown = sorted(
+            (
+                sample.name,
+                sample.labels.get("bed", sample.labels.get("endpoint", "-")),
+                sample.labels["le"],
+                sample.exemplar.labels["trace_id"],
+                sample.value,
+            )
+            for family in parse_openmetrics(text)
+            for sample in family.samples
+            if sample.exemplar
         )
-        assert sorted(done.stdout.splitlines()) == [
-            "own_seconds_bucket B2 +Inf cd 3.0",
-            "own_seconds_bucket B2 0.05 ab 2.0",
-            "plain_seconds_bucket - 0.5 ef 1.0",
-            "wait_seconds_bucket 7 0.05 ab 2.0",
-            "wait_seconds_bucket 8 +Inf cd 1.0",
+        assert shown == [
+            ("own_seconds_bucket", "B2", "+Inf", "cd", 3.0),
+            ("own_seconds_bucket", "B2", "0.05", "ab", 2.0),
+            ("plain_seconds_bucket", "-", "0.5", "ef", 1.0),
+            ("wait_seconds_bucket", "7", "0.05", "ab", 2.0),
+            ("wait_seconds_bucket", "8", "+Inf", "cd", 1.0),
         ]

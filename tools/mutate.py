@@ -7,7 +7,7 @@ written, so several runs can share one working tree. The score is the share of m
 a test that fails now and then notices nothing, nor does one that runs out of time. With ``--least`` the exit code is
 1 below it. What survives is printed, to be killed by a test or explained in ``docs/explanation/mutation.md``.
 
-Limits: processes that a test starts import the real module; annotations, docstrings, texts of exceptions and
+Limits: processes that a test starts import the real module; annotations, types, docstrings, texts of exceptions and
 lines marked ``# no mutate`` are left alone. Needs `os.fork`.
 """
 
@@ -121,6 +121,10 @@ def _left_alone(parent: ast.AST, node: ast.AST) -> bool:
         return True
     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__all__", "__slots__"):
         return True
+    if isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases):
+        return True
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("Literal", "Callable"):
+        return True  # the name of a type
     # The type in `cast("Type", value)` is for type checkers.
     return isinstance(parent, ast.Call) and ast.unparse(parent.func) == "cast" and node is parent.args[0]
 

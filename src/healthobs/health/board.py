@@ -61,19 +61,19 @@ class Board:
         free = next((row for row in range(ROWS) if row not in self._taken), None)
         if free is not None:
             self._taken.add(free)
-            self._store(free, Row(0, 0, 0, 0))
         return free
 
     def give_back(self, row: int | None) -> None:
         """Clear the row of a worker that is dead (in the master)."""
         if row is not None:
-            self._store(row, Row(0, 0, 0, 0))
+            self._memory[_place(row)] = bytes(_ROW.size)
             self._taken.discard(row)
 
     def write(self, *, ready: bool, alive: bool) -> None:
         """Write this worker's verdicts (in the worker)."""
         if self.row is not None:
-            self._store(self.row, Row(os.getpid(), time.monotonic_ns(), ready, alive))
+            # One assignment: pack_into would show zeros for a moment.
+            self._memory[_place(self.row)] = _ROW.pack(os.getpid(), time.monotonic_ns(), ready, alive)
 
     def others(self) -> Iterator[Row]:
         """Yield the rows of the other workers that have written."""
@@ -81,7 +81,7 @@ class Board:
             if values[1] and number != self.row:
                 yield Row(*values)
 
-    def _store(self, number: int, row: Row) -> None:
-        at = _HEAD + number * _ROW.size
-        # One assignment: pack_into would show zeros for a moment.
-        self._memory[at : at + _ROW.size] = _ROW.pack(*row)
+
+def _place(number: int) -> slice:
+    at = _HEAD + number * _ROW.size
+    return slice(at, at + _ROW.size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -75,10 +74,11 @@ def http_dependency(
     """
 
     def check() -> None:
-        status = 0
-        with contextlib.suppress(OSError, HTTPException):
-            status = _status(f"{url.rstrip('/')}/health", timeout)
-        if status != HTTPStatus.OK:
+        try:
+            well = _status(f"{url.rstrip('/')}/health", timeout) == HTTPStatus.OK
+        except (OSError, HTTPException):
+            well = False
+        if not well:
             raise Unreachable if critical else Degraded
 
     register = readiness_check(
@@ -105,7 +105,7 @@ def _status(url: str, timeout: float) -> int:
 def _metrics_check(collect: Callable[[], Iterable[object]]) -> Callable[[], None]:
     def metrics() -> None:
         try:
-            families = sum(1 for _ in collect())
+            families = list(collect())
         except Exception as exc:
             raise Degraded from exc
         if not families:

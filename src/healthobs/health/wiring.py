@@ -15,7 +15,6 @@ from healthobs.health.progress import Progress
 if TYPE_CHECKING:
     from healthobs.observability import Observability
 
-_BAD_WORDS = frozenset({"degraded", "not_ready", "timeout", "stale", "failed", "draining"})
 _BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.8)
 
 
@@ -74,7 +73,7 @@ class Recorder:
                 self._status.labels(check, kind).set(gauge_value(new))
                 self._transitions.declare(check, new).inc()  # a word of ours, so strict lets it pass
             self._ready.set(self._obs.health.is_ready())
-        level = "warning" if new in _BAD_WORDS else "info"
+        level = "info" if gauge_value(new) == 1 else "warning"
         own = {"check": check, "old": old, "new": new} | ({"cause": cause} if cause else {})
         self._obs.logs.emit(level, "check_changed", own=own)
 

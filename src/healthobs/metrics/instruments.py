@@ -141,7 +141,7 @@ class Instrument:
         return cast("Child", series)
 
     def _overflow(self) -> Child:
-        if self._labelnames != ("metric",):  # the overflow counter must not count itself
+        if self is not self._metrics.overflow:  # which must not count itself
             self._metrics.overflow.labels(self.name).inc()
         return cast("Child", self._metric.labels(*(OVERFLOW,) * len(self._labelnames)))
 
