@@ -101,6 +101,33 @@ def key_without_entry_is_refused(trail: AuditTrail, index: int) -> bool:
     return trail.read().total == 1
 
 
+def taken_key_holds_up_nobody(
+    outbox: Outbox, engine: sa.Engine, trail: AuditTrail, taken: Callable[[str], object]
+) -> bool:
+    """Return whether a row whose key `taken` gave to another entry is kept aside, once, and the row behind it recorded."""
+    key, body = f"0{trail.new_key()[1:]}", trail.encode(WRITE).decode()  # before every other
+    taken(key)
+    before = trail.read().total
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text("INSERT INTO healthobs_outbox VALUES (:id, :body)"), {"id": key, "body": body}
+        )
+        honest = outbox.add(connection, WRITE)
+    receipts = [list(outbox.flush()), list(outbox.flush())]
+    with engine.begin() as connection:
+        ((name, kept),) = connection.execute(sa.text("SELECT id, body FROM healthobs_outbox"))
+    assert (name.startswith("refused-"), kept) == (True, body)
+    assert trail.verify().problems == ()
+    return (receipts, trail.read().total, trail.refused_rows) == ([[honest], []], before + 1, 1)
+
+
+def reused_key_holds_up_nobody(outbox: Outbox, engine: sa.Engine, trail: AuditTrail) -> bool:
+    """Return whether a second row under the id of one that was recorded is kept aside."""
+    return taken_key_holds_up_nobody(
+        outbox, engine, trail, lambda key: trail.sequence([(key, trail.encode(WRITE))])
+    )
+
+
 class TestOutbox:
     """An entry in the caller's own transaction."""
 
@@ -176,6 +203,38 @@ class TestOutbox:
         with pytest.raises(AuditWriteError, match="not the one that an outbox"):
             trail.sequence([(key, trail.encode(WRITE))])
 
+    def test_reused_key_holds_up_nobody(self, outbox: Outbox, engine: sa.Engine, trail: AuditTrail) -> None:
+        """A row that reuses the id of a recorded one, for another entry, is kept aside; those behind it are recorded."""
+        assert reused_key_holds_up_nobody(outbox, engine, trail)
+
+    def test_marked_row_holds_up_nobody(self, outbox: Outbox, engine: sa.Engine, trail: AuditTrail) -> None:
+        """A row that somebody marked as recorded, which it is not, is kept aside; those behind it are recorded."""
+
+        def mark(key: str) -> None:
+            with trail.connected(read_only=False) as connection, connection.writing():
+                store.insert_sequenced(connection, [(key, 7)])
+
+        assert taken_key_holds_up_nobody(outbox, engine, trail, mark)
+
+    def test_reused_key_fails_nobody_in_its_batch(self, trail: AuditTrail) -> None:
+        """Of entries that are written in one transaction only the one under a taken key is refused, old or new."""
+        taken, twice = trail.new_key(), trail.new_key()
+        trail.sequence([(taken, trail.encode(WRITE))])
+        first, second = trail.encode(WRITE), trail.encode(WRITE)
+        rows = [
+            (None, first),
+            (taken, first),
+            (twice, first),
+            (twice, second),
+            (twice, first),
+            (None, second),
+        ]
+        receipts = trail._writer().append_all(rows, 10)
+        assert [receipt and receipt.index for receipt in receipts] == [1, None, 2, None, 2, 3]
+        with pytest.raises(AuditWriteError, match="key has another entry"):
+            trail._writer().append(first, 10, taken)
+        assert (trail.read().total, trail.verify().problems) == (4, ())
+
     @pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
     def test_forged_row_is_set_aside(
         self, outbox: Outbox, engine: sa.Engine, trail: AuditTrail, forged: Forge
@@ -229,6 +288,10 @@ class TestOutbox:
         assert (trail.read().total, trail.verify().problems) == (2, ())
         other = open_trail(postgres.url(postgres.database()), service="s", key_file=tmp_path / "other.pem")
         assert forge_is_refused(Outbox(other, engine.begin), engine, other, FORGED["audit.release"])
+        with engine.begin() as connection:
+            connection.execute(sa.text("DELETE FROM healthobs_outbox"))
+        other.refused_rows = 0
+        assert reused_key_holds_up_nobody(Outbox(other, engine.begin), engine, other)
         other.close()
         third = open_trail(postgres.url(postgres.database()), service="s", key_file=tmp_path / "third.pem")
         third.append(WRITE)

@@ -354,6 +354,19 @@ class TestForged:
         assert (stat.S_IMODE(aside.stat().st_mode), trail.refused_rows) == (0o600, 2)
         assert not trail.spool.waiting()
 
+    def test_reused_key_holds_up_nobody(self, trail: AuditTrail, tmp_path: Path) -> None:
+        """A line that reuses a key, of the log or of the same file, for another entry is kept aside and holds up nothing."""
+        assert trail.spool is not None
+        first, other = trail.encode(CARE), trail.encode({"action": "chart.update"})
+        taken, fresh = trail.new_key(), trail.new_key()
+        trail.sequence([(taken, first)])
+        for row in ((taken, other), (fresh, first), (fresh, other), (taken, first)):
+            trail.spool.add(*row)
+        assert [trail.append({"action": "a.b"}).index for _ in range(2)] == [2, 3]
+        aside = (tmp_path / "spool.refused").read_bytes().splitlines()
+        assert aside == [f"{key} ".encode() + other for key in (taken, fresh)]
+        assert (trail.refused_rows, trail.spool.waiting(), trail.verify().problems) == (2, False, ())
+
     def test_only_the_trail_tells_of_damage(self, trail: AuditTrail, tmp_path: Path) -> None:
         """An entry on damage is recorded once, from the line that the trail signed, and from no other."""
         assert trail.spool is not None

@@ -6,7 +6,8 @@ happen once, also when the two databases are different ones (21 CFR 11.10(e), PC
 
 Limits: between the commit and `flush` the entry is durable, but not yet in the log or under a checkpoint; a row
 that a killed process left is put into the log by the next `flush` of any process. Whoever may insert into the table can
-record what an application can, and no more: other rows stay aside under ids that begin with ``refused-``.
+record what an application can, and no more: other rows, and those that reuse a key, stay aside under ids that begin
+with ``refused-``.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class Outbox:
     def flush(self) -> dict[str, Receipt]:
         """Put every committed row into the log, oldest first, and remove it here once it is durable there.
 
-        A row that is no entry of an application (`AuditTrail.acceptable`) stays aside, counted and logged.
+        A row that is no entry of an application (`AuditTrail.acceptable`), or whose id has another entry in the log,
+        stays aside, counted and logged.
 
         Returns:
             Receipts by row id.
@@ -92,18 +94,18 @@ class Outbox:
             with self._begin() as connection:
                 rows = [(str(key), str(body).encode()) for key, body in _execute(connection, _SELECT)]
             good = [row for row in rows if self._trail.acceptable(*row)]
-            done = self._trail.sequence(good) if good else []
-            receipts.update(zip((key for key, _ in good), done, strict=True))
+            told = zip(good, self._trail.hand_over(good) if good else [], strict=True)
+            done = {key: receipt for (key, _), receipt in told if receipt is not None}
+            receipts.update(done)
             if rows:
-                handed = {key for key, _ in good}
                 with self._begin() as connection:
                     for key, body in rows:
                         _execute(connection, _DELETE, (key,))
-                        if key not in handed:
+                        if key not in done:
                             aside = f"{_ASIDE}{secrets.token_hex(16)}"
                             _execute(connection, _INSERT, (aside, body.decode()))
-            if len(good) < len(rows):
-                self._trail.set_aside(len(rows) - len(good))
+            if len(done) < len(rows):
+                self._trail.set_aside(len(rows) - len(done))
             if len(rows) < _AT_ONCE:
                 return receipts
 

@@ -5,7 +5,7 @@ procedure). Each line is one entry with its key and a checksum; a line is acknow
 torn last one, which was not, is passed over. A whole line that cannot be read was an acknowledged entry: the
 file is kept beside before it is emptied. Merged in order, and by its key once, however often that is cut off.
 
-Whole lines that are no entry of an application are kept aside in the file's name and ``.refused``.
+Whole lines that are no entry of an application, or reuse a key, are kept aside in the file's name and ``.refused``.
 
 Limits: until merged, entries are durable but not tamper-evident. One spool for each trail and machine; several
 processes may share it. A torn line that others were added after counts as damaged: nobody can tell any more.
@@ -63,7 +63,7 @@ class Spool:
 
     def merge(
         self,
-        sequence: Callable[[Rows], object],
+        sequence: Callable[[Rows], Rows | None],
         acceptable: Callable[[str, bytes], bool] = lambda _key, _body: True,
         set_aside: Callable[[int], None] = lambda _count: None,
         damaged: Callable[[int], Row] | None = None,
@@ -71,9 +71,9 @@ class Spool:
         """Hand every entry over, oldest first, and forget them once `sequence` has returned.
 
         Args:
-            sequence: Takes keys and bytes of entries.
-            acceptable: Says which are entries; the others are kept aside and never handed over.
-            set_aside: Is told how many those were.
+            sequence: Takes keys and bytes of entries, and returns those that it refuses for good, if any.
+            acceptable: Says which are entries; the others are never handed over.
+            set_aside: Is told how many were kept aside, for either reason.
             damaged: Told how many whole lines cannot be read, gives the entry that says so, which waits in the
                 spool from then on. The file as it was is kept beside it, as ``<name>.damaged-<time>``, under what
                 that entry's key has before a ``+``.
@@ -93,10 +93,13 @@ class Spool:
         rows = [row for row in whole if acceptable(*row)]
         if len(rows) < len(whole):
             good = set(rows)
-            self._keep_aside([f"{key} ".encode() + body for key, body in whole if (key, body) not in good])
+            self._keep_aside([row for row in whole if row not in good])
             set_aside(len(whole) - len(rows))
-        if rows:
-            sequence(rows)  # not under the lock: whoever has to spool now must not wait for a slow store
+        # Not under the lock: whoever has to spool now must not wait for a slow store.
+        refused = (sequence(rows) if rows else None) or []
+        if refused:
+            self._keep_aside(refused)
+            set_aside(len(refused))
         with self._locked() as descriptor:
             if _read(descriptor) == content:  # otherwise the next merge forgets these, too
                 said = b""
@@ -108,9 +111,10 @@ class Spool:
                 if os.pwrite(descriptor, said, 0) != len(said):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(descriptor)
-        return len(rows), unreadable
+        return len(rows) - len(refused), unreadable
 
-    def _keep_aside(self, lines: list[bytes]) -> None:
+    def _keep_aside(self, rows: Rows) -> None:
+        lines = [f"{key} ".encode() + body for key, body in rows]
         with self._locked():
             path = self._path.with_name(f"{self._path.name}.refused")
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

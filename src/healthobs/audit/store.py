@@ -27,6 +27,8 @@ FORBIDDEN = {
 }
 #: Format of the tables (`log.format`).
 FORMAT = 1
+#: No index: another entry has the key.
+TAKEN = -1
 
 Row = tuple[Any, ...]
 
@@ -261,10 +263,10 @@ def _grown(
 
 
 def sequenced(connection: Connection, key: str, leaf: bytes) -> int | None:
-    """Return the index under which the row `key` of an outbox or spool is in the log; None when it is not yet.
+    """Return the index under which the row `key` of an outbox or spool is in the log.
 
-    Raises:
-        AuditTamperedError: Another entry stands where that row's should, or none.
+    Returns:
+        None when it is not yet; `TAKEN` when another entry stands where that row's should, or none.
     """
     rows = connection.execute(
         "SELECT idx, (SELECT leaf FROM entry WHERE entry.idx = sequenced.idx) FROM sequenced WHERE id = ?",
@@ -273,11 +275,8 @@ def sequenced(connection: Connection, key: str, leaf: bytes) -> int | None:
     if not rows:
         return None
     index, found = rows[0]
-    if found != leaf and (
-        found is not None or not 0 <= index < first_index(connection)
-    ):  # that is: pruned since
-        raise AuditTamperedError("the entry is not the one that an outbox or spool handed over", index=index)
-    return int(index)
+    pruned = found is None and 0 <= index < first_index(connection)
+    return int(index) if pruned or found == leaf else TAKEN
 
 
 def insert_sequenced(connection: Connection, rows: Sequence[tuple[str, int]]) -> None:

@@ -27,7 +27,7 @@ from healthobs.audit.checkpoint import Signer, Verifier, open_checkpoint
 from healthobs.audit.draft import AuditDraft
 from healthobs.audit.forking import ForkGate
 from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof, Page, Receipt, Verification
-from healthobs.audit.spool import Spool
+from healthobs.audit.spool import Rows, Spool
 from healthobs.audit.store import Connection, Store, StoreError
 from healthobs.audit.turns import Turn
 from healthobs.audit.windows import Windows
@@ -157,12 +157,25 @@ class AuditTrail:
         Raises:
             AuditWriteError: One of them is not durable, and all may be handed over again; or not `acceptable`.
         """
+        receipts = self.hand_over(rows)
+        done = [receipt for receipt in receipts if receipt is not None]
+        if len(done) < len(receipts):
+            raise AuditWriteError(
+                "the entry under a row's key is not the one that an outbox or spool handed over"
+            )
+        return done
+
+    def hand_over(self, rows: Sequence[tuple[str, bytes]]) -> list[Receipt | None]:
+        """Do as `sequence`, but give None for a row whose key has another entry; for `healthobs.audit` only.
+
+        Whoever can write such a row must not hold up all others: it is for the caller to set it aside.
+        """
         if not all(self.acceptable(key, body) for key, body in rows):
             raise AuditWriteError("a row of an outbox or spool is no entry that an application may record")
         return self._sequence(rows, None)
 
-    def _sequence(self, rows: Sequence[tuple[str, bytes]], deadline: float | None) -> list[Receipt]:
-        writer, receipts = self._writer(), list[Receipt]()
+    def _sequence(self, rows: Sequence[tuple[str, bytes]], deadline: float | None) -> list[Receipt | None]:
+        writer, receipts = self._writer(), list[Receipt | None]()
         for start in range(0, len(rows), MAX_BATCH):
             left = self._timeout_seconds if deadline is None else deadline - monotonic()
             if left <= 0:
@@ -181,7 +194,7 @@ class AuditTrail:
         )
 
     def set_aside(self, count: int) -> None:
-        """Count and log rows of an outbox or spool that were not acceptable; for `healthobs.audit` only."""
+        """Count and log rows of an outbox or spool that the log does not take; for `healthobs.audit` only."""
         self.refused_rows += count
         _logger.error("audit_rows_refused", extra={"count": count})
 
@@ -237,9 +250,14 @@ class AuditTrail:
         signatures = self._signer.lines(governance.damage_statement(self.origin, key, body))
         return f"{key}+{base64.urlsafe_b64encode(signatures.encode()).decode()}", body
 
-    def _sequence_spooled(self, rows: Sequence[tuple[str, bytes]], deadline: float | None) -> list[Receipt]:
-        """Put rows of the spool into the log, each under its key alone, so that no signature makes one entry two."""
-        return self._sequence([(key.partition("+")[0], body) for key, body in rows], deadline)
+    def _sequence_spooled(self, rows: Rows, deadline: float | None) -> Rows:
+        """Put rows of the spool into the log, each under its key alone, so that no signature makes one entry two.
+
+        Returns:
+            Those whose key has another entry.
+        """
+        receipts = self._sequence([(key.partition("+")[0], body) for key, body in rows], deadline)
+        return [row for row, receipt in zip(rows, receipts, strict=True) if receipt is None]
 
     def _mergeable(self, key: str, body: bytes) -> bool:
         """Return whether a row of the spool is acceptable, or an entry on damage that this trail's key signed."""

@@ -37,8 +37,8 @@ class _Job:
     body: str
     leaf: bytes
     key: str | None = None
-    index: int = -1
-    done: Future[Receipt] = field(default_factory=Future[Receipt])
+    index: int = store.TAKEN
+    done: Future[Receipt | None] = field(default_factory=Future["Receipt | None"])
 
 
 class Writer:
@@ -78,10 +78,17 @@ class Writer:
             AuditWriteError: It is not, or nobody can tell within the time.
         """
         (receipt,) = self.append_all([(key, body)], timeout_seconds)
+        if receipt is None:
+            raise AuditWriteError("the audit entry's key has another entry in the log")
         return receipt
 
-    def append_all(self, rows: Iterable[tuple[str | None, bytes]], timeout_seconds: float) -> list[Receipt]:
+    def append_all(
+        self, rows: Iterable[tuple[str | None, bytes]], timeout_seconds: float
+    ) -> list[Receipt | None]:
         """Return once every entry is durable; they are written in this order, see `append`.
+
+        Returns:
+            Receipts; None for a row that is not recorded, because its key has another entry.
 
         Raises:
             AuditWriteError: One of them is not; the others may be.
@@ -177,7 +184,8 @@ class Writer:
                 job.done.set_exception(AuditWriteError(f"the audit store refused the entry: {reason}"))
             return
         for job in batch:
-            job.done.set_result(Receipt(checkpoint.origin, job.index, checkpoint.size, checkpoint.root))
+            receipt = Receipt(checkpoint.origin, job.index, checkpoint.size, checkpoint.root)
+            job.done.set_result(None if job.index == store.TAKEN else receipt)
 
     def _commit(self, first: _Job, batch: list[_Job]) -> Checkpoint:
         """Take the lock, then fill `batch` and write it: whoever came while we waited for it is in it."""
@@ -200,7 +208,7 @@ class Writer:
         tiles: list[tuple[int, int, bytes]] = []
         for job in batch:
             key = tree.size if job.key is None else job.key
-            known = fresh[key].index if key in fresh else self._sequenced(connection, job)
+            known = self._known(connection, job, fresh.get(key))
             job.index = tree.size if known is None else known
             if known is None:
                 fresh[key] = job
@@ -215,8 +223,13 @@ class Writer:
         return checkpoint
 
     @staticmethod
-    def _sequenced(connection: Connection, job: _Job) -> int | None:
-        return None if job.key is None else store.sequenced(connection, job.key, job.leaf)
+    def _known(connection: Connection, job: _Job, earlier: _Job | None) -> int | None:
+        """Return where the job's entry is already, in this batch or before; None when it is nowhere, or `store.TAKEN`."""
+        if job.key is None:
+            return None
+        if earlier is not None:
+            return earlier.index if earlier.leaf == job.leaf else store.TAKEN
+        return store.sequenced(connection, job.key, job.leaf)
 
     def _connected(self) -> Connection:
         """Return the connection; open it anew when the store under its name is another one."""
