@@ -188,6 +188,155 @@ class TestRendererThatIsNotLast:
         assert NAME not in out.getvalue()
 
 
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], io.StringIO]]:
+    """Return what gives the root logger one handler with this format; its lines come back."""
+
+    def give(form: str) -> io.StringIO:
+        stream = io.StringIO()
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(logging.Formatter(form, defaults={"_who": "-", "taskName": "-"}))
+        monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+        return stream
+
+    yield give
+    logging.getLogger().setLevel(logging.WARNING)
+
+
+class TestRecords:
+    """What a record of the standard library holds beside its message."""
+
+    def test_fields_with_an_underscore(self, root: Callable[[str], io.StringIO]) -> None:
+        """They are fields as any other, also under the names that structlog's plumbing has."""
+        lines = root("%(_who)s|%(_name)s|%(_logger)s|%(_record)s|%(_healthobs_done)s|%(message)s")
+        obs = Observability(PHI, log_stream=io.StringIO())
+        fields = {"_who": NAME, "_name": NAME, "_logger": NAME, "_record": [NAME], "_healthobs_done": NAME}
+        logging.getLogger("app").warning("read", extra=fields)
+        obs.close()
+        assert NAME not in lines.getvalue()
+        assert lines.getvalue().startswith("[PHI:strict]|[PHI:key]|[PHI:strict]|['[PHI:strict]']|")
+
+    @pytest.mark.parametrize("settings", [PHI, Settings(redaction="mask")], ids=["strict", "mask"])
+    def test_a_traceback_from_elsewhere(self, settings: Settings, root: Callable[[str], io.StringIO]) -> None:
+        """A record that another process rendered brings its text and no exception: the text goes."""
+        lines = root("%(message)s")
+        obs = Observability(settings, logs="processor")
+        record = logging.makeLogRecord(
+            {"name": "app", "msg": "failed", "levelno": 40, "exc_text": f"ValueError: no chart of {NAME}"}
+        )
+        logging.getLogger("app").handle(record)
+        obs.close()
+        assert lines.getvalue() == "failed\n"
+
+    @pytest.mark.parametrize("key", ["threadName", "taskName", "processName"])
+    @pytest.mark.parametrize(
+        ("name", "shown"),
+        [
+            (f"export for {NAME} {SSN}", "[PHI:strict]"),
+            ("MainThread", "MainThread"),
+            ("Thread-12 (process_request_thread)", "Thread-12 (process_request_thread)"),
+            ("ThreadPoolExecutor-0_3", "ThreadPoolExecutor-0_3"),
+            ("Task-7", "Task-7"),
+            ("ForkPoolWorker-2", "ForkPoolWorker-2"),
+            (f"Thread-{SSN}", "[PHI:strict]"),
+            (None, "None"),
+        ],
+    )
+    def test_names_of_threads(
+        self, key: str, name: str | None, shown: str, root: Callable[[str], io.StringIO]
+    ) -> None:
+        """Those that Python gives pass, and one that is made of data does not."""
+        lines = root(f"%({key})s")
+        obs = Observability(PHI, log_stream=io.StringIO())
+        logging.getLogger("app").handle(
+            logging.makeLogRecord({"name": "app", "levelno": 40, "msg": "x", key: name})
+        )
+        obs.close()
+        assert lines.getvalue() == f"{shown}\n"
+
+    def test_names_of_threads_in_mask(self, root: Callable[[str], io.StringIO]) -> None:
+        """They are scanned."""
+        lines = root("%(threadName)s")
+        obs = Observability(Settings(), logs="processor")
+        for name in ("export 7", f"export for {SSN}"):
+            logging.getLogger("app").handle(
+                logging.makeLogRecord({"name": "app", "levelno": 40, "threadName": name})
+            )
+        obs.close()
+        assert lines.getvalue() == "export 7\nexport for [PHI:ssn]\n"
+
+    def test_a_fault_of_redaction(
+        self, root: Callable[[str], io.StringIO], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The record keeps its place and level, and no field."""
+        seen: list[logging.LogRecord] = []
+        root("%(message)s")
+        obs = Observability(PHI, log_stream=io.StringIO())
+        monkeypatch.setattr(logging.getLogger().handlers[0], "emit", seen.append)
+
+        def boom(*_arguments: Any, **_named: Any) -> str:
+            raise RuntimeError(NAME)
+
+        monkeypatch.setattr(Redactor, "key", boom)
+        logging.getLogger("app").warning("read", extra={"ward": NAME, "_bed": NAME})
+        monkeypatch.undo()
+        obs.close()
+        (record,) = seen
+        assert record.getMessage() == "[PHI:error]"
+        assert NAME not in repr(vars(record))
+
+
+class TestEvents:
+    """What a line of structlog holds beside its fields."""
+
+    @pytest.mark.parametrize("event", [[NAME, SSN], {"a": NAME}, Redactor, (NAME,), 780511200, b"Ottoline"])
+    def test_an_event_that_is_no_text(self, event: Any, out: io.StringIO) -> None:
+        """It is a mark, as on healthobs' own lines."""
+        configure(
+            out,
+            [
+                structlog.stdlib.PositionalArgumentsFormatter(),
+                structlog.processors.EventRenamer("message"),
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+        structlog.configure(wrapper_class=structlog.stdlib.BoundLogger)
+        obs = Observability(PHI, log_stream=io.StringIO())
+        structlog.get_logger().info(event, NAME)
+        obs.close()
+        assert json.loads(out.getvalue())["message"] == "[PHI:type]"
+        assert NAME not in out.getvalue()
+
+    def test_names_of_plumbing(self, out: io.StringIO) -> None:
+        """A field under a name that structlog uses itself passes only when it is what structlog puts there."""
+        configure(out, [structlog.processors.JSONRenderer(sort_keys=True)])
+        obs = Observability(PHI, log_stream=io.StringIO())
+        fields = dict.fromkeys(
+            ("exc_info", "stack_info", "_record", "_from_structlog", "_logger", "_name"), NAME
+        )
+        structlog.get_logger().info("admitted", **fields)
+        obs.close()
+        assert NAME not in out.getvalue()
+
+    @pytest.mark.parametrize("redaction", ["mask", "strict"])
+    @pytest.mark.parametrize("rendered", [True, False])
+    def test_an_exception_that_a_step_takes_up(
+        self, rendered: bool, redaction: Any, out: io.StringIO
+    ) -> None:
+        """Where a step of the chain finds the exception by itself, its message does not leave either."""
+        steps = [structlog.processors.format_exc_info] if rendered else []
+        configure(out, [structlog.dev.set_exc_info, *steps, structlog.dev.ConsoleRenderer(colors=False)])
+        structlog.configure(wrapper_class=structlog.BoundLogger)
+        obs = Observability(Settings(redaction=redaction), logs="processor")
+        try:
+            raise LookupError(f"no chart of {NAME}")
+        except LookupError:
+            structlog.get_logger().exception("failed")
+        obs.close()
+        assert "LookupError" in out.getvalue()
+        assert NAME not in out.getvalue()
+
+
 class TestSinksAreFound:
     """G-wrap and `healthobs doctor`, where a service declares PHI."""
 

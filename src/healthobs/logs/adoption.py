@@ -26,7 +26,21 @@ from healthobs.logs.records import STANDARD, Rendered, RenderedFields, clean, no
 from healthobs.logs.stdlib import DONE, CapturingHandler
 from healthobs.redaction import Redactor
 
-_PLUMBING = frozenset({"exc_info", "stack_info", "_record", "_from_structlog", "_logger", "_name"})
+#: What structlog hands on in fields of its own, and what it is then; anything else under these names is a field.
+_PLUMBING: Mapping[str, type[Any]] = {
+    "_record": logging.LogRecord,
+    "_from_structlog": bool,
+    "_logger": logging.Logger,
+}
+_METHODS = frozenset(
+    ["debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "log", "msg"]
+)
+#: Fields of a record that name what it comes from, and the names that Python gives by itself.
+_ORIGINS = ("threadName", "processName", "taskName")
+_GIVEN = re.compile(
+    r"MainThread|MainProcess|(Dummy|Thread|ThreadPoolExecutor|Task|asyncio|(Spawn|Fork|ForkServer)?(Process|PoolWorker))"
+    r"[-_]\d{1,6}(?:[_:]\d{1,6})*( \([\w<>]+\))?"
+)
 #: A field in the format of a handler: ``%(name)s``, ``{name}`` or ``$name``.
 _FORMATTED = re.compile(r"[(${]([A-Za-z_]\w*)")
 #: What OpenTelemetry's instrumentation of `logging` puts into records.
@@ -98,23 +112,39 @@ class LogAdoption:
             handler.addFilter(self.filter)
             self._handlers.add(handler)
 
-    def shield(self, _logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
+    def shield(self, _logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
         """Structlog processor: judge the event, and put a safe exception in the place of the one being logged."""
         try:
+            if method == "exception" and structlog.dev.set_exc_info in self._chain:
+                event_dict.setdefault("exc_info", True)  # or it would be found behind us
             return self._shield(event_dict)
         except Exception:  # noqa: BLE001  # fail closed, and never raise into the application
             return _failed(event_dict)
 
     def _shield(self, event_dict: EventDict) -> EventDict:
-        event = event_dict.get("event")
-        if isinstance(event, str) and not isinstance(event, Rendered):
+        event = event_dict.get("event", "")
+        if not isinstance(event, str):
+            event_dict["event"] = self._marked(event)
+            if event_dict["event"] is not event:
+                event_dict.pop("positional_args", None)
+        elif not isinstance(event, Rendered):
             event_dict["event"] = self._judged(event, event_dict.pop("positional_args", None))
-        exc = exception_of(event_dict.get("exc_info"))
-        if exc is not None:
+        self._shield_exception(event_dict)
+        return event_dict
+
+    def _shield_exception(self, event_dict: EventDict) -> None:
+        exc_info = event_dict.get("exc_info")
+        exc = exception_of(exc_info)
+        if exc is None:
+            if "exc_info" in event_dict and exc_info is not None:
+                event_dict["exc_info"] = bool(exc_info)
+        elif not isinstance(exc, _Told):
             facts = self._facts(exc)
             event_dict["exc_info"] = _substitute(facts)
             _add(event_dict, _judged_texts(facts))
-        return event_dict
+
+    def _marked(self, event: object) -> Any:
+        return event if self._redactor.mode == "watch" else Rendered("[PHI:type]")
 
     def processor(self, _logger: WrappedLogger, _method: str, event_dict: Any) -> Any:
         """Structlog processor: ids and redaction; it goes before the renderer."""
@@ -127,12 +157,17 @@ class LogAdoption:
             return _failed(fields)
 
     def _process(self, event_dict: EventDict) -> EventDict:
+        self._shield_exception(event_dict)  # a step may have found one
         for key, value in list(event_dict.items()):
             if isinstance(value, Rendered):
                 event_dict[key] = str(self._redactor.text(value))
-            elif key == "event" and isinstance(value, str):
-                event_dict[key] = self._redactor.name(value)
-            elif key not in _PLUMBING:
+            elif key == "event":
+                event_dict[key] = (
+                    self._redactor.name(value) if isinstance(value, str) else str(self._marked(value))
+                )
+            elif key == "stack_info":
+                event_dict[key] = bool(value)
+            elif key != "exc_info" and not _is_plumbing(key, value):
                 self._redact_field(event_dict, key)
         _add(event_dict, self._ids())
         return event_dict
@@ -163,6 +198,9 @@ class LogAdoption:
             self._redact(record, fields)
         except Exception:  # noqa: BLE001  # fail closed: what cannot be redacted keeps only its place and level
             record.msg, record.args, record.exc_info, record.exc_text = "[PHI:error]", None, None, None
+            for key in fields.keys() - STANDARD:
+                del fields[key]
+            fields.update(dict.fromkeys(_ORIGINS, "[PHI:error]"))
         fields[DONE] = id(self._redactor)
         return True
 
@@ -173,12 +211,17 @@ class LogAdoption:
         for key in fields.keys() - STANDARD:
             if isinstance(fields[key], Rendered):
                 fields[key] = str(self._redactor.text(fields[key]))
-            elif not key.startswith("_"):
+            elif not _is_plumbing(key, fields[key]):
                 self._redact_field(fields, key)
+        for key in _ORIGINS:
+            name = fields.get(key)
+            if isinstance(name, str) and not _GIVEN.fullmatch(name):
+                fields[key] = self._redactor.name(name)
         exc = exception_of(record.exc_info)
+        record.exc_text = None  # made of the exception again, or by a process whose exception is not here
         if exc is not None:
             facts = self._facts(exc)
-            record.exc_info, record.exc_text = _substitute(facts), None
+            record.exc_info = _substitute(facts)
             _add(fields, facts)
         message: Any = record.msg
         if isinstance(message, dict):
@@ -231,10 +274,21 @@ def exception_of(exc_info: object) -> BaseException | None:
     return sys.exc_info()[1] if exc_info else None
 
 
+def _is_plumbing(key: str, value: object) -> bool:
+    """Return whether `value` is what structlog, or our own filter, puts under `key`; not by its name alone."""
+    if key == "_name":
+        return value in _METHODS if isinstance(value, str) else False
+    return isinstance(value, _PLUMBING.get(key, ())) or (key == DONE and type(value) is int)
+
+
+class _Told(Exception):  # noqa: N818 - rendered under the name of another
+    """Base of what stands in for an exception: it holds only what may be said."""
+
+
 def _substitute(facts: Mapping[str, Any]) -> Any:
     """Return an `exc_info` that renders as the exception's type and what may be said of it; no source, no locals."""
     told = facts.get("exception_message") or f"error_id={facts['error_id']}"
-    kind = type(str(facts["exception_type"]).rpartition(".")[2], (Exception,), {"__module__": "builtins"})
+    kind = type(str(facts["exception_type"]).rpartition(".")[2], (_Told,), {"__module__": "builtins"})
     return kind, kind(told), None
 
 
