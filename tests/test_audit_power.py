@@ -38,6 +38,17 @@ for number in range(int(sys.argv[3])):
         os.write(1, f"refused {number}\\n".encode())
 print("ok" if trail.verify().ok else "bad")
 """
+#: What an append is measured against: one row, one commit.
+PLAIN = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1] + "/plain.db", isolation_level=None)
+for pragma in sys.argv[2].split(";"):
+    connection.execute(pragma)
+connection.execute("CREATE TABLE entry (idx INTEGER PRIMARY KEY, body TEXT)")
+for number in range(int(sys.argv[3])):
+    connection.execute("INSERT INTO entry (body) VALUES (?)", ("x" * 340,))
+    os.write(1, f"ack {number} {number}\\n".encode())
+"""
 _ACK = re.compile(rb"ack (\d+) (\d+)\n")
 
 
@@ -94,6 +105,18 @@ class Verdict:
             self.lost.append(f"{len(gone)} acknowledged entries gone; {'; '.join(map(str, problems))}")
 
 
+def syncs(folder: Path, code: str, mode: str) -> list[int]:
+    """Return how often something was synced between one acknowledgement and the next."""
+    calls, _ = power.record(code, str(folder), mode, "6")
+    counts: list[int] = []
+    for call in calls:
+        if call.name == "write" and _ACK.fullmatch(call.data):
+            counts.append(0)
+        elif counts and call.name in ("fsync", "fdatasync"):
+            counts[-1] += 1
+    return counts[:-1]
+
+
 def pragmas(journal: str, synchronous: str) -> str:
     return f"PRAGMA busy_timeout = 5000;PRAGMA journal_mode = {journal};PRAGMA synchronous = {synchronous}"
 
@@ -127,6 +150,22 @@ class TestPowerCut:
         verdict = Verdict(folder, mode)
         assert verdict.acknowledged == 6
         assert verdict.lost != []
+
+
+@pytest.mark.server
+class TestCost:
+    """What is not to be had for less."""
+
+    @pytest.mark.parametrize(
+        ("mode", "each"), [(connect_pragmas((3, 40, 1)), 5), (connect_pragmas((3, 51, 3)), 1)]
+    )
+    def test_an_entry_is_synced_as_often_as_a_plain_commit(
+        self, folder: Path, mode: tuple[str, ...], each: int
+    ) -> None:
+        """Tree, checkpoint and check of what was written add no wait for the disk in either journal mode."""
+        (folder / "plain").mkdir()
+        assert syncs(folder / "plain", PLAIN, ";".join(mode)) == [each] * 5
+        assert syncs(folder, WRITER, ";".join(mode)) == [each] * 5
 
 
 @pytest.mark.server

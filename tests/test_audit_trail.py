@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -473,12 +472,12 @@ class TestClose:
         trail.append(READ)
         ours = trail._writers[os.getpid()]
         ours.stop()
-        job = writer._Job("{}", bytes(32))
+        job = writer._Job(b"{}", None)
         ours._queue.put(job)
         ours._queue.put(None)
         ours._refuse_the_rest()
         with pytest.raises(AuditWriteError, match="closed"):
-            job.done.result(0)
+            job.result(0)
         with pytest.raises(AuditWriteError, match="closed"):
             ours.append(b"{}", 1.0)
 
@@ -487,7 +486,7 @@ class TestClose:
         trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
         trail.append(READ)
         ours = trail._writers[os.getpid()]
-        ours._queue.put(cast("Any", SimpleNamespace(done=_StopsWhenAsked(ours), leaf=b"", body="")))
+        ours._queue.put(cast("Any", _StopsWhenAsked(ours)))
         assert ours._thread is not None
         ours._thread.join(5)
         assert not ours._thread.is_alive()
@@ -884,7 +883,7 @@ class _StopsWhenAsked:
     def __init__(self, ours: writer.Writer) -> None:
         self._ours = ours
 
-    def set_running_or_notify_cancel(self) -> bool:
+    def take(self) -> bool:
         self._ours.stop()
         return False
 

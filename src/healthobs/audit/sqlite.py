@@ -113,13 +113,9 @@ def _text(raw: bytes) -> str | bytes:
         return raw
 
 
-@contextmanager
-def _translated() -> Generator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as exc:
-        code = getattr(exc, "sqlite_errorname", None) or getattr(exc, "strerror", None) or type(exc).__name__
-        raise StoreError(code, refused=isinstance(exc, sqlite3.IntegrityError)) from None
+def _store_error(exc: sqlite3.Error | OSError) -> StoreError:
+    code = getattr(exc, "sqlite_errorname", None) or getattr(exc, "strerror", None) or type(exc).__name__
+    return StoreError(code, refused=isinstance(exc, sqlite3.IntegrityError))
 
 
 class SqliteStore:
@@ -135,8 +131,10 @@ class SqliteStore:
         Raises:
             StoreError: It cannot be opened.
         """
-        with _translated():
+        try:
             return SqliteConnection(self._path, read_only=read_only)
+        except (sqlite3.Error, OSError) as exc:
+            raise _store_error(exc) from None
 
     @contextmanager
     def initialising(self) -> Generator[Connection]:
@@ -165,8 +163,10 @@ class SqliteStore:
 
 @contextmanager
 def _lock_file(path: Path) -> Generator[int]:
-    with _translated():
+    try:
         descriptor = _open_lock(path)
+    except OSError as exc:
+        raise _store_error(exc) from None
     try:
         yield descriptor
     finally:
@@ -203,20 +203,26 @@ class SqliteConnection:
 
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
         """Run one statement and return its rows."""
-        with _translated():
+        try:
             return self._connection.execute(statement, tuple(parameters)).fetchall()
+        except (sqlite3.Error, OSError) as exc:
+            raise _store_error(exc) from None
 
     def insert(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
         """Run one statement for each row of parameters."""
-        with _translated():
+        try:
             self._connection.executemany(statement, rows)
+        except (sqlite3.Error, OSError) as exc:
+            raise _store_error(exc) from None
 
     @contextmanager
     def writing(self) -> Generator[None]:
         """Take the lock on the side file, then SQLite's own, and commit at the end."""
-        with _translated():
+        try:
             lock = self._lock = self._lock or _open_lock(self._path)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as exc:
+            raise _store_error(exc) from None
         try:
             with self._transaction("BEGIN IMMEDIATE", "COMMIT"):
                 yield

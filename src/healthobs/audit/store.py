@@ -228,15 +228,16 @@ def load_range(connection: Connection, size: int) -> merkle.CompactRange:
 def insert(
     connection: Connection,
     rows: Iterable[tuple[int, bytes, str]],
-    nodes: Iterable[tuple[int, int, bytes]],
+    nodes: Sequence[tuple[int, int, bytes]],
     size: int,
     note: str,
 ) -> None:
     """Add entries, completed nodes and the checkpoint over all, inside the caller's transaction."""
     connection.insert("INSERT INTO entry (idx, leaf, body) VALUES (?, ?, ?)", rows)
-    connection.insert(
-        "INSERT INTO tile (level, n, width, hashes) VALUES (?, ?, ?, ?)", _grown(connection, nodes)
-    )
+    if nodes:
+        connection.insert(
+            "INSERT INTO tile (level, n, width, hashes) VALUES (?, ?, ?, ?)", _grown(connection, nodes)
+        )
     connection.execute("INSERT INTO checkpoint (size, note) VALUES (?, ?)", (size, note))
 
 
