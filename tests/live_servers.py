@@ -169,7 +169,7 @@ def stop_under_load(server: Server, *, honour: bool = True) -> tuple[Clients, fl
 
 def until(condition: Callable[[], _T]) -> _T:
     """Return what `condition` gives once it is true."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = condition()
         if found:

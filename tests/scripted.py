@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         step = self.state.script.pop(0) if self.state.script else (200, {}, b"{}")
         if isinstance(step, str):
             if step == "silent":
-                self.state.release.wait(5)
+                self.state.release.wait(30)
             elif step == "garbage":
                 self.wfile.write(b"not http at all\r\n\r\n")
             elif step == "short":

@@ -232,22 +232,30 @@ trail.close()
 import os, sys, threading
 from healthobs.audit import open_trail
 trail = open_trail(sys.argv[1], service="s")
-stop = threading.Event()
-def work():
+stop, go = threading.Event(), threading.Event()
+done = [0] * 4
+def work(number):
     while not stop.is_set():
+        go.wait()
         trail.append({"action": "parent"})
-threads = [threading.Thread(target=work) for _ in range(4)]
+        done[number] += 1
+threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
 [thread.start() for thread in threads]
 statuses = []
 for _ in range(5):
-    trail.append({"action": "before.fork"})
+    before = list(done)
+    go.set()
+    while any(now == then for now, then in zip(done, before)):  # until each is at it
+        trail.append({"action": "before.fork"})
     child = os.fork()
     if child == 0:
         trail.append({"action": "child"})
         trail.close()
         os._exit(0)
+    go.clear()  # the child must find no lock that nobody will release; that it gets its turn is another matter
     statuses.append(os.waitpid(child, 0)[1])
 stop.set()
+go.set()
 [thread.join() for thread in threads]
 verdict = trail.verify()
 print(statuses, verdict.ok, trail.read(action="child").total)

@@ -350,8 +350,9 @@ class TestFailure:
 
     def test_locked_by_another(self, make_trail: MakeTrail) -> None:
         """While another connection holds the file the entry is refused in time, and never written later."""
-        trail = make_trail(timeout_seconds=0.1)
+        trail = make_trail()
         trail.append(READ)
+        trail._timeout_seconds = 0.1
         blocker = sqlite3.connect(trail.path, isolation_level=None)
         blocker.execute("BEGIN EXCLUSIVE")
         try:
@@ -488,7 +489,7 @@ class TestClose:
         ours = trail._writers[os.getpid()]
         ours._queue.put(cast("Any", _StopsWhenAsked(ours)))
         assert ours._thread is not None
-        ours._thread.join(5)
+        ours._thread.join(30)
         assert not ours._thread.is_alive()
         trail.close()
 
@@ -500,7 +501,7 @@ class TestClose:
         assert thread is not None
         del trail
         gc.collect()
-        thread.join(5)
+        thread.join(30)
         assert not thread.is_alive()
 
 

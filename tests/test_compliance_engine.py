@@ -313,7 +313,7 @@ class TestRun:
     def test_rounds_do_not_overlap(self) -> None:
         """Two callers at once run one probe at a time."""
         inside, most, lock = 0, 0, threading.Lock()
-        gate = threading.Barrier(2, timeout=5)
+        gate = threading.Barrier(2, timeout=30)
 
         def probe(context: ProbeContext) -> Outcome:
             nonlocal inside, most
@@ -680,13 +680,13 @@ class TestSchedule:
         """The first round does not wait for the interval; others follow."""
         schedule.arm(0.01, 0.2)
         schedule.revive()
-        assert [worker.rounds.acquire(timeout=5) for _ in range(3)] == [True] * 3
+        assert [worker.rounds.acquire(timeout=30) for _ in range(3)] == [True] * 3
 
     def test_first_round_does_not_wait(self, schedule: Schedule, worker: Worker) -> None:
         """Even a long interval begins with a round."""
         schedule.arm(3600, 0)
         schedule.revive()
-        assert worker.rounds.acquire(timeout=5)
+        assert worker.rounds.acquire(timeout=30)
 
     def test_zero_starts_nothing(self, schedule: Schedule) -> None:
         """An interval of 0 means on demand only."""
@@ -716,7 +716,7 @@ class TestSchedule:
             pass
         schedule.arm(3600, 0.2)
         schedule.revive()
-        assert worker.rounds.acquire(timeout=5)
+        assert worker.rounds.acquire(timeout=30)
 
     def test_stop_from_within(self) -> None:
         """A round may stop its own schedule."""
@@ -733,9 +733,9 @@ class TestSchedule:
         once = Once()
         once.schedule.arm(0.01, 0)
         once.schedule.revive()
-        assert once.done.wait(5)
+        assert once.done.wait(30)
         for thread in threads():
-            thread.join(5)
+            thread.join(30)
         assert threads() == []
 
     @pytest.mark.parametrize(("interval", "jitter"), [(-1, 0), (1, -0.1), (1, 0.91)])
@@ -751,12 +751,12 @@ class TestSchedule:
         schedule = Schedule(worker.work, "test-schedule")
         schedule.arm(0.01, 0)
         schedule.revive()
-        assert worker.rounds.acquire(timeout=5)
+        assert worker.rounds.acquire(timeout=30)
         (thread,) = threads()
         gone = weakref.ref(worker)
         del worker
         gc.collect()
-        thread.join(5)
+        thread.join(30)
         assert (gone(), thread.is_alive()) == (None, False)
 
     def test_no_thread_to_be_had(
@@ -773,7 +773,7 @@ class TestSchedule:
                 schedule.arm(3600, 0)
                 schedule.revive()
         schedule.revive()
-        assert worker.rounds.acquire(timeout=5)
+        assert worker.rounds.acquire(timeout=30)
 
     def test_fork(self, world: World) -> None:
         """A child has no thread until its status is asked for, and then one of its own."""
@@ -781,7 +781,7 @@ class TestSchedule:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:  # pragma: no cover - runs in the child
-            signal.alarm(10)  # a child that hangs must not outlive the test
+            signal.alarm(60)  # a child that hangs must not outlive the test
             before = len(threads("healthobs-controls"))
             world.engine.status()
             os.write(writer, f"{before} {len(threads('healthobs-controls'))}".encode())
@@ -798,17 +798,17 @@ class TestSchedule:
 
         def probe(context: ProbeContext) -> Outcome:
             inside.set()
-            release.wait(5)
+            release.wait(30)
             return Outcome("pass", "")
 
         engine = ControlEngine([World.control("S-1", probe=probe)], World()._context, Clock())
         round_ = threading.Thread(target=engine.run)
         round_.start()
-        assert inside.wait(5)
+        assert inside.wait(30)
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:  # pragma: no cover - runs in the child
-            signal.alarm(10)  # a child that hangs must not outlive the test
+            signal.alarm(60)  # a child that hangs must not outlive the test
             release.set()
             os.write(writer, engine.run()["S-1"].encode())
             os._exit(0)
@@ -833,7 +833,7 @@ class TestBackground:
 
         engine = ControlEngine([World.control("S-1", probe=probe)], World()._context, Clock())
         engine.start(3600)
-        assert seen.wait(5)
+        assert seen.wait(30)
         engine.stop()
         assert engine.states() == {"S-1": "pass"}
 

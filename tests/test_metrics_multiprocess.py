@@ -110,7 +110,7 @@ class TestBury:
             thread = threading.Thread(target=scrape)
             thread.start()
             assert not began.wait(0.05)
-        thread.join(5)
+        thread.join(30)
         assert began.is_set()
 
 
