@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -68,6 +69,9 @@ def verify(path: Path, vkey: str, *known: str) -> Verification:
     finally:
         connection.close()
 
+
+#: A kept tile as it is, and more after it.
+WIDER = "INSERT INTO tile SELECT level, n, {}, CAST(hashes || {} AS BLOB) FROM tile"
 
 #: What is done, the first bad entry, and a word of what is said.
 ATTACKS = {
@@ -339,6 +343,8 @@ class TestVerify:
         [
             ("UPDATE tile SET hashes = zeroblob(32)", "kept tile 0 of level 1"),
             ("DELETE FROM tile", "kept tile 0 of level 1"),
+            (WIDER.format("width + 1", "zeroblob(32)"), "kept tile 0 of level 1"),
+            (WIDER.format("width + 255", "zeroblob(255 * 32)"), "kept tile 0 of level 1"),
         ],
     )
     def test_kept_nodes_are_checked(self, long: Path, tmp_path: Path, statement: str, word: str) -> None:
@@ -348,6 +354,37 @@ class TestVerify:
         assert verify(path, vkey).ok
         damage(path, statement)
         assert word in str(verify(path, vkey).problems[0])
+
+    def test_kept_nodes_of_another_width(self, long: Path, tmp_path: Path) -> None:
+        """A row that claims a width which its hashes do not have would block the tile, once the log has grown to it."""
+        path = Path(shutil.copy(long, tmp_path / "copy.db"))
+        loose = ("CREATE TABLE tile (level, n, width, hashes)", "INSERT INTO tile SELECT * FROM old")
+        damage(path, "ALTER TABLE tile RENAME TO old", *loose)
+        assert not any("tile" in problem.what for problem in verify(path, _vkey(path)).problems)
+        for width in ("2", "NULL", "'x'"):
+            damage(path, f"INSERT INTO tile SELECT level, n, {width}, hashes FROM tile LIMIT 1")
+            assert "kept tile 0 of level 1" in str(verify(path, _vkey(path)).problems)
+            damage(path, "DELETE FROM tile WHERE rowid > 1")
+
+    def test_tile_that_grows_meanwhile(
+        self, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A tile that a writer widened after verification began is wider than what was walked, and no problem."""
+        path = Path(shutil.copy(long, tmp_path / "copy.db"))
+        shutil.copy(long.with_name(f"{long.name}.key"), tmp_path / "key")
+        trail = open_trail(f"sqlite:///{path}", service="s", key_file=tmp_path / "key")
+        walk = verification._Run._walk
+
+        def slow(run: Any, *args: Any) -> None:
+            trail.sequence([(trail.new_key(), trail.encode({"action": "a"})) for _ in range(2 * LONG)])
+            walk(run, *args)
+
+        monkeypatch.setattr(verification._Run, "_walk", slow)
+        verdict = verify(path, trail.vkey)
+        assert (verdict.problems, verdict.size) == ((), LONG)
+        monkeypatch.undo()
+        assert trail.verify().size == 3 * LONG
+        trail.close()
 
     def test_in_pieces(self, long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A log longer than what is read at once verifies as one."""

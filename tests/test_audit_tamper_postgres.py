@@ -118,6 +118,17 @@ class TestTamper:
         assert (verdict.ok, verdict.first_bad_index) == (False, index)
         assert word in " ".join(map(str, verdict.problems))
 
+    def test_wide_tile_is_named(self, postgres: Postgres, tmp_path: Path) -> None:
+        """A kept tile that is wider than its entries make it would stop the log at the next boundary."""
+        trail = open_trail(postgres.url(postgres.database()), service="s", key_file=tmp_path / "key")
+        trail.sequence([(trail.new_key(), trail.encode({"action": "a"})) for _ in range(300)])
+        assert trail.verify().problems == ()
+        with trail.connected(read_only=False) as connection, connection.writing():
+            connection.execute(f"INSERT INTO tile SELECT level, n, width + 1, hashes || {ZEROS} FROM tile")  # noqa: S608
+        said = [problem.what for problem in trail.verify().problems]
+        assert said == ["the kept tile 0 of level 1 is not that of the entries"]
+        trail.close()
+
     @pytest.mark.parametrize("guard", GUARDS)
     def test_guard_is_missed(self, pristine: Pristine, guard: str) -> None:
         """A guard that was dropped is named, and one that was only switched off."""

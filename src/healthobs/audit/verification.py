@@ -26,6 +26,9 @@ from healthobs.audit.store import Connection, StoreError
 MAX_PROBLEMS = 50
 _AT_ONCE = 2_000
 _LOWEST = -(2**63)
+#: The hashes that are kept of a tile where they are as many as they should, and how many entries there are by now.
+_TILE = """SELECT CASE WHEN length(hashes) = width * 32 THEN hashes END,
+    (SELECT coalesce(max(idx) + 1, 0) FROM entry) FROM tile WHERE level = ? AND n = ?"""
 
 
 def verify(
@@ -245,12 +248,18 @@ class _Run:
             self._tile(level, *self._nodes.pop(level))
 
     def _tile(self, level: int, n: int, hashes: bytes) -> None:
-        """Hold what is kept of a tile, in every width it had, against what the entries make it."""
-        rows = self._connection.execute("SELECT hashes FROM tile WHERE level = ? AND n = ?", (level, n))
+        """Hold what is kept of a tile, in every width it had, against what the entries make it.
+
+        It may have grown since this run began. A row that is wider than the tile is by now would stop the log from
+        growing: the writer's own of that width could not be added.
+        """
+        rows = self._connection.execute(_TILE, (level, n))
         self._tiles += len(rows)
-        kept = [row if isinstance(row, bytes) else b"" for (row,) in rows]
-        grown = max((len(row) for row in kept), default=0)
-        if grown < len(hashes) or any(row[: len(hashes)] != hashes[: len(row)] for row in kept):
+        kept = [row if isinstance(row, bytes) else b"" for row, _ in rows]
+        size = max((size for _, size in rows), default=0)
+        widest = min(TILE_WIDTH, (size >> level * TILE_HEIGHT) - n * TILE_WIDTH) * HASH_BYTES
+        right = all(row and row[: len(hashes)] == hashes[: len(row)] for row in kept)
+        if not (right and len(hashes) <= max(map(len, kept), default=0) <= widest):
             self._problem(None, f"the kept tile {n} of level {level} is not that of the entries")
 
     def _checkpoint(self, size: int, found: object) -> None:
