@@ -781,6 +781,29 @@ class TestWrapping:
             Outcome("fail", "not wrapped: ConsoleSpanExporter", 1),
         ]
 
+    def test_a_weaker_redactor_does_not_count(self, provider: TracerProvider) -> None:
+        """A wrapper is one only when it masks as much as the service asks, whatever stands around it."""
+        inner = RedactingSpanExporter(InMemorySpanExporter(), Redactor("mask"))
+        states: list[str] = []
+        for mode in ("mask", "strict"):
+            provider.add_span_processor(SimpleSpanProcessor(inner))
+            outcome = wraps_every_exporter(context(provider=provider, redactor=Redactor("strict")))
+            states.append(outcome.state)
+            inner = RedactingSpanExporter(inner, Redactor(mode))
+        weaker = "not wrapped: InMemorySpanExporter, InMemorySpanExporter"
+        assert (states, outcome.text) == (["fail", "fail"], weaker)
+        strict = TracerProvider(shutdown_on_exit=False)
+        strict.add_span_processor(SimpleSpanProcessor(inner))
+        assert wraps_every_exporter(context(provider=strict, redactor=Redactor("strict"))).state == "pass"
+        strict.shutdown()
+
+    def test_watch(self, provider: TracerProvider) -> None:
+        """On the step that changes nothing, nothing redacts."""
+        provider.add_span_processor(
+            SimpleSpanProcessor(RedactingSpanExporter(InMemorySpanExporter(), Redactor("watch")))
+        )
+        assert wraps_every_exporter(context(provider=provider, redactor=Redactor("watch"))).state == "fail"
+
     def test_opaque_processor(self, provider: TracerProvider) -> None:
         """A processor that shows no exporter may export by itself: that is unknown."""
         provider.add_span_processor(Quiet())

@@ -19,6 +19,8 @@ from healthobs import Observability, Settings
 from healthobs.cli import main
 from healthobs.doctor import examine
 from healthobs.flask import init_app
+from healthobs.redaction import Redactor
+from healthobs.tracing import RedactingSpanExporter
 from healthobs.wsgi import Middleware
 
 SOUND = (3, 51, 3)
@@ -79,6 +81,17 @@ class TestFindings:
         obs.tracing.provider.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
         (finding,) = examine(app, environ={}, sqlite_version=SOUND)
         assert (finding.name, "InMemorySpanExporter" in finding.seen) == ("exporter_escapes_redaction", True)
+
+    def test_a_weaker_redactor(self, app: Flask) -> None:
+        """One that masks less than the service asks is no redactor for it."""
+        obs = Observability(Settings(redaction="strict"), tracer_provider=TracerProvider(), logs="off")
+        exporter = RedactingSpanExporter(InMemorySpanExporter(), Redactor("mask"))
+        weaker = init_app(Flask("app"), obs)
+        obs.tracing.provider.add_span_processor(SimpleSpanProcessor(exporter))
+        assert names(weaker) == []
+        obs.close()
+        (finding,) = examine(weaker, environ={}, sqlite_version=SOUND)
+        assert finding.seen == "spans leave redacted less than the service asks through InMemorySpanExporter"
 
     def test_processor_that_sends_by_itself(self, app: Flask) -> None:
         """One without an exporter that could be wrapped; one that only looks at starts is no finding."""

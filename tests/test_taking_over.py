@@ -105,6 +105,59 @@ class TestTracerProvider:
         assert name_of(exporter) == "[PHI:key]"
 
 
+class TestSeveralOnOneProvider:
+    """Two that adopt one provider: a reload makes the new one before it closes the old."""
+
+    @pytest.mark.parametrize("first", [0, 1])
+    @pytest.mark.parametrize("strict", [0, 1])
+    def test_each_redacts_until_it_is_closed(self, first: int, strict: int) -> None:
+        """The stricter decides while it is there, in any order, through processors that come later too."""
+        provider, exporters = TracerProvider(), [InMemorySpanExporter() for _ in range(2)]
+        processor = SimpleSpanProcessor(exporters[0])
+        provider.add_span_processor(processor)
+
+        def seen() -> set[tuple[Any, ...]]:
+            fields = {"ward.word": WHO, "patient.name": WHO}
+            provider.get_tracer("contrib").start_span("x", attributes=fields).end()
+            spans = [one.get_finished_spans()[-1] for one in exporters if one.get_finished_spans()]
+            return {tuple((span.attributes or {})[key] for key in fields) for span in spans}
+
+        modes = ["mask", "mask"]
+        modes[strict] = "strict"
+        several = [
+            Observability(Settings(redaction=mode), tracer_provider=provider, logs="off")  # type: ignore[arg-type]
+            for mode in modes
+        ]
+        provider.add_span_processor(SimpleSpanProcessor(exporters[1]))
+        both = seen()
+        several.pop(first).close()
+        provider.add_span_processor(SimpleSpanProcessor(late := InMemorySpanExporter()))
+        exporters.append(late)
+        one = seen()
+        several.pop().close()
+        assert both == {("[PHI:strict]", "[PHI:key]")}
+        assert one == {("[PHI:strict]" if first != strict else WHO, "[PHI:key]")}
+        assert seen() == {(WHO, WHO)}
+        assert processor.span_exporter is exporters[0]
+        assert "add_span_processor" not in vars(provider)
+
+    def test_a_later_patch_of_somebody_else_stays(self) -> None:
+        """What stands in front of us when we are closed is not taken off, and nothing is redacted through it."""
+        provider, exporter = TracerProvider(), InMemorySpanExporter()
+        obs = Observability(Settings(), tracer_provider=provider, logs="off")
+        ours = provider.add_span_processor
+
+        def theirs(span_processor: Any) -> None:
+            ours(span_processor)
+
+        provider.add_span_processor = theirs  # type: ignore[method-assign]
+        obs.close()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        provider.get_tracer("contrib").start_span("x", attributes={"patient.name": WHO}).end()
+        assert provider.add_span_processor is theirs
+        assert name_of(exporter) == WHO
+
+
 class Around:
     """Another instrumentation's ASGI middleware: a server span around, and one of its own around each send."""
 

@@ -27,8 +27,8 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from healthobs import asgi, wsgi
 from healthobs.exceptions import ConfigurationError, HealthobsError
 from healthobs.logs.sinks import raw_sinks
-from healthobs.tracing import LazyExporter, RedactingSpanExporter
-from healthobs.tracing.adoption import exporters, processors, sdk_provider
+from healthobs.tracing import LazyExporter
+from healthobs.tracing.adoption import exporters, layers, processors, redacts, sdk_provider
 
 OK, FINDINGS, CANNOT_LOAD = 0, 1, 2
 _MAX_LAYERS = 64
@@ -76,7 +76,7 @@ def examine(
         *_absence(observed),
         *_doubles(layers, observed),
         *_shadowed(observed),
-        *_escapes(providers),
+        *_escapes(providers, observed),
         *_preload(server, providers),
         *_multiprocess(server, environ),
         *_sqlite(sqlite_version, observed),
@@ -155,12 +155,15 @@ def _providers(observed: Sequence[Any]) -> list[TracerProvider]:
     return list({id(provider): provider for provider in found}.values())
 
 
-def _escapes(providers: Sequence[TracerProvider]) -> Iterator[Finding]:
+def _escapes(providers: Sequence[TracerProvider], observed: Sequence[Any]) -> Iterator[Finding]:
     remedy = "pass the tracer provider to Observability(tracer_provider=…), before or after adding processors"
     for provider in providers:
+        asked = [layer.obs.redactor for layer in observed if layer.obs.tracing.provider is provider]
         for slot in exporters(provider):
-            if not isinstance(slot.exporter, RedactingSpanExporter):
-                seen = f"spans leave unredacted through {type(slot.exporter).__name__}"
+            sends = list(layers(slot.exporter))[-1]
+            if sends is slot.exporter or not all(redacts(slot.exporter, one) for one in asked):
+                how = "unredacted" if sends is slot.exporter else "redacted less than the service asks"
+                seen = f"spans leave {how} through {type(sends).__name__}"
                 yield Finding("exporter_escapes_redaction", seen, remedy)
         holders = {id(slot.owner) for slot in exporters(provider)}
         for processor in processors(provider):
@@ -177,7 +180,7 @@ def _preload(server: Mapping[str, Any], providers: Sequence[TracerProvider]) -> 
     made: set[str] = set()
     for provider in providers:
         for slot in exporters(provider):
-            exporter = getattr(slot.exporter, "inner", slot.exporter)
+            exporter = list(layers(slot.exporter))[-1]
             if not isinstance(exporter, LazyExporter) or exporter.is_made:
                 made.add(type(exporter).__name__)
     if made:

@@ -20,7 +20,7 @@ from healthobs.compliance.control import Outcome, ProbeContext
 from healthobs.compliance.probes_audit import NO_TRAIL, canary
 from healthobs.logs.sinks import raw_sinks
 from healthobs.redaction.canary import IDENTIFIERS, telling
-from healthobs.tracing import RedactingSpanExporter
+from healthobs.tracing.adoption import layers, redacts
 
 if TYPE_CHECKING:
     from healthobs.redaction import Redactor
@@ -128,6 +128,8 @@ def wraps_every_exporter(context: ProbeContext) -> Outcome:
     """Look at each exporter of the tracer provider and, where PHI is declared, at what writes log lines: all must redact."""
     if context.provider is None:
         return Outcome("unknown", "no tracer provider is known")
+    if context.redactor.mode == "watch":
+        return Outcome("fail", "redaction only watches, and changes nothing")
     bare = raw_sinks() if "hipaa" in context.settings.frameworks else []
     opaque: list[str] = []
     wrapped = 0
@@ -135,10 +137,10 @@ def wraps_every_exporter(context: ProbeContext) -> Outcome:
         exporter = _exporter(processor)
         if exporter is None:
             opaque.append(type(processor).__name__)
-        elif isinstance(exporter, RedactingSpanExporter):
+        elif redacts(exporter, context.redactor):
             wrapped += 1
         else:
-            bare.append(type(exporter).__name__)
+            bare.append(type(list(layers(exporter))[-1]).__name__)
     if bare:
         return Outcome("fail", f"not wrapped: {', '.join(sorted(bare))}", len(bare))
     if opaque:

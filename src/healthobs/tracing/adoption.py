@@ -4,7 +4,8 @@ Whatever records through that provider (contrib instrumentation, the application
 then on, processors that are added later included.
 
 Limits: the SDK has no public way to list processors, so they are found by the names of their attributes; one
-that sends spans without a `SpanExporter` cannot be wrapped, and is what `healthobs doctor` reports.
+that sends spans without a `SpanExporter` cannot be wrapped, and is what `healthobs doctor` reports. Two redactors of one
+step are taken as alike, whatever keys they allow.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from healthobs.exceptions import ConfigurationError
+from healthobs.redaction import Redactor
 from healthobs.tracing.exporters import RedactingSpanExporter
 
 _MAX_DEPTH = 8
+#: The ladder of redaction, the weakest first.
+_STEPS = ("watch", "mask", "strict")
 
 
 class Slot(NamedTuple):
@@ -81,8 +85,25 @@ def _slots(processor: Any) -> Iterator[Slot]:
                 yield Slot(owner, name, value)
 
 
+def layers(exporter: SpanExporter) -> Iterator[SpanExporter]:
+    """Yield `exporter` and what it wraps: wrappers of ours from outside to inside, then the one that sends."""
+    yield exporter
+    while isinstance(exporter, RedactingSpanExporter):
+        exporter = exporter.inner
+        yield exporter
+
+
+def redacts(exporter: SpanExporter, redactor: Redactor) -> bool:
+    """Return whether what goes through `exporter` is masked at least as `redactor` does it."""
+    asked = _STEPS.index(redactor.mode)
+    modes = [one.redactor.mode for one in layers(exporter) if isinstance(one, RedactingSpanExporter)]
+    return any(_STEPS.index(mode) >= asked for mode in modes)
+
+
 class Adoption:
     """Exporters of somebody else's provider, wrapped until `release`.
+
+    Several can be on one provider: each wraps what the others have wrapped, and takes out only its own.
 
     Args:
         provider: The provider.
@@ -94,26 +115,49 @@ class Adoption:
     ) -> None:
         self._provider = provider
         self._wrap = wrap
+        self._released = False
         self._wrapped: list[tuple[Slot, RedactingSpanExporter]] = []
         self._wrap_all()
         self._add = provider.add_span_processor
         provider.add_span_processor = self._added  # type: ignore[method-assign]
 
     def _wrap_all(self) -> None:
+        ours = {id(wrapper) for _slot, wrapper in self._wrapped}
         for slot in list(exporters(self._provider)):
-            if not isinstance(slot.exporter, RedactingSpanExporter):
+            if not ours.intersection(map(id, layers(slot.exporter))):
                 wrapper = self._wrap(slot.exporter)
                 setattr(slot.owner, slot.name, wrapper)
                 self._wrapped.append((slot, wrapper))
 
     def _added(self, span_processor: SpanProcessor) -> None:
         self._add(span_processor)
-        self._wrap_all()
+        if not self._released:
+            self._wrap_all()
 
     def release(self) -> None:
-        """Give every exporter back to its processor."""
+        """Give every exporter back to its processor, or to the wrapper of another adoption that stands around it."""
+        self._released = True
         for slot, wrapper in self._wrapped:
-            if getattr(slot.owner, slot.name) is wrapper:
-                setattr(slot.owner, slot.name, slot.exporter)
+            outside = getattr(slot.owner, slot.name)
+            if outside is wrapper:
+                setattr(slot.owner, slot.name, wrapper.inner)
+            for layer in layers(outside):
+                if isinstance(layer, RedactingSpanExporter) and layer.inner is wrapper:
+                    layer.inner = wrapper.inner
         self._wrapped.clear()
-        vars(self._provider).pop("add_span_processor", None)
+        self._step_out()
+
+    def _step_out(self) -> None:
+        """Take `_added` out of the row; behind what somebody else has put there it stays, and only passes on."""
+        first: Any = vars(self._provider).get("add_span_processor")
+        if first == self._added:
+            del vars(self._provider)["add_span_processor"]
+            if self._provider.add_span_processor != self._add:  # the method of its class needs no attribute
+                self._provider.add_span_processor = self._add  # type: ignore[method-assign]
+            return
+        at = getattr(first, "__self__", None)
+        while isinstance(at, Adoption):
+            if at._add == self._added:
+                at._add = self._add
+                return
+            at = getattr(at._add, "__self__", None)

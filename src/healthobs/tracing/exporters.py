@@ -66,7 +66,7 @@ class RedactingSpanExporter(SpanExporter):
     def __init__(
         self, inner: SpanExporter, redactor: Redactor, *, on_error: Callable[[str], None] | None = None
     ) -> None:
-        self.inner = inner
+        self.inner: SpanExporter = inner
         self.failures: int = 0
         self._redactor = redactor
         self._on_error = on_error
@@ -76,6 +76,11 @@ class RedactingSpanExporter(SpanExporter):
         self._clean_names: set[str] = set()
         self._clean_scopes: list[InstrumentationScope] = []
         self._resources: dict[int, tuple[Resource, Resource]] = {}
+
+    @property
+    def redactor(self) -> Redactor:
+        """What decides."""
+        return self._redactor
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Redact `spans` and hand them to the inner exporter; never raises."""

@@ -100,8 +100,10 @@ class Tracing:
             if self._adopted is None:
                 self.provider.shutdown()
             else:
-                self.provider.force_flush(_RELEASE_MILLIS)
-                self._adopted.release()
+                try:
+                    self.provider.force_flush(_RELEASE_MILLIS)
+                finally:
+                    self._adopted.release()
         except Exception:  # noqa: BLE001
             _logger.warning("closing the tracer provider failed")
 
