@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from healthobs.health import Board
@@ -43,6 +44,9 @@ class Gate:
 process = _Process()
 recording = Gate()
 override: ContextVar[Observability | None] = ContextVar("healthobs.override", default=None)
+
+#: What the decorators of this process observe (`healthobs.decorators.observer.Operation`).
+operations: WeakSet[Any] = WeakSet()
 
 #: The HTTP exchange being answered in this context (a `healthobs.http.Exchange`), or None.
 exchange: ContextVar[Any] = ContextVar("healthobs.exchange", default=None)

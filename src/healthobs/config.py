@@ -66,6 +66,8 @@ class Settings:
             their names look like it; their plain values pass redaction.
         max_series: Series per metric, and tenant where there are some, before further label values share one overflow series; series that
             decorators declare do not count.
+        series_from_zero: Create at the first scrape, at 0, the series of every decorated function and of every route (status
+            200 and 500), so that `rate()` sees their first increment; code that is never called is scraped too then.
         exemplars: Attach trace ids to histogram samples of sampled requests.
         headers: Send compliance and security headers.
         audience: Who gets the compliance headers: ``all``, or only callers that `init_app(trusted=…)` accepts.
@@ -117,6 +119,7 @@ class Settings:
     redaction: RedactionMode | None = _env("HEALTHOBS_REDACTION")
     allowed_keys: tuple[str, ...] = _env("HEALTHOBS_ALLOWED_KEYS", ())
     max_series: int = _env("HEALTHOBS_MAX_SERIES", 200)
+    series_from_zero: bool = _env("HEALTHOBS_SERIES_FROM_ZERO", False)
     exemplars: bool = _env("HEALTHOBS_EXEMPLARS", True)
     headers: bool = _env("HEALTHOBS_HEADERS", False)
     audience: Audience = _env("HEALTHOBS_AUDIENCE", "trusted")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 OTHER = "_OTHER"
+#: Methods that frameworks add to a route by themselves.
+IMPLIED = frozenset({"HEAD", "OPTIONS"})
 UNMATCHED = "unmatched"
 #: `error.type` of a request whose caller went away, and its status when none was sent (nginx's convention).
 CANCELLED, CLIENT_CLOSED = "cancelled", 499
@@ -102,6 +105,19 @@ class HttpServer:
         self.paces: defaultdict[Child, Pace] = defaultdict(Pace)
         self._default = Classified(conf, settings.frameworks)
         self._headers: dict[Classified, list[tuple[str, str]]] = {}
+
+    def declare(self, routes: Iterable[tuple[str, str]]) -> None:
+        """Create the series of these methods and templates at 0, for plain HTTP/1.1: of success, and of failure."""
+        tenant = ("",) if self.obs.settings.tenants else ()
+        for method, template in routes:
+            self.obs.redactor.template(template)
+            for status, error in (("200", ""), ("500", "500")):
+                self.duration.declare(method, "http", template, status, error, "1.1", *tenant)
+
+    def declare_later(self, routes: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        """Do so at the first scrape, where the settings ask for it: by then the application has all its routes."""
+        if self.on and self.obs.settings.series_from_zero:
+            self.obs.metrics.before_first_scrape(lambda: self.declare(routes()))
 
     def conf_of(self, classified: Classified | None) -> str:
         """Return the confidentiality of a response so classified."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from healthobs._runtime import current_or_none
+from healthobs._runtime import current_or_none, operations
 from healthobs.clock import Clock
 from healthobs.config import Settings
 from healthobs.exceptions import AuditError, ConfigurationError
@@ -120,6 +120,8 @@ class Observability:
         if self.audit is not None and self.audit.spool is not None:
             self.audit.on_damage = self._damage_alarm()
         self.health: Final[Health] = build_health(self)
+        if settings.series_from_zero and not settings.disabled:
+            self.metrics.before_first_scrape(self._declare_operations)
         self.controls: Final[ControlEngine | None] = self._build_controls(controls)
         if settings.capture_stdlib:
             self.logs.capture_stdlib()
@@ -190,6 +192,10 @@ class Observability:
         from healthobs.compliance.wiring import build_engine
 
         return build_engine(self, controls)
+
+    def _declare_operations(self) -> None:
+        for operation in list(operations):
+            operation.declare(self)
 
     def _count_redaction(self, signal: str, kind: str) -> None:
         self.metrics.count_redaction(signal, kind)

@@ -23,7 +23,7 @@ from healthobs.compliance.selfcall import CANARY, OWN, self_caller
 from healthobs.endpoints import Authorize, Endpoints, Request
 from healthobs.exceptions import AuditWriteError
 from healthobs.headers import OWN_NAMES, settle
-from healthobs.http import Exchange, HttpServer, new_request_id
+from healthobs.http import IMPLIED, Exchange, HttpServer, new_request_id
 from healthobs.problems import Response
 from healthobs.tracing import is_instrumented
 
@@ -85,6 +85,7 @@ class Middleware:
         #: What another instrumentation may have marked as its own; a framework's application, when there is one.
         self.framework: object = app
         self._defers: bool | None = None
+        self._server.declare_later(self._routes)
         _runtime.activate(obs)
         obs.health.adopt_pending()
         self._controls: Final = obs.controls
@@ -130,6 +131,12 @@ class Middleware:
         """Return the templates of the application's own routes, where it is Flask's and shows its table."""
         table = getattr(self.framework, "url_map", None)
         return [] if table is None else [str(rule.rule) for rule in table.iter_rules()]
+
+    def _routes(self) -> Iterator[tuple[str, str]]:
+        table = getattr(self.framework, "url_map", None)
+        for rule in () if table is None else table.iter_rules():
+            if rule.rule not in self.unobserved:
+                yield from ((method, str(rule.rule)) for method in sorted((rule.methods or set()) - IMPLIED))
 
     @property
     def unobserved(self) -> frozenset[str]:

@@ -16,7 +16,7 @@ from healthobs.compliance.control import Route
 from healthobs.compliance.selfcall import CANARY, OWN
 from healthobs.endpoints import Authorize, Endpoints, Request
 from healthobs.exceptions import AuditWriteError, ConfigurationError
-from healthobs.http import Exchange, HttpServer, new_request_id
+from healthobs.http import IMPLIED, Exchange, HttpServer, new_request_id
 from healthobs.problems import Response
 from healthobs.tracing import is_instrumented
 
@@ -81,6 +81,7 @@ class Middleware:
         self._framework = app
         self._routes = Routes(app)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._server.declare_later(self._observed_routes)
         _runtime.activate(obs)
         obs.health.adopt_pending()
         if obs.controls is not None:
@@ -122,6 +123,14 @@ class Middleware:
     def own_templates(self) -> list[str]:
         """Return the templates of the application's own routes, as far as its table shows them."""
         return self._routes.templates()
+
+    def _observed_routes(self) -> list[tuple[str, str]]:
+        unobserved = {*self.endpoints.paths, *self._server.excluded}
+        return [
+            (method, template)
+            for method, template in self._routes.methods()
+            if method not in IMPLIED and template not in unobserved
+        ]
 
     def _is_trusted(self, scope: Scope) -> bool:
         return self._trusted is not None and bool(self.safely(self._trusted, scope))

@@ -51,6 +51,11 @@ class Routes:
         """Return the template of every route in the table, mounts among them."""
         return [template for _, template in _walk(_inner(self._app), "", _MAX_DEPTH)]
 
+    def methods(self) -> Iterator[tuple[str, str]]:
+        """Yield each method and template of the table, but for mounts."""
+        for route, template in _walk(_inner(self._app), "", _MAX_DEPTH):
+            yield from ((method, template) for method in sorted(getattr(route, "methods", None) or ()))
+
     def _read(self) -> None:
         known: defaultdict[int, list[tuple[str, re.Pattern[str]]]] = defaultdict(list)
         for route, template in _walk(_inner(self._app), "", _MAX_DEPTH):

@@ -30,6 +30,7 @@ from healthobs.tracing import record_exception
 
 if TYPE_CHECKING:
     from healthobs.audit.draft import AuditDraft
+    from healthobs.observability import Observability
 
 _CANCELLATIONS = (asyncio.CancelledError, GeneratorExit)
 _override, _process = _runtime.override, _runtime.process
@@ -46,7 +47,7 @@ class Operation:
         InstrumentationError: `fields` names a parameter that the function does not have.
     """
 
-    __slots__ = ("_binding", "_signature", "name", "plan")
+    __slots__ = ("__weakref__", "_binding", "_signature", "name", "plan")
 
     def __init__(self, fn: Any, plan: Plan) -> None:
         inner = target(fn)
@@ -54,6 +55,11 @@ class Operation:
         self.name: str = plan.name or _qualified_name(inner)
         self._signature = _signature(inner, plan) if plan.capture else None
         self._binding: Binding | None = None
+        _runtime.operations.add(self)
+
+    def declare(self, obs: Observability) -> None:
+        """Create the series that calls will add to, at 0."""
+        Binding(self.name, self.plan, obs)
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], bound: Any = None) -> ObservedCall | None:
         """Start observing one call; None leaves it alone.

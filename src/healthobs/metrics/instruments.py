@@ -195,6 +195,7 @@ class Metrics:
         )
         build.labels(settings.service_name, settings.service_version).set(1)
         self._views: tuple[PrefixCollector, ...] = ()
+        self._before_first_scrape: list[Callable[[], object]] = []
 
     def counter(
         self, name: str, documentation: str, labelnames: Sequence[str] = (), *, by_tenant: bool = False
@@ -253,6 +254,10 @@ class Metrics:
         """Expose one more view of samples that are recorded already."""
         self._views = (*self._views, view)
 
+    def before_first_scrape(self, declare: Callable[[], object]) -> None:
+        """Have `declare` create series at the first scrape of this process: what it names is all there by then."""
+        self._before_first_scrape.append(declare)
+
     def release(self) -> None:
         """Take every metric off a registry that was given; it exposes what it did before."""
         if self._given:
@@ -269,6 +274,11 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family, the prefixed views included."""
+        while self._before_first_scrape:
+            try:
+                self._before_first_scrape.pop()()
+            except Exception:  # noqa: BLE001 - a fault of telemetry costs no scrape
+                self.count_internal_error("metrics")
         path = multiprocess.directory() if self.multiprocess else None
         if path is None:
             families = list(_without_created(self.registry.collect()))
