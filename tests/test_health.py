@@ -365,6 +365,22 @@ class TestCache:
             counts.append(len(runs))
         assert counts == [1, 1, 2, 2]
 
+    @pytest.mark.parametrize(
+        "add",
+        [
+            lambda health, check: health.register("database", check),
+            lambda _health, check: readiness_check("database")(check),
+        ],
+    )
+    def test_kept_for_a_second_by_default(self, health: Health, ticking: Time, add: Any) -> None:
+        """Probes that come within a second share what was found."""
+        runs: list[None] = []
+        add(health, lambda: runs.append(None))
+        health.adopt_pending()
+        for ticking.elapsed, expected in ((0.0, 1), (0.99, 1), (1.0, 2)):
+            health.readiness()
+            assert len(runs) == expected
+
     @given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), min_size=1, max_size=30))
     def test_against_a_model(self, steps: list[tuple[float, bool]]) -> None:
         """The answer is always the newest result that is not older than the ttl, or a new one."""

@@ -89,6 +89,7 @@ class TestBackground:
         health.register("database", lambda: runs.append(None), interval=60, ttl=0)
         for _ in range(5):
             health.readiness()
+        time.sleep(0.05)  # time for a run that should not be
         assert len(runs) == 1
 
     def test_stale_after_three_intervals(self, health: Health, ticking: Time) -> None:

@@ -124,6 +124,15 @@ class TestInstrument:
             counter.labels(value).inc()
         assert samples(metrics)["healthobs_label_overflow_total", (("metric", "a_total"),)] == 2
 
+    def test_each_tenant_adds_to_the_cap(self) -> None:
+        """Where series are by tenant, the cap is so much for each, for none, and for those not declared."""
+        metrics = Metrics(Settings(max_series=2, tenants=("north", "south")))
+        counter = metrics.counter("a_total", "", ("x",), by_tenant=True)
+        for value in range(20):
+            counter.labels(str(value), "north").inc()
+        found = [labels for (name, labels) in samples(metrics) if name == "a_total"]
+        assert len(found) == 2 * (2 + 2) + 1
+
     def test_overflows_are_capped_too(self) -> None:
         """However many metrics overflow, their counter has its cap; a metric labelled like it is any other."""
         metrics = Metrics(Settings(max_series=1))
@@ -209,6 +218,24 @@ class TestMetrics:
         metrics = Metrics(Settings())
         metrics.count_internal_error("logs")
         assert samples(metrics)["healthobs_internal_errors_total", (("component", "logs"),)] == 1
+
+    def test_masked_values_are_counted(self) -> None:
+        """By signal and kind, as the redactor tells; this process knows which kinds it has masked."""
+        metrics = Metrics(Settings())
+        metrics.count_redaction("logs", "ssn")
+        metrics.count_redaction("logs", "ssn")
+        assert samples(metrics)["healthobs_redactions_total", (("kind", "ssn"), ("signal", "logs"))] == 2
+        assert metrics.redacted_kinds == {"ssn"}
+
+    def test_by_tenant_only_where_asked(self) -> None:
+        """Declared tenants are a label of the metrics that ask for it, and of no other."""
+        metrics = Metrics(Settings(tenants=("north",)))
+        metrics.counter("a_total", "").inc()
+        metrics.histogram("a_seconds", "").observe(1.0)
+        metrics.histogram("b_seconds", "", by_tenant=True).labels("north").observe(1.0)
+        found = samples(metrics)
+        assert found["a_total", ()] == found["a_seconds_count", ()] == 1
+        assert found["b_seconds_count", (("tenant", "north"),)] == 1
 
     def test_adopts_a_registry(self) -> None:
         """Metrics are registered where they are asked to be."""

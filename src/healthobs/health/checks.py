@@ -66,9 +66,9 @@ class Spec:
     timeout: float
     ttl: float
     critical: bool
-    max_stall: float = 0.0
-    fail_after: int = 1
-    interval: float | None = None
+    max_stall: float
+    fail_after: int
+    interval: float | None
 
 
 def make_spec(
@@ -225,7 +225,7 @@ class Check:
 
     def answer(self, run: _Run | None) -> str:
         """Return the word, at the latest when the run's time is up."""
-        if run is not None and not run.settled.wait(max(0.0, run.deadline - time.monotonic())):
+        if run is not None and not run.settled.wait(run.deadline - time.monotonic()):
             self._settle(run, self._timed_out(), ended=False)
         return self._review()
 

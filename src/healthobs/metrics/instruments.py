@@ -115,7 +115,7 @@ class Instrument:
         with contextlib.suppress(KeyError):  # off already
             registry.unregister(self._metric)
 
-    def _new(self, values: tuple[str, ...], *, declared: bool = False) -> Child:
+    def _new(self, values: tuple[str, ...], *, declared: bool) -> Child:
         if len(values) != len(self._labelnames):
             raise LabelError(f"{self.name} takes {len(self._labelnames)} label values, not {len(values)}")
         with self._lock:
