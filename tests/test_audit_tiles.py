@@ -176,6 +176,57 @@ class TestExport:
         verdict = tiles.check(copy, Verifier(exported[1]))
         assert (verdict.ok, verdict.first_bad_index) == (False, index)
 
+    @pytest.mark.parametrize(
+        ("name", "more"),
+        [
+            ("tile/entries/002.p/188", b"\0\2{}"),
+            ("tile/entries/000", b"\0\2{}"),
+            ("tile/entries/002.p/188", b"\0"),
+            ("tile/entries/002.p/188", b"\0\0"),
+            ("tile/0/002.p/188", bytes(32)),
+            ("tile/0/000", b"\0"),
+            ("tile/1/000.p/2", bytes(32)),
+            ("tile/entries/002.p/200", b"\0\2{}"),
+            ("tile/entries/002.p/1", b"\0\2{}"),
+            ("tile/entries/002", b"\0\2{}"),
+            ("tile/entries/003", b"\0\2{}"),
+            ("tile/entries/note", b"text"),
+            ("tile/entries/002.p/x", b"text"),
+            ("tile/0/002.p/1", bytes(32)),
+            ("tile/2/000.p/1", bytes(32)),
+        ],
+    )
+    def test_more_than_was_signed_is_a_problem(
+        self, exported: tuple[Path, str, Path], tmp_path: Path, name: str, more: bytes
+    ) -> None:
+        """Entries, leaves and files beyond the signed size are none that `check` vouches for."""
+        copy = Path(shutil.copytree(exported[0], tmp_path / "copy"))
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        with (copy / name).open("ab") as file:
+            file.write(more)
+        verdict = tiles.check(copy, Verifier(exported[1]), erased=True)
+        assert (verdict.ok, verdict.first_bad_index, len(verdict.problems)) == (False, None, 1)
+
+    def test_exported_again_when_it_has_grown(self, tmp_path: Path) -> None:
+        """Narrower tiles of an earlier export may stay; not with an entry that was erased since."""
+        path, vkey = build(tmp_path, 300)
+        trail = open_trail(f"sqlite:///{path}", service="s")
+
+        def check() -> bool:
+            with trail.connected() as connection:
+                tiles.export(connection, trail.checkpoint(), tmp_path / "tiles")
+            return tiles.check(tmp_path / "tiles", Verifier(vkey), erased=True).ok
+
+        assert check()
+        trail.sequence([(trail.new_key(), trail.encode({"action": "a"})) for _ in range(300)])
+        assert (check(), (tmp_path / "tiles/tile/entries/001.p/44").exists()) == (True, True)
+        with trail.connected(read_only=False) as connection, connection.amending():
+            connection.execute("UPDATE entry SET body = NULL WHERE idx = 299")
+        assert not check()
+        (tmp_path / "tiles/tile/entries/001.p/44").unlink()
+        assert check()
+        trail.close()
+
     def test_forged_or_missing_checkpoint(self, exported: tuple[Path, str, Path], tmp_path: Path) -> None:
         """Without a checkpoint of the log's key nothing can be said."""
         copy = Path(shutil.copytree(exported[0], tmp_path / "copy"))

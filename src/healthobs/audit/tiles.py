@@ -9,7 +9,7 @@ pruned log, what lies below its first entry is left out. Nothing is compressed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from healthobs.audit import merkle, store
@@ -48,28 +48,35 @@ def export(connection: Connection, checkpoint: Checkpoint, directory: Path) -> i
     Raises:
         AuditTamperedError: An entry below the checkpoint's size is missing.
     """
-    fetch, size, first = store.tiles(connection), checkpoint.size, store.first_index(connection)
+    fetch = store.tiles(connection)
     count = 1
-    for level in range(merkle.tile_levels(size)):
-        per_tile = _WIDTH << level * merkle.TILE_HEIGHT
-        nodes = size >> level * merkle.TILE_HEIGHT
-        for number in range(first // per_tile, -(-nodes // _WIDTH)):
-            width = min(_WIDTH, nodes - number * _WIDTH)
-            _write(directory / tile_path(level, number, width), fetch(level, number, width))
+    for level, number, width in _tiles(checkpoint.size, store.first_index(connection)):
+        _write(directory / tile_path(level, number, width), fetch(level, number, width))
+        count += 1
+        if level == 0:
+            bundle = _bundle(connection, number * _WIDTH, width)
+            _write(directory / tile_path("entries", number, width), bundle)
             count += 1
-            if level == 0:
-                bundle = _bundle(connection, number * _WIDTH, width)
-                _write(directory / tile_path("entries", number, width), bundle)
-                count += 1
     _write(directory / "checkpoint", checkpoint.note.encode())  # last: it promises what is there by then
     return count
+
+
+def _tiles(size: int, first: int = 0) -> Iterable[tuple[int, int, int]]:
+    """Yield level, number and width of each tile of a log of `size` entries that begins with entry `first`."""
+    for level in range(merkle.tile_levels(size)):
+        nodes = size >> level * merkle.TILE_HEIGHT
+        for number in range(first // (_WIDTH << level * merkle.TILE_HEIGHT), -(-nodes // _WIDTH)):
+            yield level, number, min(_WIDTH, nodes - number * _WIDTH)
 
 
 def _bundle(connection: Connection, start: int, width: int) -> bytes:
     rows = connection.execute(
         "SELECT body FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx", (start, start + width)
     )
-    bodies = [store.stored_bytes(body) or b"" for (body,) in rows]
+    return _joined(store.stored_bytes(body) or b"" for (body,) in rows)
+
+
+def _joined(bodies: Iterable[bytes]) -> bytes:
     return b"".join(len(body).to_bytes(_LENGTH_BYTES) + body for body in bodies)
 
 
@@ -80,6 +87,9 @@ def _write(path: Path, content: bytes) -> None:
 
 def check(directory: Path, verifier: Verifier, erased: bool = False) -> Verification:
     """Recompute an exported log from its entries and hold every tile and the checkpoint against them.
+
+    Whatever else is there is a problem, as a reader could take it for signed: bytes behind the last entry or leaf, and
+    files that a log of this size does not have. A narrower tile of an earlier export may stay while it tells the same.
 
     Args:
         directory: What `export` wrote, whole: not of a pruned log.
@@ -99,8 +109,9 @@ def check(directory: Path, verifier: Verifier, erased: bool = False) -> Verifica
     gone = 0
     for number in range(-(-checkpoint.size // _WIDTH)):
         width = min(_WIDTH, checkpoint.size - number * _WIDTH)
-        leaves = _hashes(_read(directory / tile_path(0, number, width)))
-        bodies = _entries(_read(directory / tile_path("entries", number, width)))
+        tile = _read(directory / tile_path(0, number, width))
+        bundle = _read(directory / tile_path("entries", number, width))
+        leaves, bodies = _hashes(tile), _entries(bundle)
         for place in range(width):
             index = number * _WIDTH + place
             leaf = leaves[place] if place < len(leaves) else b""
@@ -110,8 +121,15 @@ def check(directory: Path, verifier: Verifier, erased: bool = False) -> Verifica
                 problems.append(Problem(index, "the entry is not what its leaf says"))
             for level, _, node in tree.append(leaf):
                 nodes.setdefault(level, []).append(node)
+        if len(tile) > width * _HASH or bundle != _joined(bodies[:width]):
+            problems.append(Problem(None, f"tile {number} is not {width} whole entries and leaves"))
     for level in range(1, merkle.tile_levels(checkpoint.size)):
         problems += _wrong_tiles(directory, level, nodes.get(level, []))
+    surplus = _surplus(directory, checkpoint.size)
+    if surplus:
+        problems.append(
+            Problem(None, f"{surplus} files are no tiles of {checkpoint.size} entries, and none of fewer")
+        )
     if tree.root() != checkpoint.root:
         problems.append(Problem(None, "the leaves are not those that were signed"))
     return Verification(not problems, checkpoint.size, tree.root(), tuple(problems), 1, erased=gone)
@@ -122,6 +140,30 @@ def _wrong_tiles(directory: Path, level: int, nodes: list[bytes]) -> Iterable[Pr
         expected = nodes[start : start + _WIDTH]
         if _hashes(_read(directory / tile_path(level, number, len(expected)))) != expected:
             yield Problem(None, f"tile {number} of level {level} is not that of the entries")
+
+
+def _surplus(directory: Path, size: int) -> int:
+    """Return how many files are no tile of a log of `size` entries, nor the beginning of one."""
+    widths: dict[str, int] = {}
+    for level, number, width in _tiles(size):
+        widths[tile_path(level, number)] = width
+        if level == 0:
+            widths[tile_path("entries", number)] = width
+    files = (path for path in (directory / "tile").rglob("*") if path.is_file())
+    return sum(not _belongs(directory, path.relative_to(directory).as_posix(), widths) for path in files)
+
+
+def _belongs(directory: Path, name: str, widths: Mapping[str, int]) -> bool:
+    stem, _, width = name.partition(".p/")
+    widest = widths.get(stem, 0)
+    whole = stem if widest == _WIDTH else f"{stem}.p/{widest}"
+    if name == whole:
+        return True
+    if not width.isdecimal() or int(width) >= widest:
+        return False
+    part = _read(directory / name)
+    parts = _entries(part) if stem.startswith("tile/entries/") else _hashes(part)
+    return len(parts) == int(width) and _read(directory / whole).startswith(part)
 
 
 def _read(path: Path) -> bytes:
