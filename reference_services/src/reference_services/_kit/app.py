@@ -12,6 +12,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flask import Flask, Response, request
+from sqlalchemy import MetaData
 from werkzeug.exceptions import HTTPException
 
 from healthobs import Observability, audited, classified, tokens
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 _V = TypeVar("_V", bound=View)
+_Views = TypeVar("_Views")
 
 
 class Kit(Storage):
@@ -312,6 +314,38 @@ class Kit(Storage):
             "Requests answered from the memory of an earlier one with the same Idempotency-Key",
             ("endpoint",),
         )
+
+
+def application(
+    info: ServiceInfo,
+    tables: MetaData,
+    views: Callable[[Kit], _Views],
+    controls: Callable[[Callable[[], _Views]], Sequence[Control]],
+) -> Callable[[Callable[[Kit, _Views], Flask]], Callable[..., Flask]]:
+    """Make a service's `create_app` of the function that adds its routes to a kit and finishes it.
+
+    Args:
+        info: What the service is.
+        tables: What its database holds.
+        views: Makes the object whose methods are its views; kept as the application's extension `info.name`.
+        controls: Makes its own controls of a function that returns that object, once it is there.
+    """
+
+    def decorate(routes: Callable[[Kit, _Views], Flask]) -> Callable[..., Flask]:
+        def create_app(
+            settings: ServiceSettings | None = None,
+            *,
+            obs: Observability | None = None,
+            transport: Mapping[str, WSGIApplication] | None = None,
+        ) -> Flask:
+            kit = Kit(info, settings, obs=obs, transport=transport, controls=controls(lambda: made))
+            kit.migrate(tables)
+            made = kit.app.extensions[info.name] = views(kit)
+            return routes(kit, made)
+
+        return create_app
+
+    return decorate
 
 
 def _audited() -> dict[str, Any]:

@@ -35,17 +35,6 @@ class Principal:
     scopes: frozenset[str]
     roles: tuple[str, ...]
 
-    def require_role(self, *roles: str) -> str:
-        """Return the first of `roles` that the caller holds.
-
-        Raises:
-            Problem: 403 when it holds none of them.
-        """
-        for role in roles:
-            if role in self.roles:
-                return role
-        raise Problem(403, "role_required", "This action needs a role that the caller does not hold.")
-
 
 class Authenticator:
     """Turns an `Authorization` header into a `Principal`, or into the right refusal.

@@ -82,6 +82,12 @@ def insert(connection: Connection, table: sa.Table) -> Any:
     return dialect.insert(table)
 
 
+def add_new(connection: Connection, table: sa.Table, **values: Any) -> bool:
+    """Insert a row; return False, with nothing changed, where one that it conflicts with is there."""
+    made = insert(connection, table).values(**values).on_conflict_do_nothing().returning(*table.primary_key)
+    return connection.execute(made).first() is not None
+
+
 def by_id(connection: Connection, table: sa.Table, key: str, *, lock: bool = False) -> dict[str, Any] | None:
     """Return the row of `table` whose ``id`` is `key`, or None; `lock` keeps others from changing it meanwhile."""
     query = sa.select(table).where(table.c.id == key)
@@ -92,6 +98,11 @@ def by_id(connection: Connection, table: sa.Table, key: str, *, lock: bool = Fal
 def rows(connection: Connection, query: sa.Select[Any]) -> list[dict[str, Any]]:
     """Return the rows that `query` finds, in its order."""
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def page(connection: Connection, query: sa.Select[Any], limit: int) -> tuple[int, list[dict[str, Any]]]:
+    """Return how many rows `query` finds, and the first `limit` of them in its order."""
+    return count(connection, query.order_by(None).subquery()), rows(connection, query.limit(limit))
 
 
 def count(connection: Connection, counted: sa.FromClause) -> int:

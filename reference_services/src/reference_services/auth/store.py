@@ -12,7 +12,7 @@ from dataclasses import asdict
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from reference_services._kit.database import insert, reading
+from reference_services._kit.database import add_new, reading
 from reference_services.auth.domain import LOCKOUT_NS, Failures, OAuthClient, after_failure
 
 METADATA = sa.MetaData()
@@ -77,7 +77,7 @@ class Store:
     def add_failure(self, slot: str, now_ns: int) -> Failures:
         """Count one more failed attempt, durably and atomically, and return the new state."""
         with self._engine.begin() as connection:
-            _ensure(connection, FAILURES, {"slot": slot, "count": 0, "since_ns": now_ns})
+            add_new(connection, FAILURES, slot=slot, count=0, since_ns=now_ns)
             failures = after_failure(_failures(connection, slot, lock=True), now_ns)
             changed = FAILURES.update().where(FAILURES.c.slot == slot)
             connection.execute(changed.values(count=failures.count, since_ns=failures.since_ns))
@@ -92,7 +92,7 @@ class Store:
         """Put a token id on the denylist until it expires; entries that have expired go."""
         with self._engine.begin() as connection:
             connection.execute(REVOKED.delete().where(REVOKED.c.exp < now_s - LOCKOUT_NS // 10**9))
-            _ensure(connection, REVOKED, {"jti": jti, "exp": exp})
+            add_new(connection, REVOKED, jti=jti, exp=exp)
 
     def is_revoked(self, jti: str) -> bool:
         """Tell whether a token id is on the denylist."""
@@ -100,10 +100,6 @@ class Store:
             return (
                 connection.execute(sa.select(REVOKED.c.jti).where(REVOKED.c.jti == jti)).first() is not None
             )
-
-
-def _ensure(connection: Connection, table: sa.Table, row: dict[str, object]) -> None:
-    connection.execute(insert(connection, table).values(row).on_conflict_do_nothing())
 
 
 def _failures(connection: Connection, slot: str, *, lock: bool = False) -> Failures | None:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 from flask import Flask
 
-from healthobs import Observability
-from reference_services._kit import Kit, ServiceInfo, ServiceSettings
+from reference_services._kit import Kit, ServiceInfo, application
 from reference_services.medical_device import models, store
 from reference_services.medical_device.controls import controls
 from reference_services.medical_device.service import Service
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
 
 INFO = ServiceInfo(
     name="medical-device",
@@ -29,17 +22,9 @@ INFO = ServiceInfo(
 )
 
 
-def create_app(
-    settings: ServiceSettings | None = None,
-    *,
-    obs: Observability | None = None,
-    transport: Mapping[str, WSGIApplication] | None = None,
-) -> Flask:
-    """Build the service."""
-    kit = Kit(INFO, settings, obs=obs, transport=transport, controls=controls(lambda: service))
-    kit.migrate(store.METADATA)
-    service = Service(kit)
-    kit.app.extensions[INFO.name] = service
+@application(INFO, store.METADATA, Service, controls)
+def create_app(kit: Kit, service: Service) -> Flask:
+    """Add the routes."""
     kit.post(
         "/udi/parse", body=models.UdiInput, returns={200: models.UdiView}, scope="device:read", summary="Parse a UDI"
     )(service.parse)  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from healthobs.audit import annotate
-from reference_services._kit import Kit, Principal, Problem, by_id, invalid, keys, moment
+from reference_services._kit import Kit, Principal, Problem, add_new, by_id, invalid, keys, moment, page
 from reference_services.medical_device import alarms, domain, models, signing, store, udi, vitals
 
 _TAKEN = ("accepted", "duplicate")
@@ -64,7 +64,7 @@ class Service:
             "registered_ns": self.kit.clock.wall_ns(),
         }  # fmt: skip
         with self.kit.transaction() as connection:
-            if not store.add_device(connection, values):
+            if not add_new(connection, store.DEVICES, **values):
                 title = "A device has this identifier and serial number."
                 raise Problem(409, "device_registered", title, [("/udi", "taken")])
             self._gauge(connection)
@@ -102,7 +102,7 @@ class Service:
     def alarms(self, query: models.AlarmQuery) -> models.Alarms:
         """Show the latest alarms."""
         with self.kit.reading() as connection:
-            total, rows = store.alarms(connection, query.limit)
+            total, rows = page(connection, store.LATEST_ALARMS, query.limit)
         shown = [
             models.AlarmView.of(
                 row, first=moment(row["first_ms"] * 1_000_000), last=moment(row["last_ms"] * 1_000_000)

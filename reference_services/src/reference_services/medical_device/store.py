@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from reference_services._kit import count, insert, rows
+from reference_services._kit import insert, rows
 from reference_services.medical_device.alarms import Alarm
 from reference_services.medical_device.domain import Key, Observation
 
@@ -79,14 +79,9 @@ SIGNATURES = sa.Table(
     sa.Column("jws", sa.Text, nullable=False),
     sa.Column("signed_ns", sa.BigInteger, nullable=False),
 )
+LATEST_ALARMS = sa.select(ALARMS).order_by(ALARMS.c.last_ms.desc(), ALARMS.c.device_id, ALARMS.c.cause)
 #: Kind of record that can be signed -> its table; a signature covers the row as it is stored.
 RECORDS: Mapping[str, sa.Table] = {"devices": DEVICES, "calibrations": CALIBRATIONS}
-
-
-def add_device(connection: Connection, values: Mapping[str, Any]) -> bool:
-    """Insert a device; False when one with its identifier and serial number is there."""
-    statement = insert(connection, DEVICES).values(**values).on_conflict_do_nothing().returning(DEVICES.c.id)
-    return connection.execute(statement).first() is not None
 
 
 def add(connection: Connection, table: sa.Table, values: Mapping[str, Any]) -> None:
@@ -141,12 +136,6 @@ def _raise(connection: Connection, device_id: str, alarm: Alarm) -> int:
     }
     seen = made.on_conflict_do_update(index_elements=ALARMS.primary_key, set_=both)
     return int(connection.execute(seen.returning(ALARMS.c.count)).scalar_one())
-
-
-def alarms(connection: Connection, limit: int) -> tuple[int, list[dict[str, Any]]]:
-    """Return how many alarms there are, and the `limit` latest."""
-    latest = sa.select(ALARMS).order_by(ALARMS.c.last_ms.desc(), ALARMS.c.device_id, ALARMS.c.cause)
-    return count(connection, ALARMS), rows(connection, latest.limit(limit))
 
 
 def counts(connection: Connection, column: sa.Column[str]) -> dict[str, int]:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 from flask import Flask
 
-from healthobs import Observability
-from reference_services._kit import Kit, ServiceInfo, ServiceSettings
+from reference_services._kit import Kit, ServiceInfo, application
 from reference_services.payment_gateway import models, store
 from reference_services.payment_gateway.controls import controls
 from reference_services.payment_gateway.service import Service
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
 
 INFO = ServiceInfo(
     name="payment-gateway",
@@ -28,17 +21,9 @@ INFO = ServiceInfo(
 )
 
 
-def create_app(
-    settings: ServiceSettings | None = None,
-    *,
-    obs: Observability | None = None,
-    transport: Mapping[str, WSGIApplication] | None = None,
-) -> Flask:
-    """Build the service."""
-    kit = Kit(INFO, settings, obs=obs, transport=transport, controls=controls(lambda: service))
-    kit.migrate(store.METADATA)
-    service = Service(kit)
-    kit.app.extensions[INFO.name] = service
+@application(INFO, store.METADATA, Service, controls)
+def create_app(kit: Kit, service: Service) -> Flask:
+    """Add the routes."""
     kit.post(
         "/tokens", body=models.CardInput, returns={201: models.Token}, scope="payment:write", audit="card.tokenise",
         resource_type="token", idempotent=True, summary="Turn a card into a token",

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from healthobs.audit import annotate
 from healthobs.exceptions import ClientError
-from reference_services._kit import Kit, Principal, Problem, invalid, keys, moment, unavailable
+from reference_services._kit import Kit, Principal, Problem, invalid, keys, moment, page, unavailable
 from reference_services._kit.problems import render
 from reference_services.payment_gateway import cards, domain, models, money, store
 from reference_services.payment_gateway.lifecycle import Event, Status, TransitionError
@@ -127,7 +127,7 @@ class Service:
     def alerts(self, query: models.AlertQuery) -> models.Alerts:
         """Show the latest alerts."""
         with self.kit.reading() as connection:
-            total, rows = store.alerts(connection, query.limit)
+            total, rows = page(connection, store.LATEST_ALERTS, query.limit)
         shown = [
             models.AlertView.of(row, type=row["kind"], first_seen=moment(row["first_ns"])) for row in rows
         ]

@@ -75,6 +75,7 @@ ALERTS = sa.Table(
     sa.Column("first_ns", sa.BigInteger, nullable=False),
     sa.Column("count", sa.Integer, nullable=False),
 )
+LATEST_ALERTS = sa.select(ALERTS).order_by(ALERTS.c.first_ns.desc(), ALERTS.c.payment_id)
 
 
 def add_token(connection: Connection, token_id: str, card: Card) -> None:
@@ -143,12 +144,6 @@ def raise_alert(connection: Connection, payment_id: str, kind: str, severity: st
     row = {"payment_id": payment_id, "kind": kind, "severity": severity, "first_ns": now_ns, "count": 1}
     again = {"index_elements": ALERTS.primary_key, "set_": {"count": ALERTS.c.count + 1}}
     connection.execute(insert(connection, ALERTS).values(row).on_conflict_do_update(**again))
-
-
-def alerts(connection: Connection, limit: int) -> tuple[int, list[dict[str, Any]]]:
-    """Return how many alerts there are, and the `limit` latest."""
-    latest = sa.select(ALERTS).order_by(ALERTS.c.first_ns.desc(), ALERTS.c.payment_id).limit(limit)
-    return count(connection, ALERTS), rows(connection, latest)
 
 
 def pending(connection: Connection) -> int:

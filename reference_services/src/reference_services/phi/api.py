@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 from flask import Flask
 
-from healthobs import Observability
-from reference_services._kit import Kit, ServiceInfo, ServiceSettings
+from reference_services._kit import Kit, ServiceInfo, application
 from reference_services._kit.routes import Header
 from reference_services.phi import domain, service
 from reference_services.phi.controls import controls
 from reference_services.phi.models import PatientRecord, PatientView, Search, SearchResult
 from reference_services.phi.store import METADATA
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
 
 INFO = ServiceInfo(
     name="phi-service",
@@ -39,17 +32,9 @@ IF_MATCH = Header(
 )
 
 
-def create_app(
-    settings: ServiceSettings | None = None,
-    *,
-    obs: Observability | None = None,
-    transport: Mapping[str, WSGIApplication] | None = None,
-) -> Flask:
-    """Build the service."""
-    kit = Kit(INFO, settings, obs=obs, transport=transport, controls=controls(lambda: views))
-    kit.migrate(METADATA)
-    views = service.Service(kit)
-    kit.app.extensions[INFO.name] = views
+@application(INFO, METADATA, service.Service, controls)
+def create_app(kit: Kit, views: service.Service) -> Flask:
+    """Add the routes."""
     kit.post(
         "/patients", body=PatientRecord, returns={201: PatientView}, scope="patient:write", audit="patient.create",
         resource_type="patient", idempotent=True, before=views.admit_new, headers=(PURPOSE,),

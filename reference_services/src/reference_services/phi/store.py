@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from reference_services._kit import insert
+from reference_services._kit import add_new
 from reference_services.phi.crypto import Vault
 
 METADATA = sa.MetaData()
@@ -130,9 +130,7 @@ class Store:
         digests = {self._vault.blind_index(item["system"], item["value"]) for item in identifiers}
         # One order for all writers, so that none waits for another in a circle.
         for digest in sorted(digests):
-            statement = insert(connection, IDENTIFIERS).values(digest=digest, patient_id=patient_id)
-            added = connection.execute(statement.on_conflict_do_nothing().returning(IDENTIFIERS.c.digest))
-            if added.first() is None:
+            if not add_new(connection, IDENTIFIERS, digest=digest, patient_id=patient_id):
                 raise IdentifierTaken
 
 
