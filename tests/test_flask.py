@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from flask import Flask, Response, abort
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from healthobs import Observability, Settings, _runtime, install, observe, readiness_check
 from healthobs.compliance import Route, self_caller
@@ -146,6 +147,21 @@ class TestInitApp:
 
 class TestRemoveApp:
     """`remove_app`."""
+
+    def test_what_was_put_around_since_is_not_lost(self) -> None:
+        """Another middleware around ours must go first; until then nothing is taken off."""
+        obs = Observability(Settings(), logs="off")
+        app = Flask("app")
+        before = app.wsgi_app
+        ours = init_app(app, obs).wsgi_app
+        app.wsgi_app = theirs = ProxyFix(app.wsgi_app)  # type: ignore[method-assign]
+        with pytest.raises(ConfigurationError, match="take off what came after it"):
+            remove_app(app)
+        assert (app.wsgi_app, app.test_client().get("/health").status_code) == (theirs, 200)
+        app.wsgi_app = ours  # type: ignore[method-assign]
+        remove_app(app)
+        assert app.wsgi_app == before
+        obs.close()
 
     def test_twice(self) -> None:
         """What is not on an application cannot be taken off it, and that is what is said."""

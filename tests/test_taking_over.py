@@ -25,6 +25,7 @@ from uvicorn.logging import AccessFormatter
 
 from fronts import call_asgi
 from healthobs import Observability, Settings, asgi, traced, use
+from healthobs.compliance import Control, Outcome
 from healthobs.exceptions import ConfigurationError
 from healthobs.flask import init_app, remove_app
 from healthobs.logs import LogMode
@@ -722,3 +723,42 @@ class TestServers:
         logging.getLogger("gunicorn.error").error("Error handling request %s", "/x")
         obs.close()
         assert root.getvalue() == "ERROR|gunicorn.error|Error handling request /x\n"
+
+
+class TestAStartThatFails:
+    """What was taken over when `Observability` raises."""
+
+    @pytest.mark.parametrize(
+        ("settings", "controls", "error"),
+        [
+            ({"audit_database_url": "sqlite:////proc/nope/a.db"}, 0, "audit database file cannot be created"),
+            ({}, 2, "id"),
+            ({"out_of_scope": ("nothing",)}, 1, "out_of_scope must name some of"),
+        ],
+    )
+    def test_is_given_back(
+        self, settings: dict[str, Any], controls: int, error: str, root: io.StringIO
+    ) -> None:
+        """Nothing of ours is left in provider, registry, `logging` and structlog, and the next try tells the same."""
+        same = Control(
+            "S-1", "policy 7", "company", "x", "x", "measure", lambda _context: Outcome("pass", "x")
+        )
+        provider, exporter, registry = TracerProvider(), InMemorySpanExporter(), CollectorRegistry()
+        provider.add_span_processor(processor := SimpleSpanProcessor(exporter))
+        call_handlers, chain = logging.Logger.callHandlers, structlog.get_config()["processors"]
+        steps, exposed = list(chain), generate_latest(registry)
+        handlers = logging.getLogger().handlers[:]
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match=error):
+                Observability(
+                    replace(PHI, capture_stdlib=True, **settings),
+                    tracer_provider=provider,
+                    registry=registry,
+                    controls=(same,) * controls,
+                )
+            assert processor.span_exporter is exporter
+            assert "add_span_processor" not in vars(provider)
+            assert logging.Logger.callHandlers is call_handlers
+            assert (logging.getLogger().handlers, handlers[0].filters) == (handlers, [])
+            assert (chain, generate_latest(registry)) == (steps, exposed)
+        assert root.getvalue() == ""

@@ -109,11 +109,17 @@ def remove_app(app: Flask) -> Flask:
     """Take healthobs off `app` again; its answers are as before `init_app`, and its controls have ended.
 
     Raises:
-        ConfigurationError: It is not on it.
+        ConfigurationError: It is not on it, or something else was put around it since.
     """
-    middleware = app.extensions.pop(EXTENSION, None)
+    middleware: Any = app.extensions.get(EXTENSION)
     if middleware is None:
         raise ConfigurationError("healthobs is not on this application: there is nothing to take off")
+    outermost: Any = app.wsgi_app
+    if outermost is not middleware:
+        raise ConfigurationError(
+            "healthobs is not the outermost on this application: take off what came after it"
+        )
+    del app.extensions[EXTENSION]
     if middleware.obs.controls is not None:
         middleware.obs.controls.stop()
     got_request_exception.disconnect(_note_exception, app)

@@ -67,6 +67,8 @@ class Observability:
         AuditError: The audit trail cannot be opened.
         RedactionError: Redaction let a canary span with HIPAA's eighteen identifiers pass.
 
+    Whatever is raised, what was taken over until then has been given back.
+
     Example:
         >>> obs = Observability(Settings(service_name="demo"))
         >>> obs.audit is None
@@ -101,30 +103,39 @@ class Observability:
         refuse_identifiers(settings.tenants)
         for name in (*settings.tenants, OTHER):
             self.redactor.written(name)  # labels of `strict`
-        self.metrics: Final = Metrics(settings, registry=registry, redactor=self.redactor)
-        if not settings.disabled:
-            release_canary(self.redactor)
-        failed = self.metrics.count_internal_error
-        self.tracing: Final[Tracing] = build_tracing(
-            settings,
-            self.redactor,
-            exporters=span_exporters or (),
-            id_generator=id_generator,
-            simple=simple_spans,
-            on_error=failed,
-            adopt=tracer_provider,
-        )
-        self.logs: Final = Logs(settings, self.redactor, self.clock, log_stream, on_error=failed, mode=logs)
-        self._owns_audit: Final = audit is None
-        self.audit: Final[AuditTrail | None] = audit if audit is not None else self._open_audit()
-        if self.audit is not None and self.audit.spool is not None:
-            self.audit.on_damage = self._damage_alarm()
-        self.health: Final[Health] = build_health(self)
-        if settings.series_from_zero and not settings.disabled:
-            self.metrics.before_first_scrape(self._declare_operations)
-        self.controls: Final[ControlEngine | None] = self._build_controls(controls)
-        if settings.capture_stdlib:
-            self.logs.capture_stdlib()
+        with contextlib.ExitStack() as undo:
+            self.metrics: Final = Metrics(settings, registry=registry, redactor=self.redactor)
+            undo.callback(self.metrics.release)
+            if not settings.disabled:
+                release_canary(self.redactor)
+            failed = self.metrics.count_internal_error
+            self.tracing: Final[Tracing] = build_tracing(
+                settings,
+                self.redactor,
+                exporters=span_exporters or (),
+                id_generator=id_generator,
+                simple=simple_spans,
+                on_error=failed,
+                adopt=tracer_provider,
+            )
+            undo.callback(self.tracing.close)
+            self.logs: Final = Logs(
+                settings, self.redactor, self.clock, log_stream, on_error=failed, mode=logs
+            )
+            undo.callback(self.logs.release)
+            self._owns_audit: Final = audit is None
+            self.audit: Final[AuditTrail | None] = audit if audit is not None else self._open_audit()
+            undo.callback(self._close_audit)
+            if self.audit is not None and self.audit.spool is not None:
+                self.audit.on_damage = self._damage_alarm()
+            self.health: Final[Health] = build_health(self)
+            undo.callback(self.health.close)
+            if settings.series_from_zero and not settings.disabled:
+                self.metrics.before_first_scrape(self._declare_operations)
+            self.controls: Final[ControlEngine | None] = self._build_controls(controls)
+            if settings.capture_stdlib:
+                self.logs.capture_stdlib()
+            undo.pop_all()  # complete: `close` is what ends it
         self._frozen: Final = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -149,6 +160,9 @@ class Observability:
         self.tracing.close()
         self.logs.release()
         self.metrics.release()
+        self._close_audit()
+
+    def _close_audit(self) -> None:
         if self._owns_audit and self.audit is not None:
             with contextlib.suppress(AuditError):
                 self.audit.close()
