@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -30,8 +31,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from healthobs import Observability, Settings
 from healthobs.asgi import Middleware as AsgiMiddleware
-from healthobs.audit import open_trail
+from healthobs.audit import governance, keys, open_trail
 from healthobs.audit.checkpoint import Signer
+from healthobs.audit.checkpoint import Verifier as NoteVerifier
+from healthobs.audit.cosigning import Peer, Witnesses
+from healthobs.audit.retention import Retention
+from healthobs.audit.witness import Cosigner, Witness, WitnessState
 from healthobs.clock import Clock
 from healthobs.compliance import (
     CANARY_ACTION,
@@ -46,7 +51,14 @@ from healthobs.compliance import (
     self_caller,
 )
 from healthobs.compliance.catalogue import with_catalogue
-from healthobs.compliance.probes_audit import names_actors, samples_entries
+from healthobs.compliance.probes_audit import (
+    CANARY_SECONDS,
+    FULL_SECONDS,
+    Integrity,
+    Recording,
+    names_actors,
+    samples_entries,
+)
 from healthobs.compliance.probes_clock import MAX_STEP_SECONDS, ClockInSync, KernelClock, read_kernel_clock
 from healthobs.compliance.probes_http import refuses_bad_tokens, refuses_strangers, sends_headers
 from healthobs.compliance.probes_telemetry import (
@@ -147,6 +159,7 @@ class Service:
         kernel: KernelClock | None = IN_SYNC,
         controls: tuple[Control, ...] = (),
         out_of_scope: tuple[str, ...] = (),
+        independent: bool | None = True,
     ) -> None:
         self.path = folder / "audit.db"
         self.elapsed = 0.0
@@ -180,6 +193,19 @@ class Service:
             audit=self.trail,
             controls=controls,
         )
+        cosigner = Cosigner("witness.example/w", Ed25519PrivateKey.generate())
+        state = WitnessState(folder / "witness.db")
+        self.witness = Witness(
+            cosigner, {self.trail.origin: NoteVerifier(self.trail.vkey)}, state, self.clock
+        )
+
+        def send(_url: str, body: bytes) -> tuple[int, bytes]:
+            answer = self.witness.add_checkpoint(body)
+            return answer.status, answer.body
+
+        peers = () if independent is None else (Peer(cosigner.vkey, "https://w.example", independent),)
+        self.witnesses = Witnesses(self.trail, peers, send, clock=self.clock, fresh_seconds=FULL_SECONDS)
+        self.witnesses.ask()
         verifier = Verifier(
             jwks, issuer=ISSUER, audience=audience, clock=self.clock, leeway_seconds=leeway_seconds
         )
@@ -286,6 +312,7 @@ def drop_replace_guards(service: Service) -> None:
 
 
 def edit_entry(service: Service) -> None:
+    service.elapsed = FULL_SECONDS
     service.unguarded("UPDATE entry SET body = replace(body, 'canary', 'barfly') WHERE idx = 0")
 
 
@@ -294,6 +321,7 @@ def edit_leaf(service: Service) -> None:
 
 
 def rewrite_what_comes(service: Service, change: str) -> None:
+    service.elapsed = CANARY_SECONDS
     service.raw(
         "DROP TRIGGER entry_no_update",
         "CREATE TRIGGER rewriting AFTER INSERT ON entry BEGIN "
@@ -309,10 +337,6 @@ def resalt_what_comes(service: Service) -> None:
     rewrite_what_comes(service, '\'"salt":"\', \'"salt":"0\'')
 
 
-def leave_empty_files(service: Service) -> None:
-    service.path.with_name("audit.db-wal").touch()
-
-
 def delete_tail(service: Service) -> None:
     service.unguarded("DELETE FROM entry WHERE idx = (SELECT max(idx) FROM entry)")
 
@@ -320,8 +344,20 @@ def delete_tail(service: Service) -> None:
 def roll_back(service: Service) -> None:
     copy = service.path.with_name("copy.db")
     shutil.copy(service.path, copy)
+    service.trail.append({"action": "a.b"})
     service.engine.run()
+    service.elapsed = CANARY_SECONDS
     service.path.write_bytes(copy.read_bytes())
+
+
+def let_the_witness_be_silent(service: Service) -> None:
+    service.elapsed = FULL_SECONDS + 1
+
+
+def show_the_witness_another_history(service: Service) -> None:
+    signer = Signer(service.trail.origin, keys.load(service.path.with_name("audit.db.key")))
+    service.witness.add_checkpoint(f"old 0\n\n{signer.checkpoint(99, bytes(32)).note}".encode())
+    service.witnesses.ask()
 
 
 def destroy_file(service: Service) -> None:
@@ -363,8 +399,6 @@ _UNRECORDABLE = {
     "H-312.b": "fail",
     "H-312.c": "fail",
     "P-10c": "fail",
-    "C-3.3": "unknown",
-    "C-3.5": "unknown",
 }
 _REWRITTEN = {
     **_UNRECORDABLE,
@@ -388,10 +422,13 @@ SABOTAGE: dict[str, tuple[dict[str, Any], Callable[[Service], None], dict[str, s
     "replace guards dropped": ({}, drop_replace_guards, {"C-10.3": "fail", "H-312.c": "fail"}),
     "entry edited": ({}, edit_entry, {"H-312.c": "fail", "P-10c": "fail"}),
     "leaf edited": ({}, edit_leaf, {"H-312.b": "fail", "H-312.c": "fail", "P-10c": "fail"}),
+    "no witness": ({"independent": None}, nothing, {"H-312.c": "partial"}),
+    "own witnesses only": ({"independent": False}, nothing, {"H-312.c": "partial"}),
+    "witness silent": ({}, let_the_witness_be_silent, {"H-312.c": "partial"}),
+    "witness holds another history": ({}, show_the_witness_another_history, {"H-312.c": "fail"}),
     "actor left out": ({}, leave_out_the_actor, {"H-312.a2i": "fail"}),
     "entries hidden as they come": ({}, hide_what_comes, _REWRITTEN),
     "entries altered as they come": ({}, resalt_what_comes, _REWRITTEN),
-    "no harm done": ({}, leave_empty_files, {}),
     "tail deleted": ({}, delete_tail, _UNRECORDABLE),
     "file put back": ({}, roll_back, {**_UNRECORDABLE, "P-10c": "pass"}),
     "file destroyed": ({}, destroy_file, _UNREADABLE),
@@ -510,7 +547,7 @@ class TestRecording:
         entries = service.trail.read().entries
         others = [entry for entry in entries if entry["action"] not in (CANARY_ACTION, FIRST_ACTION)]
         canaries = [entry for entry in entries if entry["action"] == CANARY_ACTION]
-        assert (others, {entry["subject"] for entry in canaries}, len(canaries)) == ([], {CANARY_SUBJECT}, 3)
+        assert (others, {entry["subject"] for entry in canaries}, len(canaries)) == ([], {CANARY_SUBJECT}, 1)
 
     def test_metrics(self, build: Callable[..., Service]) -> None:
         """Runs are counted by framework and result; the gauge is 1 for the state that holds, and only for it."""
@@ -986,6 +1023,120 @@ class TestAuditProbes:
         service.unguarded("UPDATE entry SET body = replace(body, 'a.4', 'b.4') WHERE idx = 4")
         outcome = samples_entries(context(audit=service.trail))
         assert (outcome.state, outcome.text) == ("fail", "of 6 entries drawn 1 are not as recorded")
+
+
+class TestCanary:
+    """`H-312.b`: one canary for all that share a trail."""
+
+    def canaries(self, service: Service) -> int:
+        return service.trail.read(action=CANARY_ACTION).total
+
+    def test_shared(self, build: Callable[..., Service]) -> None:
+        """Ten processes on one trail append one canary in its time, and one more after it."""
+        service = build()
+        probes = [Recording() for _ in range(10)]
+        looked = context(audit=service.trail, clock=service.clock)
+        assert [(probe(looked).state, self.canaries(service)) for probe in probes] == [("pass", 1)] * 10
+        service.elapsed = CANARY_SECONDS
+        assert [(probe(looked).state, self.canaries(service)) for probe in probes] == [("pass", 2)] * 10
+
+    def test_clock_that_stands_still(self, build: Callable[..., Service]) -> None:
+        """A canary that is young by the wall clock alone is not recent."""
+        service = build()
+        probe, looked = Recording(), context(audit=service.trail, clock=service.clock)
+        probe(looked)
+        service.elapsed, service.wall_step = CANARY_SECONDS, -CANARY_SECONDS
+        assert (probe(looked).state, self.canaries(service)) == ("pass", 2)
+
+    def test_from_the_future(self, build: Callable[..., Service]) -> None:
+        """A canary whose time is still to come is not recent."""
+        service = build()
+        looked = context(audit=service.trail, clock=service.clock)
+        Recording()(looked)
+        service.wall_step = -1
+        assert (Recording()(looked).state, self.canaries(service)) == ("pass", 2)
+
+    def test_another_process_that_cannot_append(self, build: Callable[..., Service]) -> None:
+        """The canary of another process does not stand for one that could not append."""
+        service = build()
+        Recording()(context(audit=service.trail, clock=service.clock))
+        service.trail.close()
+        assert Recording()(context(audit=service.trail, clock=service.clock)).state == "fail"
+
+
+class TestIntegrity:
+    """`H-312.c`: what came since, each time; all of it, in its time."""
+
+    @pytest.fixture
+    def probe(self, build: Callable[..., Service]) -> Any:
+        """Return a service with 300 verified entries, and what runs the probe on it."""
+        service, probe = build(), Integrity()
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda _: service.trail.append({"action": "a.b"}), range(300)))
+        looked = context(audit=service.trail, clock=service.clock)
+        assert probe(looked).n == 300
+        return service, lambda: probe(looked)
+
+    def test_only_what_came_since(self, probe: Any) -> None:
+        """Between two whole verifications as many entries are verified as there are new ones."""
+        service, run = probe
+        seen = [run().n]
+        for _ in range(3):
+            service.trail.append({"action": "a.b"})
+        seen += [run().n, run().n]
+        service.elapsed = FULL_SECONDS
+        seen += [run().n, run().n]
+        assert seen == [0, 3, 0, 303, 0]
+
+    def test_old_body_within_the_interval(self, probe: Any) -> None:
+        """A body that was verified and changed since, leaf and all else left as it was, is found by the whole one."""
+        service, run = probe
+        service.unguarded("UPDATE entry SET body = replace(body, 'a.b', 'c.d') WHERE idx = 7")
+        seen = [run().state]
+        service.elapsed = FULL_SECONDS
+        seen += [run().state, run().state]
+        assert seen == ["pass", "fail", "fail"]
+
+    @pytest.mark.parametrize("change", [
+        "UPDATE entry SET leaf = zeroblob(32) WHERE idx = 299",
+        "UPDATE tile SET hashes = zeroblob(32)",
+        "UPDATE entry SET body = replace(body, 'a.b', 'c.d') WHERE idx = 301",
+        "UPDATE entry SET body = NULL WHERE idx = 301",
+        "UPDATE entry SET leaf = zeroblob(32) WHERE idx = 301",
+        "DELETE FROM entry WHERE idx = 301",
+        "DELETE FROM entry WHERE idx >= 299",
+        "UPDATE entry SET idx = 999 WHERE idx = 301",
+        "UPDATE checkpoint SET note = replace(note, char(10) || '302' || char(10), char(10) || '303' || char(10))",
+        "DELETE FROM checkpoint WHERE size = 302",
+        "DROP TRIGGER entry_no_update",
+        "CREATE TRIGGER e AFTER INSERT ON entry BEGIN SELECT 1; END",
+    ])  # fmt: skip
+    def test_found_at_once(self, probe: Any, change: str) -> None:
+        """Any change of what is new, of the tree over what is old, of the head or of a guard is found in the next round."""
+        service, run = probe
+        service.trail.append({"action": "a.b"})
+        service.trail.append({"action": "a.b"})
+        (service.raw if "TRIGGER" in change else service.unguarded)(change)
+        assert [run().state, run().state] == ["fail", "fail"]
+
+    def test_key_that_vouches_for_itself(self, probe: Any) -> None:
+        """An entry that names a new key does not make what that key signed good."""
+        service, run = probe
+        foreign = Signer(service.trail.origin, Ed25519PrivateKey.generate())
+        details = {"vkey": foreign.vkey, "previous": service.trail.vkey}
+        service.trail.append_own({"action": governance.KEY, "actor": "x", "details": details})
+        latest = service.trail.checkpoint()
+        note = foreign.checkpoint(latest.size, latest.root).note
+        service.unguarded(f"UPDATE checkpoint SET note = '{note}' WHERE size = {latest.size}")
+        assert run().state == "fail"
+
+    def test_erased_by_order(self, probe: Any) -> None:
+        """A body that went by order since the last round is no fault."""
+        service, run = probe
+        service.trail.append({"action": "a.b"})
+        retention = Retention(service.trail, (), clock=service.clock)
+        assert retention.erase(actor="a", reason="r", entries=(299, 300)) == (299, 300)
+        assert [run().state, run().state] == ["pass", "pass"]
 
 
 class TestAsgi:

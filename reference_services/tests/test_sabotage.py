@@ -39,6 +39,11 @@ class TestMatrix:
         declared = ["H-514"] if "patient_id" in SERVICES[service].info.telemetry_keys else []
         assert [name for name, state in before(service).items() if state == "fail"] == declared
 
+    @pytest.mark.parametrize("service", SERVICES)
+    def test_integrity_needs_a_witness(self, service: str) -> None:
+        """Whole and verified, but signed by the service alone: shown in part."""
+        assert before(service)["H-312.c"] == "partial"
+
     def test_every_control_has_one(self) -> None:
         """A control that no sabotage makes fail is refused: it may be one that cannot fail."""
         controls = {name for service in SERVICES for name in before(service)}

@@ -88,10 +88,11 @@ def damage_statement(origin: str, key: str, body: bytes) -> str:
     return f"{_DAMAGE_TITLE}\n{origin}\n{key}\n{sha256(body).hexdigest()}\n"
 
 
-def orders(connection: Connection) -> list[Order]:
-    """Return the governing entries whose bodies are what their leaves say, oldest first."""
+def orders(connection: Connection, start: int = 0) -> list[Order]:
+    """Return the governing entries from `start` on whose bodies are what their leaves say, oldest first."""
     rows = connection.execute(
-        "SELECT idx, leaf, body FROM entry WHERE body LIKE ? ORDER BY idx", ('%"action":"audit.%',)
+        "SELECT idx, leaf, body FROM entry WHERE idx >= ? AND body LIKE ? ORDER BY idx",
+        (start, '%"action":"audit.%'),
     )
     return [order for row in rows if (order := _order(*row)) is not None]
 

@@ -26,6 +26,7 @@ from healthobs.audit import entry, governance, merkle, reading, store, verificat
 from healthobs.audit.checkpoint import Signer, Verifier, open_checkpoint
 from healthobs.audit.draft import AuditDraft
 from healthobs.audit.forking import ForkGate
+from healthobs.audit.merkle import CompactRange
 from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof, Page, Receipt, Verification
 from healthobs.audit.spool import Rows, Spool
 from healthobs.audit.store import Connection, Store, StoreError
@@ -334,6 +335,24 @@ class AuditTrail:
         """
         with self.connected() as connection:
             return verification.verify(connection, self._verifier, known)
+
+    def verify_since(self, before: CompactRange) -> tuple[Verification, CompactRange | None]:
+        """Verify what came since the log was `before`; see `healthobs.audit.verification.extend`.
+
+        Raises:
+            AuditError: Entries are missing, the latest checkpoint is not ours, or the store cannot be read.
+        """
+        with self.connected() as connection:
+            return verification.extend(connection, self._verifier, before)
+
+    def tree(self, size: int) -> CompactRange:
+        """Return the right edge of the tree of the first `size` entries, as it is stored.
+
+        Raises:
+            AuditError: Entries are missing, or the store cannot be read.
+        """
+        with self.connected() as connection:
+            return store.load_range(connection, size)
 
     def inclusion_proof(self, index: int, size: int | None = None) -> InclusionProof:
         """Return the proof that entry `index` is in the log of `size` entries (default: all).

@@ -50,6 +50,56 @@ def verify(
     return _Run(connection, verifier, known, approvers).run()
 
 
+def extend(
+    connection: Connection, verifier: Verifier, before: CompactRange
+) -> tuple[Verification, CompactRange | None]:
+    """Verify what came since a log was verified: guards, that it still is that log, new entries, the latest checkpoint.
+
+    Args:
+        connection: A connection of its own; it is only read from.
+        verifier: The key that must have signed.
+        before: The tree as it was verified.
+
+    Returns:
+        The verdict, on the new entries only, and the tree now when that is good.
+
+    Raises:
+        AuditError: Entries are missing, or the store cannot be read.
+    """
+    problems = guard_problems(connection)
+    start, tree = before.size, before.copy()
+    with connection.reading():
+        gone = governance.erased(governance.orders(connection, start))
+        size, note = store.head(connection)
+        if size < start or store.load_range(connection, start).root() != before.root():
+            problems.append(Problem(None, f"the log does not extend the {start} entries that were verified"))
+        else:
+            leaves = store.leaves(connection, start, size)
+            bodies = connection.execute("SELECT body FROM entry WHERE idx >= ? ORDER BY idx", (start,))
+            for index, (leaf, (body,)) in enumerate(zip(leaves, bodies, strict=True), start):
+                stored = store.stored_bytes(body)
+                ordered = stored is None and any(first <= index <= last for first, last in gone)
+                if not ordered and (stored is None or leaf_hash(stored) != leaf):
+                    problems.append(Problem(index, "the body is not what was recorded"))
+                tree.append(leaf)
+    latest = open_checkpoint(note or "", verifier)  # not `ring`: nothing here follows who vouches for a key
+    if not problems and (latest.size, latest.root) != (size, tree.root()):
+        problems.append(Problem(start, "the entries from here on are not those that were signed"))
+    verdict = Verification(not problems, size - start, tree.root(), tuple(problems[:MAX_PROBLEMS]), 1, start)
+    return verdict, None if problems else tree
+
+
+def guard_problems(connection: Connection) -> list[Problem]:
+    """Return which guards are missing, and whether there are triggers that are none."""
+    problems = [
+        Problem(None, f"the guard {name} is missing or altered") for name in connection.missing_guards()
+    ]
+    foreign = connection.foreign_triggers()
+    if foreign:
+        problems.append(Problem(None, f"{foreign} triggers or rules are on the tables that are no guards"))
+    return problems
+
+
 def ring(verifier: Verifier, orders: Sequence[Order]) -> Verifier:
     """Return a verifier that also opens what keys signed that the log's own entries name: not yet trusted ones."""
     named = [vkey for order in orders for vkey in order.vkeys]
@@ -86,7 +136,7 @@ class _Run:
 
     def run(self) -> Verification:
         try:
-            self._guards()
+            self._problems += guard_problems(self._connection)
             self._orders = governance.orders(self._connection)
             self._erased = governance.erased(self._orders)
             self._ring = ring(self._verifier, self._orders)
@@ -104,13 +154,6 @@ class _Run:
     def _problem(self, index: int | None, what: str) -> None:
         if len(self._problems) < MAX_PROBLEMS:
             self._problems.append(Problem(index, what))
-
-    def _guards(self) -> None:
-        for name in self._connection.missing_guards():
-            self._problem(None, f"the guard {name} is missing or altered")
-        foreign = self._connection.foreign_triggers()
-        if foreign:
-            self._problem(None, f"{foreign} triggers or rules are on the tables that are no guards")
 
     def _keys(self) -> None:
         """Follow the changes of key from the known ones: each must be under a good checkpoint of a trusted key."""

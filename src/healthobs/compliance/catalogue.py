@@ -14,8 +14,8 @@ from functools import partial
 from healthobs.compliance.control import Control
 from healthobs.compliance.probes_audit import (
     Integrity,
+    Recording,
     names_actors,
-    records_and_proves,
     refuses_changes,
     samples_entries,
 )
@@ -50,7 +50,7 @@ def library_controls(
         dear("H-312.a2i", criterion=_ACTORS, required=False)(
             names_actors
         ),  # some services hold nobody's record
-        dear("H-312.b")(records_and_proves),
+        dear("H-312.b")(Recording()),
         dear("H-312.c")(Integrity()),
         control("H-312.d")(refuses_bad_tokens),
         control("H-514", required=False)(masks_identifiers),  # no pattern finds a name, so it cannot pass

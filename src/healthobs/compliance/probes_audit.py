@@ -9,16 +9,22 @@ were asked (`healthobs.audit.cosigning`).
 from __future__ import annotations
 
 import random
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from healthobs.compliance.control import CANARY_ACTION, CANARY_SUBJECT, Outcome, ProbeContext
 from healthobs.exceptions import AuditError
 
 if TYPE_CHECKING:
-    from healthobs.audit.records import Checkpoint
+    from healthobs.audit.merkle import CompactRange
+    from healthobs.audit.records import Checkpoint, Verification
     from healthobs.audit.trail import AuditTrail
 
 NO_TRAIL = Outcome("unknown", "no audit trail is configured")
+#: How long a canary entry of any process stands for all that share the trail.
+CANARY_SECONDS = 300
+#: After how long the whole trail is verified again.
+FULL_SECONDS = 3600
 _READ_BACK = 50
 _SHOWN = 3
 _DRAWN = 16
@@ -36,25 +42,60 @@ def canary(**details: str) -> dict[str, object]:
     }
 
 
-def records_and_proves(context: ProbeContext) -> Outcome:
-    """Append a canary, read it back, and check its inclusion against the signed checkpoint."""
-    trail = context.audit
-    if trail is None:
-        return NO_TRAIL
+class Recording:
+    """Append a canary, read it back, and check its inclusion against the signed checkpoint.
+
+    Processes that share a trail share its canary: one that another of them appended lately is read and proved in place of
+    an own, and that this process could append is tried without leaving anything. How old it is, is told by its time and by how
+    long this process has known it, so that a wall clock that stands still keeps no canary young.
+    """
+
+    def __init__(self) -> None:
+        self._known: tuple[int, int] | None = None
+
+    def __call__(self, context: ProbeContext) -> Outcome:
+        """Append or look, then prove."""
+        trail = context.audit
+        if trail is None:
+            return NO_TRAIL
+        try:
+            index = self._recent(trail, context)
+            if index is None:
+                index = trail.append(canary()).index
+                self._known = index, context.clock.monotonic_ns()
+            entry = _read_back(trail, index)
+            if entry is None:
+                return Outcome("fail", "the canary entry was acknowledged but cannot be read back")
+            checkpoint = trail.checkpoint()
+            proof = trail.inclusion_proof(index, checkpoint.size)
+        except (AuditError, ValueError) as exc:
+            return Outcome("fail", f"recording or proving the canary entry raised {type(exc).__name__}")
+        if proof.leaf != _leaf(entry):
+            return Outcome("fail", "the canary entry that is read is not the one that was recorded")
+        if not proof.verify(checkpoint.root):
+            return Outcome("fail", "the canary entry's inclusion proof does not lead to the signed root")
+        return Outcome("pass", f"entry {index} is under the signed checkpoint", checkpoint.size)
+
+    def _recent(self, trail: AuditTrail, context: ProbeContext) -> int | None:
+        """Return the newest canary, when it is recent."""
+        newest = next(iter(trail.read(subject=CANARY_SUBJECT, action=CANARY_ACTION, limit=1).entries), None)
+        if newest is None or newest.get("unreadable"):
+            return None
+        age = (context.clock.now() - datetime.fromisoformat(newest["time"])).total_seconds()
+        now_ns = context.clock.monotonic_ns()
+        if self._known is None or self._known[0] != newest["index"]:
+            self._known = newest["index"], now_ns
+        known_s = (now_ns - self._known[1]) / 1e9
+        recent = 0 <= age < CANARY_SECONDS and known_s < CANARY_SECONDS
+        return self._known[0] if recent and _could_append(trail) else None
+
+
+def _could_append(trail: AuditTrail) -> bool:
     try:
-        receipt = trail.append(canary())
-        entry = _read_back(trail, receipt.index)
-        if entry is None:
-            return Outcome("fail", "the canary entry was acknowledged but cannot be read back")
-        checkpoint = trail.checkpoint()
-        proof = trail.inclusion_proof(receipt.index, checkpoint.size)
-    except (AuditError, ValueError) as exc:
-        return Outcome("fail", f"recording or proving the canary entry raised {type(exc).__name__}")
-    if proof.leaf != _leaf(entry):
-        return Outcome("fail", "the canary entry that is read is not the one that was recorded")
-    if not proof.verify(checkpoint.root):
-        return Outcome("fail", "the canary entry's inclusion proof does not lead to the signed root")
-    return Outcome("pass", f"entry {receipt.index} is under the signed checkpoint", checkpoint.size)
+        trail.health()
+    except AuditError:
+        return False
+    return True
 
 
 def _read_back(trail: AuditTrail, index: int) -> dict[str, Any] | None:
@@ -117,12 +158,15 @@ def _actor(entry: dict[str, Any]) -> str | None:
 class Integrity:
     """Verify every entry, checkpoint and guard, and that the trail extends what was verified before.
 
-    Keeps the last verified checkpoint in memory, outside the reach of whoever can write the file: a trail that
-    was put back to an earlier state, checkpoints and all, does not extend it.
+    All of it at first and every `FULL_SECONDS`; in between what came since, the guards, and that the rest still is under the
+    root that was verified. Keeps that root in memory, outside the reach of whoever can write the file: a trail that was
+    put back to an earlier state, checkpoints and all, does not extend it. ``partial`` until a witness of another
+    administrative domain cosigned lately: whoever has the signing key could have rewritten what only the service signed.
     """
 
     def __init__(self) -> None:
-        self._seen: tuple[str, str] | None = None
+        #: Origin, tree and note of what was verified, and when all of it was.
+        self._seen: tuple[str, CompactRange, str, int] | None = None
 
     def __call__(self, context: ProbeContext) -> Outcome:
         """Verify."""
@@ -132,21 +176,45 @@ class Integrity:
         if trail.witnesses is not None and trail.witnesses.contradicted:
             named = ", ".join(trail.witnesses.contradicted)
             return Outcome("fail", f"witnesses hold another or a later history of this trail: {named}")
-        known = (self._seen[1],) if self._seen is not None and self._seen[0] == trail.origin else ()
+        seen = self._seen if self._seen is not None and self._seen[0] == trail.origin else None
+        now_ns = context.clock.monotonic_ns()
         try:
-            note = trail.checkpoint().note
-            verification = trail.verify(known=known)
+            if seen is None or now_ns - seen[3] >= FULL_SECONDS * 10**9:
+                verification, how = self._whole(trail, seen, now_ns)
+            else:
+                verification, how = self._since(trail, seen)
         except AuditError as exc:
+            self._seen = seen and (*seen[:3], now_ns - FULL_SECONDS * 10**9)  # whole, next time
             return Outcome("fail", f"the trail cannot be verified ({type(exc).__name__})")
         if not verification.ok:
+            self._seen = seen and (*seen[:3], now_ns - FULL_SECONDS * 10**9)
             named = "; ".join(str(problem) for problem in verification.problems[:_SHOWN])
             return Outcome("fail", f"{len(verification.problems)} problems: {named}", verification.size)
-        self._seen = trail.origin, note
-        against = "and against an earlier checkpoint" if known else "no earlier checkpoint was known"
-        return Outcome(
-            "pass",
-            f"every entry and checkpoint verified, {against}; {trail.witness_state}",
-            verification.size,
+        text = f"{how}; {trail.witness_state}"
+        if trail.witness_state != "witnessed":
+            lacking = f"a witness of another administrative domain: the trail is {trail.witness_state}"
+            return Outcome("partial", text, verification.size, (lacking,))
+        return Outcome("pass", text, verification.size)
+
+    def _whole(
+        self, trail: AuditTrail, seen: tuple[str, CompactRange, str, int] | None, now_ns: int
+    ) -> tuple[Verification, str]:
+        note = trail.checkpoint().note
+        verification = trail.verify(known=() if seen is None else (seen[2],))
+        if verification.ok:
+            tree = trail.tree(verification.first + verification.size)
+            if tree.root() == verification.root:
+                self._seen = trail.origin, tree, note, now_ns
+        against = "no earlier checkpoint was known" if seen is None else "and against an earlier checkpoint"
+        return verification, f"every entry and checkpoint verified, {against}"
+
+    def _since(self, trail: AuditTrail, seen: tuple[str, CompactRange, str, int]) -> tuple[Verification, str]:
+        verification, tree = trail.verify_since(seen[1])
+        if tree is not None:
+            self._seen = seen[0], tree, trail.checkpoint().note, seen[3]
+        return (
+            verification,
+            f"{verification.size} entries since the last round verified, after {seen[1].size} verified before",
         )
 
 

@@ -9,11 +9,9 @@ Limits: names, places and pictures have no pattern, so free text can carry them 
 from __future__ import annotations
 
 import json
-import mmap
 import random
 import string
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from healthobs.compliance.control import Outcome, ProbeContext
@@ -59,14 +57,14 @@ def _survives(redactor: Redactor, key: str, text: str) -> bool:
 
 
 def hides_authentication_data(context: ProbeContext) -> Outcome:
-    """Send a made-up card verification code through the redactor and into the audit trail; look for it."""
+    """Send a made-up card verification code through the redactor and into an audit entry; look for it."""
     code = "".join(random.choices(string.ascii_lowercase, k=24))  # noqa: S311 - letters are unmistakable in bytes
     fields = {"cvv": code, "cvc2": code, "security_cvv2": code, "payment": {"cvc": code}}
     return _absent(context, code, fields, "verification code")
 
 
 def hides_card_numbers(context: ProbeContext) -> Outcome:
-    """Send a made-up card number through the redactor and into the audit trail; look for it."""
+    """Send a made-up card number through the redactor and into an audit entry; look for it."""
     number = _card_number()
     spaced = " ".join(number[start : start + 4] for start in range(0, 16, 4))
     fields = {
@@ -85,33 +83,20 @@ def _absent(context: ProbeContext, secret: str, fields: dict[str, Any], what: st
         places.append("telemetry")
     trail = context.audit
     if trail is not None:
-        trail.append(canary(**{name: value for name, value in fields.items() if isinstance(value, str)}))
-        files = () if trail.path is None else _files(trail.path)
-        places += [path.suffix or path.name for path in files if _bytes_contain(path, needles)]
+        entry = trail.encode(
+            canary(**{name: value for name, value in fields.items() if isinstance(value, str)})
+        )
+        if _contains(entry.decode(), needles):
+            places.append("an audit entry")
     if places:
         return Outcome("fail", f"the canary {what} was found in: {', '.join(places)}", len(places))
     if trail is None:
         return Outcome("partial", f"the canary {what} did not reach telemetry", 1, (NO_TRAIL.text,))
-    return Outcome("pass", f"the canary {what} is neither in telemetry nor in the audit trail's bytes", 2)
+    return Outcome("pass", f"the canary {what} is neither in telemetry nor in an audit entry's bytes", 2)
 
 
 def _contains(text: str, needles: tuple[str, ...]) -> bool:
     return any(needle in text for needle in needles)
-
-
-def _files(path: Path) -> Iterator[Path]:
-    for suffix in ("", "-wal", "-journal"):
-        candidate = path.with_name(path.name + suffix)
-        if candidate.exists():
-            yield candidate
-
-
-def _bytes_contain(path: Path, needles: tuple[str, ...]) -> bool:
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return any(content.find(needle.encode()) >= 0 for needle in needles)
 
 
 def _card_number() -> str:

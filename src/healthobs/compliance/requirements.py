@@ -34,7 +34,7 @@ H-312.a2ii | 45 CFR 164.312(a)(2)(ii) | Emergency access | phi | probe | break-g
 H-312.a2iii | 45 CFR 164.312(a)(2)(iii) | Automatic log-off | phi | probe | an expired token is refused, and tokens live no longer than the policy allows |
 H-312.a2iv | 45 CFR 164.312(a)(2)(iv) | Encryption at rest | phi | probe | a canary and sampled records are unreadable in what is stored | encryption of disks
 H-312.b | 45 CFR 164.312(b) | Audit controls | phi | probe | a canary entry is recorded, read back, and included under the signed checkpoint |
-H-312.c | 45 CFR 164.312(c)(1) | Integrity | phi | measure | every entry, checkpoint and guard verifies, and the trail extends what was verified before |
+H-312.c | 45 CFR 164.312(c)(1) | Integrity | phi | measure | every entry, checkpoint and guard verifies, the trail extends what was verified before, and an independent witness cosigned |
 H-312.d | 45 CFR 164.312(d) | Entity authentication | phi | probe | every route refuses garbage, unsigned and forged tokens, and one of which only the signature is wrong | identity proofing
 H-312.e | 45 CFR 164.312(e) | Transmission security | phi | probe | the service's own sockets negotiate TLS 1.2 or later, and no plain port is open | TLS at the edge
 H-316 | 45 CFR 164.316(b)(2)(i) | Documentation is kept six years | phi | probe | pruning an entry before its time is refused, and holds are honoured | which logs are documentation
@@ -56,8 +56,8 @@ P-70 | 21 CFR 11.70 | Signatures are bound to their records | signatures | probe
 P-100 | 21 CFR 11.100 | Signatures are one person's | signatures | measure | no two persons share a signer's id, and none is used again | identity proofing, letter to the FDA
 P-200 | 21 CFR 11.200(a) | Two components of a signature | signatures | probe | signing with the session alone is refused |
 P-300 | 21 CFR 11.300 | Identification codes and passwords | signatures | probe | codes are unique, guessing is locked out, and unauthorised use raises an alert | loss of devices
-C-3.3 | PCI DSS 4.0 3.3.1.2 | No card verification code is kept | chd | probe | a canary verification code is in neither telemetry nor the audit trail's bytes |
-C-3.5 | PCI DSS 4.0 3.4.1, 3.5.1 | Card numbers are unreadable | chd | probe | a canary card number is in neither telemetry nor the audit trail's bytes | custody of keys
+C-3.3 | PCI DSS 4.0 3.3.1.2 | No card verification code is kept | chd | probe | a canary verification code is in neither telemetry nor an audit entry's bytes |
+C-3.5 | PCI DSS 4.0 3.4.1, 3.5.1 | Card numbers are unreadable | chd | probe | a canary card number is in neither telemetry nor an audit entry's bytes | custody of keys
 C-4.2 | PCI DSS 4.0 4.2.1 | Strong cryptography in transit | chd | probe | the service's own sockets negotiate TLS 1.2 or later, and no plain port is open | TLS at the edge
 C-7.3 | PCI DSS 4.0 7.2.1, 7.3.3 | All is denied by default | chd | probe | every route has a declared policy, and an unknown role is refused | reviews of access (7.2.4)
 C-8 | PCI DSS 4.0 8.2.8, 8.3.4, 8.3.6, 8.4.2 | Sessions, passwords and second factors | chd | probe | the eleventh attempt and a token without second factor are refused; idle limits are in force |

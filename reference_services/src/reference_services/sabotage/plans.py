@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from healthobs.compliance import State
+from healthobs.compliance.probes_audit import CANARY_SECONDS, FULL_SECONDS
 from reference_services.sabotage.world import World
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def _drop_guards(world: World) -> None:
 
 
 def _edit_entry(world: World) -> None:
+    """Edit what was verified already, and let the time pass after which all of it is verified again."""
+    world.elapsed_seconds = FULL_SECONDS
     guards = _triggers(world)
     edit = 'UPDATE entry SET body = replace(body, \'"outcome":"ok"\', \'"outcome":"no"\') WHERE idx = 0'
     drops = [f'DROP TRIGGER "{name}"' for name, _ in guards]
@@ -108,6 +111,8 @@ def _edit_entry(world: World) -> None:
 
 
 def _rewrite_what_comes(world: World) -> None:
+    """Alter what comes, once the canary of the healthy round is no longer recent."""
+    world.elapsed_seconds = CANARY_SECONDS
     world.database(
         _audit_file(world),
         "DROP TRIGGER entry_no_update",
@@ -195,7 +200,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="a trigger alters entries as they come",
         control="H-312.b", service=PAYMENT, on="database", act=_rewrite_what_comes,
-        also={"H-312.c": "fail", "C-10.3": "fail", "C-3.3": "unknown", "C-3.5": "unknown"},  # nothing is recorded
+        also={"H-312.c": "fail", "C-10.3": "fail"},
     ),
     Sabotage(
         name="an entry is edited and the guards are put back",
