@@ -114,9 +114,8 @@ class Recorder:
 def _shown(route: str, redactor: Redactor, *, declared: bool) -> str:
     if declared or redactor.is_written(route):
         redactor.template(route)
-    elif redactor.strict:  # known only now, so it can be made of data
-        return redactor.drop(route, signal="trace")
-    return route
+        return route
+    return redactor.name(route, signal="trace")  # known only now, so it can be made of data
 
 
 def inside() -> Context:
