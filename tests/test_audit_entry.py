@@ -272,6 +272,12 @@ class TestContextIds:
             body = encoded(trace_id="1" * 32, request_id="q-8")
         assert (body["trace_id"], body["span_id"], body["request_id"]) == ("1" * 32, None, "q-8")
 
+    @pytest.mark.parametrize("span_id", ["1234567890123456", "4111111111111111", None])
+    def test_ids_of_digits_alone(self, span_id: str | None) -> None:
+        """Random ids can lack letters; beside a trace id they are no numbers of anybody."""
+        body = encoded(trace_id="1" * 32, span_id=span_id)
+        assert (body["trace_id"], body["span_id"]) == ("1" * 32, span_id)
+
     @pytest.mark.parametrize("exchange", [None, object(), SimpleNamespace(request_id=7)])
     def test_odd_exchange(self, exchange: object) -> None:
         """An exchange without a textual id is no fault."""

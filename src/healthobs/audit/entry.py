@@ -50,7 +50,8 @@ _MEMBERS = frozenset({"v", "time", "service", "action", "outcome", "actor", "sub
                       "classification", "reason", "details", "salt", *_IDS})  # fmt: skip
 #: A member of entries where the settings declare tenants; entries without it are of the same format.
 _TENANT = "tenant"
-_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+#: A trace id, and a span id or None.
+_TRACED = re.compile(r"[0-9a-f]{32} (?:[0-9a-f]{16}|None)")
 _MARK = re.compile(r"\[PHI:[a-z_]+\]")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 #: An identifier that says nothing. Of random digits a part can look like a date or a licence; a letter tells them from
@@ -151,10 +152,10 @@ def _refused(_text: str) -> None:
 
 def _context_ids(draft: Mapping[str, object], redactor: Redactor) -> dict[str, str | None]:
     """Return the ids that tie the entry to the other signals of the same call."""
-    ids = {name: _text(draft, name, MAX_TEXT, redactor) for name in _IDS}
-    given = draft.get("trace_id")
-    if isinstance(given, str) and _TRACE_ID.fullmatch(given) is not None:
-        ids["trace_id"] = given  # now and then one is all digits
+    ids: dict[str, Any] = {name: _text(draft, name, MAX_TEXT, redactor) for name in _IDS}
+    given = draft.get("trace_id"), draft.get("span_id")
+    if _TRACED.fullmatch("{} {}".format(*given)) is not None:
+        ids["trace_id"], ids["span_id"] = given  # now and then one is all digits
     context = trace.get_current_span().get_span_context()
     if context.is_valid and ids["trace_id"] is None:
         ids["trace_id"] = f"{context.trace_id:032x}"
