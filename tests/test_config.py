@@ -109,6 +109,14 @@ class TestFromEnv:
         settings = Settings.from_env({"HEALTHOBS_FRAMEWORKS": "HIPAA, PCI-DSS"})
         assert (settings.frameworks, settings.redaction_mode) == (("hipaa", "pci-dss"), "strict")
 
+    def test_spool_needs_a_file(self) -> None:
+        """Care under break-glass goes on only where there is somewhere to spool, so a policy without it does not start."""
+        policy = {"HEALTHOBS_AUDIT_POLICY": "spool", "HEALTHOBS_AUDIT_DATABASE_URL": "sqlite:///a.db"}
+        with pytest.raises(ConfigurationError, match="spool needs audit_spool_file"):
+            Settings.from_env(policy)
+        assert Settings.from_env({**policy, "HEALTHOBS_AUDIT_SPOOL_FILE": "spool"}).audit_policy == "spool"
+        assert Settings(audit_policy="spool").audit_database_url is None
+
     def test_empty_is_unset(self) -> None:
         """An empty variable counts as absent, as the OpenTelemetry specification has it."""
         assert Settings.from_env({"OTEL_SERVICE_NAME": ""}).service_name == "unknown_service"

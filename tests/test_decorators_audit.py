@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from healthobs import AuditWriteError, Settings, _runtime, audited, observe, timed, traced
-from healthobs.audit import annotate
+from healthobs import AuditWriteError, Observability, Settings, _runtime, audited, observe, timed, traced
+from healthobs.audit import annotate, open_trail
+from healthobs.exceptions import ConfigurationError
 from healthobs.http import Exchange, HttpServer
 from healthobs.testing import Capture
 
@@ -418,6 +419,21 @@ class TestSpoolPolicy:
         with pytest.raises(AuditWriteError, match="not answered"):
             audited("patient.read")(lambda: annotate(purpose=purpose) or "chart")()
         assert down.metric("healthobs_audit_spooled_total") == 0
+
+    def test_function_that_spools_nowhere_is_told_of(self) -> None:
+        """A function's own policy `spool` on a trail without a spool is logged once, before care is denied by it."""
+        with Capture(Settings(), audit=True) as capture:
+            read = audited("patient.read", policy="spool")(lambda: annotate(purpose="BTG") or "chart")
+            assert (read(), read()) == ("chart", "chart")
+            lines = [line for line in capture.log_lines if line["event"] == "audit_spool_missing"]
+            assert [line["level"] for line in lines] == ["error"]
+
+    def test_policy_without_a_spool_does_not_start(self, tmp_path: Path) -> None:
+        """A trail that is given has to have a spool too, where the settings' policy needs one."""
+        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
+        with pytest.raises(ConfigurationError, match="spool_file"):
+            Observability(Settings(audit_policy="spool"), audit=trail)
+        trail.close()
 
     def test_deny_knows_no_break_glass(self, down: Capture) -> None:
         """A function that says `deny` itself is denied under any purpose."""

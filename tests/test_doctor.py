@@ -6,8 +6,10 @@ import contextlib
 import logging
 import sqlite3
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from flask import Flask
@@ -15,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from healthobs import Observability, Settings
+from healthobs import Observability, Settings, _runtime, audited
 from healthobs.cli import main
 from healthobs.doctor import examine
 from healthobs.flask import init_app
@@ -129,8 +131,26 @@ class TestFindings:
         (tmp_path / "none").mkdir()
         assert names(app, environ=environ) == []
 
-    def test_vulnerable_sqlite(self, app: Flask, tmp_path: Path) -> None:
+    def test_spool_without_a_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A function whose policy is `spool`, in a service whose trail has no spool."""
+        monkeypatch.setattr("healthobs._runtime.operations", WeakSet[Any]())
+        monkeypatch.setattr("healthobs.doctor.operations", _runtime.operations)
+        settings = Settings(audit_database_url=f"sqlite:///{tmp_path}/a.db", audit_key_file=tmp_path / "key")
+        without = Observability(settings, logs="off")
+        spooling = Observability(replace(settings, audit_spool_file=tmp_path / "spool"), logs="off")
+        apps = init_app(Flask("without"), without), init_app(Flask("spooling"), spooling)
+        functions = [audited("chart.read")(lambda: "chart")]
+        assert [names(app) for app in apps] == [[], []]
+        functions.append(audited("allergies.read", policy="spool")(lambda: "allergies"))
+        (finding,) = examine(apps[0], environ={}, sqlite_version=SOUND)
+        assert (finding.name, "allergies.read" in finding.seen) == ("spool_without_file", True)
+        assert names(apps[1]) == []
+        for obs in (without, spooling):
+            obs.close()
+
+    def test_vulnerable_sqlite(self, app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A release with the WAL-reset race is wrong only under a trail that is in WAL mode."""
+        monkeypatch.setattr("healthobs.doctor.operations", WeakSet[Any]())  # not what other tests decorated
         assert names(app, sqlite_version=(3, 51, 2)) == []
         obs = Observability(
             Settings(audit_database_url=f"sqlite:///{tmp_path}/a.db", audit_key_file=tmp_path / "key"),

@@ -179,6 +179,10 @@ class Settings:
             problems.append("endpoint_prefix must be a path such as /_ops, without a slash at its end")
         if not set(self.builtin_checks) <= set(BUILTIN_CHECKS):
             problems.append(f"builtin_checks must be among {', '.join(BUILTIN_CHECKS)}")
+        if self.audit_policy == "spool" and self.audit_database_url and not self.audit_spool_file:
+            problems.append(
+                "audit_policy spool needs audit_spool_file: without it care under break-glass is denied"
+            )
         if self.audit_retention_days < 1:
             problems.append("audit_retention_days must be at least 1")
         if self.prefix is not None and not self.prefix.isidentifier():

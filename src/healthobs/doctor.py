@@ -25,6 +25,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from healthobs import asgi, wsgi
+from healthobs._runtime import operations
 from healthobs.exceptions import ConfigurationError, HealthobsError
 from healthobs.logs.sinks import raw_sinks
 from healthobs.tracing import LazyExporter
@@ -80,6 +81,7 @@ def examine(
         *_preload(server, providers),
         *_multiprocess(server, environ),
         *_sqlite(sqlite_version, observed),
+        *_spools(observed),
         *_loggers(observed),
     ]
 
@@ -222,6 +224,19 @@ def _sqlite(version: tuple[int, ...], observed: Sequence[Any]) -> Iterator[Findi
             "commit",
             "use 3.51.3, 3.50.7 or 3.44.6, or stop what else holds the file open and start again: the trail then "
             "takes the rollback journal",
+        )
+
+
+def _spools(observed: Sequence[Any]) -> Iterator[Finding]:
+    """Look for care that would be denied while the store is down, because there is nowhere to spool."""
+    trails = [layer.obs.audit for layer in observed if layer.obs.audit is not None]
+    parts = [operation.plan.audited for operation in list(operations)]
+    spooling = sorted({part.action for part in parts if part is not None and part.policy == "spool"})
+    if spooling and any(trail.spool is None for trail in trails):
+        yield Finding(
+            "spool_without_file",
+            f"the policy spool is that of {', '.join(spooling)}, and the audit trail has no spool",
+            "set Settings.audit_spool_file, or care under break-glass is denied while the audit store is down",
         )
 
 

@@ -95,6 +95,10 @@ class Observability:
             raise ConfigurationError(
                 "an adopted tracer_provider has exporters and ids of its own: give one or the other"
             )
+        if settings.audit_policy == "spool" and audit is not None and audit.spool is None:
+            raise ConfigurationError(
+                "audit_policy spool needs an audit trail that was opened with a spool_file"
+            )
         self.settings: Final = settings
         self.clock: Final = clock or Clock()
         self.redactor: Final = Redactor(

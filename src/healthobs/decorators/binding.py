@@ -123,6 +123,8 @@ class Binding:
         others = (self.measured, self.running, self.level, self.audited, plan.classified)
         if audited is not None and self.policy == "spool":
             self._try("audited", lambda: spooled(obs.metrics))  # born at 0
+            if obs.audit is not None and obs.audit.spool is None:
+                obs.logs.emit("error", "audit_spool_missing", own={"operation": name})
         #: True when only the span is left to ask for, or nothing at all.
         self.spans_only: bool = not any(others)
         self.droppable: bool = self.spans_only and self.inherits
