@@ -44,7 +44,7 @@ class Settings:
         environment: `deployment.environment.name`.
         prefix: When set, HTTP and decorator metrics also appear under this name, and compliance and
             outbound metrics take it (`<prefix>_request_duration_seconds`).
-        disabled: Switch all telemetry off (`OTEL_SDK_DISABLED`); audit and health go on.
+        disabled: Switch all telemetry off (`OTEL_SDK_DISABLED`); audit, health and redaction of what others write go on.
         otlp_endpoint: Where spans go (OTLP over HTTP, base URL); None exports nothing.
         trust_incoming: Continue an incoming `traceparent`; when False, link it from a new root. `init_app` takes
             a function that says so for each request.

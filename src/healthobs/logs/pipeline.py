@@ -47,7 +47,7 @@ class Logs:
     """Write JSON lines.
 
     Args:
-        settings: Service name and lowest level; `disabled` writes nothing.
+        settings: Service name and lowest level; `disabled` writes nothing, and redacts what others write as `mode` says.
         redactor: Decides on every field and event.
         clock: When.
         stream: Where; default the `sys.stdout` of the moment of writing.
@@ -91,12 +91,11 @@ class Logs:
         self._capture: StdlibCapture | None = None
         self._adoption: LogAdoption | None = None
         self._forward: Forward | None = None
-        if mode == "processor" and not settings.disabled:
-            self._adoption = LogAdoption(redactor, self._exception_fields, self._ids)
-            self._forward = Forward()
-        elif mode == "own" and "hipaa" in settings.frameworks and not settings.disabled:
-            # The service declares PHI: what else writes in this process is redacted in its own format.
-            self._adoption = LogAdoption(redactor, self._exception_fields, dict)
+        if mode == "processor" or (mode == "own" and "hipaa" in settings.frameworks):
+            # What else writes in this process is redacted in its own format, also while telemetry is switched off.
+            writes = mode == "processor" and not settings.disabled
+            self._adoption = LogAdoption(redactor, self._exception_fields, self._ids if writes else dict)
+            self._forward = Forward() if writes else None
         self._lock = threading.RLock()
         _protect_in_forks(self)
 
