@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,27 @@ from flask import Flask
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
+    from prometheus_client import CollectorRegistry
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 WsgiApp = Callable[..., Iterable[bytes]]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The application with what one stack puts around it.
+
+    Args:
+        app: What a server would call.
+        flush: Exports the spans that wait, so that a stack's export is its own cost and nobody else's.
+        registry: Where its metrics are, if it has any to be scraped.
+        scrape: Path at which they are served; None: straight from the registry.
+    """
+
+    app: WsgiApp
+    flush: Callable[[], object] = bool
+    registry: CollectorRegistry | None = None
+    scrape: str | None = None
 
 
 class DevNull(io.StringIO):
@@ -28,7 +47,7 @@ class DevNull(io.StringIO):
         return len(text)
 
 
-def bare(_exporter: SpanExporter | None = None) -> Flask:
+def flask_app() -> Flask:
     """Return the application without anything around it."""
     app = Flask("bench")
 
@@ -39,29 +58,37 @@ def bare(_exporter: SpanExporter | None = None) -> Flask:
     return app
 
 
-def floor(exporter: SpanExporter | None = None) -> WsgiApp:
+def bare(_exporter: SpanExporter | None = None) -> Stack:
+    """Return it as it is."""
+    return Stack(flask_app())
+
+
+def floor(exporter: SpanExporter | None = None) -> Stack:
     """Return it with the hand-written four signals."""
     from bench.exporting import provider
     from bench.floor import Floor
 
-    return Floor(bare().wsgi_app, provider(exporter), DevNull())
+    tracing = provider(exporter)
+    made = Floor(flask_app().wsgi_app, tracing, DevNull())
+    return Stack(made, tracing.force_flush, made.registry)
 
 
-def ours(exporter: SpanExporter | None = None, **overrides: Any) -> WsgiApp:
+def ours(exporter: SpanExporter | None = None, **overrides: Any) -> Stack:
     """Return it with healthobs: span, metrics, access line and headers."""
     from healthobs import Observability, Settings
     from healthobs.flask import init_app
 
     settings = Settings(
-        service_name="bench", prefix="bench", headers=True, audience="all", frameworks=("hipaa",), **overrides
-    )
-    app = bare()
-    exporters = [] if exporter is None else [exporter]
-    init_app(app, Observability(settings, log_stream=DevNull(), span_exporters=exporters))
-    return app
+        service_name="bench", prefix="bench", headers=True, audience="all", frameworks=("hipaa",), endpoints=True,
+        **overrides,
+    )  # fmt: skip
+    app = flask_app()
+    obs = Observability(settings, log_stream=DevNull(), span_exporters=[] if exporter is None else [exporter])
+    init_app(app, obs)
+    return Stack(app, obs.flush, obs.metrics.registry, "/metrics")
 
 
-def ours_unsampled() -> WsgiApp:
+def ours_unsampled(_exporter: SpanExporter | None = None) -> Stack:
     """Return it with healthobs and a sampler that keeps nothing."""
     before = os.environ.get("OTEL_TRACES_SAMPLER")
     os.environ["OTEL_TRACES_SAMPLER"] = "always_off"
@@ -74,9 +101,9 @@ def ours_unsampled() -> WsgiApp:
             os.environ["OTEL_TRACES_SAMPLER"] = before
 
 
-def with_health_view() -> Flask:
+def with_health_view() -> Stack:
     """Return the bare application with a hand-written health view, what a probe costs without healthobs."""
-    app = bare()
+    app = flask_app()
 
     @app.get("/health")
     def health() -> dict[str, str]:
@@ -87,10 +114,10 @@ def with_health_view() -> Flask:
             "timestamp": datetime.now(UTC).isoformat(),
         }
 
-    return app
+    return Stack(app)
 
 
-def request(app: WsgiApp, path: str = "/items/1") -> Callable[[], None]:
+def request(stack: Stack, path: str = "/items/1") -> Callable[[], None]:
     """Return a function that makes one sampled GET through the WSGI callable and reads the whole body."""
 
     def start_response(
@@ -117,7 +144,7 @@ def request(app: WsgiApp, path: str = "/items/1") -> Callable[[], None]:
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
         }
-        body = app(environ, start_response)
+        body = stack.app(environ, start_response)
         for _ in body:
             pass
         close = getattr(body, "close", None)

@@ -36,7 +36,7 @@ class Floor:
     """WSGI middleware with all four signals and nothing else."""
 
     def __init__(self, app: Callable[..., Iterable[bytes]], provider: TracerProvider, stream: TextIO) -> None:
-        registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         labels = ("method", "scheme", "route", "status", "error", "protocol")
         self.app, self.stream, self.tracer = app, stream, provider.get_tracer("floor")
         self.duration = Histogram("request_duration_seconds", "Duration", labels, registry=registry)

@@ -16,16 +16,16 @@ from bench.exporting import provider
 from bench.floor import HEADERS
 
 
-def _otel_flask(exporter: SpanExporter | None = None) -> apps.WsgiApp:
+def _otel_flask(exporter: SpanExporter | None = None) -> apps.Stack:
     """OpenTelemetry's Flask instrumentation, spans only."""
     from opentelemetry.instrumentation.flask import FlaskInstrumentor
 
-    app = apps.bare()
-    FlaskInstrumentor().instrument_app(app, tracer_provider=provider(exporter))
-    return app
+    app, tracing = apps.flask_app(), provider(exporter)
+    FlaskInstrumentor().instrument_app(app, tracer_provider=tracing)
+    return apps.Stack(app, tracing.force_flush)
 
 
-def _documented(exporter: SpanExporter | None = None) -> apps.WsgiApp:
+def _documented(exporter: SpanExporter | None = None) -> apps.Stack:
     """All four signals: OpenTelemetry Flask, prometheus_flask_exporter, flask-talisman, a structlog access line."""
     import structlog
     from flask import g, request
@@ -34,9 +34,9 @@ def _documented(exporter: SpanExporter | None = None) -> apps.WsgiApp:
     from prometheus_client import CollectorRegistry
     from prometheus_flask_exporter import PrometheusMetrics
 
-    app = apps.bare()
-    FlaskInstrumentor().instrument_app(app, tracer_provider=provider(exporter))
-    PrometheusMetrics(app, group_by="url_rule", registry=CollectorRegistry())
+    app, tracing, registry = apps.flask_app(), provider(exporter), CollectorRegistry()
+    FlaskInstrumentor().instrument_app(app, tracer_provider=tracing)
+    PrometheusMetrics(app, group_by="url_rule", registry=registry)
     Talisman(app, force_https=False)
     log = structlog.wrap_logger(
         structlog.WriteLogger(apps.DevNull()),
@@ -63,14 +63,14 @@ def _documented(exporter: SpanExporter | None = None) -> apps.WsgiApp:
         )
         return response
 
-    return app
+    return apps.Stack(app, tracing.force_flush, registry, "/metrics")
 
 
-def _logfire(exporter: SpanExporter | None = None) -> apps.WsgiApp:
+def _logfire(exporter: SpanExporter | None = None) -> apps.Stack:
     """logfire.instrument_flask, nothing sent."""
     import logfire
 
-    app = apps.bare()
+    app = apps.flask_app()
     own = logfire.configure(
         local=True,
         send_to_logfire=False,
@@ -80,10 +80,10 @@ def _logfire(exporter: SpanExporter | None = None) -> apps.WsgiApp:
         additional_span_processors=[] if exporter is None else [BatchSpanProcessor(exporter)],
     )
     own.instrument_flask(app)
-    return app
+    return apps.Stack(app, own.force_flush)
 
 
-def _leanest(exporter: SpanExporter | None = None) -> apps.WsgiApp:
+def _leanest(exporter: SpanExporter | None = None) -> apps.Stack:
     """The least one can assemble: OpenTelemetry's WSGI middleware, the rest by hand in Flask's hooks."""
     from flask import g, request
     from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
@@ -91,7 +91,7 @@ def _leanest(exporter: SpanExporter | None = None) -> apps.WsgiApp:
     from opentelemetry.trace import get_current_span
     from prometheus_client import CollectorRegistry, Gauge, Histogram
 
-    app, registry, stream = apps.bare(), CollectorRegistry(), apps.DevNull()
+    app, registry, stream = apps.flask_app(), CollectorRegistry(), apps.DevNull()
     duration = Histogram("request_seconds", "Duration", ("method", "route", "status"), registry=registry)
     active = Gauge("active_requests", "Active", registry=registry)
     children: dict[tuple[str, str, str], Any] = {}
@@ -116,14 +116,15 @@ def _leanest(exporter: SpanExporter | None = None) -> apps.WsgiApp:
         stream.write(json.dumps(line) + "\n")
         return response
 
+    tracing = provider(exporter)
     middleware: apps.WsgiApp = OpenTelemetryMiddleware(
-        app.wsgi_app, tracer_provider=provider(exporter), meter_provider=NoOpMeterProvider()
+        app.wsgi_app, tracer_provider=tracing, meter_provider=NoOpMeterProvider()
     )
-    return middleware
+    return apps.Stack(middleware, tracing.force_flush, registry)
 
 
 #: Name -> what must be importable, how it is built.
-PEERS: dict[str, tuple[tuple[str, ...], Callable[[SpanExporter | None], apps.WsgiApp]]] = {
+PEERS: dict[str, tuple[tuple[str, ...], Callable[[SpanExporter | None], apps.Stack]]] = {
     "otel flask, spans only": (("opentelemetry.instrumentation.flask",), _otel_flask),
     "peers: otel + exporter + talisman + structlog": (
         ("opentelemetry.instrumentation.flask", "prometheus_flask_exporter", "flask_talisman"),
@@ -141,7 +142,7 @@ def _installed(names: tuple[str, ...]) -> bool:
         return False
 
 
-def stacks() -> dict[str, Callable[[SpanExporter | None], apps.WsgiApp]]:
+def stacks() -> dict[str, Callable[[SpanExporter | None], apps.Stack]]:
     """Return what builds the peers' stacks that can be built here."""
     return {name: build for name, (needs, build) in PEERS.items() if _installed(needs)}
 
