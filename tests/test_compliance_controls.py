@@ -51,6 +51,7 @@ from healthobs.compliance import (
     self_caller,
 )
 from healthobs.compliance.catalogue import with_catalogue
+from healthobs.compliance.documents import Document, sign
 from healthobs.compliance.probes_audit import (
     CANARY_SECONDS,
     FULL_SECONDS,
@@ -526,6 +527,41 @@ class TestRecording:
         )
         rows = {row["id"]: row["audit_index"] for row in service.engine.status(detail=True)["controls"]}
         assert rows == {**dict.fromkeys(rows, first["index"]), "G-wrap": entry["index"]}
+
+    def test_waivers_are_entries(self, tmp_path: Path) -> None:
+        """Who waived what until when is in the trail from the day on which it counts, and so is its end."""
+        officer = Signer("privacy-officer", Ed25519PrivateKey.generate())
+        folder = tmp_path / "documents"
+        folder.mkdir()
+        waiver = Document("waiver", "H-312.c", "2020-01-01", "2099-12-31", "no witness yet")
+        (folder / "w.json").write_text(sign(waiver, officer))
+        settings = Settings(
+            redaction="strict",
+            audit_database_url=f"sqlite:///{tmp_path / 'a.db'}",
+            endpoints=True,
+            compliance_documents=folder,
+            compliance_keys=(officer.vkey,),
+        )
+        obs = Observability(settings, log_stream=io.StringIO())
+        assert obs.controls is not None
+        assert obs.audit is not None
+        obs.controls.run(["H-312.c"])
+        shut = "H-312.c" in obs.controls.gate_failures()
+        (folder / "w.json").unlink()
+        obs.controls.run(["H-312.c"])
+        details = {"control.person": "privacy-officer", "control.issued": "2020-01-01"}
+        details["control.expires"] = "2099-12-31"
+        entries = [
+            (entry["action"], entry["resource"]["id"], entry["details"])
+            for entry in obs.audit.read(resource_id="H-312.c").entries
+        ]
+        after = "H-312.c" in obs.controls.gate_failures()
+        obs.close()
+        assert entries == [
+            ("control.waiver_ended", "H-312.c", details),
+            ("control.waived", "H-312.c", details),
+        ]
+        assert (shut, after) == (False, True)
 
     def test_states_are_kept_in_strict_mode(self, tmp_path: Path) -> None:
         """What controls found is in the trail whatever mode redacts."""

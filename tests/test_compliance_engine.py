@@ -612,6 +612,31 @@ class TestGate:
             )
         assert seen == [("fail", 1, "2026-11-23", True), ("fail", 1, None, False)]
 
+    def test_waivers_are_told(self) -> None:
+        """A waiver that begins, is replaced or ends is told once, and again while nobody takes it."""
+        held = [WAIVER]
+        told: list[Any] = []
+        refuse = [True]
+
+        def on_waiver(control: Control, old: Any, new: Any) -> None:
+            if refuse:
+                raise OSError
+            told.append((control.id, *(each and each.document for each in (old, new))))
+
+        world = World(World.control("C-1"), documents=lambda: signed(*held), on_waiver=on_waiver)
+        world.engine.run()
+        refuse.clear()
+        world.engine.run()
+        world.engine.run()
+        longer = replace(WAIVER, expires="2026-11-24")
+        held[0] = longer
+        world.engine.run()
+        world.time.elapsed = 2 * 24 * 3600
+        world.engine.run()
+        world.engine.run()
+        assert told == [("C-1", None, WAIVER), ("C-1", WAIVER, longer), ("C-1", longer, None)]
+        assert world.errors == ["controls"]
+
     def test_required_by_the_service(self) -> None:
         """A service may ask for more than its probes; an id that is not there is a mistake."""
         control = World.control("A-1", probe=None, required=False)

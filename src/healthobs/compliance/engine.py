@@ -41,6 +41,8 @@ OnResult = Callable[[Result], object]
 OnChange = Callable[[Control, State, State, "Result | None"], "int | None"]
 #: Told every state after the first round of a process; returns the index of its audit entry.
 OnFirst = Callable[[Mapping[str, State]], "int | None"]
+#: Told (control, the waiver that ended or was replaced, the one that holds now) of each change.
+OnWaiver = Callable[[Control, "Signed | None", "Signed | None"], object]
 #: Says what was seen that contradicts a declaration of scope, or None.
 CounterCheck = Callable[[], "str | None"]
 #: Version of the catalogue and of the report's form.
@@ -61,6 +63,7 @@ class ControlEngine:
         on_result: Told of each run of a probe (metrics); its faults go to `on_error`.
         on_change: Told of each change of state (audit); asked again in the next round when it raises.
         on_first: Told all states of the first round at once, in place of a change each.
+        on_waiver: Told of each waiver that begins, ends or is replaced (audit); asked again as `on_change`.
         on_error: Told the component (``controls``, ``documents``) when one of the above raised, or a document
             counts for nothing.
 
@@ -94,6 +97,7 @@ class ControlEngine:
         on_result: OnResult | None = None,
         on_change: OnChange | None = None,
         on_first: OnFirst | None = None,
+        on_waiver: OnWaiver | None = None,
         on_error: Callable[[str], object] | None = None,
     ) -> None:
         self.controls: dict[str, Control] = {control.id: control for control in controls}
@@ -111,11 +115,14 @@ class ControlEngine:
         self._on_result = on_result
         self._on_change = on_change
         self._on_first = on_first
+        self._on_waiver = on_waiver
         self._on_error = on_error
         self._bound: dict[str, Any] = {}
         self._results: dict[str, Result] = {}
         #: State and audit index that `on_change` has taken.
         self._told: dict[str, tuple[State, int | None]] = {}
+        #: Waivers that `on_waiver` has taken.
+        self._waived: dict[str, Signed] = {}
         self._running = _ForkLock()
         # When it runs by itself; front ends look whether it is idle.
         self.schedule: Schedule = Schedule(self.run_due, "healthobs-controls")
@@ -180,6 +187,7 @@ class ControlEngine:
                     )
                 self._keep(name, result)
             self._tell_changes()
+            self._tell_waivers()
 
     def _refresh_documents(self) -> None:
         try:
@@ -247,6 +255,24 @@ class ControlEngine:
                 self._failed("controls")
             else:
                 self._told[name] = state, index
+
+    def _tell_waivers(self) -> None:
+        """Hand over each waiver that began, ended or was replaced since; as `_tell_changes`."""
+        if self._on_waiver is None:
+            return
+        for name, control in self.controls.items():
+            old, new = self._waived.get(name), self._waiver(name)
+            if old == new:
+                continue
+            try:
+                self._on_waiver(control, old, new)
+            except Exception:  # noqa: BLE001 - as above
+                self._failed("controls")
+                continue
+            if new is None:
+                del self._waived[name]
+            else:
+                self._waived[name] = new
 
     def _failed(self, component: str) -> None:
         if self._on_error is not None:

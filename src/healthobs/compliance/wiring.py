@@ -3,8 +3,9 @@
 Each run of a probe counts in `<prefix>_compliance_checks_total{type,result}`; each change of state sets
 `healthobs_control_state{control,state}` and appends the audit entry `control.state_changed`
 (45 CFR 164.316(b)(1)(ii): what was found is kept). A process begins with one entry of all states,
-`control.states_observed`; the state at any moment is the last such entry and the changes after it. Their details are named
-`control.…`, which redaction lets pass in every mode.
+`control.states_observed`; the state at any moment is the last such entry and the changes after it. A waiver that begins to count, in
+a process, is the entry `control.waived`, and `control.waiver_ended` when it no longer does. Their details are named `control.…`, which
+redaction lets pass in every mode.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from healthobs.compliance.catalogue import library_controls, with_catalogue
 from healthobs.compliance.control import Control, ProbeContext, Result, State
-from healthobs.compliance.documents import read_folder
+from healthobs.compliance.documents import Signed, read_folder
 from healthobs.compliance.engine import ControlEngine, CounterCheck
 from healthobs.compliance.requirements import SCOPES
 from healthobs.exceptions import ConfigurationError
@@ -79,6 +80,15 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         states.labels(control.id, new).set(1)
         return record("control.state_changed", control.id, {"control.old": old, "control.new": new})
 
+    def on_waiver(control: Control, old: Signed | None, new: Signed | None) -> int | None:
+        said = new or old
+        details = {} if said is None else {
+            "control.person": said.person,
+            "control.issued": said.document.issued,
+            "control.expires": said.document.expires,
+        }  # fmt: skip
+        return record("control.waiver_ended" if new is None else "control.waived", control.id, details)
+
     engine = ControlEngine(
         with_catalogue((*library_controls(), *controls)),
         lambda: ProbeContext(
@@ -97,6 +107,7 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         on_result=on_result,
         on_change=on_change,
         on_first=on_first,
+        on_waiver=on_waiver,
         on_error=metrics.count_internal_error,
     )
     for name, state in engine.states().items():
