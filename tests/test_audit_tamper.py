@@ -251,6 +251,17 @@ class TestVerify:
         assert not verdict.ok
         assert word in " ".join(map(str, verdict.problems))
 
+    def test_earlier_checkpoints_deleted(
+        self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path
+    ) -> None:
+        """An earlier checkpoint is not missed, but the entries under it are held by the latest, and by a kept copy of it."""
+        path, vkey, notes = pristine
+        damage(copy, f"DELETE FROM checkpoint WHERE size < {ENTRIES}")
+        assert (verify(copy, vkey, *notes).problems, verify(copy, vkey).checkpoints) == ((), 1)
+        damage(copy, "UPDATE entry SET body = replace(body, '\"ok\"', '\"no\"') WHERE idx = 0")
+        assert verify(copy, vkey).first_bad_index == 0
+        assert verify(path, vkey).checkpoints == ENTRIES + 1
+
     def test_swapped_key(self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path) -> None:
         """A log that was rewritten and signed with another key fails against the key that is known."""
         name = Verifier(pristine[1]).name
