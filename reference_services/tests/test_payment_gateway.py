@@ -636,6 +636,13 @@ class TestControls:
         (gateway.folder / "core.dump").write_bytes(b"\0\xff" + cards.written_forms(CANARY)[form] + b"\0")
         assert run("C-3.5.db")[0] == "fail"
 
+    def test_file_in_a_folder(self, gateway: Gateway, run: Any) -> None:
+        """A file below the folder is one of the service's too."""
+        (gateway.folder / "dumps" / "old").mkdir(parents=True)
+        assert run("C-3.5.db")[0] == "pass"
+        (gateway.folder / "dumps" / "old" / "core").write_bytes(b"\0" + CANARY.encode() + b"\0")
+        assert run("C-3.5.db")[0] == "fail"
+
     def test_rule_switched_off(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """A rule that lets everything through is found before anything is stored by it."""
         monkeypatch.setattr(domain, "check_separation", lambda *_: None)

@@ -85,7 +85,7 @@ def no_card_stored(service: Service) -> Outcome:
 
 
 def _files(service: Service) -> Iterator[bytes]:
-    for path in sorted(service.kit.settings.data_dir.iterdir()):
+    for path in sorted(service.kit.settings.data_dir.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
                 yield file.read(MAX_SEARCHED_BYTES)
