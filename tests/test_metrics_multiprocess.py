@@ -140,9 +140,9 @@ class TestWipe:
         assert list(tmp_path.glob("*.db")) == []
 
     def test_makes_the_directory(self, tmp_path: Path) -> None:
-        """A directory that is not there is made, for its owner only."""
-        multiprocess.wipe(tmp_path / "new")
-        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+        """A directory that is not there is made, with those above it, for its owner only."""
+        multiprocess.wipe(tmp_path / "new" / "one")
+        assert (tmp_path / "new" / "one").stat().st_mode & 0o777 == 0o700
 
 
 class TestDirectory:
