@@ -28,11 +28,11 @@ _ARCHIVE = "archive"
 _LOCK = "lock"
 #: A master that waited for a scraper's lock for ever could not look after its workers.
 _MAX_WAIT_SECONDS = 1.0
-_FOLD: dict[str, Callable[[tuple[float, float], tuple[float, float]], tuple[float, float]]] = {
-    "counter": lambda old, new: (old[0] + new[0], 0.0),
-    "histogram": lambda old, new: (old[0] + new[0], 0.0),
-    "summary": lambda old, new: (old[0] + new[0], 0.0),
-    "gauge_sum": lambda old, new: (old[0] + new[0], 0.0),
+_Pair = tuple[float, float]  # value, and when it was set
+_FOLD: dict[str, Callable[[_Pair, _Pair], _Pair]] = {
+    **dict.fromkeys(
+        ("counter", "histogram", "summary", "gauge_sum"), lambda old, new: (old[0] + new[0], 0.0)
+    ),
     "gauge_min": min,
     "gauge_max": max,
     "gauge_mostrecent": lambda old, new: max(old, new, key=lambda pair: pair[1]),
