@@ -607,6 +607,12 @@ class TestDecorators:
         assert readiness_check("second", ttl=2)(check) is check
         assert health_check("third", max_stall=30)(check) is check
 
+    def test_critical_by_default(self, health: Health) -> None:
+        """A readiness check decides unless it says that it does not."""
+        readiness_check("database")(lambda: False)
+        health.adopt_pending()
+        assert health.readiness()[0] == 503
+
     def test_pending_until_adopted(self, ticking: Time) -> None:
         """Decorating before configuring works; the next to adopt takes the checks, with their options."""
 

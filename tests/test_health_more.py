@@ -127,8 +127,13 @@ class TestBackground:
         """Closing ends the thread."""
         health.register("database", lambda: True, interval=0.01, timeout=0.01)
         health.readiness()
+
+        def running() -> bool:
+            return "healthobs-loop-database" in [thread.name for thread in threading.enumerate()]
+
+        assert running()
         health.close()
-        until(lambda: not [t for t in threading.enumerate() if t.name == "healthobs-loop-database"])
+        until(lambda: not running())
 
 
 class TestHysteresis:
