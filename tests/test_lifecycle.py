@@ -21,9 +21,10 @@ import pytest
 from healthobs import Observability, Settings, _runtime, gunicorn, install
 from healthobs.exceptions import ConfigurationError
 from healthobs.health import Board
-from healthobs.lifecycle import Keeper, OpsServer, bind_ops, start
+from healthobs.lifecycle import Keeper, OpsServer, bind_ops, single, start
 from healthobs.lifecycle import keeper as keeper_module
 from healthobs.metrics import multiprocess
+from live_servers import until
 
 
 @pytest.fixture
@@ -392,3 +393,41 @@ class TestStart:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for obs in (plain, asked):
             obs.close()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="the abstract namespace is Linux's")
+    def test_workers_of_a_supervisor_take_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One worker opens the ops port, the next waits until it is free; who is no worker does not wait."""
+        opened: list[OpsServer] = []
+        begin = OpsServer.start
+        monkeypatch.setattr(OpsServer, "start", lambda server: (opened.append(server), begin(server)))
+        monkeypatch.setattr(Keeper, "start", lambda _keeper: None)
+        monkeypatch.setattr(single, "_RETRY_SECONDS", 0.01)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        monkeypatch.setattr(single, "parent_process", object)
+        one, two = (Observability(Settings(ops_port=port, log_level="critical")) for _ in range(2))
+        start(one)
+        start(two)
+        assert [server.obs for server in opened] == [one]
+        monkeypatch.setattr(single, "parent_process", lambda: None)
+        with pytest.raises(ConfigurationError, match="HEALTHOBS_OPS_PORT"):
+            start(two)
+        opened[0].shutdown()
+        opened[0].server_close()
+        until(lambda: len(opened) == 2 and opened[1].obs is two)
+        assert TestOpsPort.ask(port, "/health")[0] == 200
+        opened[1].shutdown()
+        opened[1].server_close()
+        for obs in (one, two):
+            obs.close()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="the abstract namespace is Linux's")
+    def test_a_port_that_somebody_else_has(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A worker whose port is taken by no other worker does not start, and leaves the turn to who asks next."""
+        monkeypatch.setattr(single, "parent_process", object)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            obs = Observability(Settings(ops_port=taken.getsockname()[1]))
+            for _ in range(2):
+                with pytest.raises(ConfigurationError, match="HEALTHOBS_OPS_PORT"):
+                    start(obs)
+        obs.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -210,7 +210,7 @@ class Endpoints:
             self._obs.audit.append({**draft, "request_id": request.headers.get("x-request-id")})
 
     @contextmanager
-    def _span(self, request: Request, name: str) -> Iterator[None]:
+    def _span(self, request: Request, name: str) -> Generator[None]:
         """Make the span of a reading, in the caller's trace where callers are trusted with theirs."""
         header = request.headers.get("traceparent")
         remote = parse_traceparent(header) if header and self._obs.settings.trust_incoming else None

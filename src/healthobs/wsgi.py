@@ -133,10 +133,12 @@ class Middleware:
         return [] if table is None else [str(rule.rule) for rule in table.iter_rules()]
 
     def _routes(self) -> Iterator[tuple[str, str]]:
-        table = getattr(self.framework, "url_map", None)
+        table: Any = getattr(self.framework, "url_map", None)
         for rule in () if table is None else table.iter_rules():
             if rule.rule not in self.unobserved:
-                yield from ((method, str(rule.rule)) for method in sorted((rule.methods or set()) - IMPLIED))
+                yield from (
+                    (method, str(rule.rule)) for method in sorted(set[str](rule.methods or ()) - IMPLIED)
+                )
 
     @property
     def unobserved(self) -> frozenset[str]:

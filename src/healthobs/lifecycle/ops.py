@@ -94,12 +94,20 @@ class OpsServer(ThreadingHTTPServer):
         super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
+        #: What keeps other workers of a supervisor off the port (`healthobs.lifecycle.start`).
+        self.turn: socket.socket | None = None
         self.obs: Observability = obs
         self.endpoints: Endpoints = Endpoints(obs, private=True)
 
     def start(self) -> None:
         """Serve on a thread of its own, until the process ends."""
         threading.Thread(target=self.serve_forever, args=(0.5,), name="healthobs-ops", daemon=True).start()
+
+    def server_close(self) -> None:
+        """Close the port, and leave it to the next worker."""
+        super().server_close()
+        if self.turn is not None:
+            self.turn.close()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away is not worth a line."""
