@@ -9,6 +9,7 @@ first one's.
 """
 
 from healthobs.metrics.exposition import PrefixCollector
-from healthobs.metrics.instruments import DEFAULT_BUCKETS, OVERFLOW, Child, Instrument, Metrics
+from healthobs.metrics.foreign import OVERFLOW
+from healthobs.metrics.instruments import DEFAULT_BUCKETS, Child, Instrument, Metrics
 
 __all__ = ["DEFAULT_BUCKETS", "OVERFLOW", "Child", "Instrument", "Metrics", "PrefixCollector"]

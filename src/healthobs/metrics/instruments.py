@@ -6,6 +6,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -15,11 +16,11 @@ from healthobs.config import Settings
 from healthobs.exceptions import LabelError, MetricNameError
 from healthobs.metrics import exemplars, multiprocess
 from healthobs.metrics.exposition import PrefixCollector, render
+from healthobs.metrics.foreign import OVERFLOW, ForeignSeries
 from healthobs.redaction import Redactor
 
 #: Go's `DefBuckets`, in seconds; explicit, because the Python client's defaults have three bounds more.
 DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-OVERFLOW = "_other"
 TENANT = "tenant"
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\Z")
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*\Z")
@@ -55,6 +56,8 @@ class Instrument:
 
     def __init__(self, metric: Any, shape: tuple[Any, ...], metrics: Metrics) -> None:
         self.name: str = shape[1]
+        #: Name under which it is collected.
+        self.family: str = self.name.removesuffix("_total") if shape[0] is Counter else self.name
         self._metric = metric
         self.shape: tuple[Any, ...] = shape
         self._labelnames: tuple[str, ...] = shape[2]
@@ -177,6 +180,8 @@ class Metrics:
         self.tenants: tuple[str, ...] = settings.tenants
         self.kept: exemplars.Kept = {}
         self._redactor = redactor
+        judged = redactor is not None and (redactor.strict or "hipaa" in settings.frameworks)
+        self._foreign = ForeignSeries(partial(self.clean, declared=False)) if judged else None
         self._instruments: dict[str, Instrument] = {}
         self._lock = threading.RLock()
         self.overflow: Instrument = self.counter(
@@ -289,6 +294,8 @@ class Metrics:
             families.append(
                 GaugeMetricFamily("healthobs_metric_files", "Files that a scrape adds up", len(files))
             )
+        if self._foreign is not None:
+            families = self._redacted(families, self._foreign)
         recorded = {name.removesuffix("_bucket") for name, _ in self.kept}
         for family in families:
             if family.name in recorded:
@@ -297,6 +304,11 @@ class Metrics:
         by_name: Mapping[str, Metric] = {family.name: family for family in families}
         for view in self._views:
             yield from view.views(by_name)
+
+    def _redacted(self, families: Iterable[Metric], foreign: ForeignSeries) -> list[Metric]:
+        own = {one.family for one in list(self._instruments.values())}
+        foreign.begin()
+        return [family if family.name in own else foreign.redact(family) for family in families]
 
     def _labelled(self, labelnames: Sequence[str], by_tenant: bool) -> Sequence[str]:
         return (*labelnames, TENANT) if by_tenant and self.tenants else labelnames
