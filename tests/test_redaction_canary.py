@@ -7,8 +7,11 @@ import dataclasses
 import pytest
 
 from healthobs import Observability, RedactionError, Settings
-from healthobs.redaction import Redactor
-from healthobs.redaction.canary import IDENTIFIERS, telling
+from healthobs.clock import Clock
+from healthobs.compliance.control import ProbeContext
+from healthobs.compliance.probes_telemetry import masks_identifiers
+from healthobs.redaction import Redactor, keys
+from healthobs.redaction.canary import IDENTIFIERS, holes, telling
 from healthobs.redaction.keys import Action
 from healthobs.tracing import RedactingSpanExporter
 from healthobs.tracing.canary import release_canary
@@ -66,3 +69,43 @@ def test_a_scan_that_finds_nothing_stops_the_start(monkeypatch: pytest.MonkeyPat
 def test_a_hole_that_was_asked_for_is_left_to_the_control() -> None:
     """`allowed_keys` is configuration; the control H-514 fails for it while the service runs."""
     release_canary(Redactor(allowed_keys=("ssn", "patient_name")))
+
+
+class TestHoles:
+    """Every key that the redactor treats apart is tried, and one that nobody knows in each namespace."""
+
+    @pytest.mark.parametrize("mode", ["watch", "mask", "strict"])
+    def test_there_are_none(self, mode: str) -> None:
+        """Neither bare words nor keys of data pass unscanned; in `watch` all do, so nothing is said of it."""
+        assert holes(Redactor(mode)) == []  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    @pytest.mark.parametrize("key", ["endpoint", "status", "ward", "url.full", "patient.note"])
+    def test_a_key_that_passes_is_found(self, monkeypatch: pytest.MonkeyPatch, mode: str, key: str) -> None:
+        """A bare word, a key of data or one of no convention in the allow-list: named, the start and the control fail."""
+        monkeypatch.setattr(keys, "ALLOWED", keys.ALLOWED | {key})
+        redactor = Redactor(mode)  # type: ignore[arg-type]
+        assert holes(redactor) == [key]
+        with pytest.raises(RedactionError, match=f"under the key {key}"):
+            release_canary(redactor)
+        outcome = masks_identifiers(ProbeContext(settings=Settings(), clock=Clock(), redactor=redactor))
+        assert (outcome.state, f"under the key {key}" in outcome.text) == ("fail", True)
+
+    @pytest.mark.parametrize("prefix", ["control.", "os.", "k8s.pod."])
+    def test_a_prefix_that_passes_is_found(self, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+        """By a key under it that nobody knows."""
+
+        def classify(key: str, allowed: frozenset[str]) -> Action:
+            return Action.ALLOW if key.startswith(prefix) else keys.classify(key, allowed)
+
+        monkeypatch.setattr("healthobs.redaction.redactor.classify", classify)
+        assert f"{prefix}canary" in holes(Redactor())
+
+    def test_a_label_that_passes_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In `strict` a label with a bare name takes no text that is not declared."""
+        monkeypatch.setattr("healthobs.redaction.redactor.LABELS", frozenset({"status"}))
+        assert holes(Redactor("strict")) == ["status"]
+
+    def test_a_key_that_the_settings_allow_is_none(self) -> None:
+        """It was asked for."""
+        assert holes(Redactor(allowed_keys=("endpoint",))) == []

@@ -216,7 +216,8 @@ class TestStrictKeys:
 
     def test_fields_of_lines(self) -> None:
         """Names of arguments and of mappings pass, bound ones too; a name made of data takes its value along."""
-        with Capture(Settings(redaction="strict", capture_stdlib=True)) as capture:
+        settings = Settings(redaction="strict", capture_stdlib=True, allowed_keys=("check",))
+        with Capture(settings) as capture:
             log = capture.obs.logs.get_logger()
 
             def bound() -> Any:
@@ -284,6 +285,93 @@ class TestStrictKeys:
         with Capture(Settings(redaction="mask")) as capture:
             capture.obs.logs.emit("info", "x", {"a" + "b": 1, SSN: 2})
         assert (capture.log_lines[0]["ab"], capture.log_lines[0]["[PHI:ssn]"]) == (1, "[PHI:key]")
+
+
+class TestBareWords:
+    """Keys such as `status` are anybody's: what is under them is scanned, and in `strict` must be written in the code."""
+
+    PATH = f"/patients/{SSN}"
+
+    @pytest.mark.parametrize(("mode", "path"), [("mask", "/patients/[PHI:ssn]"), ("strict", "[PHI:strict]")])
+    def test_in_every_signal(self, mode: RedactionMode, path: str) -> None:
+        """A raw path in a field, an argument, an attribute and a label; a name in `strict`, where patterns find none."""
+        name = NAME if mode == "mask" else "[PHI:strict]"
+        with Capture(Settings(redaction=mode, capture_stdlib=True)) as capture:
+            capture.obs.logs.get_logger().info("called", endpoint=self.PATH, status=NAME)
+            logging.getLogger("app").warning("called %(endpoint)s", {"endpoint": self.PATH})
+            capture.obs.tracing.tracer.start_span("op", attributes={"route": self.PATH, "status": NAME}).end()
+            calls = capture.obs.metrics.counter("calls_total", "Calls", ("endpoint", "status"))
+            calls.labels(self.PATH, NAME).inc()
+        first, second = capture.log_lines
+        assert (first["endpoint"], first["status"]) == (path, name)
+        assert second["event"] == f"called {path}"
+        attributes = dict(capture.span("op").attributes or {})
+        assert (attributes["route"], attributes["status"]) == (path, name)
+        assert capture.metric("calls_total", endpoint=path, status=name) == 1
+
+    def test_in_the_audit_trail(self) -> None:
+        """Details are scanned under these words, and under the prefixes that passed once."""
+        with Capture(PHI_SERVICE, audit=True) as capture:
+            assert capture.obs.audit is not None
+            details = {"endpoint": self.PATH, "control.step": SSN, "status": "ok", "audit_index": 7}
+            capture.obs.audit.append({"action": "a.b", "details": details})
+        assert capture.audit_entries[0]["details"] == {
+            "endpoint": "/patients/[PHI:ssn]", "control.step": "[PHI:ssn]", "status": "ok", "audit_index": 7,
+        }  # fmt: skip
+
+    def test_what_is_written_passes(self) -> None:
+        """In a call, in a helper that has returned, bound, and as a label; numbers pass anyhow."""
+
+        def helper(span: Any, log: Any) -> Any:
+            span.set_attribute("outcome", "declined")
+            span.set_attributes({"state": "open", "status_code": 200})
+            return log.bind(component="ledger")
+
+        with Capture(PHI_SERVICE) as capture:
+            span = capture.obs.tracing.tracer.start_span("op", attributes={"status": "begun"})
+            helper(span, capture.obs.logs.get_logger("billing")).info(
+                "done", status="settled", duration_ms=1.5
+            )
+            span.end()
+            capture.obs.metrics.counter("calls_total", "Calls", ("status",)).labels("settled").inc()
+        line = capture.log_lines[0]
+        assert [line[key] for key in ("logger", "component", "status", "duration_ms")] == [
+            "billing", "ledger", "settled", 1.5,
+        ]  # fmt: skip
+        assert dict(capture.span("op").attributes or {}) == {
+            "status": "begun", "outcome": "declined", "state": "open", "status_code": 200,
+        }  # fmt: skip
+        assert capture.metric("calls_total", status="settled") == 1
+
+    def test_our_own_pass(self) -> None:
+        """Types of exceptions and outcomes: healthobs declares them where it writes them."""
+
+        class Declined(Exception):
+            """Its name is no constant of a function that is running."""
+
+        raised = Declined()
+
+        @observe("settle", log="info")
+        def settle() -> None:
+            raise raised
+
+        with Capture(PHI_SERVICE) as capture, pytest.raises(Declined):
+            settle()
+        line, attributes = capture.log_lines[-1], dict(capture.span("settle").attributes or {})
+        assert line["exception_type"] == attributes["error.type"]
+        assert "[PHI:" not in json.dumps(line) + str(attributes)
+
+    def test_a_logger_s_name_and_facts_of_captured_records(self) -> None:
+        """They pass as they are, whatever digits an id happens to have."""
+        name = ".".join(("billing", "ledger"))
+        with Capture(Settings(redaction="strict", capture_stdlib=True)) as capture:
+            try:
+                raise LookupError(SSN)
+            except LookupError:
+                logging.getLogger(name).exception("lost")
+        (line,) = capture.log_lines
+        assert (line["logger"], line["exception_type"]) == (name, "LookupError")
+        assert "[PHI:" not in json.dumps(line)
 
 
 class TestLiterals:

@@ -377,6 +377,83 @@ class TestStructlog:
         assert WHO not in stream.getvalue()
 
 
+class TestBareWordsOfASetUp:
+    """What a set-up and healthobs put under `timestamp`, `level`, `logger` and the ids passes; what callers put does not."""
+
+    #: A line of its own, so that its ids and times are not among the constants of a test.
+    PROCESSORS = (
+        structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
+        structlog.processors.format_exc_info,
+    )  # fmt: skip
+
+    @pytest.fixture(params=["printed", "formatted", "kwargs"])
+    def lines(self, request: pytest.FixtureRequest) -> Iterator[Any]:
+        """Set structlog up in one of three ways; call for the lines written since."""
+        stream = io.StringIO()
+        handler = logging.StreamHandler(stream)
+        last: list[Any] = [structlog.processors.JSONRenderer()]
+        if request.param == "kwargs":
+            last = [structlog.stdlib.render_to_log_kwargs]
+            handler.setFormatter(Json())
+        logger = logging.getLogger("healthobs.planted")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        printed = structlog.PrintLoggerFactory(stream)
+        structlog.configure(
+            processors=[*self.PROCESSORS[: 2 if request.param == "printed" else 4],
+                        structlog.processors.TimeStamper("iso"), *last],
+            logger_factory=printed if request.param == "printed" else lambda *_: logger,
+        )  # fmt: skip
+        yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+        structlog.reset_defaults()
+        logger.handlers.clear()
+        logger.propagate = True
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_what_the_set_up_adds(self, lines: Any, mode: Any) -> None:
+        """Level, logger and the time of the line stay; a date of birth under `timestamp` and an address go."""
+        obs = Observability(Settings(redaction=mode), logs="processor")
+        with obs.tracing.tracer.start_as_current_span("op") as span:
+            ids = span.get_span_context()
+            structlog.get_logger().warning("seen", trace_id=f"{ids.trace_id:032x}", status="ok")
+            structlog.get_logger().warning("seen", timestamp="1961-04-12", trace_id="078-05-1120")
+        obs.close()
+        first, second = lines()
+        assert (first["status"], first["trace_id"]) == ("ok", f"{ids.trace_id:032x}")
+        assert first.get("level", "warning") == "warning"
+        assert first["timestamp"].startswith("20")
+        assert ("1961" in str(second), "078" in str(second)) == (False, False)
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_our_lines_and_facts(self, lines: Any, mode: Any) -> None:
+        """They come out as we made them: type, places and id of an exception, words of our own."""
+        obs = Observability(Settings(redaction=mode), logs="processor")
+        try:
+            raise LookupError("Jane " + WHO)
+        except LookupError:
+            structlog.get_logger().exception("failed")
+            obs.logs.emit("error", "ours", {"exc_info": True}, own={"check": ".".join(("a", "b"))})
+        obs.close()
+        theirs, ours = lines()
+        for line in (theirs, ours):
+            assert line["exception_type"] == "LookupError"
+            assert line["exception_frames"][0].startswith(f"{__name__}:")
+            assert len(line["error_id"]) == 32
+        assert ours["check"] == "a.b"
+        assert WHO not in str((theirs, ours))
+
+
+class Json(logging.Formatter):
+    """A formatter that writes every field of a record that came with the call."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write message and further fields."""
+        known = vars(logging.makeLogRecord({})).keys() | {"message", "_healthobs_done"}
+        more = {key: value for key, value in vars(record).items() if key not in known}
+        return json.dumps({"event": record.getMessage(), **more}, default=str)
+
+
 class TestFieldNames:
     """`Settings.log_fields`."""
 

@@ -91,8 +91,9 @@ class HttpServer:
         self.active: Instrument = metrics.gauge(
             _ACTIVE, "HTTP server requests in progress", ("http_request_method", "url_scheme")
         )
-        # Names of spans whose route is not known yet, and a key that is set when no function of ours need be running.
-        for name in (*METHODS, "HTTP", "healthobs.first_byte_seconds"):
+        # Names of spans whose route is not known yet, values of `error.type`, and keys that no function of ours writes.
+        codes = map(str, range(500, 600))
+        for name in (*METHODS, "HTTP", CANCELLED, *codes, "healthobs.first_byte_seconds", TENANT):
             obs.redactor.written(name)
         if settings.prefix:
             for view in _views(settings.prefix, {"tenant": "tenant"} if settings.tenants else {}):
@@ -396,6 +397,7 @@ class Exchange:
             line["first_byte_seconds"] = (self._first_byte_ns - self._start_ns) / 1e9
         if facts is not None:
             line |= _told(facts)
+            obs.redactor.written(error)
         sampled = span.is_recording()
         try:
             self._end_span(span, status, error, facts, line.get("first_byte_seconds"))

@@ -105,8 +105,9 @@ class Observability:
             settings.redaction_mode, allowed_keys=settings.allowed_keys, on_redaction=self._count_redaction
         )
         refuse_identifiers(settings.tenants)
-        for name in (*settings.tenants, OTHER):
-            self.redactor.written(name)  # labels of `strict`
+        own = (settings.service_name, settings.service_version, settings.environment)
+        for name in (*settings.tenants, OTHER, *own):
+            self.redactor.written(name)  # labels and fields of `strict`
         with contextlib.ExitStack() as undo:
             self.metrics: Final = Metrics(settings, registry=registry, redactor=self.redactor)
             undo.callback(self.metrics.release)

@@ -161,6 +161,7 @@ class Recording:
             if status is not None:
                 self.span.set_attribute("http.response.status_code", status)
             if error:
+                self.obs.redactor.written(error)
                 self.span.set_attribute("error.type", error)
                 self.span.set_status(Status(StatusCode.ERROR, error if status is None else None))
             self.span.end(self.wall_ns + elapsed_ns)
@@ -177,4 +178,4 @@ class Recording:
             exemplar = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
         semconv.labels(method, recorder.address, str(recorder.port), status, error).observe(seconds, exemplar)
         if own is not None:
-            own.labels(recorder.peer, method, status).observe(seconds, exemplar)
+            own.declare(recorder.peer, method, status).observe(seconds, exemplar)

@@ -50,7 +50,7 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
 
     def on_result(result: Result) -> None:
         if result.control.probe is not None:
-            checks.labels(result.control.framework, result.outcome.state).inc()
+            checks.declare(result.control.framework, result.outcome.state).inc()
 
     def record(action: str, control: str | None, details: Mapping[str, str]) -> int | None:
         if trail is None:
@@ -69,15 +69,15 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
     def on_first(now: Mapping[str, State]) -> int | None:
         for name, state in now.items():
             if state != "unknown":
-                states.labels(name, "unknown").set(0)
-                states.labels(name, state).set(1)
+                states.declare(name, "unknown").set(0)
+                states.declare(name, state).set(1)
         known = sorted(set(now.values()) - {"unknown"})
         ids = {f"control.{state}": " ".join(name for name in now if now[name] == state) for state in known}
         return record("control.states_observed", None, ids)
 
     def on_change(control: Control, old: State, new: State, _result: Result | None) -> int | None:
-        states.labels(control.id, old).set(0)
-        states.labels(control.id, new).set(1)
+        states.declare(control.id, old).set(0)
+        states.declare(control.id, new).set(1)
         return record("control.state_changed", control.id, {"control.old": old, "control.new": new})
 
     def on_waiver(control: Control, old: Signed | None, new: Signed | None) -> int | None:
@@ -111,7 +111,7 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         on_error=metrics.count_internal_error,
     )
     for name, state in engine.states().items():
-        states.labels(name, state).set(1)
+        states.declare(name, state).set(1)
     return engine
 
 

@@ -57,21 +57,21 @@ class Recorder:
         """Record one run."""
         if not self._on:
             return
-        self._duration.labels(check).observe(seconds)
-        self._runs.labels(check, word).inc()
+        self._duration.declare(check).observe(seconds)
+        self._runs.declare(check, word).inc()
         if gauge_value(word):
-            self._success.labels(check).set(self._obs.clock.wall_ns() / 1e9)
+            self._success.declare(check).set(self._obs.clock.wall_ns() / 1e9)
 
     def changed(self, check: str, old: str, new: str, cause: str | None) -> None:
         """Record a change of word, and write one line about it."""
         if self._on:
             if check == LIFECYCLE:
-                self._lifecycle.labels(old).set(0)
-                self._lifecycle.labels(new).set(1)
+                self._lifecycle.declare(old).set(0)
+                self._lifecycle.declare(new).set(1)
             else:
                 kind = self._obs.health.snapshot()[check][0]
-                self._status.labels(check, kind).set(gauge_value(new))
-                self._transitions.declare(check, new).inc()  # a word of ours, so strict lets it pass
+                self._status.declare(check, kind).set(gauge_value(new))
+                self._transitions.declare(check, new).inc()
             self._ready.set(self._obs.health.is_ready())
         level = "info" if gauge_value(new) == 1 else "warning"
         own = {"check": check, "old": old, "new": new} | ({"cause": cause} if cause else {})

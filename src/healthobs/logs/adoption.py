@@ -15,14 +15,27 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from datetime import datetime
 from typing import Any, cast
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-from healthobs.logs.records import STANDARD, Rendered, RenderedFields, clean, note
+from healthobs.logs.records import (
+    STANDARD,
+    Own,
+    OwnTexts,
+    Rendered,
+    RenderedFields,
+    Sealed,
+    clean,
+    current_ids,
+    note,
+    own,
+)
 from healthobs.logs.stdlib import DONE, CapturingHandler
 from healthobs.redaction import Redactor
 
@@ -57,6 +70,8 @@ _RENDERING = (
     structlog.stdlib.render_to_log_kwargs,
     structlog.stdlib.render_to_log_args_and_kwargs,
 )
+_IDS = ("trace_id", "span_id")
+_DAY_SECONDS = 86_400
 #: Returns an exception's fields as they may leave.
 Facts = Callable[[BaseException], Mapping[str, Any]]
 #: Returns trace id and span id of the moment, by the names of their fields.
@@ -77,7 +92,7 @@ class LogAdoption:
         self._facts = facts
         self._ids = ids
         self._chain = _chain()
-        _declare(redactor, self._chain)
+        self._stamps = {"timestamp"} | _declare(redactor, self._chain)
         place = _place(self._chain)
         # In place, because loggers that were used already keep the list itself.
         self._chain[:] = [self.shield, *self._chain[:place], self.processor, *self._chain[place:], self.seal]
@@ -141,7 +156,7 @@ class LogAdoption:
         elif not isinstance(exc, _Told):
             facts = self._facts(exc)
             event_dict["exc_info"] = _substitute(facts)
-            _add(event_dict, _judged_texts(facts))
+            _add(event_dict, own(facts))
 
     def _marked(self, event: object) -> Any:
         return event if self._redactor.mode == "watch" else Rendered("[PHI:type]")
@@ -152,6 +167,9 @@ class LogAdoption:
             return event_dict if self._redactor.mode == "watch" else _withheld(event_dict)
         fields = cast("EventDict", event_dict)
         try:
+            name = getattr(_logger, "name", None)  # may stand under `logger`
+            if isinstance(name, str):
+                self._redactor.written(name)
             return self._process(fields)
         except Exception:  # noqa: BLE001  # fail closed, and never raise into the application
             return _failed(fields)
@@ -159,6 +177,8 @@ class LogAdoption:
     def _process(self, event_dict: EventDict) -> EventDict:
         self._shield_exception(event_dict)  # a step may have found one
         for key, value in list(event_dict.items()):
+            if isinstance(value, (Own, OwnTexts)):
+                continue
             if isinstance(value, Rendered):
                 event_dict[key] = str(self._redactor.text(value))
             elif key == "event":
@@ -175,7 +195,7 @@ class LogAdoption:
     def seal(self, _logger: WrappedLogger, _method: str, rendered: Any) -> Any:
         """Structlog processor: mark what was rendered, for the filter that meets it in a record; it goes last."""
         if isinstance(rendered, str):
-            return Rendered(rendered)
+            return Sealed(rendered)
         if isinstance(rendered, tuple):
             positional, *named = cast("Any", rendered)
             return (tuple(_sealed(one) for one in positional), *named)
@@ -209,6 +229,8 @@ class LogAdoption:
             # uvicorn's second template, which would take the first one's place
             fields.pop("color_message", None)
         for key in fields.keys() - STANDARD:
+            if isinstance(fields[key], (Own, OwnTexts)):
+                continue
             if isinstance(fields[key], Rendered):
                 fields[key] = str(self._redactor.text(fields[key]))
             elif not _is_plumbing(key, fields[key]):
@@ -234,6 +256,11 @@ class LogAdoption:
 
     def _redact_field(self, fields: MutableMapping[str, Any], key: str) -> None:
         """Redact one field; a name that may not leave goes, and its value with it."""
+        value = fields[key]
+        if (key in self._stamps and _is_now(value)) or (
+            key in _IDS and type(value) is str and value in current_ids()
+        ):
+            return
         name = self._redactor.key(key)
         if name == key or self._redactor.mode == "watch":
             fields[key] = self._redactor.value(key, fields[key])
@@ -257,7 +284,8 @@ class LogAdoption:
         servers_own = isinstance(record.args, tuple) and record.name == "uvicorn.access"
         template, arguments = clean(record, self._redactor)
         message = template % arguments if arguments else template
-        whole = message if servers_own or record.name == "gunicorn.access" else self._redactor.text(message)
+        judged = servers_own or record.name == "gunicorn.access" or isinstance(record.msg, Sealed)
+        whole = message if judged else self._redactor.text(message)
         if arguments and whole is message:
             record.msg, record.args = template, arguments
         else:
@@ -292,17 +320,23 @@ def _substitute(facts: Mapping[str, Any]) -> Any:
     return kind, kind(told), None
 
 
-def _judged_texts(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `fields` of our own with an exception's message, which is a literal of the code, marked as judged."""
-    return {key: Rendered(value) if key == "exception_message" else value for key, value in fields.items()}
-
-
-def _declare(redactor: Redactor, chain: Sequence[Any]) -> None:
-    """Remember the names of fields that the set-up itself adds: they are configuration, not data."""
+def _declare(redactor: Redactor, chain: Sequence[Any]) -> set[str]:
+    """Remember the names of fields that the set-up itself adds, for they are configuration; return those of times."""
     names = {str(getattr(parameter, "value", "")) for parameter in structlog.processors.CallsiteParameter}
-    names.update(str(value) for step in chain if isinstance(value := getattr(step, "key", None), str))
-    for name in names | _INSTRUMENTED:
+    keys = [(step, key) for step in chain if isinstance(key := getattr(step, "key", None), str)]
+    for name in (*names, *_INSTRUMENTED, *(key for _, key in keys), "exception", "stack"):
         redactor.written(name)
+    return {key for step, key in keys if isinstance(step, structlog.processors.TimeStamper)}
+
+
+def _is_now(value: object) -> bool:
+    """Return whether `value` is the time of the line itself, in whatever time zone: it is nobody's."""
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value).replace(tzinfo=None).timestamp()
+        return isinstance(value, (int, float)) and abs(value - time.time()) < 2 * _DAY_SECONDS
+    except (ValueError, OverflowError, OSError):  # no time, or none that a computer can name
+        return False
 
 
 def _place(chain: Sequence[Any]) -> int:
@@ -338,7 +372,7 @@ def _add(fields: MutableMapping[str, Any], more: Mapping[str, Any]) -> None:
 
 def _sealed(rendered: Any) -> Any:
     if isinstance(rendered, str):
-        return Rendered(rendered)
+        return Sealed(rendered)
     return RenderedFields(cast("dict[str, Any]", rendered)) if isinstance(rendered, dict) else rendered
 
 
@@ -437,7 +471,7 @@ class Forward:
 
     def __call__(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
         """Write one line whose fields are safe already."""
-        fields = _judged_texts(fields)
+        fields = own(fields)
         if structlog.is_configured():
             safe = {f"field_{key}" if key == "event" else key: value for key, value in fields.items()}
             getattr(structlog.get_logger("healthobs"), level)(Rendered(event), **safe)

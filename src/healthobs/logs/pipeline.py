@@ -15,13 +15,12 @@ from functools import partial
 from typing import Any, Literal, TextIO, cast
 
 import structlog
-from opentelemetry import trace
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 from healthobs.clock import Clock
 from healthobs.config import Settings
 from healthobs.logs.adoption import Forward, LogAdoption, exception_of
-from healthobs.logs.records import Rendered
+from healthobs.logs.records import Rendered, current_ids
 from healthobs.logs.stdlib import StdlibCapture
 from healthobs.redaction import Redactor, describe_exception
 from healthobs.tenancy import here
@@ -106,6 +105,7 @@ class Logs:
         fields: Mapping[str, object] | None = None,
         *,
         own: Mapping[str, object] | None = None,
+        facts: Mapping[str, object] | None = None,
         checked: bool = False,
     ) -> None:
         """Write one line; never raises.
@@ -115,6 +115,7 @@ class Logs:
             event: What happened, a literal such as ``payment_declined``.
             fields: Values; `exc_info` (an exception, a tuple or True) adds the exception's facts.
             own: Values of the caller's own closed vocabulary, which pass also in ``strict``.
+            facts: What may be said of an exception, when that is known already.
             checked: Whether `event` is as it may leave but for patterns.
         """
         level = _ALIASES.get(level, level)
@@ -122,7 +123,7 @@ class Logs:
             return
         try:
             redact = self._redactor.text if checked else self._redactor.name
-            line = self._line(level if level in _LEVELS else "info", redact(event), fields, own)
+            line = self._line(level if level in _LEVELS else "info", redact(event), fields, own, facts)
             self._write(line)
         except Exception:  # noqa: BLE001  # a fault of telemetry is not the caller's
             self._failed()
@@ -146,7 +147,7 @@ class Logs:
                 "service": self._service,
             }
             if "trace_id" not in fields:
-                line["trace_id"], line["span_id"] = _current_ids()
+                line["trace_id"], line["span_id"] = current_ids()
             if self._tenants:
                 line |= self._tenant()
             line.update(fields)
@@ -167,7 +168,7 @@ class Logs:
             wrapper_class=_noting(structlog.make_filtering_bound_logger(level), self._redactor),
             context_class=dict,
         )
-        bound = logger if name is None else logger.bind(logger=name)
+        bound = logger if name is None else logger.bind(logger=self._redactor.written(name))
         return cast("FilteringBoundLogger", bound)
 
     def capture_stdlib(self) -> None:
@@ -195,7 +196,7 @@ class Logs:
             self._lowest = _NEVER
 
     def _ids(self) -> dict[str, str]:
-        trace_id, span_id = _current_ids()
+        trace_id, span_id = current_ids()
         return {
             self._names.get("trace_id", "trace_id"): trace_id,
             self._names.get("span_id", "span_id"): span_id,
@@ -212,9 +213,14 @@ class Logs:
         raise structlog.DropEvent
 
     def _line(
-        self, level: str, event: str, fields: Mapping[str, object] | None, own: Mapping[str, object] | None
+        self,
+        level: str,
+        event: str,
+        fields: Mapping[str, object] | None,
+        own: Mapping[str, object] | None,
+        facts: Mapping[str, object] | None,
     ) -> dict[str, Any]:
-        trace_id, span_id = _current_ids()
+        trace_id, span_id = current_ids()
         line: dict[str, Any] = {
             "timestamp": self._timestamp(),
             "level": level,
@@ -228,10 +234,10 @@ class Logs:
         for key, value in (own or {}).items():
             line[key] = self._redactor.text(str(value))
         if not fields:
-            return line
+            return {**line, **(facts or {})}
         plain = {key: value for key, value in fields.items() if key not in ("exc_info", "stack_info")}
         exc = exception_of(fields.get("exc_info"))
-        failure = {} if exc is None else self._exception_fields(exc)
+        failure = dict(facts or {}) if exc is None else self._exception_fields(exc)
         for key, value in self._redactor.mapping(plain).items():
             name = key
             while name in line or name in failure:
@@ -276,7 +282,9 @@ class Logs:
         try:
             text = _JSON.encode(line)
         except ValueError:  # NaN or infinity in a line that skipped redaction
-            text = _JSON.encode(self._redactor.mapping(line))
+            redact = self._redactor.value
+            numbers = {key: redact(key, value) for key, value in line.items() if type(value) is float}
+            text = _JSON.encode({**line, **numbers})
         if not text.isascii():
             text = text.translate(_SEPARATORS)
         stream = self._stream or sys.stdout
@@ -307,13 +315,6 @@ def _noting(base: type[Any], redactor: Redactor) -> type[Any]:
         return base.bind(self, **new_values)
 
     return type("NotingLogger", (base,), {"bind": bind})
-
-
-def _current_ids() -> tuple[str, str]:
-    context = trace.get_current_span().get_span_context()
-    if not context.trace_id:
-        return "", ""
-    return f"{context.trace_id:032x}", f"{context.span_id:016x}"
 
 
 def _protect_in_forks(logs: Logs) -> None:

@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
+from opentelemetry import trace
+
 from healthobs import _runtime
 from healthobs.redaction import Redactor
 
@@ -41,6 +43,32 @@ class Rendered(str):
     __slots__ = ()
 
 
+class Sealed(Rendered):
+    """A whole line, rendered from fields that were judged already: it may leave as it is."""
+
+    __slots__ = ()
+
+
+class Own(str):
+    """A text that healthobs wrote itself: it may leave as it is."""
+
+    __slots__ = ()
+
+
+class OwnTexts(tuple[Any, ...]):
+    """Several texts that healthobs wrote itself."""
+
+    __slots__ = ()
+
+
+def own(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `fields` of healthobs' own, marked so that no set-up that they pass through judges them again."""
+    return {
+        key: Own(value) if type(value) is str else OwnTexts(value) if type(value) in (list, tuple) else value
+        for key, value in fields.items()
+    }
+
+
 class RenderedFields(dict[str, Any]):
     """Fields that were judged already."""
 
@@ -61,7 +89,16 @@ def note(record: logging.LogRecord, redactor: Redactor) -> None:
         for name in _NAMED.findall(template):
             redactor.written(name)
     named = cast("dict[object, object]", arguments) if type(arguments) is dict else {}
-    redactor.note([name for name in (*(record.__dict__.keys() - STANDARD), *named) if type(name) is str])
+    fields = {name: record.__dict__[name] for name in record.__dict__.keys() - STANDARD}
+    redactor.note({**fields, **{name: value for name, value in named.items() if type(name) is str}})
+
+
+def current_ids() -> tuple[str, str]:
+    """Return trace id and span id of the current span, in hexadecimal; empty where there is none."""
+    context = trace.get_current_span().get_span_context()
+    if not context.trace_id:
+        return "", ""
+    return f"{context.trace_id:032x}", f"{context.span_id:016x}"
 
 
 def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
@@ -71,7 +108,7 @@ def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
     """
     template, arguments = cast("str", record.msg), cast("Any", record.args)
     if isinstance(template, Rendered):
-        return redactor.text(template), None
+        return str(template) if isinstance(template, Sealed) else redactor.text(template), None
     server = redactor.mode != "watch" and record.name.partition(".")[0] in _SERVERS
     if server and record.name == "uvicorn.access" and isinstance(arguments, tuple) and len(arguments) == 5:  # pyright: ignore[reportUnknownArgumentType]
         return _ACCESS, _uvicorn(cast("tuple[object, ...]", arguments), redactor)

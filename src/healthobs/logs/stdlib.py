@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from healthobs.logs.records import clean, note
 from healthobs.redaction import Redactor
@@ -26,8 +26,8 @@ _FACTS = (
     "exception_type", "exception_frames", "exception_fingerprint", "exception_causes", "error_id",
 )  # fmt: skip
 
-#: Takes level name, event and fields.
-Emit = Callable[[str, str, Mapping[str, object] | None], None]
+#: `Logs.emit` of events that are judged already.
+Emit = Callable[..., None]
 
 
 class StdlibCapture:
@@ -73,17 +73,16 @@ class CapturingHandler(logging.Handler):
         if record.levelno < lowest:
             return
         note(record, self._redactor)
-        fields: dict[str, object] = {"logger": record.name}
+        own = {"logger": record.name}
         done = record.__dict__
         if done.get(DONE) == id(
             self._redactor
         ):  # on its way here it passed a handler that `LogAdoption` covers
-            fields.update({key: done[key] for key in _FACTS if key in done})
-            self._emit_line(_level_name(record.levelno), record.getMessage(), fields)
+            facts = {key: done[key] for key in _FACTS if key in done}
+            self._emit_line(_level_name(record.levelno), record.getMessage(), own=own, facts=facts)
             return
-        if record.exc_info:
-            fields["exc_info"] = record.exc_info
-        self._emit_line(_level_name(record.levelno), self._message(record), fields)
+        fields = {"exc_info": record.exc_info} if record.exc_info else None
+        self._emit_line(_level_name(record.levelno), self._message(record), fields, own=own)
 
     def _message(self, record: logging.LogRecord) -> str:
         """Return the message, with its arguments redacted one by one."""

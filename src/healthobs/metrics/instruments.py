@@ -198,7 +198,7 @@ class Metrics:
         build = self.gauge(
             "healthobs_build_info", "What runs", ("service", "version"), multiprocess_mode="mostrecent"
         )
-        build.labels(settings.service_name, settings.service_version).set(1)
+        build.declare(settings.service_name, settings.service_version).set(1)
         self._views: tuple[PrefixCollector, ...] = ()
         self._before_first_scrape: list[Callable[[], object]] = []
 
@@ -244,12 +244,12 @@ class Metrics:
     def count_internal_error(self, component: str) -> None:
         """Count a fault of telemetry; never raises."""
         with contextlib.suppress(Exception):  # counting a fault must not be one
-            self._errors.labels(component).inc()
+            self._errors.declare(component).inc()
 
     def count_redaction(self, signal: str, kind: str) -> None:
         """Count one masked value."""
         self.redacted_kinds.add(kind)
-        self.redactions.labels(signal, kind).inc()
+        self.redactions.declare(signal, kind).inc()
 
     def clean(self, label: str, value: str, *, declared: bool) -> str:
         """Return a label's value as it may leave (`Redactor.label`)."""
@@ -327,6 +327,8 @@ class Metrics:
             known = self._instruments.get(name)
             if known is None:
                 metric = kind(name, documentation, labels, registry=self.registry, **options)
+                if self._redactor is not None:
+                    self._redactor.written(name)  # the label of its overflow
                 known = self._instruments[name] = Instrument(metric, shape, self)
             elif known.shape != shape:
                 raise MetricNameError(f"{name} is taken by an instrument of another kind, labels or buckets")

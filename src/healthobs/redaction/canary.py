@@ -1,11 +1,17 @@
 """Samples of the eighteen identifiers of 45 CFR 164.514(b)(2)(i): what must not come out of any exit.
 
+A key that lets values pass unscanned must be one of the semantic conventions, all of which have a dot: every key that
+the redactor knows is tried with a sample, and one that nobody knows in each of their namespaces.
+
 Limits: for the kinds without a pattern (names, places, pictures) only the key tells, so only there are they looked for.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from healthobs.redaction import keys
+from healthobs.redaction.redactor import Redactor
 
 
 class Identifier(NamedTuple):
@@ -39,6 +45,47 @@ IDENTIFIERS: tuple[Identifier, ...] = (
     Identifier("Q", "full-face photographs", "photo", "face photograph canary", False),
     Identifier("R", "other unique identifiers", "patient_id", "canary unique code", False),
 )
+
+
+#: Namespaces whose known keys instrumentation sets; stated again here, so that the table of keys is not its own judge.
+_NAMESPACES = frozenset(
+    (
+        "cloud", "client", "code", "container", "db", "deployment", "error", "exception", "feature_flag", "healthobs", "host",
+        "http", "k8s", "messaging", "network", "os", "otel", "peer", "process", "rpc", "server", "service", "telemetry",
+        "thread", "url", "user_agent",
+    )
+)  # fmt: skip
+#: Keys of these namespaces that hold data of a request.
+_DATA = (
+    "url.full", "url.path", "url.query", "client.address", "user_agent.original", "http.url", "http.target",
+    "http.request.method_original", "db.query.text", "db.statement", "exception.message", "exception.stacktrace",
+    "otel.status_description", "process.command_line", "process.owner",
+)  # fmt: skip
+
+
+def holes(redactor: Redactor) -> list[str]:
+    """Return the keys under which a sample comes out of `redactor`, though no instrumentation sets them.
+
+    Left out are those that the settings allow, and all in ``watch``, where everything passes by definition.
+
+    Args:
+        redactor: What is tried; nothing is counted.
+    """
+    if redactor.mode == "watch":
+        return []
+    tried, known = redactor.uncounted(), keys.ALLOWED | keys.WORDS
+    expected = {key for key in known if "." in key and key.partition(".")[0] in _NAMESPACES}
+    spaces = {key.rpartition(".")[0] for key in expected} | _NAMESPACES | {"control"}
+    tries = (known - expected) | {f"{space}.canary" for space in spaces} | set(_DATA)
+    # `strict` lets no text pass, so there a name is looked for, which no pattern finds.
+    told = next(
+        each for each in IDENTIFIERS if each.key == ("patient_name" if tried.strict else "email")
+    ).sample
+    return sorted(
+        key
+        for key in tries
+        if told in f"{tried.value(key, told)} {tried.label(key, told)}" and not tried.allows(key)
+    )
 
 
 def telling(sample: str) -> str:

@@ -1,7 +1,8 @@
 """What a key says about its value: pass it, mask it, or scan it.
 
-Allow-list first (OpenTelemetry semantic conventions 1.x and healthobs' own fields, exact names), then deny
-by the words in the name, so that `patientSSN`, `patient.dob` and `PATIENT_DOB` are one thing.
+Allow-list first: exact names of the OpenTelemetry semantic conventions 1.x and of healthobs, all with a dot. Bare words
+(`status`, `endpoint`) are anybody's, so what is under them is scanned. Then deny by the words in the name, so that
+`patientSSN`, `patient.dob` and `PATIENT_DOB` are one thing.
 
 Limits: only English names are known; what is unknown is scanned by value, never passed.
 """
@@ -25,9 +26,9 @@ class Action(IntEnum):
     AGE = 3
 
 
-#: Keys whose values come from code, configuration or a protocol, never from a patient.
+#: Keys whose values instrumentation sets from code, configuration or a protocol, never from a patient; not scanned.
 ALLOWED = _set("""
-    http.request.method http.request.method_original http.response.status_code http.route
+    http.request.method http.response.status_code http.route
     http.request.resend_count http.request.body.size http.response.body.size
     url.scheme url.template server.address server.port client.port network.protocol.name
     network.protocol.version network.transport network.type network.peer.port
@@ -44,26 +45,30 @@ ALLOWED = _set("""
     healthobs.redacted healthobs.tenant healthobs.operation healthobs.outcome healthobs.error_id
     healthobs.exception.frames healthobs.exception.fingerprint healthobs.exception.causes
     healthobs.audit.index healthobs.audit.action healthobs.time_to_first_byte_seconds
+    telemetry.sdk.name telemetry.sdk.language telemetry.sdk.version telemetry.auto.version
+    telemetry.distro.name telemetry.distro.version otel.scope.name otel.scope.version otel.status_code
+    deployment.environment deployment.environment.name deployment.id deployment.name
+    process.runtime.name process.runtime.version process.runtime.description
+    k8s.cluster.name k8s.cluster.uid k8s.namespace.name k8s.node.name k8s.node.uid k8s.pod.name k8s.pod.uid
+    k8s.container.name k8s.container.restart_count k8s.deployment.name k8s.deployment.uid k8s.replicaset.name
+    k8s.replicaset.uid k8s.statefulset.name k8s.statefulset.uid k8s.daemonset.name k8s.daemonset.uid
+    k8s.job.name k8s.job.uid k8s.cronjob.name k8s.cronjob.uid
+    container.id container.name container.runtime container.image.name container.image.id container.image.tag
+    container.image.tags cloud.provider cloud.account.id cloud.region cloud.availability_zone cloud.platform
+    cloud.resource_id os.type os.name os.version os.description os.build_id
+    """)
+#: Words of which no part names a person. Values under them are scanned as text; in ``strict`` those that are written
+#: in the code pass.
+WORDS = _set("""
     timestamp level event service trace_id span_id logger version environment
     method route endpoint status status_code outcome operation action duration_seconds
     duration_ms time_to_first_byte_seconds response_bytes component metric signal control state check
     framework frameworks peer pid port error_id error_type
     exception_type exception_frames exception_fingerprint exception_causes audit_index
     """)
-_ALLOWED_PREFIXES = (
-    "control.",
-    "telemetry.",
-    "otel.",
-    "deployment.",
-    "process.runtime.",
-    "k8s.",
-    "container.",
-    "cloud.",
-    "os.",
-)
 
-#: Metric labels whose values come from a closed vocabulary: the same names as labels are spelled, and ours.
-LABELS = frozenset(key.replace(".", "_") for key in ALLOWED) | _set("kind type result")
+#: Metric labels as the semantic conventions spell them; instrumentation sets them from closed vocabularies.
+LABELS = frozenset(key.replace(".", "_") for key in ALLOWED) - WORDS
 #: One of these words in a key masks the value.
 _DENIED = _set("""
     ssn ssns itin dob birth birthday birthdate born death deceased mrn mbi hicn npi medicare medicaid
@@ -137,8 +142,10 @@ def words(key: str) -> list[str]:
 
 def classify(key: str, allowed: frozenset[str]) -> Action:
     """Return what to do with values under `key`; `allowed` are further exact names that pass."""
-    if key in ALLOWED or key in allowed or key.startswith(_ALLOWED_PREFIXES):
+    if key in ALLOWED or key in allowed:
         return Action.ALLOW
+    if key in WORDS:
+        return Action.SCAN
     parts = words(key)
     if not parts:
         return Action.SCAN

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal, cast
 from uuid import UUID
 
-from healthobs.redaction.keys import ALLOWED, LABELS, Action, classify
+from healthobs.redaction.keys import ALLOWED, LABELS, WORDS, Action, classify
 from healthobs.redaction.literals import Literals
 from healthobs.redaction.phi import Phi, marked_fields
 from healthobs.redaction.scan import scan
@@ -24,6 +24,8 @@ _MAX_KEY_LENGTH = 128
 _MAX_TEMPLATES = 4096
 #: Numbers with as many digits as a date or an SSN are scanned as text.
 _LONG_NUMBER = 10_000_000
+#: Names of levels, as set-ups write them.
+_LEVELS = ("debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "notset")
 #: Not `cast`, because each attribute of each span passes here.
 _type_of: Callable[[object], type[object]] = type
 _SCALARS = (str, int, float, bool)
@@ -57,7 +59,9 @@ class Redactor:
         self._strict = mode == "strict"
         self._watch = mode == "watch"
         self._allowed = frozenset(allowed_keys)
-        self._literals = Literals((*self._allowed, *ALLOWED, *_MARKS))
+        self._literals = Literals(
+            (*self._allowed, *ALLOWED, *WORDS, *_LEVELS, *map(str.upper, _LEVELS), *_MARKS)
+        )
         self._on_redaction = on_redaction
         self._actions: dict[str, Action] = {}
         self._templates: set[str] = set()
@@ -115,10 +119,17 @@ class Redactor:
         """Return whether `text` is known to be written in the code."""
         return self._literals.has(text)
 
-    def note(self, names: Collection[str]) -> None:
-        """Learn, in ``strict``, which of `names` are written in the code of the functions that are running."""
-        if self._strict:
-            self._literals.note(names)
+    def note(self, fields: Mapping[str, object]) -> None:
+        """Learn, in ``strict``, what of `fields` is written in the code of the functions that are running.
+
+        That are their names, and values under bare words such as `status`.
+        """
+        if not self._strict:
+            return
+        self._literals.note(fields)
+        if not WORDS.isdisjoint(fields):
+            values = (fields[word] for word in WORDS.intersection(fields))
+            self._literals.note([value for value in values if type(value) is str])
 
     def written(self, text: str) -> str:
         """Remember that `text` is written in the code, and return it as it may leave."""
@@ -203,7 +214,7 @@ class Redactor:
                 key = str(key)
             else:
                 return self._mark(signal, "key")
-        if self._strict and not (self.is_written(key) or self.action(key) is Action.ALLOW):
+        if self._strict and not self.is_written(key):
             return self.drop(key, signal=signal)
         if key in self._actions:  # only keys that were scanned clean are remembered
             return key
@@ -270,7 +281,7 @@ class _Walk:
         if action is Action.DENY:
             return value if type(value) is str and value in _MARKS else self._mark("key")
         if isinstance(value, str):
-            return self._string(value, action)
+            return self._string(key, value, action)
         if isinstance(value, (bool, int, float, Decimal)):
             return self._number(value, action)
         return self._other(key, value, depth)
@@ -296,11 +307,13 @@ class _Walk:
                 result[unique] = self._mark("error")
         return result
 
-    def _string(self, value: str, action: Action) -> Any:
+    def _string(self, key: str, value: str, action: Action) -> Any:
         plain = value if type(value) is str else str.__str__(value)
         if action is Action.ALLOW or not plain:
             return plain
         if self._redactor.strict and _UUID.fullmatch(plain) is None:  # a UUID is a surrogate, no text
+            if key in WORDS and self._redactor.is_written(plain):
+                return self._redactor.text(plain, signal=self._signal)
             return plain if plain in _MARKS else self._redactor.drop(plain, signal=self._signal)
         if action is Action.AGE and len(plain) < 4 and plain.isdecimal() and int(plain) > 89:
             return self._mark("age")
@@ -332,7 +345,7 @@ class _Walk:
         if isinstance(value, Enum):
             return self.value(key, value.value, depth - 1) if depth else self._mark("type")
         if isinstance(value, UUID):
-            return self._string(str(value), self._redactor.action(key))
+            return self._string(key, str(value), self._redactor.action(key))
         if isinstance(value, (date, time)):
             return self._mark("date")
         if isinstance(value, timedelta):

@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanContext, Status, StatusCode
 
 from healthobs.exceptions import RedactionError
 from healthobs.redaction import Redactor
-from healthobs.redaction.canary import IDENTIFIERS, telling
+from healthobs.redaction.canary import IDENTIFIERS, holes, telling
 from healthobs.tracing.exporters import RedactingSpanExporter
 
 
@@ -29,6 +29,8 @@ def release_canary(redactor: Redactor) -> None:
     sink, tried = InMemorySpanExporter(), redactor.uncounted()
     keyed = [each for each in IDENTIFIERS if not tried.allows(each.key)]
     found = " and ".join(each.sample for each in IDENTIFIERS if each.in_text)
+    for each in keyed:  # in `strict` a key that nobody wrote would take its value along, untried
+        tried.written(each.key)
     by_key = {each.key: each.sample for each in keyed}
     span = ReadableSpan(
         f"canary {found}",
@@ -44,6 +46,7 @@ def release_canary(redactor: Redactor) -> None:
         for each in IDENTIFIERS
         if telling(each.sample) in shown and (each.in_text or each in keyed)
     ]
+    passed += [f"any under the key {key}" for key in holes(redactor)]
     if passed or not shown:
         raise RedactionError(
             f"redaction let a canary pass at start: {', '.join(passed) or 'no span came out at all'}; "

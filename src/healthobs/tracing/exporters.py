@@ -36,7 +36,7 @@ _MARK = re.compile(r"\[PHI:([a-z_]+)\]")
 #: only the key passes in ``strict``.
 _CONVENTIONS: tuple[str, ...] = tuple(
     """
-    url.full url.path url.query url.fragment client.address user_agent.original network.peer.address
+    http.request.method_original url.full url.path url.query url.fragment client.address user_agent.original network.peer.address
     network.local.address network.local.port http.method http.scheme http.flavor http.host http.url http.target
     http.user_agent http.client_ip http.server_name http.status_code http.status_text http.request_content_length
     http.response_content_length net.peer.name net.peer.ip net.peer.port net.host.name net.host.ip net.host.port
@@ -307,7 +307,7 @@ class _Noting(Span):
     redactor: Redactor
 
     def set_attribute(self, key: str, value: Any) -> None:
-        self.redactor.note((key,))
+        self.redactor.note({key: value})
         super().set_attribute(key, value)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
@@ -317,11 +317,12 @@ class _Noting(Span):
     def add_event(
         self, name: str, attributes: Mapping[str, Any] | None = None, timestamp: int | None = None
     ) -> None:
-        self.redactor.note((name, *(attributes or ())))
+        self.redactor.is_written(name)
+        self.redactor.note(attributes or {})
         super().add_event(name, attributes, timestamp)
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, Any] | None = None) -> None:
-        self.redactor.note(attributes or ())
+        self.redactor.note(attributes or {})
         super().add_link(context, attributes)
 
 
