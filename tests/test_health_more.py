@@ -224,14 +224,17 @@ class TestBoard:
         assert health.readiness() == (503, {"ready": False, "checks": {"lifecycle": "draining"}})
         assert (health.liveness()[0], told) == (200, ["ready", "draining"])
 
-    def test_a_silent_worker_has_stalled(self, board: Board, ticking: Time) -> None:
+    def test_a_silent_worker_has_stalled(
+        self, board: Board, ticking: Time, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """With the stall watchdog on, a worker that writes nothing any more has failed."""
-        health = Health("s", "1", ticking.clock, progress=Progress(0.05, ticking.clock))
+        health = Health("s", "1", ticking.clock, progress=Progress(60, ticking.clock))
         mine, board.row = board.row, board.take()
         board.write(ready=True, alive=True)
         board.row = mine
         assert health.liveness()[0] == 200
-        time.sleep(0.06)
+        real = time.monotonic_ns
+        monkeypatch.setattr(time, "monotonic_ns", lambda: real() + 61 * 10**9)
         assert health.liveness()[1]["checks"] == {"request_progress": "ok", "workers": "failed"}
 
 

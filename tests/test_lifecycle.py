@@ -143,12 +143,14 @@ class TestDrain:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         began = time.monotonic()
-        for _ in range(terms):
+        process.send_signal(signal.SIGTERM)
+        words = [process.stdout.readline()]  # two signals that nobody has taken yet are one
+        if terms == 2:
             process.send_signal(signal.SIGTERM)
-            time.sleep(0.1)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=60)
         assert process.returncode == 0
-        return [line.split()[0] for line in output.splitlines()], time.monotonic() - began
+        took = time.monotonic() - began
+        return [line.split()[0] for line in (*words, *output.splitlines())], took
 
     def test_the_handler_before_it_comes_later(self) -> None:
         """The first SIGTERM announces; the handler that was there runs after the delay."""
@@ -158,9 +160,9 @@ class TestDrain:
 
     def test_a_second_term_is_now(self) -> None:
         """Who insists does not wait."""
-        words, took = self.run("60", "handled", terms=2)
+        words, took = self.run("600", "handled", terms=2)
         assert words == ["draining", "stopped", "flushed"]
-        assert took < 20
+        assert took < 600
 
     def test_a_process_that_would_die_of_it_exits(self) -> None:
         """Where nothing handled SIGTERM the process exits, so that what waits to be sent is sent."""

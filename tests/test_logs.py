@@ -346,7 +346,7 @@ class TestAccess:
 
 def exit_code(child: int) -> int:
     """Wait for `child`, but kill it when it hangs: a deadlocked child would outlive the test."""
-    for _ in range(100):
+    for _ in range(1200):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return status

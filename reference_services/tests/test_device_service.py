@@ -93,13 +93,16 @@ def devices(world: Any, tmp_path: Path) -> Devices:
     return Devices(world, tmp_path)
 
 
+#: One moment for all: two equal items stay equal when a minute ends between them.
+EFFECTIVE = (datetime.now(UTC) - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:00Z")
+
+
 def item(sequence: int = 1, **changes: Any) -> dict[str, Any]:
-    now = datetime.now(UTC) - timedelta(minutes=1)
     made = {
         "code": "8867-4",
         "value": 72,
         "unit": "/min",
-        "effective": now.strftime("%Y-%m-%dT%H:%M:00Z"),
+        "effective": EFFECTIVE,
         "sequence": sequence,
     }
     return {**made, **changes}
