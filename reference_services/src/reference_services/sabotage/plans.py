@@ -67,6 +67,7 @@ def _proxy(*, when_present: bool) -> Callable[[World], None]:
             return inner(environ, start_response)
 
         app.wsgi_app = proxy  # type: ignore[method-assign]
+        world.undo.callback(setattr, app, "wsgi_app", inner)
 
     return act
 
@@ -84,6 +85,7 @@ def _resign(world: World) -> None:
         return inner(environ, start_response)
 
     app.wsgi_app = gateway  # type: ignore[method-assign]
+    world.undo.callback(setattr, app, "wsgi_app", inner)
 
 
 def _audit_file(world: World) -> str:
