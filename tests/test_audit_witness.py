@@ -293,18 +293,21 @@ class TestWitnesses:
         assert peers.state == "self-witnessed", "the witness that never saw the log cannot know"
 
     def test_state_and_contradiction_reach_the_control(self, bench: Bench) -> None:
-        """The trail says who witnesses it, and the integrity control fails once a witness contradicts it."""
+        """Integrity is shown in part until an independent witness cosigned, and fails once any contradicts the trail."""
         context = ProbeContext(
             settings=Settings(service_name="s"), clock=Clock(), redactor=Redactor(), audit=bench.trail
         )
         bench.trail.append({"action": "a.b"})
         assert bench.trail.witness_state == "self-signed"
-        assert "self-signed" in Integrity()(context).text
+        outcome = Integrity()(context)
+        assert (outcome.state, "self-signed" in outcome.missing[0]) == ("partial", True)
+        bench.client("w2", independent=("w2",)).ask()
+        assert (bench.trail.witness_state, Integrity()(context).state) == ("witnessed", "pass")
         peers = bench.client("w1")
         peers.ask()
         assert bench.trail.witness_state == "self-witnessed"
         outcome = Integrity()(context)
-        assert (outcome.state, "self-witnessed" in outcome.text) == ("pass", True)
+        assert (outcome.state, "self-witnessed" in outcome.missing[0]) == ("partial", True)
         bench.witnesses["https://w1"].add_checkpoint(later(bench))
         assert peers.ask().contradicted == ("w1.example/w",)
         outcome = Integrity()(context)
