@@ -14,7 +14,7 @@ import pytest
 
 from healthobs.compliance import ProbeContext
 from reference_services._kit import ServiceSettings
-from reference_services.medical_device import udi
+from reference_services.medical_device import models, udi
 from reference_services.medical_device.api import INFO, create_app
 from reference_services.medical_device.controls import controls
 
@@ -457,7 +457,7 @@ class TestControls:
         """Run the controls and return state and count of each."""
         service = devices.world["medical-device"].extensions["medical-device"]
         obs = devices.world.obs("medical-device")
-        context = ProbeContext(settings=obs.settings, clock=obs.clock, redactor=obs.redactor)
+        context = ProbeContext(settings=obs.settings, clock=obs.clock, redactor=obs.redactor, audit=obs.audit)
 
         def once() -> dict[str, tuple[str, int | None]]:
             outcomes = {
@@ -493,6 +493,22 @@ class TestControls:
         devices.sign(f"devices/{devices.device()}")
         devices.database(statement)
         assert {name: state for name, (state, _) in run().items()} == {"P-50": "pass", **expected}
+
+    def test_deleted_signatures(self, devices: Devices, run: Any) -> None:
+        """A signature that is gone is missed, one of several too, because its signing is in the audit trail."""
+        device = devices.device()
+        for meaning in ("approval", "review"):
+            devices.sign(f"devices/{device}", meaning=meaning)
+        assert run()["P-70"] == ("pass", 2)
+        devices.database("DELETE FROM signature WHERE id = (SELECT max(id) FROM signature)")
+        assert [run()[name] for name in ("P-70", "P-50")] == [("fail", 1), ("unknown", 1)]
+        devices.database("DELETE FROM signature")
+        assert [run()[name] for name in ("P-70", "P-50")] == [("fail", 2), ("unknown", 2)]
+
+    def test_signature_without_meaning(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A rule that would take a signature without meaning is found before there is one."""
+        monkeypatch.setattr(models.SignatureInput, "model_validate", lambda _value: None)
+        assert run()["P-50"] == ("fail", None)
 
     def test_sabotaged_key(self, devices: Devices, run: Any) -> None:
         """Signatures under a key that is not there any more do not hold."""

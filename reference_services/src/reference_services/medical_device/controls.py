@@ -1,29 +1,34 @@
 """What medical-device observes about itself, beside the library's controls.
 
 * P-70, signatures bound to their records (21 CFR 11.70): a signature is moved and must not hold; every stored
-  one is verified where it stands.
-* P-50, what a signature says (21 CFR 11.50): every stored one has name, time and meaning.
+  one is verified where it stands, and of those that the audit trail tells of none is gone.
+* P-50, what a signature says (21 CFR 11.50): one without meaning is refused, and every stored one has name, time and meaning.
 * P-10h, validity of the source of data (21 CFR 11.10(h)): an identifier with a wrong check digit is refused, and
   no stored one has one.
 
-Limits: a signature on a record that was changed since is no failure; it is shown as invalidated.
+Limits: a signature on a record that was changed since is no failure; it is shown as invalidated. Of the trail the
+newest thousand signings are looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from healthobs.compliance import Control, Outcome, control
-from reference_services.medical_device import store, udi
+from reference_services.medical_device import models, store, udi
 
 if TYPE_CHECKING:
+    from healthobs.audit.trail import AuditTrail
     from reference_services.medical_device.service import Service
 
 _BOUND = (
-    "a moved or altered canary signature does not hold, and every stored one is this key's and in its place"
+    "a moved or altered canary signature does not hold, every stored one is this key's and in its place, and none that "
+    "the audit trail tells of is gone"
 )
-_COMPLETE = "every stored signature of this key says who signed, when, and what for"
+_COMPLETE = "one without meaning is refused, and every stored signature of this key says who signed, when, and what for"
 _VALID = "an identifier with a wrong check digit is refused, and no registered device has one"
 _SAID = ("name", "signed", "meaning")
 _CANARY = {"id": "canary", "state": "sound"}
@@ -32,14 +37,14 @@ _CANARY = {"id": "canary", "state": "sound"}
 def controls(service: Callable[[], Service]) -> tuple[Control, ...]:
     """Return the controls of the service that `service` returns once it exists."""
     return (
-        control("P-70", criterion=_BOUND)(lambda _context: signatures_bound(service())),
-        control("P-50", criterion=_COMPLETE)(lambda _context: signatures_complete(service())),
+        control("P-70", criterion=_BOUND)(lambda context: signatures_bound(service(), context.audit)),
+        control("P-50", criterion=_COMPLETE)(lambda context: signatures_complete(service(), context.audit)),
         control("P-10h", criterion=_VALID)(lambda _context: identifiers_valid(service())),
     )
 
 
-def signatures_bound(service: Service) -> Outcome:
-    """Sign a canary and move the signature; verify every stored one."""
+def signatures_bound(service: Service, trail: AuditTrail | None) -> Outcome:
+    """Sign a canary and move the signature; verify every stored one, and look for those that were made."""
     signer = service.signer
     jws = signer.sign("devices", "canary", _CANARY, {"name": "canary"})
     seen = (
@@ -51,8 +56,9 @@ def signatures_bound(service: Service) -> Outcome:
         return Outcome(
             "fail", f"a canary signature in place, moved and on an altered record was {', '.join(seen)}"
         )
-    with service.kit.reading() as connection:
-        rows = store.signatures(connection)
+    rows, gone = _stored(service, trail)
+    if gone:
+        return Outcome("fail", f"{gone} signatures that the audit trail tells of are gone", gone)
     said = [(signer.manifest(row["jws"]) or {}, row) for row in rows]
     forged = sum(
         (found.get("kind"), found.get("record")) != (row["kind"], row["record_id"]) for found, row in said
@@ -64,10 +70,26 @@ def signatures_bound(service: Service) -> Outcome:
     return Outcome("pass", f"a moved signature did not hold; {len(rows)} stored ones do", len(rows))
 
 
-def signatures_complete(service: Service) -> Outcome:
-    """Look at what every stored signature says; what it is worth is the business of the control before."""
+def _stored(service: Service, trail: AuditTrail | None) -> tuple[list[dict[str, Any]], int]:
+    """Return the stored signatures, and how many there were besides: a signing leaves an entry in the trail."""
+    # The trail first: what it tells of was stored before.
+    entries = [] if trail is None else trail.read(action="record.sign", limit=1_000).entries
+    made = {entry["details"].get("signature") for entry in entries if entry.get("outcome") == "ok"} - {None}
     with service.kit.reading() as connection:
         rows = store.signatures(connection)
+    return rows, len(made - {row["id"] for row in rows})
+
+
+def signatures_complete(service: Service, trail: AuditTrail | None) -> Outcome:
+    """Ask for a signature without meaning; look at what every stored one says, whatever it is worth."""
+    try:
+        models.SignatureInput.model_validate({"reason": "canary"})
+    except ValidationError:
+        rows, gone = _stored(service, trail)
+    else:
+        return Outcome("fail", "a signature without meaning is not refused")
+    if gone:
+        return Outcome("unknown", f"{gone} signatures are gone, and nobody knows what they said", gone)
     said = [manifest for row in rows if (manifest := service.signer.manifest(row["jws"])) is not None]
     lacking = sum(not all(manifest.get(name) for name in _SAID) for manifest in said)
     if lacking:

@@ -145,6 +145,7 @@ class Service:
             jws = self.signer.sign(kind, key, signed, manifest)
             row = {"id": str(uuid.uuid4()), "kind": kind, "record_id": key, "jws": jws, "signed_ns": now_ns}
             store.add(connection, store.SIGNATURES, row)
+        annotate(details={"signature": row["id"]})
         self.signed.labels(body.meaning, "ok").inc()
         return self._signature(row, signed), 201
 

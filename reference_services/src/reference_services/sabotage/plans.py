@@ -298,6 +298,11 @@ SABOTAGES: tuple[Sabotage, ...] = (
         act=_sql("medical_device.db", "UPDATE signature SET record_id = 'other'"),
     ),
     Sabotage(
+        name="every signature is deleted",
+        control="P-70", service=DEVICE, on="database", act=_sql("medical_device.db", "DELETE FROM signature"),
+        also={"P-50": "unknown"},
+    ),
+    Sabotage(
         name="a stored device identifier gets a wrong check digit",
         control="P-10h", service=DEVICE, on="database",
         act=_sql("medical_device.db", "UPDATE device SET device_identifier = '00844588003289'"),
