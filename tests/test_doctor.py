@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakSet
 
 import pytest
+import structlog
 from flask import Flask
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -32,6 +33,13 @@ def names(app: Any, **options: Any) -> list[str]:
     """Return the names of what is found."""
     options = {"environ": {}, "sqlite_version": SOUND, **options}
     return [finding.name for finding in examine(app, **options)]
+
+
+@pytest.fixture(autouse=True)
+def _nobody_elses_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away the loggers and processors that other tests have set up in this process."""
+    monkeypatch.setattr(logging.getLogger().manager, "loggerDict", {})
+    structlog.reset_defaults()
 
 
 @pytest.fixture
