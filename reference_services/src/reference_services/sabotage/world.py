@@ -72,7 +72,6 @@ class World(Mapping[str, "WSGIApplication"]):
         self._settings = dict(settings or {})
         self._secret = secrets.token_urlsafe(24)
         self._apps: dict[str, Flask] = {}
-        self._unbroken: dict[str, WSGIApplication] = {}
         self._obs: dict[str, Observability] = {}
 
     # ---- services
@@ -105,7 +104,6 @@ class World(Mapping[str, "WSGIApplication"]):
             observed, clock=self._clock(), log_stream=io.StringIO(), controls=self._own_controls(name)
         )
         self._apps[name] = SERVICES[name].create_app(settings, obs=self._obs[name], transport=self)
-        self._unbroken[name] = self._apps[name].wsgi_app
 
     def _clock(self) -> Clock:
         system = Clock()
@@ -212,6 +210,5 @@ class World(Mapping[str, "WSGIApplication"]):
     ) -> None:
         self.undo.close()
         for name, app in self._apps.items():
-            app.wsgi_app = self._unbroken[name]  # type: ignore[assignment, method-assign]  # healthobs is not taken off from within
             app.extensions["reference_services"].close()
             self._obs[name].close()
