@@ -34,6 +34,7 @@ class TestGeneratedPages:
 NEEDED = {
     "healthobs.audit": "audit",
     "healthobs.audit.postgres": "postgres",
+    "healthobs.celery": "celery",
     "healthobs.client": "client",
     "healthobs.client.httpx": "httpx",
     "healthobs.client.requests": "requests",

@@ -10,12 +10,15 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from healthobs._runtime import current_or_none
 from healthobs.decorators.binding import Binding
 from healthobs.decorators.observer import ObservedCall
 from healthobs.decorators.plan import Counted, Plan, Traced
+
+if TYPE_CHECKING:
+    from healthobs.observability import Observability
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,23 +71,65 @@ def job(name: str) -> Generator[None]:
     if obs is None:
         yield
         return
-    name = obs.redactor.name(name, signal="trace")  # known only now, so it can be made of data
-    plan = Plan(name=name, traced=Traced(), timed=True, counted=(Counted(),), in_flight=True, logged="info")
-    call = ObservedCall(Binding(name, plan, obs), None)
+    run = JobRun(job_binding(obs, name))
     try:
         yield
     except BaseException as exc:
-        call.finish(None, exc)
+        run.finish(exc)
         raise
     else:
-        call.finish(None, None)
+        run.finish(None)
+    finally:
+        obs.flush()
+
+
+def job_binding(obs: Observability, name: str, traced: Traced | None = None) -> Binding:
+    """Return what all runs of one job share.
+
+    Args:
+        obs: Where they are recorded.
+        name: The job's name.
+        traced: What its span is like.
+    """
+    name = obs.redactor.name(name, signal="trace")  # known only now, so it can be made of data
+    plan = Plan(
+        name=name,
+        traced=traced or Traced(),
+        timed=True,
+        counted=(Counted(),),
+        in_flight=True,
+        logged="info",
+    )
+    return Binding(name, plan, obs)
+
+
+class JobRun:
+    """One run, for what cannot hold a `with` block open: it begins when made, in the context of now.
+
+    Args:
+        binding: Of its job.
+    """
+
+    def __init__(self, binding: Binding) -> None:
+        self._binding = binding
+        self._call = ObservedCall(binding, None)
+
+    def finish(self, exc: BaseException | None, *, succeeded: bool = True) -> None:
+        """End it, in the context in which it began.
+
+        Args:
+            exc: What it raised, if anything.
+            succeeded: Whether a run that raised nothing has done what it is for.
+        """
+        self._call.finish(None, exc)
+        if exc is not None or not succeeded:
+            return
         with contextlib.suppress(Exception):  # a fault of telemetry is not the job's
+            obs = self._binding.obs
             gauge = obs.metrics.gauge(
                 f"{obs.settings.prefix or 'healthobs'}_job_last_success_timestamp_seconds",
                 "When a job last succeeded, in seconds since the epoch",
                 ("job",),
                 multiprocess_mode="max",
             )
-            gauge.labels(name).set(obs.clock.wall_ns() / 1e9)
-    finally:
-        obs.flush()
+            gauge.labels(self._binding.name).set(obs.clock.wall_ns() / 1e9)

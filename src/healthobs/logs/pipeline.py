@@ -77,6 +77,7 @@ class Logs:
         mode: LogMode = "own",
     ) -> None:
         self.failures: int = 0
+        self.mode: LogMode = mode
         self._service = settings.service_name
         self._lowest = _NEVER if settings.disabled or mode == "off" else _LEVELS[settings.log_level]
         self._tenants = settings.tenants

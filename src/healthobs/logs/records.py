@@ -1,6 +1,7 @@
 """What a record of the standard library may say: its template is judged before it is formatted.
 
-Messages of known servers and clients quote the request: their paths become the route's template, or a mark.
+Messages of known servers and clients quote the request: their paths become the route's template, or a mark. Celery's
+quote a task's result and exception.
 
 Limits: the servers are known by the names of their loggers, and Flask's line by its beginning.
 """
@@ -34,6 +35,7 @@ _WERKZEUG = '"%s" %s %s'
 _REQUEST = re.compile(r"^(?:\x1b\[\d+m)*([A-Z]+) .* (HTTP/\d\.\d)(?:\x1b\[\d+m)*$", re.DOTALL)
 #: gunicorn's atoms that are numbers or times of its own.
 _ATOMS = re.compile(r"[-\d.<>]*")
+_TASK = frozenset({"description", "id", "name", "runtime"})
 _NUMBERS = ("s", "B", "b", "T", "D", "M", "L", "p")
 
 
@@ -119,6 +121,9 @@ def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
     failed = None if arguments or redactor.mode == "watch" else _FLASK.fullmatch(template)
     if failed is not None:
         return f"Exception on {_route()} [{_method(failed[2])}]", None
+    if arguments and redactor.mode != "watch" and record.name.partition(".")[0] == "celery":
+        judged, fitting = redactor.name(template), _celery(arguments, redactor)
+        return (judged, fitting) if _fits(judged, fitting) else (judged, None)
     judged = redactor.name(_without_targets(template) if server and not arguments else template)
     if not arguments:
         return judged, None
@@ -155,6 +160,16 @@ def _werkzeug(arguments: tuple[object, ...]) -> tuple[object, ...]:
     method, version = found.groups() if found else ("", "")
     numbers = (str(one) if _ATOMS.fullmatch(str(one)) else "-" for one in arguments[1:])
     return (f"{_method(method)} {_route()} {_http(version)}", *numbers)
+
+
+def _celery(arguments: Any, redactor: Redactor) -> Any:
+    """Return numbers, and what names a task's run; its arguments, result and exception are the application's data."""
+    if not isinstance(arguments, Mapping):
+        return tuple(one if isinstance(one, (int, float)) else "[PHI:value]" for one in arguments)
+    task = cast("Mapping[str, object]", arguments)
+    safe: dict[str, object] = dict.fromkeys(task, "[PHI:value]")
+    safe.update({key: redactor.text(str(task[key])) for key in _TASK & task.keys()})
+    return safe
 
 
 def _gunicorn(atoms: Mapping[str, object], redactor: Redactor) -> Mapping[str, object]:

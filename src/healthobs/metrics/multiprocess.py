@@ -80,6 +80,13 @@ def bury(path: Path, pid: int) -> bool:
     return True
 
 
+def bury_dead(path: Path) -> None:
+    """Merge what every process that is no more has left, as far as that can be done now."""
+    for owner in {_owner(file) for file in path.glob("*.db")} - {_ARCHIVE}:
+        if owner.isdecimal():
+            bury(path, int(owner))
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Generator[None]:
     """Keep merges away from a scrape; one that cannot have the lock reads all the same."""
