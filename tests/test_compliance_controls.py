@@ -64,6 +64,7 @@ from healthobs.compliance.probes_clock import MAX_STEP_SECONDS, ClockInSync, Ker
 from healthobs.compliance.probes_http import refuses_bad_tokens, refuses_strangers, sends_headers
 from healthobs.compliance.probes_telemetry import (
     _card_number,
+    hides_authentication_data,
     hides_card_numbers,
     masks_identifiers,
     wraps_every_exporter,
@@ -655,6 +656,19 @@ def context(**changes: Any) -> ProbeContext:
     return ProbeContext(**{**fields, **changes})
 
 
+def masking_is_seen(url: str, key: Path) -> bool:
+    """Return whether C-3.5 and C-3.3 pass on a trail that masks and fail on one that masks nothing, by what it records."""
+    states: list[str] = []
+    for redactor in (Redactor(), Redactor("watch")):
+        with closing(open_trail(url, service="s", key_file=key, redactor=redactor)) as trail:
+            outcomes = [
+                probe(context(audit=trail)) for probe in (hides_card_numbers, hides_authentication_data)
+            ]
+            states += [outcome.state for outcome in outcomes]
+    assert all("an audit entry" in outcome.text for outcome in outcomes)
+    return states == ["pass", "pass", "fail", "fail"]
+
+
 def replying(status: int, headers: Mapping[str, str] | None = None) -> Any:
     return lambda method, path, sent, body: Reply(status, headers or {}, b"")
 
@@ -930,6 +944,15 @@ class TestTelemetryProbes:
     def test_card_without_trail(self) -> None:
         """Without a trail only a part was shown."""
         assert hides_card_numbers(context()).state == "partial"
+
+    def test_trail_that_masks_nothing(self, tmp_path: Path) -> None:
+        """What the trail would record counts, not only what leaves as telemetry."""
+        assert masking_is_seen(f"sqlite:///{tmp_path}/audit.db", tmp_path / "key")
+
+    @pytest.mark.server
+    def test_trail_in_postgresql_that_masks_nothing(self, postgres: Any, tmp_path: Path) -> None:
+        """A trail without a file of its own is no blind spot."""
+        assert masking_is_seen(postgres.url(postgres.database()), tmp_path / "key")
 
     def test_canary_card_is_a_card(self) -> None:
         """The canary has sixteen digits and its check digit, so a redactor must take it for a card."""
