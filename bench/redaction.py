@@ -67,7 +67,8 @@ def _actions() -> dict[str, Callable[[], object]]:
     )
     for name, attributes, mode in cases:
         redactor = Redactor(mode)  # type: ignore[arg-type]
-        redactor.written("op")
+        for name in ("op", *attributes):  # as a span notes them where they are set
+            redactor.written(name)
         span: Any = tracer.start_span("op", attributes=attributes)
         span.end()
         exporter = RedactingSpanExporter(_Nowhere(), redactor)

@@ -117,7 +117,7 @@ class AuditTrail:
         return self._writer().append(self.encode(draft), self._timeout_seconds)
 
     def append_own(self, draft: Mapping[str, object]) -> Receipt:
-        """Record an entry by which the trail governs itself; for `healthobs.audit` only."""
+        """Record an entry of healthobs' own, by which the trail governs itself or a control reports."""
         body = self._encoded({**draft, "actor_kind": "system"}, governance.REDACTOR)
         return self._writer().append(body, self._timeout_seconds)
 

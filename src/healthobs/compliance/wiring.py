@@ -55,11 +55,10 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
     def record(action: str, control: str | None, details: Mapping[str, str]) -> int | None:
         if trail is None:
             return None
-        return trail.append(
+        return trail.append_own(
             {
                 "action": action,
                 "actor": settings.service_name,
-                "actor_kind": "system",
                 "resource_type": "control",
                 "resource_id": control,
                 "details": details,
