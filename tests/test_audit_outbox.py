@@ -320,8 +320,7 @@ def begin():
     connection.close()
 
 if fault == "without idempotency":
-    sequence = trails.AuditTrail.sequence
-    trails.AuditTrail.sequence = lambda self, rows: [
+    trails.AuditTrail.hand_over = lambda self, rows: [
         self._writer().append(body, 10) for _, body in rows
     ]
 
