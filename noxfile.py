@@ -34,7 +34,7 @@ SERVICES = "./reference_services"
 #: Rooms whose tests must find planted faults: files or folders under `src/healthobs`, and the tests that guard them.
 MUTATED = {
     "_callables.py": "test_callables* test_decorators*",
-    "http.py": "test_front_ends test_wsgi* test_flask test_headers test_tenancy test_taking_over",
+    "http.py": "test_front_ends test_wsgi* test_asgi test_headers test_tenancy test_taking_over",
     "metrics": "test_metrics* test_tenancy",
     "health": "test_health test_health_more",
     "redaction": "test_redaction*",

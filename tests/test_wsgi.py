@@ -174,12 +174,12 @@ class TestSpan:
         assert span.parent is None
 
     def test_server_error(self) -> None:
-        """A 5xx is an error of the span, a 4xx is not."""
-        kit = Kit(answer("503 Service Unavailable"))
+        """From 500 on an answer is an error of the span, below it is not."""
+        kit = Kit(answer("500 Internal Server Error"))
         kit.request()
         assert (kit.spans()[0].status.status_code, (kit.spans()[0].attributes or {})["error.type"]) == (
             StatusCode.ERROR,
-            "503",
+            "500",
         )
         kit = Kit(answer("404 Not Found", route=None))
         kit.request()
