@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import ClassVar
+from uuid import UUID
 
 import pytest
 
 from healthobs.headers import OWN_NAMES, SECURITY, compliance, receipt, settle
+from healthobs.http import new_request_id
 
 
 class TestCompliance:
@@ -70,3 +72,11 @@ class TestOwnNames:
         """Every header that is added is known, so that the application's own are never doubled."""
         sent = [*SECURITY, *compliance(conf="N", frameworks=(), retention_days=1), receipt("o", 1, b"")]
         assert {name.lower() for name, _ in sent} | {"x-request-id", "traceresponse"} == OWN_NAMES
+
+
+def test_a_new_request_id_is_a_random_uuid() -> None:
+    """Where the caller states none, a request gets a UUID of version 4 (RFC 9562 §5.4), each another."""
+    made = {new_request_id(None) for _ in range(200)}
+    assert {(str(UUID(text)) == text, UUID(text).version) for text in made} == {(True, 4)}
+    assert {text[19] for text in made} == set("89ab")
+    assert len(made) == 200

@@ -123,6 +123,8 @@ def _left_alone(parent: ast.AST, node: ast.AST) -> bool:
         return True
     if isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases):
         return True
+    if isinstance(node, ast.FunctionDef) and "overload" in map(ast.unparse, node.decorator_list):
+        return True
     if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("Literal", "Callable"):
         return True  # the name of a type
     # The type in `cast("Type", value)` is for type checkers.
