@@ -15,6 +15,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -543,15 +544,16 @@ class TestRecording:
             compliance_documents=folder,
             compliance_keys=(officer.vkey,),
         )
-        obs = Observability(settings, log_stream=io.StringIO())
+        clock = Clock(lambda: NOW * 10**9, lambda: 9)
+        obs = Observability(settings, clock=clock, log_stream=io.StringIO())
         assert obs.controls is not None
         assert obs.audit is not None
         obs.controls.run(["H-312.c"])
         shut = "H-312.c" in obs.controls.gate_failures()
         (folder / "w.json").unlink()
         obs.controls.run(["H-312.c"])
-        details = {"control.person": "privacy-officer", "control.issued": "2020-01-01"}
-        details["control.expires"] = "2099-12-31"
+        left = (date(2099, 12, 31) - clock.now().date()).days
+        details = {"control.person": "privacy-officer", "control.days_left": left}
         entries = [
             (entry["action"], entry["resource"]["id"], entry["details"])
             for entry in obs.audit.read(resource_id="H-312.c").entries

@@ -11,6 +11,7 @@ redaction lets pass in every mode.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import TYPE_CHECKING
 
 from healthobs.compliance.catalogue import library_controls, with_catalogue
@@ -52,7 +53,7 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         if result.control.probe is not None:
             checks.declare(result.control.framework, result.outcome.state).inc()
 
-    def record(action: str, control: str | None, details: Mapping[str, str]) -> int | None:
+    def record(action: str, control: str | None, details: Mapping[str, str | int]) -> int | None:
         if trail is None:
             return None
         return trail.append_own(
@@ -80,12 +81,11 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         return record("control.state_changed", control.id, {"control.old": old, "control.new": new})
 
     def on_waiver(control: Control, old: Signed | None, new: Signed | None) -> int | None:
+        details: dict[str, str | int] = {}
         said = new or old
-        details = {} if said is None else {
-            "control.person": said.person,
-            "control.issued": said.document.issued,
-            "control.expires": said.document.expires,
-        }  # fmt: skip
+        if said is not None:  # a number of days, as redaction takes a date for a person's
+            left = date.fromisoformat(said.document.expires) - obs.clock.now().date()
+            details = {"control.person": said.person, "control.days_left": left.days}
         return record("control.waiver_ended" if new is None else "control.waived", control.id, details)
 
     engine = ControlEngine(
