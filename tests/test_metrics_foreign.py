@@ -50,14 +50,16 @@ class TestForeignSeries:
 
     def test_strict(self, registry: CollectorRegistry) -> None:
         """Values that are not allow-listed by their label go; the registry itself is as it was."""
-        counter = Counter("app_reads", "x", ["patient", "ward", "method"], registry=registry)
+        counter = Counter("app_reads", "x", ["patient", "ward", "http_request_method"], registry=registry)
         counter.labels(f"{NAME} {SSN}", NAME, "GET").inc()
         before = generate_latest(registry)
         text = shown(registry)
-        assert of_app(text) == ['app_reads_total{method="GET",patient="[PHI:key]",ward="[PHI:strict]"} 1.0']
+        assert of_app(text) == [
+            'app_reads_total{http_request_method="GET",patient="[PHI:key]",ward="[PHI:strict]"} 1.0'
+        ]
         assert generate_latest(registry) == before
         assert of_app(shown(registry, allowed_keys=("ward",))) == [
-            f'app_reads_total{{method="GET",patient="[PHI:key]",ward="{NAME}"}} 1.0'
+            f'app_reads_total{{http_request_method="GET",patient="[PHI:key]",ward="{NAME}"}} 1.0'
         ]
 
     @pytest.mark.parametrize(
@@ -99,8 +101,8 @@ class TestForeignSeries:
 
     def test_info(self, registry: CollectorRegistry) -> None:
         """What is said by labels alone as well."""
-        Info("app", "x", registry=registry).info({"version": "1.2", "owner": NAME})
-        assert of_app(shown(registry)) == ['app_info{owner="[PHI:strict]",version="1.2"} 1.0']
+        Info("app", "x", registry=registry).info({"service_version": "1.2", "owner": NAME})
+        assert of_app(shown(registry)) == ['app_info{owner="[PHI:strict]",service_version="1.2"} 1.0']
 
     def test_what_python_says_of_itself(self, registry: CollectorRegistry) -> None:
         """The collectors of prometheus_client itself stay as they are, and a collector's own objects are not changed."""
