@@ -175,9 +175,9 @@ class TestClassify:
     @pytest.mark.parametrize(
         "key",
         [
-            "step", "className", "classname", "file_name", "operation.name", "table_name", "token_count",
-            "patient_count", "patients_generated_total", "address_type", "email_sent", "user_agent.original",
-            "request_id", "message", "cache_age", "max_age", "sender", "passed", "", "\u540d\u524d", "capital",
+            "step", "className", "classname", "file_name", "operation.name", "table_name", "file_count",
+            "oldest_age_seconds", "patients_generated_total", "table_size", "user_agent.original", "request_id",
+             "message", "cache_age", "max_age", "sender", "passed", "", "\u540d\u524d", "capital",
             "shipment", "session", "description",
         ],
     )  # fmt: skip
@@ -190,7 +190,9 @@ class TestClassify:
         """The allow-list wins over the words: `service.name` is no person's name."""
         assert classify(key, frozenset({"mine"})) is Action.ALLOW
 
-    @pytest.mark.parametrize("key", ["age", "patient.age", "patientAge", "age_years"])
+    @pytest.mark.parametrize(
+        "key", ["age", "patient.age", "patientAge", "age_years", "ageInYears", "age_at_visit"]
+    )
     def test_knows_ages(self, key: str) -> None:
         """Ages over 89 identify (45 CFR 164.514(b)(2)(i)(C))."""
         assert classify(key, frozenset()) is Action.AGE
@@ -269,11 +271,26 @@ class TestValue:
         assert type(result) is type(expected)
 
     @pytest.mark.parametrize(
-        ("age", "expected"), [(89, 89), (90, "[PHI:age]"), ("94", "[PHI:age]"), ("42", "42")]
-    )
-    def test_ages_over_89_are_masked(self, age: object, expected: object) -> None:
-        """Safe harbor lets ages up to 89 pass."""
-        assert Redactor().value("patient.age", age) == expected
+        ("age", "expected"),
+        [
+            (89, 89), (90, "[PHI:age]"), ("94", "[PHI:age]"), ("42", "42"), ("97 years", "[PHI:age]"),
+            ("7 years", "7 years"), (Decimal(97), "[PHI:age]"), (Decimal(89), "89"), (97.5, "[PHI:age]"),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("key", ["patient.age", "ageInYears"])
+    def test_ages_over_89_are_masked(self, key: str, age: object, expected: object) -> None:
+        """Safe harbor lets ages up to 89 pass, in whatever type and under whatever key with that word."""
+        assert Redactor().value(key, age) == expected
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [(3, 3), (True, True), (2.5, 2.5), (timedelta(seconds=2), 2.0), ("HIV", "[PHI:key]"), (["HIV"], "[PHI:key]"),
+         (None, None)],
+    )  # fmt: skip
+    @pytest.mark.parametrize("key", ["diagnosis_type", "medication_count", "email_sent"])
+    def test_a_measure_of_what_is_denied_is_no_text(self, key: str, value: object, expected: object) -> None:
+        """How many, and whether, passes; which one does not."""
+        assert Redactor().value(key, value) == expected
 
     @pytest.mark.parametrize(
         ("value", "expected"),

@@ -24,6 +24,7 @@ class Action(IntEnum):
     SCAN = 1
     DENY = 2
     AGE = 3
+    MEASURE = 4  # of what is denied: a number passes, a text does not
 
 
 #: Keys whose values instrumentation sets from code, configuration or a protocol, never from a patient; not scanned.
@@ -149,11 +150,12 @@ def classify(key: str, allowed: frozenset[str]) -> Action:
     parts = words(key)
     if not parts:
         return Action.SCAN
-    if parts[-1] in ("age", "ages") or parts[-2:] == ["age", "years"]:
-        return Action.SCAN if {"max", "min", "cache"}.intersection(parts) else Action.AGE
+    named = _names_a_person(frozenset(parts), "".join(parts))
     if parts[-1] in _MEASURES:
-        return Action.SCAN
-    return Action.DENY if _names_a_person(frozenset(parts), "".join(parts)) else Action.SCAN
+        return Action.MEASURE if named else Action.SCAN
+    if {"age", "ages"}.intersection(parts) and not {"max", "min", "cache"}.intersection(parts):
+        return Action.AGE
+    return Action.DENY if named else Action.SCAN
 
 
 def _names_a_person(parts: frozenset[str], squeezed: str) -> bool:

@@ -29,6 +29,8 @@ _LEVELS = ("debug", "info", "warning", "warn", "error", "exception", "critical",
 #: Not `cast`, because each attribute of each span passes here.
 _type_of: Callable[[object], type[object]] = type
 _SCALARS = (str, int, float, bool)
+#: Numbers that can be an age; in a longer one nothing is lost by masking.
+_AGES = re.compile(r"\d{1,9}")
 _UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -278,7 +280,9 @@ class _Walk:
             return self._mark(cast("Phi[object]", value).kind)
         if value is None:
             return None
-        if action is Action.DENY:
+        if action is Action.DENY or (
+            action is Action.MEASURE and not isinstance(value, (bool, int, float, Decimal, timedelta))
+        ):
             return value if type(value) is str and value in _MARKS else self._mark("key")
         if isinstance(value, str):
             return self._string(key, value, action)
@@ -315,7 +319,7 @@ class _Walk:
             if key in WORDS and self._redactor.is_written(plain):
                 return self._redactor.text(plain, signal=self._signal)
             return plain if plain in _MARKS else self._redactor.drop(plain, signal=self._signal)
-        if action is Action.AGE and len(plain) < 4 and plain.isdecimal() and int(plain) > 89:
+        if action is Action.AGE and any(int(digits) > 89 for digits in _AGES.findall(plain)):
             return self._mark("age")
         return self._redactor.text(plain, signal=self._signal)
 
@@ -325,6 +329,8 @@ class _Walk:
         if isinstance(value, int) and type(value) is not int:
             value = int.__add__(value, 0)
         if isinstance(value, Decimal):
+            if action is Action.AGE and value > 89:
+                return self._mark("age")
             return self._redactor.text(str(value), signal=self._signal)
         if action is not Action.ALLOW and abs(value) < math.inf:
             if action is Action.AGE and value > 89:
