@@ -40,9 +40,7 @@ EXAMPLES = {
 def _without_routes(_obs: Observability, patch: pytest.MonkeyPatch) -> None:
     """Keep the template from the exchange, which hears of it from WSGI and, for an exception, from Flask."""
     patch.setattr("healthobs.wsgi._route", lambda _: None)
-    patch.setattr(
-        "healthobs.http.Exchange.route", property(lambda _: "unmatched", lambda _self, _template: None)
-    )
+    patch.setattr("healthobs.http.Exchange.matched", lambda _self, _template: None)
 
 
 class TestCheckApp:
