@@ -242,6 +242,33 @@ class TestOutbox:
         """A row that only the trail itself could record, or nobody, is kept aside and holds up no other."""
         assert forge_is_refused(outbox, engine, trail, forged)
 
+    @pytest.mark.parametrize(
+        "row",
+        ["'a', CAST(x'ff' AS TEXT)", "CAST(x'ff' AS TEXT), 'a'", "x'61', x'62'", "7, 8", "'ä', 'a'"],
+        ids=["body", "id", "bytes", "numbers", "letter"],
+    )
+    def test_row_that_is_no_text(
+        self, outbox: Outbox, engine: sa.Engine, trail: AuditTrail, row: str
+    ) -> None:
+        """What SQLite keeps in a column of texts though it is none is set aside, and holds up no other row."""
+        with engine.begin() as connection:
+            connection.execute(sa.text(f"INSERT INTO healthobs_outbox (id, body) VALUES ({row})"))
+            outbox.add(connection, WRITE)
+        assert len(outbox.flush()) == 1
+        assert outbox.flush() == {}
+        assert (trail.read().total, trail.refused_rows) == (1, 1)
+        with engine.begin() as connection:
+            kept = connection.execute(sa.text("SELECT id, CAST(body AS BLOB) FROM healthobs_outbox")).all()
+        assert [(name[:8], bool(body)) for name, body in kept] == [("refused-", True)]
+
+    def test_a_key_in_bytes(self, outbox: Outbox, engine: sa.Engine, trail: AuditTrail) -> None:
+        """An entry whose id is stored as bytes is recorded once, and gone."""
+        with engine.begin() as connection:
+            outbox.add(connection, WRITE)
+            connection.execute(sa.text("UPDATE healthobs_outbox SET id = CAST(id AS BLOB)"))
+        assert (len(outbox.flush()), len(outbox.flush())) == (1, 0)
+        assert (trail.read().total, trail.refused_rows) == (1, 0)
+
     def test_reserved_bytes_are_refused(self, trail: AuditTrail) -> None:
         """Nothing that governs the trail can be handed over as bytes either."""
         body = trail.encode(WRITE).replace(b"chart.update", b"audit.release")

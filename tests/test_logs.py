@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import io
 import json
@@ -550,6 +551,24 @@ class TestCaptureStdlib:
         """An object is never rendered; where a mark does not fit the template stays."""
         logging.getLogger("lib").error(message, *arguments)
         assert last(stream)["event"] == event
+
+    def test_asyncio_quotes_no_exception(self, stream: Stream) -> None:
+        """What a task raised that nobody waited for is told by its type."""
+
+        async def leave(who: str = "Ottoline") -> None:
+            async def failing() -> None:
+                raise ValueError(f"no chart of {who}")
+
+            task = asyncio.create_task(failing())
+            await asyncio.sleep(0)
+            del task
+            gc.collect()
+
+        asyncio.run(leave())
+        line = last(stream)
+        assert line["event"].startswith("Task exception was never retrieved")
+        assert line["exception_type"] == "ValueError"
+        assert "Ottoline" not in stream.getvalue()
 
     def test_a_wrong_template_is_written_as_it_is(self, stream: Stream) -> None:
         """A mistake in a library's logging call does not cost the line."""

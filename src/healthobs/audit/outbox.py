@@ -27,11 +27,10 @@ _AT_ONCE = 500
 _CREATE = f"CREATE TABLE IF NOT EXISTS {TABLE} (id VARCHAR(48) PRIMARY KEY, body TEXT NOT NULL)"
 _INSERT = f"INSERT INTO {TABLE} (id, body) VALUES (?, ?)"  # noqa: S608  # the table's name is ours
 _ASIDE = "refused-"
-_SELECT = (
-    f"SELECT id, body FROM {TABLE} WHERE substr(id, 1, {len(_ASIDE)}) <> '{_ASIDE}' "  # noqa: S608
-    f"ORDER BY id LIMIT {_AT_ONCE}"
-)
-_DELETE = f"DELETE FROM {TABLE} WHERE id = ?"  # noqa: S608
+#: What names a row, its id and its body. SQLite keeps what is no text in a column of texts: it is read as bytes, and named
+#: by its place and its id, because a place is given anew.
+_COLUMNS = {False: "id, id, body", True: "rowid, CAST(id AS BLOB), CAST(body AS BLOB)"}
+_NAMED = {False: "id = ? AND id = ?", True: "rowid = ? AND CAST(id AS BLOB) = ?"}
 
 
 class Outbox:
@@ -92,31 +91,57 @@ class Outbox:
         receipts: dict[str, Receipt] = {}
         while True:
             with self._begin() as connection:
-                rows = [(str(key), str(body).encode()) for key, body in _execute(connection, _SELECT)]
-            good = [row for row in rows if self._trail.acceptable(*row)]
-            told = zip(good, self._trail.hand_over(good) if good else [], strict=True)
-            done = {key: receipt for (key, _), receipt in told if receipt is not None}
-            receipts.update(done)
+                rows = _rows(connection)
+            keyed = [(_text(key), _text(body).encode()) for _, key, body in rows]
+            good = [place for place, row in enumerate(keyed) if self._trail.acceptable(*row)]
+            told = self._trail.hand_over([keyed[place] for place in good]) if good else []
+            done = {place: receipt for place, receipt in zip(good, told, strict=True) if receipt is not None}
+            receipts.update({keyed[place][0]: receipt for place, receipt in done.items()})
             if rows:
                 with self._begin() as connection:
-                    for key, body in rows:
-                        _execute(connection, _DELETE, (key,))
-                        if key not in done:
-                            aside = f"{_ASIDE}{secrets.token_hex(16)}"
-                            _execute(connection, _INSERT, (aside, body.decode()))
+                    for place, (name, key, _) in enumerate(rows):
+                        _settle(connection, name, key, recorded=place in done)
             if len(done) < len(rows):
                 self._trail.set_aside(len(rows) - len(done))
             if len(rows) < _AT_ONCE:
                 return receipts
 
 
+def _rows(connection: Any) -> list[tuple[Any, ...]]:
+    columns = _COLUMNS[_is_sqlite(connection)]
+    return _execute(
+        connection,
+        f"SELECT {columns} FROM {TABLE} WHERE substr(id, 1, {len(_ASIDE)}) <> '{_ASIDE}' "  # noqa: S608
+        f"ORDER BY id LIMIT {_AT_ONCE}",
+    )
+
+
+def _text(value: object) -> str:
+    """Return a text of the row; in what is none a character stands that no entry has."""
+    return bytes(value).decode(errors="replace") if isinstance(value, bytes | memoryview) else str(value)
+
+
+def _settle(connection: Any, name: object, key: object, *, recorded: bool) -> None:
+    """Remove a row that is in the log; any other keeps its body, aside."""
+    named = _NAMED[_is_sqlite(connection)]
+    if recorded:
+        _execute(connection, f"DELETE FROM {TABLE} WHERE {named}", (name, key))  # noqa: S608
+    else:
+        aside = f"{_ASIDE}{secrets.token_hex(16)}"
+        _execute(connection, f"UPDATE {TABLE} SET id = ? WHERE {named}", (aside, name, key))  # noqa: S608
+
+
+def _is_sqlite(connection: Any) -> bool:
+    """Return whether a SQLAlchemy or DB-API connection is one to SQLite."""
+    alchemy = hasattr(connection, "exec_driver_sql")
+    return "sqlite" in (connection.dialect.driver if alchemy else type(connection).__module__)
+
+
 def _execute(connection: Any, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
     """Run a statement on a SQLAlchemy or DB-API connection and return its rows."""
-    alchemy = hasattr(connection, "exec_driver_sql")
-    driver = connection.dialect.driver if alchemy else type(connection).__module__
-    if "sqlite" not in driver:
+    if not _is_sqlite(connection):
         statement = statement.replace("?", "%s")
-    if alchemy:
+    if hasattr(connection, "exec_driver_sql"):
         result = connection.exec_driver_sql(statement, tuple(parameters))
         return [tuple(row) for row in result] if result.returns_rows else []
     cursor = connection.cursor()

@@ -1,7 +1,7 @@
 """What a record of the standard library may say: its template is judged before it is formatted.
 
 Messages of known servers and clients quote the request: their paths become the route's template, or a mark. Celery's
-quote a task's result and exception.
+quote a task's result and exception, asyncio's an exception.
 
 Limits: the servers are known by the names of their loggers, and Flask's line by its beginning.
 """
@@ -121,6 +121,10 @@ def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
     failed = None if arguments or redactor.mode == "watch" else _FLASK.fullmatch(template)
     if failed is not None:
         return f"Exception on {_route()} [{_method(failed[2])}]", None
+    if (
+        redactor.mode != "watch" and record.name == "asyncio"
+    ):  # quotes the exception of a task nobody waited for
+        template = template.partition(" exception=")[0]
     if arguments and redactor.mode != "watch" and record.name.partition(".")[0] == "celery":
         judged, fitting = redactor.name(template), _celery(arguments, redactor)
         return (judged, fitting) if _fits(judged, fitting) else (judged, None)
