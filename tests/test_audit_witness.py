@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from healthobs import Settings
 from healthobs.audit import AuditTrail, keys, merkle, open_trail
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
-from healthobs.audit.cosigning import Peer, Witnesses
+from healthobs.audit.cosigning import Witnesses, WitnessPeer
 from healthobs.audit.witness import Answer, Cosigner, Witness, WitnessState
 from healthobs.clock import Clock
 from healthobs.compliance.control import ProbeContext
@@ -226,7 +226,7 @@ class Bench:
         independent: tuple[str, ...] = (),
         send: Callable[[str, bytes], tuple[int, bytes]] | None = None,
     ) -> Witnesses:
-        peers = [Peer(self.vkeys[name], f"https://{name}", name in independent) for name in names]
+        peers = [WitnessPeer(self.vkeys[name], f"https://{name}", name in independent) for name in names]
         return Witnesses(self.trail, peers, send or self.send, clock=self.time.clock())
 
 
@@ -369,7 +369,7 @@ class TestWitnesses:
         """A key that is no cosignature key is refused at once."""
         for vkey in ("nonsense", Signer(NAME, WITNESS_KEY).vkey):
             with pytest.raises(ConfigurationError, match="vkey"):
-                Witnesses(bench.trail, [Peer(vkey, "https://w")], bench.send)
+                Witnesses(bench.trail, [WitnessPeer(vkey, "https://w")], bench.send)
 
     def test_a_witness_counts_once(self, bench: Bench) -> None:
         """One key under two URLs is one witness."""

@@ -35,7 +35,7 @@ from healthobs.asgi import Middleware as AsgiMiddleware
 from healthobs.audit import governance, keys, open_trail
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.checkpoint import Verifier as NoteVerifier
-from healthobs.audit.cosigning import Peer, Witnesses
+from healthobs.audit.cosigning import Witnesses, WitnessPeer
 from healthobs.audit.retention import Retention
 from healthobs.audit.witness import Cosigner, Witness, WitnessState
 from healthobs.clock import Clock
@@ -206,7 +206,7 @@ class Service:
             answer = self.witness.add_checkpoint(body)
             return answer.status, answer.body
 
-        peers = () if independent is None else (Peer(cosigner.vkey, "https://w.example", independent),)
+        peers = () if independent is None else (WitnessPeer(cosigner.vkey, "https://w.example", independent),)
         self.witnesses = Witnesses(self.trail, peers, send, clock=self.clock, fresh_seconds=FULL_SECONDS)
         self.witnesses.ask()
         verifier = Verifier(

@@ -31,7 +31,7 @@ _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class WitnessPeer:
     """A witness to ask.
 
     Args:
@@ -81,7 +81,7 @@ class Witnesses:
     def __init__(
         self,
         trail: AuditTrail,
-        peers: Sequence[Peer],
+        peers: Sequence[WitnessPeer],
         send: Send,
         *,
         clock: Clock | None = None,
@@ -139,7 +139,7 @@ class Witnesses:
         )
         return self.latest
 
-    def _ask(self, peer: Peer, verifier: Verifier, checkpoint: Checkpoint) -> tuple[str, list[str]]:
+    def _ask(self, peer: WitnessPeer, verifier: Verifier, checkpoint: Checkpoint) -> tuple[str, list[str]]:
         old = self._sizes.get(peer.vkey, 0)
         for _ in range(_ATTEMPTS):
             if old > checkpoint.size:
@@ -168,7 +168,7 @@ class Witnesses:
         return f"old {old}\n{proof}\n{checkpoint.note}".encode()
 
     def _accept(
-        self, peer: Peer, verifier: Verifier, checkpoint: Checkpoint, body: bytes
+        self, peer: WitnessPeer, verifier: Verifier, checkpoint: Checkpoint, body: bytes
     ) -> tuple[str, list[str]]:
         """Take over the lines that are this witness's, when they verify."""
         text = checkpoint.note.rpartition("\n\n")[0]
@@ -184,7 +184,7 @@ class Witnesses:
         return "cosigned", ours
 
 
-def _verifier(peer: Peer) -> Verifier:
+def _verifier(peer: WitnessPeer) -> Verifier:
     try:
         verifier = Verifier(peer.vkey)
     except NoteError:
