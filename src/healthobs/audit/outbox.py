@@ -118,7 +118,7 @@ def _rows(connection: Any) -> list[tuple[Any, ...]]:
 
 def _text(value: object) -> str:
     """Return a text of the row; in what is none a character stands that no entry has."""
-    return bytes(value).decode(errors="replace") if isinstance(value, bytes | memoryview) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _settle(connection: Any, name: object, key: object, *, recorded: bool) -> None:
