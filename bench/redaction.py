@@ -67,8 +67,8 @@ def _actions() -> dict[str, Callable[[], object]]:
     )
     for name, attributes, mode in cases:
         redactor = Redactor(mode)  # type: ignore[arg-type]
-        for name in ("op", *attributes):  # as a span notes them where they are set
-            redactor.written(name)
+        for key in ("op", *attributes):  # as a span notes them where they are set
+            redactor.written(key)
         span: Any = tracer.start_span("op", attributes=attributes)
         span.end()
         exporter = RedactingSpanExporter(_Nowhere(), redactor)
