@@ -12,8 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from django.conf import empty
-from django.conf import settings as django
 from hypothesis import HealthCheck, settings
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
@@ -66,6 +64,9 @@ def _begin_page(namespace: dict[str, Any]) -> None:
     stack = namespace["_process"] = ExitStack()
     stack.enter_context(_clean_process())
     # Django's settings are the process's, and a page may have some of its own.
+    from django.conf import empty
+    from django.conf import settings as django
+
     stack.callback(setattr, django, "_wrapped", django._wrapped)
     django._wrapped = empty
 
