@@ -28,7 +28,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from fronts import FastApiFront, call_asgi, http_scope
+from asgi_calls import call_asgi, http_scope
+from fronts import FastApiFront
 from healthobs import Observability, Settings, asgi, install
 from healthobs.exceptions import ConfigurationError
 from healthobs.testing import Capture

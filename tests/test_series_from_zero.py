@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from flask import Flask
 
-from fronts import call_asgi
+from asgi_calls import call_asgi
 from healthobs import Observability, Settings, asgi, observe
 from healthobs.flask import init_app
 

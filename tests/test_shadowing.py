@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from flask import Flask
 from prometheus_client import make_asgi_app
 
-from fronts import call_asgi
+from asgi_calls import call_asgi
 from healthobs import Observability, Settings, asgi, flask
 from healthobs.clock import Clock
 from healthobs.compliance.control import ProbeContext, Reply

@@ -23,7 +23,7 @@ from opentelemetry.trace import ProxyTracerProvider, SpanKind, get_current_span,
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from uvicorn.logging import AccessFormatter
 
-from fronts import call_asgi
+from asgi_calls import call_asgi
 from healthobs import Observability, Settings, asgi, traced, use
 from healthobs.compliance import Control, Outcome
 from healthobs.exceptions import ConfigurationError

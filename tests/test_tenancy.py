@@ -16,7 +16,8 @@ from fastapi import Depends, FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fronts import FRONTS, Front, call_asgi
+from asgi_calls import call_asgi
+from fronts import FRONTS, Front
 from healthobs import (
     ConfigurationError,
     Observability,

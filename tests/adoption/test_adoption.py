@@ -32,7 +32,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from opentelemetry.util._once import Once
 
-from fronts import call_asgi
+from asgi_calls import call_asgi
 from healthobs.doctor import examine
 
 MAX_LINES, MAX_LINES_OFF = 5, 2
