@@ -26,7 +26,13 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flask import Flask, request
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import (
+    ReadableSpan,
+    Span,
+    SpanProcessor,
+    SynchronousMultiSpanProcessor,
+    TracerProvider,
+)
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -897,6 +903,21 @@ class TestWrapping:
         """A processor that shows no exporter may export by itself: that is unknown."""
         provider.add_span_processor(Quiet())
         assert wraps_every_exporter(context(provider=provider)).state == "unknown"
+
+    def test_processors_that_only_begin_or_nest(self, provider: TracerProvider) -> None:
+        """One that does nothing at a span's end exports nothing, and one inside others is seen."""
+
+        class Begins(SpanProcessor):
+            def on_start(self, span: Any, parent_context: Any = None) -> None: ...
+
+        both = SynchronousMultiSpanProcessor()
+        both.add_span_processor(
+            SimpleSpanProcessor(RedactingSpanExporter(InMemorySpanExporter(), Redactor()))
+        )
+        provider.add_span_processor(Begins())
+        provider.add_span_processor(both)
+        outcome = wraps_every_exporter(context(provider=provider))
+        assert (outcome.state, outcome.n) == ("pass", 1)
 
     def test_no_provider(self) -> None:
         """Nothing to look at is unknown; a provider without exporters lets nothing out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
@@ -235,6 +236,30 @@ class TestStrictKeys:
         assert (third["floor"], third["[PHI:strict]"]) == (2, "[PHI:key]")
         assert third["check"] == {"[PHI:strict]": "[PHI:key]"}
         assert [line["event"] for line in (fourth, fifth)] == ["beds {'[PHI:strict]': '[PHI:key]'}", "beds 3"]
+
+    def test_lines_of_another_thread(self) -> None:
+        """Structlog's asynchronous methods write from a thread pool; event and keys of the code pass."""
+
+        async def settle(log: Any) -> None:
+            await log.ainfo("claim_settled", batch=3, **{NAME: 1})
+
+        with Capture(Settings(redaction="strict")) as capture:
+            asyncio.run(settle(capture.obs.logs.get_logger()))
+        (line,) = capture.log_lines
+        assert (line["event"], line["batch"], line["[PHI:strict]"]) == ("claim_settled", 3, "[PHI:key]")
+
+    def test_a_span_renamed(self) -> None:
+        """A name of the code that a span gets later passes; what the SDK would log is not ours to raise."""
+
+        def work(span: Any) -> None:
+            span.update_name("settle_claim")
+            span.set_attribute(["no key"], 1)
+
+        with Capture(Settings(redaction="strict")) as capture:
+            span = capture.obs.tracing.tracer.start_span("first")
+            work(span)
+            span.end()
+        assert [span.name for span in capture.spans] == ["settle_claim"]
 
     def test_attributes_of_spans(self) -> None:
         """At the start, later, in helpers that have returned, and in events: the code's pass, data's do not."""

@@ -6,7 +6,10 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,26 @@ class TestOperations:
         assert count(obs, "svc_operations_total", operation="kept") == 0.0
         assert count(obs, "svc_operations_total", operation="dropped") is None
         del kept
+        obs.close()
+
+    def test_two_scrapes_at_once(self) -> None:
+        """One beside the first waits for what the first declares."""
+        obs = Observability(SETTINGS)
+        begun, go_on = threading.Event(), threading.Event()
+
+        def slow() -> None:
+            begun.set()
+            assert go_on.wait(30)
+            obs.metrics.counter("late_total", "Late", ("kind",)).declare("x")
+
+        obs.metrics.before_first_scrape(slow)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(count, obs, "late_total", kind="x")
+            assert begun.wait(30)
+            second = pool.submit(count, obs, "late_total", kind="x")
+            time.sleep(0.1)
+            go_on.set()
+            assert (first.result(), second.result()) == (0.0, 0.0)
         obs.close()
 
     def test_a_fault_costs_no_scrape(self) -> None:

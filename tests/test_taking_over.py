@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import pickle
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import flask
@@ -33,6 +35,10 @@ from healthobs.logs import LogMode
 PHI = Settings(service_name="records", frameworks=("hipaa",))
 #: Not in a test, where it would be written in a function that is running.
 WHO = "Ottoline"
+
+
+def _bound() -> Any:
+    return structlog.get_logger().bind(**{WHO: 1}, shift=4)
 
 
 def name_of(exporter: InMemorySpanExporter) -> Any:
@@ -65,6 +71,30 @@ class TestTracerProvider:
         assert during == ["[PHI:key]"] * 3
         assert seen() == ["Jane"] * 3
         assert "add_span_processor" not in vars(provider)
+
+    def test_names_are_learnt_in_strict(self) -> None:
+        """On somebody else's exporting thread too, names and keys of the code pass, and those of data do not."""
+        exporter, provider = InMemorySpanExporter(), TracerProvider()
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+        obs = Observability(Settings(redaction="strict"), tracer_provider=provider)
+
+        def work() -> None:
+            with obs.tracing.tracer.start_as_current_span("claim settled") as span:
+                span.set_attribute("batch_total", 3)
+                span.add_event("step done", {"left": 1, WHO: 1})
+
+        work()
+        provider.force_flush()
+        obs.close()
+        (span,) = exporter.get_finished_spans()
+        (event,) = span.events
+        assert (span.name, dict(span.attributes or {})) == ("claim settled", {"batch_total": 3})
+        assert (event.name, dict(event.attributes or {})) == (
+            "step done",
+            {"left": 1, "[PHI:strict]": "[PHI:key]"},
+        )
+        held: Any = provider
+        assert len(held._active_span_processor._span_processors) == 1
 
     def test_spans_are_made_there(self) -> None:
         """Our spans and other instrumentation's are of one trace; closing leaves the provider running."""
@@ -424,6 +454,56 @@ class TestBareWordsOfASetUp:
         assert first.get("level", "warning") == "warning"
         assert first["timestamp"].startswith("20")
         assert ("1961" in str(second), "078" in str(second)) == (False, False)
+
+    def test_two_adoptions(self) -> None:
+        """The second leaves what the first told of an exception: one id, one type; it pickles as plain text."""
+        seen: list[logging.LogRecord] = []
+
+        class Kept(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                seen.append(record)
+
+        handler = Kept()
+        logging.getLogger().addHandler(handler)
+        both = [Observability(Settings(redaction="strict"), logs="processor") for _ in range(2)]
+        try:
+            raise LookupError("Jane " + WHO)
+        except LookupError:
+            logging.getLogger("app").exception("failed")
+        for obs in both:
+            obs.close()
+        logging.getLogger().removeHandler(handler)
+        told = vars(seen[0])
+        assert told["exception_type"] == "LookupError"
+        assert f"error_id={told['error_id']}" in str(seen[0].exc_info and seen[0].exc_info[1])
+        assert type(pickle.loads(pickle.dumps(told["error_id"]))) is str
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_a_day_is_somebodys(self, mode: Any) -> None:
+        """Where no set-up states the time of the line, a caller's day under `timestamp` goes, today's too."""
+        stream = io.StringIO()
+        structlog.configure(
+            processors=[structlog.processors.JSONRenderer()],
+            logger_factory=structlog.PrintLoggerFactory(stream),
+        )
+        obs = Observability(Settings(redaction=mode), logs="processor")
+        now = datetime.now(UTC)
+        structlog.get_logger().warning("born", timestamp=now.date().isoformat())
+        structlog.get_logger().warning("seen", timestamp=now.isoformat())
+        obs.close()
+        structlog.reset_defaults()
+        born, seen = (json.loads(line)["timestamp"] for line in stream.getvalue().splitlines())
+        assert born == ("[PHI:date]" if mode == "mask" else "[PHI:strict]")
+        assert seen == now.isoformat()
+
+    def test_bound_elsewhere(self, lines: Any) -> None:
+        """In strict, what a function that has returned bound to a logger is known by its names."""
+        obs = Observability(Settings(redaction="strict"), logs="processor")
+        _bound().warning("seen")
+        obs.close()
+        (line,) = lines()
+        assert (4 in line.values(), WHO in line) == (True, False)
+        assert structlog.get_config()["wrapper_class"].__name__ != "NotingLogger"
 
     @pytest.mark.parametrize("mode", ["mask", "strict"])
     def test_our_lines_and_facts(self, lines: Any, mode: Any) -> None:

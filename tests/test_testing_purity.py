@@ -101,6 +101,20 @@ class TestAssertPureLiveness:
         assert f"liveness check '{name}' opens {said}" in str(caught.value)
         assert "marker" not in str(caught.value)
 
+    def test_in_a_test_that_is_a_coroutine(self) -> None:
+        """A probe that is one, too, is awaited all the same, though a loop is running."""
+
+        async def probe() -> None:
+            sqlite3.connect(":memory:").close()
+
+        async def test(capture: Capture) -> None:
+            capture.obs.health.register("db", probe, kind="liveness")
+            with pytest.raises(AssertionError, match="sqlite3"):
+                assert_pure_liveness(capture.obs)
+
+        with Capture() as capture:
+            asyncio.run(test(capture))
+
     def test_finds_what_was_asked_a_moment_ago(self) -> None:
         """A word that is still fresh hides nothing: the check is called all the same."""
         with Capture() as capture:

@@ -11,21 +11,21 @@ from __future__ import annotations
 import json
 import random
 import string
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.trace import SpanProcessor
 
 from healthobs.compliance.control import Outcome, ProbeContext
 from healthobs.compliance.probes_audit import NO_TRAIL, canary
 from healthobs.logs.sinks import raw_sinks
 from healthobs.redaction.canary import IDENTIFIERS, holes, telling
-from healthobs.tracing.adoption import layers, redacts
+from healthobs.tracing.adoption import exporters, layers, processors, redacts
 
 if TYPE_CHECKING:
     from healthobs.redaction import Redactor
 
 #: Probes are not counted among the redactions of a signal.
 _UNCOUNTED = ""
-_MAX_NESTING = 8
 
 
 def masks_identifiers(context: ProbeContext) -> Outcome:
@@ -122,37 +122,19 @@ def wraps_every_exporter(context: ProbeContext) -> Outcome:
     bare = raw_sinks() if "hipaa" in context.settings.frameworks else []
     opaque: list[str] = []
     wrapped = 0
-    for processor in _processors(getattr(context.provider, "_active_span_processor", None)):
-        exporter = _exporter(processor)
-        if exporter is None:
-            opaque.append(type(processor).__name__)
-        elif redacts(exporter, context.redactor):
+    slots = list(exporters(context.provider))
+    for slot in slots:
+        if redacts(slot.exporter, context.redactor):
             wrapped += 1
         else:
-            bare.append(type(list(layers(exporter))[-1]).__name__)
+            bare.append(type(list(layers(slot.exporter))[-1]).__name__)
+    holders = {id(slot.owner) for slot in slots}
+    for processor in processors(context.provider):
+        silent = type(processor).on_end is SpanProcessor.on_end
+        if not silent and not holders & {id(processor), id(getattr(processor, "_batch_processor", None))}:
+            opaque.append(type(processor).__name__)
     if bare:
         return Outcome("fail", f"not wrapped: {', '.join(sorted(bare))}", len(bare))
     if opaque:
         return Outcome("unknown", f"no exporter visible in: {', '.join(sorted(opaque))}", len(opaque))
     return Outcome("pass", "every span exporter redacts", wrapped)
-
-
-def _processors(processor: Any, depth: int = _MAX_NESTING) -> Iterator[Any]:
-    """Yield the processors inside, however they are nested (the SDK has no public way to list them)."""
-    inner = getattr(processor, "_span_processors", None)
-    if inner is None or not depth:
-        if processor is not None:
-            yield processor
-        return
-    for each in inner:
-        yield from _processors(each, depth - 1)
-
-
-def _exporter(processor: Any) -> Any:
-    """Return the exporter of a processor, wherever this release of the SDK keeps it."""
-    for owner in (processor, getattr(processor, "_batch_processor", None)):
-        for name in ("span_exporter", "_exporter", "exporter"):
-            exporter = getattr(owner, name, None)
-            if exporter is not None:
-                return exporter
-    return None

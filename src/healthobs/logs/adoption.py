@@ -48,10 +48,12 @@ _PLUMBING: Mapping[str, type[Any]] = {
 _METHODS = frozenset(
     ["debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "log", "msg"]
 )
+#: Methods of structlog's loggers that write from a thread pool.
+_ASYNCHRONOUS = tuple(f"a{name}" for name in _METHODS)
 #: Fields of a record that name what it comes from, and the names that Python gives by itself.
 _ORIGINS = ("threadName", "processName", "taskName")
 _GIVEN = re.compile(
-    r"MainThread|MainProcess|(Dummy|Thread|ThreadPoolExecutor|Task|asyncio|(Spawn|Fork|ForkServer)?(Process|PoolWorker))"
+    r"MainThread|MainProcess|AnyIO worker thread|healthobs-[a-z0-9_-]{1,80}|(Dummy|Thread|ThreadPoolExecutor|Task|asyncio|(Spawn|Fork|ForkServer)?(Process|PoolWorker))"
     r"[-_]\d{1,6}(?:[_:]\d{1,6})*( \([\w<>]+\))?"
 )
 #: A field in the format of a handler: ``%(name)s``, ``{name}`` or ``$name``.
@@ -71,7 +73,7 @@ _RENDERING = (
     structlog.stdlib.render_to_log_args_and_kwargs,
 )
 _IDS = ("trace_id", "span_id")
-_DAY_SECONDS = 86_400
+_ZONES_SECONDS = 15 * 3600  #: More than any time zone is away from UTC.
 #: Returns an exception's fields as they may leave.
 Facts = Callable[[BaseException], Mapping[str, Any]]
 #: Returns trace id and span id of the moment, by the names of their fields.
@@ -99,6 +101,10 @@ class LogAdoption:
         self._handlers: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
         for _logger, handler in handlers():
             self._cover(handler)
+        self._wrapper: type[Any] = structlog.get_config()["wrapper_class"]
+        if structlog.is_configured():  # loggers that are made from now on note what is bound to them
+            structlog.configure(wrapper_class=noting(self._wrapper, redactor))
+        self._noting: type[Any] = structlog.get_config()["wrapper_class"]
         Hook.add(self)
 
     def release(self) -> None:
@@ -108,6 +114,8 @@ class LogAdoption:
         self._chain[:] = [step for step in self._chain if step not in ours]
         if isinstance(self._chain, _Listed):
             self._chain.give_back()
+        if structlog.is_configured() and structlog.get_config()["wrapper_class"] is self._noting:
+            structlog.configure(wrapper_class=self._wrapper)
         for handler in list(self._handlers):
             while self.filter in handler.filters:
                 handler.removeFilter(self.filter)
@@ -243,10 +251,10 @@ class LogAdoption:
                 fields[key] = self._redactor.name(name)
         exc = exception_of(record.exc_info)
         record.exc_text = None  # made of the exception again, or by a process whose exception is not here
-        if exc is not None:
+        if exc is not None and not isinstance(exc, _Told):
             facts = self._facts(exc)
             record.exc_info = _substitute(facts)
-            _add(fields, facts)
+            _add(fields, own(facts))
         message: Any = record.msg
         if isinstance(message, dict):
             # structlog's, on its way to its own formatter, are redacted already when they are sealed
@@ -311,6 +319,30 @@ def _is_plumbing(key: str, value: object) -> bool:
     return isinstance(value, _PLUMBING.get(key, ())) or (key == DONE and type(value) is int)
 
 
+def noting(base: type[Any], redactor: Redactor) -> type[Any]:
+    """Return a logger that notes, where fields are bound, which of their names are written in the code."""
+    if not redactor.strict:
+        return base
+
+    def bind(self: Any, **new_values: Any) -> Any:
+        redactor.note(new_values)
+        return base.bind(self, **new_values)
+
+    def looking(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, *texts: Any, **fields: Any) -> Any:
+            # Now: the line is written on another thread, where no caller is on the stack.
+            redactor.note(fields)
+            for text in texts:
+                if type(text) is str:
+                    redactor.is_written(text)
+            return method(self, *texts, **fields)
+
+        return call
+
+    later = {name: looking(getattr(base, name)) for name in _ASYNCHRONOUS if hasattr(base, name)}
+    return type("NotingLogger", (base,), {"bind": bind, **later})
+
+
 class _Told(Exception):  # noqa: N818 - rendered under the name of another
     """Base of what stands in for an exception: it holds only what may be said."""
 
@@ -335,8 +367,10 @@ def _is_now(value: object) -> bool:
     """Return whether `value` is the time of the line itself, in whatever time zone: it is nobody's."""
     try:
         if isinstance(value, str):
-            value = datetime.fromisoformat(value).replace(tzinfo=None).timestamp()
-        return isinstance(value, (int, float)) and abs(value - time.time()) < 2 * _DAY_SECONDS
+            if "T" not in value and " " not in value:  # a day is somebody's: of birth, of admission
+                return False
+            value = datetime.fromisoformat(value).timestamp()
+        return isinstance(value, (int, float)) and abs(value - time.time()) < _ZONES_SECONDS
     except (ValueError, OverflowError, OSError):  # no time, or none that a computer can name
         return False
 

@@ -19,7 +19,7 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 from healthobs.clock import Clock
 from healthobs.config import Settings
-from healthobs.logs.adoption import Forward, LogAdoption, exception_of
+from healthobs.logs.adoption import Forward, LogAdoption, exception_of, noting
 from healthobs.logs.records import Rendered, current_ids
 from healthobs.logs.stdlib import StdlibCapture
 from healthobs.redaction import Redactor, describe_exception
@@ -166,7 +166,7 @@ class Logs:
         logger = structlog.wrap_logger(
             None,
             processors=[structlog.contextvars.merge_contextvars, self._from_structlog],
-            wrapper_class=_noting(structlog.make_filtering_bound_logger(level), self._redactor),
+            wrapper_class=noting(structlog.make_filtering_bound_logger(level), self._redactor),
             context_class=dict,
         )
         bound = logger if name is None else logger.bind(logger=self._redactor.written(name))
@@ -304,18 +304,6 @@ class Logs:
         if self._on_error is not None:
             with contextlib.suppress(Exception):  # nowhere left to tell
                 self._on_error("logs")
-
-
-def _noting(base: type[Any], redactor: Redactor) -> type[Any]:
-    """Return a logger that notes, where fields are bound, which of their names are written in the code."""
-    if not redactor.strict:
-        return base
-
-    def bind(self: Any, **new_values: Any) -> Any:
-        redactor.note(new_values)
-        return base.bind(self, **new_values)
-
-    return type("NotingLogger", (base,), {"bind": bind})
 
 
 def _protect_in_forks(logs: Logs) -> None:

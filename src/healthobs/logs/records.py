@@ -56,11 +56,19 @@ class Own(str):
 
     __slots__ = ()
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Pickle as plain text: who reads a `SocketHandler` or a queue need not have healthobs."""
+        return str, (str(self),)
+
 
 class OwnTexts(tuple[Any, ...]):
     """Several texts that healthobs wrote itself."""
 
     __slots__ = ()
+
+    def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[tuple[Any, ...]]]:
+        """As of `Own`."""
+        return tuple, (tuple(self),)
 
 
 def own(fields: Mapping[str, Any]) -> dict[str, Any]:

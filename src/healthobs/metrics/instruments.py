@@ -279,11 +279,14 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family, the prefixed views included."""
-        while self._before_first_scrape:
-            try:
-                self._before_first_scrape.pop()()
-            except Exception:  # noqa: BLE001 - a fault of telemetry costs no scrape
-                self.count_internal_error("metrics")
+        if self._before_first_scrape:
+            with self._lock:  # a scrape beside the first waits for what it declares
+                for declare in list(self._before_first_scrape):
+                    try:
+                        declare()
+                    except Exception:  # noqa: BLE001 - a fault of telemetry costs no scrape
+                        self.count_internal_error("metrics")
+                    self._before_first_scrape.remove(declare)
         path = multiprocess.directory() if self.multiprocess else None
         if path is None:
             families = list(_without_created(self.registry.collect()))

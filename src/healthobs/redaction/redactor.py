@@ -31,6 +31,7 @@ _type_of: Callable[[object], type[object]] = type
 _SCALARS = (str, int, float, bool)
 #: Numbers that can be an age; in a longer one nothing is lost by masking.
 _AGES = re.compile(r"\d{1,9}")
+_AGE_OF_90 = timedelta(days=32_850)  # 90 years of 365 days
 _UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -290,7 +291,7 @@ class _Walk:
             return self._number(value, action)
         return self._other(key, value, depth)
 
-    def mapping(self, fields: Mapping[Any, object], depth: int) -> dict[str, Any]:
+    def mapping(self, fields: Mapping[Any, object], depth: int, under: str | None = None) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, value in fields.items():
             self._left -= 1
@@ -306,7 +307,8 @@ class _Walk:
                 result[unique] = self._mark("key")
                 continue
             try:
-                result[unique] = self.value(name, value, depth)
+                asks = under if under is not None and self._redactor.action(name) is Action.SCAN else name
+                result[unique] = self.value(asks, value, depth)
             except Exception:  # noqa: BLE001  # one bad value must not cost the others
                 result[unique] = self._mark("error")
         return result
@@ -355,6 +357,8 @@ class _Walk:
         if isinstance(value, (date, time)):
             return self._mark("date")
         if isinstance(value, timedelta):
+            if value > _AGE_OF_90 and self._redactor.action(key) is Action.AGE:
+                return self._mark("age")
             return value.total_seconds()
         if depth > 0:
             marked = marked_fields(value)
@@ -370,9 +374,10 @@ class _Walk:
         return self._mark("type")
 
     def _nested(self, key: str, value: Mapping[object, object], depth: int) -> Any:
-        if self._redactor.strict and self._redactor.action(key) is not Action.ALLOW:
+        action = self._redactor.action(key)
+        if self._redactor.strict and action is not Action.ALLOW:
             return self._mark("strict")
-        return self.mapping(value, depth)
+        return self.mapping(value, depth, key if action is Action.AGE else None)
 
     def _sequence(self, key: str, items: list[object] | tuple[object, ...], depth: int) -> Any:
         result: list[Any] = []

@@ -16,8 +16,10 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any
 
 from healthobs.observability import Observability
@@ -73,12 +75,18 @@ def impurities(obs: Observability) -> list[str]:
     for name, check in sorted(checks.items()):
         if check.spec.kind != "liveness":
             continue
-        with watching() as seen, contextlib.suppress(Exception):
-            result = check.spec.fn()
-            if inspect.isawaitable(result):
-                asyncio.run(_awaited(result))
+        with ThreadPoolExecutor(1) as apart:  # where no event loop runs, also in a test that is a coroutine
+            seen = apart.submit(copy_context().run, _asked, check.spec.fn).result()
         found += [f"liveness check '{name}' opens {what}" for what in dict.fromkeys(seen)]
     return found
+
+
+def _asked(fn: Callable[[], Any]) -> list[str]:
+    with watching() as seen, contextlib.suppress(Exception):
+        result = fn()
+        if inspect.isawaitable(result):
+            asyncio.run(_awaited(result))
+    return seen
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import SpanExporter
 
 from healthobs.exceptions import ConfigurationError
 from healthobs.redaction import Redactor
-from healthobs.tracing.exporters import RedactingSpanExporter
+from healthobs.tracing.exporters import NotesNames, RedactingSpanExporter
 
 _MAX_DEPTH = 8
 #: The ladder of redaction, the weakest first.
@@ -108,13 +108,20 @@ class Adoption:
     Args:
         provider: The provider.
         wrap: Makes the exporter that redacts.
+        notes: Sees each span begin, until `release`.
     """
 
     def __init__(
-        self, provider: TracerProvider, wrap: Callable[[SpanExporter], RedactingSpanExporter]
+        self,
+        provider: TracerProvider,
+        wrap: Callable[[SpanExporter], RedactingSpanExporter],
+        notes: NotesNames | None = None,
     ) -> None:
         self._provider = provider
         self._wrap = wrap
+        self._notes = notes
+        if notes is not None:
+            provider.add_span_processor(cast("SpanProcessor", notes))
         self._released = False
         self._wrapped: list[tuple[Slot, RedactingSpanExporter]] = []
         self._wrap_all()
@@ -145,6 +152,9 @@ class Adoption:
                 if isinstance(layer, RedactingSpanExporter) and layer.inner is wrapper:
                     layer.inner = wrapper.inner
         self._wrapped.clear()
+        held: Any = getattr(self._provider, "_active_span_processor", None)
+        if self._notes is not None and held is not None:
+            held._span_processors = tuple(one for one in held._span_processors if one is not self._notes)
         self._step_out()
 
     def _step_out(self) -> None:

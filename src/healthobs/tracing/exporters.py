@@ -306,23 +306,34 @@ class _Noting(Span):
 
     redactor: Redactor
 
+    def _look(self, attributes: Mapping[str, Any] | None, name: str = "") -> None:
+        try:
+            self.redactor.note(attributes or {})
+            if name:
+                self.redactor.is_written(name)
+        except Exception:  # noqa: BLE001, S110  # what the SDK takes or refuses is the SDK's to say
+            pass
+
     def set_attribute(self, key: str, value: Any) -> None:
-        self.redactor.note({key: value})
+        self._look({key: value} if type(key) is str else {})
         super().set_attribute(key, value)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        self.redactor.note(attributes)
+        self._look(attributes)
         super().set_attributes(attributes)
+
+    def update_name(self, name: str) -> None:
+        self._look({}, name)
+        super().update_name(name)
 
     def add_event(
         self, name: str, attributes: Mapping[str, Any] | None = None, timestamp: int | None = None
     ) -> None:
-        self.redactor.is_written(name)
-        self.redactor.note(attributes or {})
+        self._look(attributes, name)
         super().add_event(name, attributes, timestamp)
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, Any] | None = None) -> None:
-        self.redactor.note(attributes or {})
+        self._look(attributes)
         super().add_link(context, attributes)
 
 

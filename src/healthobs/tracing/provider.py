@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.util import Finalize
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import (
     BatchSpanProcessor,
     SimpleSpanProcessor,
@@ -166,11 +166,21 @@ class _Batch(NotesNames, BatchSpanProcessor):
     """Exports from a thread of its own."""
 
 
+class _Notes(NotesNames, SpanProcessor):
+    """Exports nothing: for a provider whose processors are somebody else's."""
+
+
 def _adopted(
     given: ApiTracerProvider, settings: Settings, redactor: Redactor, on_error: Callable[[str], None] | None
 ) -> Tracing:
     provider = sdk_provider(given)
-    adoption = Adoption(provider, lambda inner: RedactingSpanExporter(inner, redactor, on_error=on_error))
+    notes: _Notes | None = None
+    if redactor.strict:
+        notes = _Notes()
+        notes.redactor = redactor
+    adoption = Adoption(
+        provider, lambda inner: RedactingSpanExporter(inner, redactor, on_error=on_error), notes
+    )
     enabled = not settings.disabled
     return Tracing(
         provider, version=settings.service_version, enabled=enabled, adopted=adoption, source=given
