@@ -175,9 +175,9 @@ class LogAdoption:
             return event_dict if self._redactor.mode == "watch" else _withheld(event_dict)
         fields = cast("EventDict", event_dict)
         try:
-            name = getattr(_logger, "name", None)  # may stand under `logger`
-            if isinstance(name, str):
-                self._redactor.written(name)
+            name = getattr(_logger, "name", None)
+            if isinstance(name, str) and fields.get("logger") == name:
+                fields["logger"] = Own(self._redactor.text(name))
             return self._process(fields)
         except Exception:  # noqa: BLE001  # fail closed, and never raise into the application
             return _failed(fields)

@@ -199,7 +199,9 @@ class Redactor:
     def _doubtful(self, keys: list[str], attributes: Mapping[str, Any], signal: str) -> dict[str, Any] | None:
         """Decide on the values that `changed` could not let pass at a glance."""
         unknown = keys if self._strict else [key for key in keys if key not in self._actions]
-        if self._watch or any(self.key(key, signal="") != key for key in unknown):
+        # In strict each look at the stack costs: `mapping` looks once at each key.
+        looks = self._strict and not all(map(self._literals.knows, keys))
+        if self._watch or looks or any(self.key(key, signal="") != key for key in unknown):
             redacted = self.mapping(attributes, signal=signal)
             return None if self._watch else redacted
         new = {key: self.value(key, attributes[key], signal=signal) for key in keys}
