@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -65,6 +66,16 @@ FORGED: dict[str, Forge] = {
     "a surrogate": lambda _body: '{"v":"\\ud800"}',
     "a field too many": lambda body: body.replace('"v":1', '"v":1,"w":1'),
     "another format": lambda body: body.replace('"v":1', '"v":2'),
+    "details that are none": lambda body: body.replace('"details":{}', '"details":7'),
+    "a null in details": lambda body: body.replace('"details":{}', '"details":{"n":null}'),
+    "an actor that is a name": lambda body: re.sub('"actor":{[^}]*}', '"actor":"nobody"', body),
+    "a resource without type": lambda body: re.sub('"resource":{[^}]*}', '"resource":{"id":null}', body),
+    "a number as subject": lambda body: body.replace('"s-1"', "7"),
+    "no service": lambda body: body.replace('"service":"s"', '"service":null'),
+    "a time in words": lambda body: re.sub('"time":"[^"]*"', '"time":"yesterday"', body),
+    "a time without zone": lambda body: re.sub('"time":"[^"]*"', '"time":"2026-11-26T03:00:00"', body),
+    "a time before all": lambda body: re.sub('"time":"[^"]*"', '"time":"0001-01-01T00:00:00+23:00"', body),
+    "a number as time": lambda body: re.sub('"time":"[^"]*"', '"time":7', body),
     "no action": lambda body: body.replace('"chart.update"', "null"),
     "too long": lambda body: body.replace("s-1", "s" * 70_000),
 }
@@ -282,12 +293,14 @@ class TestOutbox:
         trail.append(WRITE)
         assert key_without_entry_is_refused(trail, index)
 
-    def test_plain_connection(self, trail: AuditTrail, tmp_path: Path) -> None:
-        """A connection of `sqlite3` will do."""
+    @pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le", "UTF-16be"])
+    def test_plain_connection(self, trail: AuditTrail, tmp_path: Path, encoding: str) -> None:
+        """A connection of `sqlite3` will do, however the database encodes its texts."""
 
         @contextmanager
         def begin() -> Iterator[sqlite3.Connection]:
             connection = sqlite3.connect(tmp_path / "plain.db")
+            connection.execute(f"PRAGMA encoding = '{encoding}'")
             with connection:
                 yield connection
             connection.close()
@@ -295,8 +308,9 @@ class TestOutbox:
         outbox = Outbox(trail, begin)
         outbox.create_table()
         with begin() as connection:
-            outbox.add(connection, WRITE)
-        assert len(outbox.flush()) == 1
+            outbox.add(connection, {**WRITE, "reason": "Größe €"})
+        assert (len(outbox.flush()), trail.refused_rows) == (1, 0)
+        assert trail.read().entries[0]["reason"] == "Größe €"
 
     @pytest.mark.server
     def test_postgresql(self, postgres: Any, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from healthobs.audit import (
     verification,
 )
 from healthobs.audit import retention as retention_module
-from healthobs.audit.checkpoint import NoteError, Signer, Verifier
+from healthobs.audit.checkpoint import COSIGNATURE, NoteError, Signer, Verifier, from_base64, key_id
 from healthobs.audit.governance import prune_order
 from healthobs.audit.retention import RecordClass, Retention, approve
 from healthobs.audit.sqlite import GUARDS, SqliteStore
@@ -39,6 +40,9 @@ BOB = Signer("approver.example/bob", Ed25519PrivateKey.generate())
 SHORT = (RecordClass("short", 1),)
 EVE = Signer("approver.example/eve", Ed25519PrivateKey.generate())
 CAROL = Signer("approver.example/carol", Ed25519PrivateKey.generate())
+ALICE_KEY = from_base64(ALICE.vkey.split("+", 2)[2])[1:]
+#: Alice's key as a witness's.
+AS_WITNESS = f"{ALICE.name}+{key_id(ALICE.name, COSIGNATURE, ALICE_KEY).hex()}+{b64encode(COSIGNATURE + ALICE_KEY).decode()}"
 #: Who signed, where that is not two approvers.
 TOO_FEW = {"nobody": (), "one": (ALICE,), "one twice": (ALICE, ALICE), "a stranger": (ALICE, EVE)}
 UNSIGNED = "the pruning lacks the signatures of two approvers that the log names"
@@ -112,6 +116,18 @@ def signed(text: str, *signers: Signer) -> str:
     for signer in signers:
         text = approve(text, signer)
     return text
+
+
+def _interrupted(monkeypatch: pytest.MonkeyPatch, bench: Bench, other: Callable[[], object]) -> None:
+    """Let somebody else do `other` just before the trail records its next own entry."""
+    append_own = bench.trail.append_own
+
+    def late(*arguments: Any) -> object:
+        monkeypatch.undo()
+        other()
+        return append_own(*arguments)
+
+    monkeypatch.setattr(bench.trail, "append_own", late)
 
 
 class TestErase:
@@ -536,6 +552,28 @@ class TestPrune:
         with pytest.raises(RetentionError, match="two distinct"):
             retention.prune(signed(retention.order(256), *twins), actor="a", reason="r")
 
+    def test_order_with_more_signatures_than_an_entry_holds(self, bench: Bench) -> None:
+        """Such an order is refused before anything is recorded: it would be cut, and two of its signatures with it."""
+        bench.appoint()
+        bench.add(300)
+        bench.time.advance(YEAR)
+        strangers = [Signer(f"approver.example/{n}", Ed25519PrivateKey.generate()) for n in range(9)]
+        order = signed(bench.retention().order(256), *strangers, ALICE, BOB)
+        with pytest.raises(RetentionError, match="too long for an entry"):
+            bench.retention().prune(order, actor="a", reason="r")
+        assert (bench.trail.checkpoint().size, bench.verify().ok) == (301, True)
+
+    def test_row_marked_as_one_that_was_pruned(self, bench: Bench) -> None:
+        """Whoever marks a row of an outbox as done under an entry that is gone does not have it dropped."""
+        bench.add(300)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
+        key = bench.trail.new_key()
+        with bench.trail.connected(read_only=False) as connection, connection.writing():
+            store.insert_sequenced(connection, [(key, 7)])
+        assert bench.trail.hand_over([(key, bench.trail.encode({"action": "chart.read"}))]) == [None]
+
     def test_order_is_for_one_log_and_index(self, bench: Bench) -> None:
         """An order for another log, for part of a tile or with an altered index is none."""
         bench.add(300)
@@ -688,9 +726,12 @@ class TestApprovers:
             f"entry 301: {UNSIGNED}",
         ]
 
-    @pytest.mark.parametrize("vkeys", [[], [ALICE.vkey], ["x", "y"], [ALICE.vkey, "y"]])
+    @pytest.mark.parametrize("vkeys", [
+        [], [ALICE.vkey], ["x", "y"], [ALICE.vkey, "y"],
+        [ALICE.vkey, f"{ALICE.vkey} "], [ALICE.vkey, f"{ALICE.vkey} ", BOB.vkey], [ALICE.vkey, AS_WITNESS],
+    ])  # fmt: skip
     def test_what_names_nobody(self, bench: Bench, vkeys: list[str]) -> None:
-        """Fewer than two keys, or what is none, is no set of approvers."""
+        """Fewer than two keys, one in two disguises, or what is none, is no set of approvers."""
         retention = bench.retention()
         with pytest.raises(RetentionError, match="fewer than two keys"):
             retention.appoint(retention.appointment(vkeys), actor="a", reason="r")
@@ -703,6 +744,32 @@ class TestApprovers:
         assert bench.appoint(*many[:5]) == 0
         assert bench.appoint(*many[5:10], by=tuple(many[:2])) == 1
         assert bench.verify().ok
+
+    def test_two_at_once(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of two appointments that follow the same approvers the second is refused, and the log verifies."""
+        retention, other = bench.retention(), bench.retention()
+        note = retention.appointment([ALICE.vkey, BOB.vkey])
+        _interrupted(monkeypatch, bench, lambda: other.appoint(note, actor="b", reason="r"))
+        with pytest.raises(RetentionError, match="named meanwhile"):
+            retention.appoint(note, actor="a", reason="r")
+        assert (retention.approvers().index, bench.verify().ok) == (0, True)
+        assert bench.appoint(BOB, CAROL, by=(ALICE, BOB)) == 1
+
+    def test_two_prunings_at_once(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of two operators who carry out one order the second is told, and the log verifies."""
+        bench.appoint()
+        bench.add(300)
+        bench.time.advance(YEAR)
+        _interrupted(monkeypatch, bench, lambda: self.prune(bench, 256, ALICE, BOB))
+        with pytest.raises(RetentionError, match="named meanwhile"):
+            self.prune(bench, 256, ALICE, BOB)
+        assert (bench.verify().first, bench.verify().problems) == (256, ())
+
+    def test_store_that_takes_no_appointment(self, bench: Bench) -> None:
+        """Where nobody else was named, the store's own reason is what is heard."""
+        bench.trail.close()
+        with pytest.raises(AuditWriteError):
+            bench.appoint()
 
     @given(order=st.text(max_size=200) | st.lists(st.text(max_size=9), max_size=6).map("\n".join))
     def test_any_text(self, order: str) -> None:

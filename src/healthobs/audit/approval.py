@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from healthobs.audit.checkpoint import NoteError, Verifier, split
+from healthobs.audit.checkpoint import NoteError, Verifier, from_base64, split
 from healthobs.audit.governance import APPROVERS, PRUNE, Order
 
 #: Distinct keys that must sign.
@@ -134,8 +134,8 @@ def _fault(order: Order, note: str, origin: str, force: Approvers) -> str | None
 
 
 def distinct(vkeys: Iterable[str]) -> int:
-    """Return how many keys those are: one under two names is one."""
-    return len({vkey.rpartition("+")[2] for vkey in vkeys})
+    """Return how many keys those well-formed vkeys are: one under two names, or of two kinds, is one."""
+    return len({from_base64(vkey.strip().split("+", 2)[2])[1:] for vkey in vkeys})
 
 
 def _signed(vkey: str, note: str) -> bool:
@@ -148,7 +148,6 @@ def _signed(vkey: str, note: str) -> bool:
 
 def _is_vkey(vkey: str) -> bool:
     try:
-        Verifier(vkey)
+        return Verifier(vkey).vkey == vkey  # nothing around it that nobody sees
     except NoteError:
         return False
-    return True

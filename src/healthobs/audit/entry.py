@@ -140,10 +140,28 @@ def action_of(body: bytes) -> str | None:
         found = json.loads(body, parse_float=_refused, parse_constant=_refused)
         if canonical(found).encode() != body or found.keys() - {_TENANT} != _MEMBERS or found["v"] != FORMAT:
             return None
-    except (ValueError, AttributeError, RecursionError):  # whoever can write the row can write anything
-        return None
+        if not _is_shaped(found):
+            return None
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
+        return None  # whoever can write the row can write anything
     action = found["action"]
     return action if isinstance(action, str) and _WORD.fullmatch(action) else None
+
+
+def _is_shaped(found: dict[str, Any]) -> bool:
+    """Return whether members are of the types that `encode` writes: all who read entries rely on that."""
+    actor, resource = found["actor"], found["resource"]
+    maybe = [found[name] for name in ("subject", "purpose", "classification", "reason", *_IDS)]
+    return (
+        actor.keys() == {"id", "kind"}
+        and resource.keys() == {"type", "id"}
+        and all(
+            text is None or isinstance(text, str) for text in (*maybe, *actor.values(), *resource.values())
+        )
+        and all(isinstance(found.get(name, ""), str) for name in ("service", "outcome", "salt", _TENANT))
+        and all(isinstance(value, (str, int)) for value in found["details"].values())
+        and rfc3339(datetime.fromisoformat(found["time"])) == found["time"]
+    )
 
 
 def _refused(_text: str) -> None:

@@ -92,7 +92,8 @@ class Outbox:
         while True:
             with self._begin() as connection:
                 rows = _rows(connection)
-            keyed = [(_text(key), _text(body).encode()) for _, key, body in rows]
+                codec = _codec(connection)
+            keyed = [(_text(key, codec), _text(body, codec).encode()) for _, key, body in rows]
             good = [place for place, row in enumerate(keyed) if self._trail.acceptable(*row)]
             told = self._trail.hand_over([keyed[place] for place in good]) if good else []
             done = {place: receipt for place, receipt in zip(good, told, strict=True) if receipt is not None}
@@ -116,9 +117,14 @@ def _rows(connection: Any) -> list[tuple[Any, ...]]:
     )
 
 
-def _text(value: object) -> str:
+def _codec(connection: Any) -> str:
+    """Return how texts are encoded where they are read as bytes: SQLite casts them as the database holds them."""
+    return str(_execute(connection, "PRAGMA encoding")[0][0]) if _is_sqlite(connection) else "utf-8"
+
+
+def _text(value: object, codec: str) -> str:
     """Return a text of the row; in what is none a character stands that no entry has."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return value.decode(codec, errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _settle(connection: Any, name: object, key: object, *, recorded: bool) -> None:

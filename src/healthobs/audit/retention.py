@@ -27,7 +27,7 @@ from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.records import Receipt
 from healthobs.audit.store import Connection, first_index, stored_bytes
 from healthobs.clock import Clock
-from healthobs.exceptions import AuditTamperedError, RetentionError
+from healthobs.exceptions import AuditTamperedError, AuditWriteError, RetentionError
 
 if TYPE_CHECKING:
     from healthobs.audit.trail import AuditTrail
@@ -204,7 +204,7 @@ class Retention:
             raise RetentionError("the appointment lacks the signatures of two approvers that the log names")
         if len(note) > _MAX_ORDER:
             raise RetentionError("the appointment is too long for an entry; name fewer approvers")
-        return self._record(governance.APPROVERS, actor, reason, {"order": note})
+        return self._name(note, before, actor, reason)
 
     def order(self, below: int) -> str:
         """Return the text of an order to prune all entries before `below`, rounded down to a whole tile.
@@ -232,6 +232,8 @@ class Retention:
             RetentionError: The order is not this log's or lacks two approvers, or an entry is too young or held.
             AuditTamperedError: An entry that would go is not what was recorded.
         """
+        if len(order) > _MAX_ORDER:
+            raise RetentionError("the order is too long for an entry; keep the signatures of two approvers")
         with self._trail.connected() as connection:
             found = governance.orders(connection)
             approvers = self._judged(found).approvers
@@ -242,7 +244,7 @@ class Retention:
         if not dry_run:
             if (approvers.index or 0) < below:
                 again = approval.appointment(self._trail.origin, approvers.vkeys, approvers.after)
-                self._record(governance.APPROVERS, actor, reason, {"order": again})
+                self._name(again, approvers, actor, reason)
             self._record(governance.PRUNE, actor, reason, {"below": below, "order": order})
             if self._apply()[1] < below:
                 raise RetentionError("a hold or other approvers came meanwhile; nothing was pruned")
@@ -324,6 +326,25 @@ class Retention:
                 raise RetentionError(
                     f"entry {index} is of class {kept.name} and must be kept {kept.days} days"
                 )
+
+    def _name(self, note: str, before: Approvers, actor: str, reason: str) -> Receipt:
+        """Record an appointment, the only one after `before`: of two that were made at once the second is refused."""
+        try:
+            return self._trail.append_own(
+                {
+                    "action": governance.APPROVERS,
+                    "actor": actor,
+                    "reason": reason,
+                    "details": {"order": note},
+                },
+                f"{governance.APPROVERS}\n{before.after}",  # no row of an outbox or spool may have such a key
+            )
+        except AuditWriteError:
+            if self.approvers().index == before.index:
+                raise
+            raise RetentionError(
+                "approvers were named meanwhile; look who they are, and begin again"
+            ) from None
 
     def _record(
         self, action: str, actor: str, reason: str, details: dict[str, Any], subject: str | None = None

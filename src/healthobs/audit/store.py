@@ -276,8 +276,7 @@ def sequenced(connection: Connection, key: str, leaf: bytes) -> int | None:
     if not rows:
         return None
     index, found = rows[0]
-    pruned = found is None and 0 <= index < first_index(connection)
-    return int(index) if pruned or found == leaf else TAKEN
+    return int(index) if found == leaf else TAKEN  # also what was pruned: nobody can tell any more
 
 
 def insert_sequenced(connection: Connection, rows: Sequence[tuple[str, int]]) -> None:

@@ -116,10 +116,10 @@ class AuditTrail:
         self._merge(self._timeout_seconds)
         return self._writer().append(self.encode(draft), self._timeout_seconds)
 
-    def append_own(self, draft: Mapping[str, object]) -> Receipt:
-        """Record an entry of healthobs' own, by which the trail governs itself or a control reports."""
+    def append_own(self, draft: Mapping[str, object], key: str | None = None) -> Receipt:
+        """Record an entry of healthobs' own, by which the trail governs itself or a control reports; one under a `key`."""
         body = self._encoded({**draft, "actor_kind": "system"}, governance.REDACTOR)
-        return self._writer().append(body, self._timeout_seconds)
+        return self._writer().append(body, self._timeout_seconds, key)
 
     def append_or_spool(self, draft: Mapping[str, object] | AuditDraft) -> Receipt | None:
         """Record an entry and return once it is durable, in the spool where the store does not take it.
@@ -344,6 +344,15 @@ class AuditTrail:
         """
         with self.connected() as connection:
             return verification.extend(connection, self._verifier, before)
+
+    def first_index(self) -> int:
+        """Return the first entry that is there: 0, unless entries were pruned.
+
+        Raises:
+            AuditError: The store cannot be read.
+        """
+        with self.connected() as connection:
+            return store.first_index(connection)
 
     def tree(self, size: int) -> CompactRange:
         """Return the right edge of the tree of the first `size` entries, as it is stored.
