@@ -42,7 +42,8 @@ from healthobs.audit import governance, keys, open_trail
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.checkpoint import Verifier as NoteVerifier
 from healthobs.audit.cosigning import Witnesses, WitnessPeer
-from healthobs.audit.retention import Retention
+from healthobs.audit.entry import canonical
+from healthobs.audit.retention import Retention, approve
 from healthobs.audit.witness import Cosigner, Witness, WitnessState
 from healthobs.clock import Clock
 from healthobs.compliance import (
@@ -64,6 +65,7 @@ from healthobs.compliance.probes_audit import (
     FULL_SECONDS,
     Integrity,
     Recording,
+    canary,
     names_actors,
     samples_entries,
 )
@@ -1138,6 +1140,15 @@ class TestCanary:
         service.wall_step = -1
         assert (Recording()(looked).state, self.canaries(service)) == ("pass", 2)
 
+    @pytest.mark.parametrize("time", ["yesterday", "2026-11-26T03:00:00", None])
+    def test_of_no_time(self, build: Callable[..., Service], time: str | None) -> None:
+        """A canary that somebody else planted and whose time is none does not stand for one, and stops no probe."""
+        service = build()
+        looked = context(audit=service.trail, clock=service.clock)
+        body = {**json.loads(service.trail.encode(canary())), "time": time}
+        service.trail._writer().append(canonical(body).encode(), 10)
+        assert (Recording()(looked).state, self.canaries(service)) == ("pass", 2)
+
     def test_another_process_that_cannot_append(self, build: Callable[..., Service]) -> None:
         """The canary of another process does not stand for one that could not append."""
         service = build()
@@ -1200,6 +1211,25 @@ class TestIntegrity:
         service.trail.append({"action": "a.b"})
         (service.raw if "TRIGGER" in change else service.unguarded)(change)
         assert [run().state, run().state] == ["fail", "fail"]
+
+    def test_beginning_deleted(self, probe: Any) -> None:
+        """A beginning that went without an order is found in the next round, though all that is left fits."""
+        service, run = probe
+        service.unguarded("DELETE FROM entry WHERE idx < 256", "DELETE FROM checkpoint WHERE size < 256")
+        assert [run().state, run().state] == ["fail", "fail"]
+
+    def test_beginning_pruned_by_order(self, probe: Any) -> None:
+        """A beginning that went by order of two since the last round is no fault."""
+        service, run = probe
+        signers = [Signer(f"approver.example/{n}", Ed25519PrivateKey.generate()) for n in "ab"]
+        retention = Retention(service.trail, (), clock=service.clock)
+        note = retention.appointment([signer.vkey for signer in signers])
+        retention.appoint(note, actor="a", reason="r")
+        order = retention.order(256)
+        for signer in signers:
+            order = approve(order, signer)
+        assert retention.prune(order, actor="a", reason="r") == 256
+        assert [run().state, run().state, run().n] == ["pass", "pass", 0]
 
     def test_key_that_vouches_for_itself(self, probe: Any) -> None:
         """An entry that names a new key does not make what that key signed good."""

@@ -81,7 +81,10 @@ class Recording:
         newest = next(iter(trail.read(subject=CANARY_SUBJECT, action=CANARY_ACTION, limit=1).entries), None)
         if newest is None or newest.get("unreadable"):
             return None
-        age = (context.clock.now() - datetime.fromisoformat(newest["time"])).total_seconds()
+        try:
+            age = (context.clock.now() - datetime.fromisoformat(newest["time"])).total_seconds()
+        except (LookupError, ValueError, TypeError):  # none of ours
+            return None
         now_ns = context.clock.monotonic_ns()
         if self._known is None or self._known[0] != newest["index"]:
             self._known = newest["index"], now_ns
@@ -167,6 +170,8 @@ class Integrity:
     def __init__(self) -> None:
         #: Origin, tree and note of what was verified, and when all of it was.
         self._seen: tuple[str, CompactRange, str, int] | None = None
+        #: The first entry that was there then.
+        self._first = 0
 
     def __call__(self, context: ProbeContext) -> Outcome:
         """Verify."""
@@ -179,7 +184,10 @@ class Integrity:
         seen = self._seen if self._seen is not None and self._seen[0] == trail.origin else None
         now_ns = context.clock.monotonic_ns()
         try:
-            if seen is None or now_ns - seen[3] >= FULL_SECONDS * 10**9:
+            due = seen is None or now_ns - seen[3] >= FULL_SECONDS * 10**9
+            if (
+                seen is None or due or trail.first_index() != self._first
+            ):  # pruned: only all of it says by whose order
                 verification, how = self._whole(trail, seen, now_ns)
             else:
                 verification, how = self._since(trail, seen)
@@ -204,7 +212,7 @@ class Integrity:
         if verification.ok:
             tree = trail.tree(verification.first + verification.size)
             if tree.root() == verification.root:
-                self._seen = trail.origin, tree, note, now_ns
+                self._seen, self._first = (trail.origin, tree, note, now_ns), verification.first
         against = "no earlier checkpoint was known" if seen is None else "and against an earlier checkpoint"
         return verification, f"every entry and checkpoint verified, {against}"
 
