@@ -231,7 +231,8 @@ class TestRetries:
         assert len(server.received) == 1
 
     @pytest.mark.parametrize(
-        ("after", "sent"), [("0", 2), ("1", 2), ("2", 1), ("Wed, 21 Oct 2026 07:28:00 GMT", 1)]
+        ("after", "sent"),
+        [("0", 2), ("1", 2), ("2", 1), ("9" * 5000, 1), ("Wed, 21 Oct 2026 07:28:00 GMT", 1)],
     )
     def test_retry_after(self, server: Server, make: Make, after: str, sent: int) -> None:
         """A peer that asks for more than a second is not pressed."""

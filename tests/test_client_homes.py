@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import socket
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +21,7 @@ from opentelemetry.context import (
 )
 from opentelemetry.trace import SpanKind, StatusCode
 from requests.adapters import HTTPAdapter
+from requests.auth import HTTPDigestAuth
 
 from healthobs import Settings
 from healthobs.client import Peer
@@ -330,6 +332,31 @@ class TestPlace:
         assert send(lab(server), "GET", f"{server.url}/results/1/again", follow=True).status == 200
         assert [span.name for span in capture.spans] == ["GET /results/{id}/{part}", "GET /results/{id}"]
         assert len({one.headers["traceparent"] for one in server.received}) == 2
+
+    def test_a_url_that_is_none(self, server: Server, capture: Capture) -> None:
+        """What the transport refuses, it refuses; observing finds nothing to say."""
+        with httpx.Client(transport=Transport(lab(server))) as client, pytest.raises(httpx.ConnectError):
+            client.get("http://127.0.0.1:70000/")
+        assert capture.spans == ()
+
+    def test_an_authentication_handler_that_sends_again(self, server: Server, capture: Capture) -> None:
+        """Digest (RFC 7616 §3.3) asks once for the challenge and once with the answer: two requests, two spans."""
+        server.script = [(401, {"WWW-Authenticate": 'Digest realm="r", nonce="n", qop="auth"'}, b"")]
+        with requests.Session() as session:
+            observe_session(session, lab(server))
+            assert session.get(server.url, auth=HTTPDigestAuth("a", "b")).status_code == 200
+        statuses = [(span.attributes or {})["http.response.status_code"] for span in capture.spans]
+        assert statuses == [401, 200]
+        assert len({one.headers["traceparent"] for one in server.received}) == 2
+
+    def test_a_session_that_is_pickled(self, server: Server, capture: Capture) -> None:
+        """A session can be pickled as before, also when it has sent, and the copy is observed too."""
+        with requests.Session() as session:
+            observe_session(session, lab(server))
+            session.get(server.url)
+            with pickle.loads(pickle.dumps(session)) as copied:
+                assert copied.get(server.url).status_code == 200
+        assert len(capture.spans) == 2
 
     def test_taken_off_again(self, server: Server, capture: Capture) -> None:
         """The session has the adapters that it had; observing twice is refused."""

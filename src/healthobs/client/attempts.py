@@ -95,10 +95,14 @@ class Peer:
             headers: Names of the request's header fields.
             resendable: Whether the body can be sent a second time.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = _port(parts.scheme, parts.port)
+        except ValueError:  # the transport's to refuse
+            return None
         path = parts.path or "/"
         under = path == self._prefix or path.startswith(f"{self._prefix}/")
-        if not under or (parts.scheme, parts.hostname or "", _port(parts.scheme, parts.port)) != self._origin:
+        if not under or (parts.scheme, parts.hostname or "", port) != self._origin:
             return None
         below = path[len(self._prefix) :] or "/"
         route = next((template for template, pattern in self._routes if pattern.fullmatch(below)), None)
@@ -167,7 +171,7 @@ class Attempt:
         """Note an answer: its status, and its `Retry-After`."""
         self._status = status
         after = retry_after or "0"
-        soon = after.isdecimal() and int(after) <= MAX_RETRY_AFTER_SECONDS
+        soon = after.isdecimal() and len(after) < 10 and int(after) <= MAX_RETRY_AFTER_SECONDS
         self.again = status in RETRIED_STATUSES and soon
         self.error = str(status) if status >= 400 else ""
 

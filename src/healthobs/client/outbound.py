@@ -53,6 +53,10 @@ class Recorder:
         self.port = port
         self._instruments: tuple[Observability, Instrument, Instrument | None] | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the instruments behind: a session that is pickled or copied finds those of its process."""
+        return {**vars(self), "_instruments": None}
+
     def start(
         self, method: str, route: str | None, resend_count: int, *, declared: bool = False
     ) -> Recording | None:

@@ -110,6 +110,9 @@ class Adapter(BaseAdapter):
             sent = request.copy()  # a redirect may take the headers of the original to somebody else
             sent.headers.update(attempt.headers)
             response = self.inner.send(sent, stream, *arguments, **options)
+            vars(response)["connection"] = (
+                self  # by which an authentication handler sends again; stubs want requests' own
+            )
             attempt.answer(response.status_code, response.headers.get("Retry-After"))
             if not stream and not response.is_redirect:
                 _ = response.content  # the session would read it next
