@@ -80,6 +80,34 @@ class TestExceptions:
         assert front.access()[0]["exception_type"] == "RuntimeError"
         assert SSN not in front.telemetry()
 
+    @BOTH
+    def test_middleware_hears_of_a_missing_entry(self, make: type[Front]) -> None:
+        """One that rolls back what raised does so, though healthobs answers for it."""
+        heard.clear()
+        with override_settings(MIDDLEWARE=[f"{__name__}.Transaction"]):
+            front = make()
+        assert front.get("/unrecorded").status == 503
+        assert heard == ["AuditWriteError", 503]
+
+
+heard: list[object] = []
+
+
+class Transaction:
+    """A middleware that rolls back what raised, and would answer for it."""
+
+    def __init__(self, get_response: Any) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: Any) -> Any:
+        response = self.get_response(request)
+        heard.append(response.status_code)
+        return response
+
+    def process_exception(self, _request: Any, exception: Exception) -> Any:
+        heard.append(type(exception).__name__)
+        return HttpResponse("handled")
+
 
 @BOTH
 class TestNoData:

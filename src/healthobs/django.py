@@ -89,7 +89,8 @@ def init_app(application: Any, obs: Observability, **options: Any) -> WsgiMiddle
         return match
 
     def process_exception_by_middleware(exception: Exception, request: Any) -> Any:
-        return _unavailable() if isinstance(exception, AuditWriteError) else answer(exception, request)
+        response = answer(exception, request)  # theirs must hear of it, to roll back
+        return _unavailable() if isinstance(exception, AuditWriteError) else response
 
     held.update(zip(_HOOKED, (resolve_request, process_exception_by_middleware), strict=True))
     if any(name.startswith(_THEIRS) for name in settings.MIDDLEWARE):
