@@ -24,17 +24,39 @@ def test_fails_every_other_time():
 """
 
 
+NAMED = """def number() -> int:
+    return 3
+"""
+NAMED_TEST = """import pytest
+from named import number
+@pytest.mark.parametrize("number_there", [number()])
+def test_is_one(number_there):
+    assert isinstance(number(), int)
+"""
+
+
+def run(folder: Path, module: str, code: str, test: str) -> subprocess.CompletedProcess[str]:
+    (folder / "src").mkdir()
+    (folder / "src" / f"{module}.py").write_text(code, encoding="utf-8")
+    (folder / f"test_{module}.py").write_text(test, encoding="utf-8")
+    (folder / "pytest.ini").write_text("[pytest]\npythonpath = src\n", encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, TOOL, f"src/{module}.py", "--tests", f"test_{module}.py", "--least", "99"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
 def test_tells_killed_from_surviving(tmp_path: Path) -> None:
     """A change that a test notices is killed; one that only a test of chance fails for is named, line and all."""
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "little.py").write_text(MODULE, encoding="utf-8")
-    (tmp_path / "test_little.py").write_text(TEST, encoding="utf-8")
-    (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = src\n", encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, TOOL, "src/little.py", "--tests", "test_little.py", "--least", "99"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run(tmp_path, "little", MODULE, TEST)
     survivors = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("survived")]
     assert survivors == ["src/little.py:2"], done.stdout + done.stderr
     assert "3 of 3 mutants: 2 killed, score 66.7 %" in done.stdout
     assert done.returncode == 1
+
+
+def test_test_that_is_not_there_kills_nothing(tmp_path: Path) -> None:
+    """A change by which the nearest test has another name, so that pytest finds none, is not noticed by that."""
+    done = run(tmp_path, "named", NAMED, NAMED_TEST)
+    survivors = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("survived")]
+    assert set(survivors) == {"src/named.py:2"}, done.stdout + done.stderr
