@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "deploy" / "prometheus").glob("*.rules.yaml"))
-KNOWN = yaml.safe_load((ROOT / "src" / "healthobs" / "telemetry.yaml").read_text(encoding="utf-8"))["metrics"]
+KNOWN = yaml.safe_load(files("healthobs").joinpath("telemetry.yaml").read_text(encoding="utf-8"))["metrics"]
 _METRIC = re.compile(r"\bhealthobs_\w+")
 
 

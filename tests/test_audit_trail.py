@@ -452,20 +452,25 @@ class TestClose:
         """Closing a trail that was never used is no fault."""
         make_trail().close()
 
-    def test_what_waits_is_written(self, trail: AuditTrail) -> None:
+    def test_what_waits_is_written(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
         """Entries that were handed over before the close are durable after it."""
         trail.append(READ)
+        ours, handed_over = trail._writers[os.getpid()], list[writer._Job]()
+        enqueue = ours._enqueue
+
+        def noting(key: str | None, body: bytes) -> writer._Job:
+            handed_over.append(enqueue(key, body))
+            return handed_over[-1]
+
+        monkeypatch.setattr(ours, "_enqueue", noting)
         with ThreadPoolExecutor(4) as pool, trail.path.with_name("audit.db.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             waiting = [pool.submit(trail.append, READ) for _ in range(4)]
-            queue = trail._writers[os.getpid()]._queue
-            _wait_until(lambda: queue.qsize() == 3)
-            closing = pool.submit(lambda: None)
+            _wait_until(lambda: len(handed_over) == 4)
             stopper = threading.Thread(target=trail.close)
             stopper.start()
             fcntl.flock(lock, fcntl.LOCK_UN)
             stopper.join()
-            closing.result()
             assert sorted(job.result().index for job in waiting) == [1, 2, 3, 4]
 
     def test_late_callers_are_refused(self, trail: AuditTrail) -> None:

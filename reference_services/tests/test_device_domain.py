@@ -181,7 +181,7 @@ class Device:
             "status": "active",
             "registered_ns": 0,
         }
-        assert store.add_device(self.connection, row)
+        store.add(self.connection, store.DEVICES, row)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -201,7 +201,7 @@ class Device:
     def state(self) -> tuple[Any, Any]:
         """Return everything stored, in an order of its own."""
         rows = [tuple(row) for row in self.connection.execute(sa.select(store.OBSERVATIONS))]
-        return sorted(rows), sorted(tuple(row.values()) for row in store.alarms(self.connection, 100)[1])
+        return sorted(rows), sorted(tuple(row) for row in self.connection.execute(store.LATEST_ALARMS))
 
 
 class TestReplay:
