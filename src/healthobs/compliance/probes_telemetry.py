@@ -130,7 +130,7 @@ def wraps_every_exporter(context: ProbeContext) -> Outcome:
             bare.append(type(list(layers(slot.exporter))[-1]).__name__)
     holders = {id(slot.owner) for slot in slots}
     for processor in processors(context.provider):
-        silent = type(processor).on_end is SpanProcessor.on_end
+        silent = processor.__class__.on_end is SpanProcessor.on_end
         if not silent and not holders & {id(processor), id(getattr(processor, "_batch_processor", None))}:
             opaque.append(type(processor).__name__)
     if bare:
