@@ -303,3 +303,9 @@ class TestWhatMutantsShowed:
 
         assert facts_of(here, NEEDLE).type == facts_of(there, NEEDLE).type
         assert facts_of(here, NEEDLE).fingerprint != facts_of(there, NEEDLE).fingerprint
+
+    def test_code_of_no_module_is_named_so(self) -> None:
+        """Code run with bare globals has no module's name: a question mark stands for it."""
+        with pytest.raises(ZeroDivisionError) as caught:
+            exec("def bare():\n    1 / 0\nbare()", {})
+        assert describe_exception(caught.value).frames[-1] == "?:bare:2"

@@ -88,7 +88,6 @@ _DENIED_PAIRS = (
     frozenset({"social", "security"}),
     frozenset({"medical", "record"}),
     frozenset({"api", "key"}),
-    frozenset({"pin", "block"}),
     frozenset({"track", "data"}),
     frozenset({"track", "1"}),
     frozenset({"track", "2"}),

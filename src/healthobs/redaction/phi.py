@@ -146,8 +146,6 @@ def _field_names(value: object) -> Iterator[str]:
 @lru_cache(maxsize=1024)
 def _marks(kind: type) -> Mapping[str, str]:
     """Return the kind of each marked field of a class."""
-    if kind.__module__ == "builtins":
-        return {}
     try:
         hints = get_type_hints(kind, include_extras=True)
     except Exception:  # noqa: BLE001 - a name that cannot be resolved: then the object is masked whole

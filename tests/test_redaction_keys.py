@@ -1,0 +1,123 @@
+"""What the words of a key say, what is remembered of keys, and how deep a value is looked into."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pytest
+
+from healthobs.redaction import PHI, Redactor
+from healthobs.redaction.keys import Action, classify
+
+NEEDLE = "078-05-1120"
+LEVELS = ["debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "notset"]
+
+
+@dataclass
+class Marked:
+    """A class with a mark, and a field that holds anything."""
+
+    held: Any
+    name: Annotated[str, PHI("name")] = "J"
+
+
+class Holding(enum.Enum):
+    """An enumeration of structures."""
+
+    THREE_DEEP = [[[NEEDLE]]]  # noqa: RUF012
+    FOUR_DEEP = [[[[NEEDLE]]]]  # noqa: RUF012
+
+
+class TestWords:
+    """`classify` by the words of a key."""
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ("social", "security"), ("medical", "record"), ("api", "key"), ("track", "data"), ("track", "1"),
+            ("track", "2"), ("private", "key"), ("exception", "message"), ("error", "message"), ("url", "full"),
+            ("url", "path"), ("http", "url"), ("http", "target"), ("http", "path"), ("request", "path"), ("raw", "path"),
+            ("request", "uri"), ("request", "url"), ("process", "command"), ("process", "owner"),
+        ],
+    )  # fmt: skip
+    def test_pairs_of_words_that_are_harmless_alone(self, one: str, other: str) -> None:
+        """Both in one key deny it, in either order; each of them alone is scanned."""
+        actions = [classify(key, frozenset()) for key in (f"{one}.{other}", f"x_{other}_{one}", one, other)]
+        assert actions == [Action.DENY, Action.DENY, Action.SCAN, Action.SCAN]
+
+    @pytest.mark.parametrize(
+        "word",
+        ["socialsecurity", "dateofbirth", "birthdate", "birthday", "emailaddress", "phonenumber", "patientname", "patientid",
+         "firstname", "lastname", "fullname", "surname", "medicalrecord", "creditcard", "cardnumber", "accountnumber",
+         "ssnumber", "password"],
+    )  # fmt: skip
+    def test_long_words_without_a_boundary(self, word: str) -> None:
+        """They are found inside a longer word."""
+        assert classify(f"the{word}x", frozenset()) is Action.DENY
+
+    @pytest.mark.parametrize(
+        "subject",
+        ["patient", "member", "person", "subject", "plan", "policy", "claim", "encounter", "chart", "device", "serial"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("word", ["id", "identifier", "number", "ref", "key", "serial"])
+    def test_the_identifier_of_a_person_or_of_a_persons_thing(self, subject: str, word: str) -> None:
+        """`claim_id` names somebody."""
+        assert classify(f"{subject}_{word}", frozenset()) is Action.DENY
+
+
+class TestRedactor:
+    """`Redactor`: what it remembers and how far it looks."""
+
+    def test_only_clean_keys_are_remembered(self) -> None:
+        """A key that holds an identifier, or is too long to be a name, is read again each time."""
+        redactor = Redactor()
+        for key in ("step", f"x {NEEDLE}", "k" * 129, "k" * 128):
+            redactor.action(key)
+        assert set(redactor._actions) == {"step", "k" * 128}
+
+    @pytest.mark.parametrize("case", [str.lower, str.upper])
+    def test_strict_knows_every_level(self, case: Callable[[str], str]) -> None:
+        """A level passes, though no running function has it written."""
+        redactor = Redactor("strict")
+        assert [redactor.value("level", case(level)) for level in LEVELS] == [*map(case, LEVELS)]
+
+    def test_what_is_masked_before_the_exporter_counts_as_trace(self) -> None:
+        """`changed` is the question of the exporter of spans."""
+        counted: Counter[str] = Counter()
+        redactor = Redactor(on_redaction=lambda signal, kind: counted.update([f"{signal} {kind}"]))
+        redactor.changed({"step": NEEDLE})
+        assert counted == {"trace ssn": 1}
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [lambda value: [value], lambda value: (value,), lambda value: {"a": value}, Marked, lambda value: frozenset([value])],
+        ids=["list", "tuple", "mapping", "marked", "set"],
+    )  # fmt: skip
+    def test_four_levels_are_looked_into(self, wrap: Callable[[object], object]) -> None:
+        """Text in the fourth level is scanned; what holds a fifth is masked whole, whatever the levels are made of."""
+        value: Any = NEEDLE
+        for _ in range(4):
+            value = wrap(value)
+        assert "[PHI:ssn]" in str(Redactor().value("step", value))
+        deeper = str(Redactor().value("step", wrap(value)))
+        assert "[PHI:type]" in deeper
+        assert "[PHI:ssn]" not in deeper
+
+    def test_an_enumeration_is_a_level(self) -> None:
+        """Its value is looked into one level less."""
+        assert Redactor().value("step", Holding.THREE_DEEP) == [[["[PHI:ssn]"]]]
+        assert Redactor().value("step", Holding.FOUR_DEEP) == [[["[PHI:type]"]]]
+
+    def test_values_under_bare_words_are_learnt_where_they_are_written(self) -> None:
+        """In strict what a running function has written passes later; what is no text is no fault."""
+        redactor = Redactor("strict")
+
+        def noting() -> str:
+            redactor.note({"outcome": "declined_at_desk", "state": ["x"]})
+            return "declined_at_desk"
+
+        assert redactor.value("outcome", noting()).startswith("declined")

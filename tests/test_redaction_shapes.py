@@ -1,0 +1,271 @@
+"""Every shape of an identifier in text, and its nearest neighbour that is none."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+
+from healthobs.redaction.identifiers import luhn
+from healthobs.redaction.scan import scan
+
+UUID = "19500301-4111-1111-1111-078051120000"
+
+
+def card(length: int) -> str:
+    """Return a card number of `length` digits of which no part is a telephone number or a date."""
+    body = "4" + "0" * (length - 2)
+    return next(body + digit for digit in string.digits if luhn(body + digit))
+
+
+def grouped(digits: str, groups: tuple[int, ...], separator: str) -> str:
+    """Return `digits` cut into groups of these lengths."""
+    ends = [sum(groups[: place + 1]) for place in range(len(groups))]
+    return separator.join(digits[end - length : end] for end, length in zip(ends, groups, strict=True))
+
+
+@pytest.mark.parametrize("separator", [" ", "-"])
+class TestGroupedCards:
+    """Card numbers as they are printed and typed."""
+
+    @pytest.mark.parametrize(
+        "groups", [(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 5), (4, 4, 4, 4, 3), (6, 10), (8, 8)]
+    )
+    def test_each_shape_is_found_by_its_check_digit(self, groups: tuple[int, ...], separator: str) -> None:
+        """The whole number goes; with a wrong last digit it is no card."""
+        number = card(sum(groups))
+        wrong = number[:-1] + str((int(number[-1]) + 1) % 10)
+        assert scan(f"paid {grouped(number, groups, separator)} ok")[0] == "paid [PHI:card] ok"
+        assert scan(f"paid {grouped(wrong, groups, separator)} ok")[1] == ()
+
+    @pytest.mark.parametrize("groups", [(5, 4, 4, 3), (4, 5, 4, 3), (4, 7, 4), (6, 9), (4, 4, 4), (7, 9)])
+    def test_other_groups_are_no_card(self, groups: tuple[int, ...], separator: str) -> None:
+        """Numbers that happen to stand side by side are left alone."""
+        assert scan(f"rows {grouped(card(sum(groups)), groups, separator)} ok")[1] == ()
+
+
+@pytest.mark.parametrize(("length", "kinds"), [(12, ()), (13, ("card",)), (19, ("card",)), (20, ("number",))])
+def test_the_length_of_a_card(length: int, kinds: tuple[str, ...]) -> None:
+    """Cards have 13 to 19 digits (ISO/IEC 7812-1); a longer run of digits is masked whatever it is."""
+    assert scan(f"paid {card(length)} ok")[1] == kinds
+
+
+class TestDates:
+    """Dates in digits."""
+
+    @pytest.mark.parametrize(
+        "date",
+        [
+            "1950-03-01", "1950-3-01", "1950-03-1", "1950-3-1", "1950/03/01", "1950.03.01",
+            "03-01-1950", "3-01-1950", "03-1-1950", "3-1-1950", "03/01/1950", "03.01.1950",
+            "03-01-50", "3-01-50", "03-1-50", "3-1-50", "3/1/50", "50-03-01",
+            "1950-03", "1950-3", "03-1950", "3-1950", "1950/03", "3/1950",
+        ],
+    )  # fmt: skip
+    def test_each_shape_goes_whole(self, date: str) -> None:
+        """With one digit or two for day and month, the year first or last."""
+        assert scan(f"seen {date} ok")[0] == "seen [PHI:date] ok"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "03-01/50",
+            "03.01.50",
+            "03 01 50",
+            "1950.03",
+            "1950 03",
+            "13/1950",
+            "45-45-50",
+            "1849-03",
+            "2100-03",
+        ],
+    )
+    def test_what_is_no_date(self, text: str) -> None:
+        """Mixed separators, versions, and months and years that cannot be."""
+        assert scan(f"v {text} ok")[1] == ()
+
+    @pytest.mark.parametrize(
+        "time",
+        [
+            "T10:30",
+            "T1030Z",
+            " 10:30:00",
+            "T10:30:00.5",
+            "T10:30:00,123456789",
+            "T10:30+02:00",
+            "T103000-0500",
+        ],
+    )
+    def test_the_time_of_day_goes_with_the_date(self, time: str) -> None:
+        """In each form of ISO 8601 that logs have."""
+        assert scan(f"seen 1950-03-01{time} ok")[0] == "seen [PHI:date] ok"
+
+    @pytest.mark.parametrize("date", ["May 14, 1950", "14 May 1950", "May 1950", "May 5th", "may 14 1950"])
+    def test_may_needs_more_than_a_number(self, date: str) -> None:
+        """`may` is a verb too: a year or an ordinal makes it the month."""
+        assert scan(f"seen {date} ok")[0] == "seen [PHI:date] ok"
+        assert scan("may 14 wait")[1] == ()
+
+
+class TestTelephones:
+    """Telephone numbers."""
+
+    @pytest.mark.parametrize(
+        "word",
+        [
+            "phone",
+            "telephone",
+            "fax",
+            "telefax",
+            "mobile",
+            "cell",
+            "tel",
+            "phone number",
+            "fax no.",
+            "tel is",
+        ],
+    )
+    def test_each_word_before_a_foreign_number(self, word: str) -> None:
+        """After such a word any number of more than six digits is one."""
+        assert scan(f"{word} 0221 4567 89 ok")[0] == f"{word} [PHI:phone] ok"
+        assert scan(f"{word} 0221 45 ok")[1] == ()
+
+    @pytest.mark.parametrize("text", ["hotel 0221 4567 89", "tell 0221 4567 89", "cells 0221 4567 89"])
+    def test_words_that_only_contain_one(self, text: str) -> None:
+        """The word stands alone."""
+        assert scan(text)[1] == ()
+
+    @pytest.mark.parametrize(
+        ("text", "clean"),
+        [
+            ("+1 212 5", "+1 212 5"),
+            ("+49 221 12", "+49 221 12"),
+            ("+49 221 123", "[PHI:phone]"),
+            ("+12345678", "[PHI:phone]"),
+            ("+123 456 789 012 345", "[PHI:phone]"),
+            ("1-212-555-0123", "[PHI:phone]"),
+            ("2-212-555-0123", "2-[PHI:phone]"),
+            ("155-0123", "155-0123"),
+            ("055-0123", "055-0123"),
+            ("555.0123", "555.0123"),
+            ("22125550123", "22125550123"),
+            ("11125550123", "11125550123"),
+            ("0125550123", "0125550123"),
+        ],
+    )
+    def test_how_many_digits_and_which(self, text: str, clean: str) -> None:
+        """8 to 15 digits after a plus (E.164); the numbering plan of North America elsewhere."""
+        assert scan(f"call {text} ok")[0] == f"call {clean} ok"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0.123456789", "3.078051120", "078051120.5 s", "078051120.25", "a078051120", "x1a078051120", "078051120b",
+     "20240301tea"],
+)  # fmt: skip
+def test_a_part_of_a_fraction_or_of_a_word_is_no_number(text: str) -> None:
+    """Nine digits are a social security number only where they stand alone, at the end of a sentence too."""
+    assert scan(text)[1] == scan(f"took {text} ok")[1] == ()
+    assert scan("it is 078051120.")[0] == "it is [PHI:ssn]."
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("10.0.0.1", ("ip",)),
+        ("255.255.255.255", ("ip",)),
+        ("256.10.10.10", ()),
+        ("10.10.10.256", ()),
+        ("10.0.0.0", ()),
+        ("10 20 30 40", ()),
+        ("0000:0000:0000:0000:0000:ffff:255.255.255.255", ("ip",)),
+        ("12:34:56:78", ()),
+    ],
+)
+def test_addresses(text: str, kinds: tuple[str, ...]) -> None:
+    """Up to the longest IPv6 address; no part of an IPv4 address is above 255, and a version is none."""
+    assert scan(f"host {text} up")[1] == kinds
+
+
+class TestUuids:
+    """A UUID is a surrogate."""
+
+    @pytest.mark.parametrize("frame", ["{}", "visit {} done", "{}, {}"])
+    def test_its_digits_are_no_number(self, frame: str) -> None:
+        """Alone and in a text, though its groups read as a date and a card."""
+        text = frame.format(UUID, UUID)
+        assert scan(text) == (text, ())
+
+    def test_what_follows_it_is_found_where_it_stands(self) -> None:
+        """Only the UUID is skipped."""
+        assert scan(f"visit {UUID} call 212-555-0123 ok")[0] == f"visit {UUID} call [PHI:phone] ok"
+
+    def test_a_longer_number_is_none(self) -> None:
+        """One digit more, and it is read like any text."""
+        assert scan(f"visit {UUID}1 done")[0] != f"visit {UUID}1 done"
+
+
+class TestKeywords:
+    """Words that tell what the number after them is."""
+
+    @pytest.mark.parametrize(
+        "word",
+        [
+            "medical record", "social security", "policy number", "policy no", "member id", "patient id", "patient number",
+            "patient no", "chart number", "chart no", "health plan", "subscriber", "beneficiary", "medicare", "medicaid",
+            "passport", "mrn", "ssn", "npi", "mbi", "hicn", "dea", "iban", "imei", "udi", "vin", "nhs",
+        ],
+    )  # fmt: skip
+    def test_after_a_strong_word_one_digit_is_enough(self, word: str) -> None:
+        """Three characters with a digit among them are an identifier, a year too."""
+        assert scan(f"x {word} qq7 ok")[0] == f"x {word} [PHI:id] ok"
+        assert scan(f"x {word} 1950 ok")[1] == ("id",)
+
+    @pytest.mark.parametrize(
+        "word",
+        ["account", "acct", "member", "policy", "license", "licence", "serial", "device", "claim", "encounter", "admission",
+         "certificate", "patient", "record", "prescription", "plan", "chart", "card"],
+    )  # fmt: skip
+    def test_after_a_weak_word_it_takes_four_digits(self, word: str) -> None:
+        """`record 881` counts something; trace and span ids are no record's."""
+        assert scan(f"x {word}: q8812 ok")[0] == f"x {word}: [PHI:id] ok"
+        for other in ("q881", "4bf92f3577b34da6", "4bf92f3577b34da6a3ce929d0e0e4736"):
+            assert scan(f"x {word}: {other} ok")[1] == ()
+
+    @pytest.mark.parametrize("word", ["date of birth", "birth date", "birthdate", "birthday", "dob", "born"])
+    def test_after_birth_a_plain_year_may_stay(self, word: str) -> None:
+        """45 CFR 164.514(b)(2)(i)(C): the year is no identifier, anything more exact is."""
+        assert scan(f"x {word} 1950 ok")[1] == ()
+        assert scan(f"x {word} 3/1 ok")[0] == f"x {word} [PHI:id] ok"
+
+    @pytest.mark.parametrize(
+        ("text", "clean"),
+        [
+            ("ssn=078-05-1120", "ssn=[PHI:ssn]"),
+            ("mrn=A-1234", "mrn=[PHI:id]"),
+            ("email=a@b", "email=[PHI:email]"),
+        ],
+    )
+    def test_the_most_telling_kind_names_it(self, text: str, clean: str) -> None:
+        """Where a field's name, a keyword and a form find the same, the form says most, then the keyword."""
+        assert scan(text)[0] == clean
+
+
+class TestLength:
+    """The longest text that is scanned."""
+
+    def test_4096_characters_are_scanned_and_kept(self) -> None:
+        """The limit itself is within it."""
+        text = "x" * 4095 + "1"
+        assert scan(text) == (text, ())
+        assert scan(text + "1")[1] == ("length",)
+
+    def test_of_a_longer_one_all_but_the_margin_is_kept(self) -> None:
+        """The last 128 characters are scanned, so that nothing is cut in two, and not kept."""
+        assert scan("x" * 5000)[0] == "x" * 3968 + "[PHI:length]"
+
+    def test_marks_do_not_count(self) -> None:
+        """A text that an earlier pass made longer is not cut by the next."""
+        once = scan("078-05-1120 a@b " * 255)[0]
+        assert len(once) > 4096
+        assert scan(once)[0] == once
