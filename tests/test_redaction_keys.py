@@ -92,6 +92,14 @@ class TestRedactor:
         redactor.changed({"step": NEEDLE})
         assert counted == {"trace ssn": 1}
 
+    @pytest.mark.parametrize("name", ["step", "http_route"])
+    def test_what_is_masked_in_a_label_counts_as_metric(self, name: str) -> None:
+        """Whether the label is one of the conventions or one's own."""
+        counted: Counter[str] = Counter()
+        redactor = Redactor(on_redaction=lambda signal, kind: counted.update([f"{signal} {kind}"]))
+        assert redactor.label(name, NEEDLE) == "[PHI:ssn]"
+        assert counted == {"metric ssn": 1}
+
     @pytest.mark.parametrize(
         "wrap",
         [lambda value: [value], lambda value: (value,), lambda value: {"a": value}, Marked, lambda value: frozenset([value])],

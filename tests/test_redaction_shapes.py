@@ -84,6 +84,10 @@ class TestDates:
         """Mixed separators, versions, and months and years that cannot be."""
         assert scan(f"v {text} ok")[1] == ()
 
+    def test_what_is_no_day_is_not_taken_with_month_and_year(self) -> None:
+        """`45` is neither a month nor a day."""
+        assert scan("v 45-01-1950 ok")[0] == "v 45-[PHI:date] ok"
+
     @pytest.mark.parametrize(
         "time",
         [
