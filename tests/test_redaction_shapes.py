@@ -184,11 +184,18 @@ def test_a_part_of_a_fraction_or_of_a_word_is_no_number(text: str) -> None:
         ("10 20 30 40", ()),
         ("0000:0000:0000:0000:0000:ffff:255.255.255.255", ("ip",)),
         ("12:34:56:78", ()),
+        ("::1z", ()),
+        ("x::1", ()),
     ],
 )
 def test_addresses(text: str, kinds: tuple[str, ...]) -> None:
     """Up to the longest IPv6 address; no part of an IPv4 address is above 255, and a version is none."""
     assert scan(f"host {text} up")[1] == kinds
+
+
+def test_what_follows_a_finding_in_a_folded_text_is_kept() -> None:
+    """Letters beyond ASCII are folded for the search only; the replacement ends where the identifier does."""
+    assert scan("caf\u00e9 \uff10\uff17\uff18-05-112\uff10, ok")[0] == "caf\u00e9 [PHI:ssn], ok"
 
 
 class TestUuids:
