@@ -86,7 +86,7 @@ class TestVerify:
             out.splitlines()[0] == "TAMPERED: 5 entries under 6 checkpoints do not verify, first bad entry 3"
         )
         assert "  entry 3: the body is not what was recorded" in out.splitlines()
-        assert "078" not in out
+        assert "078-05" not in out
 
     def test_wrong_pinned_key(self, trail: tuple[Path, str], tmp_path: Path, run: Run) -> None:
         """A trail signed by another key than the one that is known is tampered."""
@@ -157,7 +157,7 @@ class TestCannotSay:
         assert (status, out) == (2, "")
         assert err.startswith("cannot say: ")
         assert word in err
-        assert "078" not in err
+        assert "078-05" not in err
 
     def test_foreign_database(self, tmp_path: Path, run: Run) -> None:
         """Somebody else's database is 2."""
