@@ -107,5 +107,5 @@ def test_a_real_failure(capture: Capture, tmp_path: Path, capsys: pytest.Capture
     ):
         assert expected in out
     assert out.count(f"error_id: {access['error_id']}") == 2
-    assert "411111" not in out
+    assert "4111 1111" not in out
     assert "visa-77" not in out
