@@ -213,7 +213,9 @@ def _label_exploding() -> None:
 
     def call(right: Any, middleware: Any, environ: Any, start_response: Any) -> Any:
         paths = middleware.obs.metrics.counter("paths_total", "Requests by path", ("route",))
-        paths.labels(environ.get("PATH_INFO", "")).inc()
+        paths.declare(
+            environ.get("PATH_INFO", "")
+        ).inc()  # as if paths were a closed set: neither masked nor capped
         return right(middleware, environ, start_response)
 
     replace(Middleware, "__call__", call)
@@ -279,7 +281,7 @@ def _input_echoed() -> None:
 def _audit_without_trace() -> None:
     from healthobs.audit import entry
 
-    def context_ids(right: Any, draft: Any) -> Any:
-        return {**right(draft), "trace_id": None}
+    def context_ids(right: Any, *arguments: Any) -> Any:
+        return {**right(*arguments), "trace_id": None}
 
     replace(entry, "_context_ids", context_ids)
