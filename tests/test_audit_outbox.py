@@ -422,7 +422,7 @@ while True:
         break
 with begin() as connection:
     effects = [number for (number,) in connection.execute("SELECT number FROM effect")]
-print(json.dumps({"deaths": deaths, "effects": sorted(effects), "told": sorted(told), "ok": trail.verify().ok}))
+print(json.dumps({"deaths": deaths, "effects": sorted(effects), "told": sorted(told), "ok": trail.verify().ok}), flush=True)
 os._exit(0)
 """
 

@@ -112,18 +112,20 @@ class TestOpsPort:
 
 
 DRAIN = """
-import signal, sys, time
+import os, signal, sys, time
 from healthobs.lifecycle import Drain
+def say(*words):  # `print` may not be entered again from a signal handler
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 def stop(number, frame):
-    print("stopped", round(time.monotonic() - began, 1), flush=True)
+    say("stopped", round(time.monotonic() - began, 1))
     sys.exit(0)
 if "handled" in sys.argv:
     signal.signal(signal.SIGTERM, stop)
-Drain(float(sys.argv[1]), lambda: print("draining", flush=True)).install()
+Drain(float(sys.argv[1]), lambda: say("draining")).install()
 began = time.monotonic()
 import atexit
-atexit.register(lambda: print("flushed", flush=True))
-print("up", flush=True)
+atexit.register(lambda: say("flushed"))
+say("up")
 while True:
     time.sleep(0.05)
 """
