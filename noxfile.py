@@ -133,11 +133,11 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Print the table against bare Flask, the hand-written floor and the peers, and hold the exact-count bars."""
+    """Print the tables against bare Flask, the hand-written floor and the peers; exact counts gate, times with `-- --times`."""
     _locked(session, "bench")
     must = {"HEALTHOBS_MUST_HAVE_PEERS": "1"}
     session.run("python", "-m", "bench", *session.posargs, env=must)
-    session.run("python", "-m", "bench.redaction")
+    session.run("python", "-m", "bench.redaction", *session.posargs, env=must)
 
 
 @nox.session
@@ -276,5 +276,6 @@ def deep(session: nox.Session) -> None:
     _locked(session)
     session.run("python", "-m", "pytest", "-m", "server", "--timeout", "1800", *session.posargs)
     session.run("healthobs", "demo", "--break", "all")
-    for other in ("images", "mutation", "bench"):
+    for other in ("images", "mutation"):
         session.notify(other)
+    session.notify("bench", ["--times"])

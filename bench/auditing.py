@@ -2,7 +2,7 @@
 
 Appends and commits take turns, one by one, and medians are compared. One caller's ratio is printed and not gated: both
 wait for the same syncs (`tests/test_audit_power.py` counts them), the rest is how fast the disk syncs and how soon a
-woken thread runs. What is exact gates: the calls. So does what is far from its bar: many callers.
+woken thread runs. The calls are exact and gate; many callers under ``--times``.
 
 Limits: only the ratio means anything, and only on that disk: the faster it syncs, the lower the ratio of one caller.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.bars import Bar, at_least, at_most, verdict
 from healthobs.audit import AuditTrail, open_trail
 from healthobs.audit.sqlite import connect_pragmas
 
@@ -85,8 +86,8 @@ def calls() -> int:
     return min(counts)
 
 
-def report() -> list[str]:
-    """Print two lines and return the bars that do not hold."""
+def report() -> list[Bar]:
+    """Print two lines and return the bars."""
     one, many = ratios()
     counted = calls()
     mode = connect_pragmas()[1].rpartition(" ")[2]
@@ -95,14 +96,10 @@ def report() -> list[str]:
         f"wanted {WANTED_ONE}; {CALLERS} callers {many:.1f}, at least {LEAST_MANY}; {counted} calls an entry"
     )
     return [
-        line
-        for line, holds in (
-            (f"audit entries of {CALLERS} callers: {many:.1f}, at least {LEAST_MANY}", many >= LEAST_MANY),
-            (f"one audit entry: {counted} calls, at most {MOST_CALLS}", counted <= MOST_CALLS),
-        )
-        if not holds
+        at_least(f"audit entries of {CALLERS} callers", many, LEAST_MANY, timed=True),
+        at_most("one audit entry, calls", counted, MOST_CALLS),
     ]
 
 
 if __name__ == "__main__":
-    sys.exit("\n".join(report()) or None)
+    sys.exit(verdict(report(), sys.argv[1:]))
