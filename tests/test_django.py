@@ -119,7 +119,8 @@ class TestNoData:
         monkeypatch.setattr(logging.getLogger("django"), "level", logging.DEBUG)
         front = make(redaction=redaction, capture_stdlib=True, log_level="debug")
         try:
-            for plain in (f"/patients/{NAME}", f"/nowhere/{NAME}/{SSN}", "/broken", "/gone"):
+            blank, quote = f"/nowhere/x {NAME}", f"/nowhere/O'X {NAME}"
+            for plain in (f"/patients/{NAME}", f"/nowhere/{NAME}/{SSN}", blank, quote, "/broken", "/gone"):
                 front.get(f"{plain}?name={NAME}&ssn={SSN}", x_patient=f"{NAME} {SSN}")
         finally:
             front.obs.close()

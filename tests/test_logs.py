@@ -570,6 +570,29 @@ class TestCaptureStdlib:
         assert line["exception_type"] == "ValueError"
         assert "Ottoline" not in stream.getvalue()
 
+    def test_asyncio_quotes_no_argument(self, stream: Stream) -> None:
+        """A callback that raised is told by its name, without its arguments; a task without the name it was given."""
+
+        def discharge(who: str) -> None:
+            raise ValueError(who)
+
+        async def wait() -> None:
+            await asyncio.Event().wait()
+
+        loop = asyncio.new_event_loop()
+        loop.call_soon(discharge, "Ottoline")
+        task = loop.create_task(wait(), name="visit of Ottoline")
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        loop.close()
+        del task
+        gc.collect()
+        events = [line["event"] for line in lines(stream)]
+        assert events[0].startswith("Exception in callback")
+        assert events[0].endswith("discharge")
+        assert events[1] == "Task was destroyed but it is pending!"
+        assert "Ottoline" not in stream.getvalue()
+
     def test_a_wrong_template_is_written_as_it_is(self, stream: Stream) -> None:
         """A mistake in a library's logging call does not cost the line."""
         (handler,) = (one for one in logging.getLogger().handlers if "healthobs" in type(one).__module__)

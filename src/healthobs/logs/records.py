@@ -1,7 +1,8 @@
 """What a record of the standard library may say: its template is judged before it is formatted.
 
-Messages of known servers and clients quote the request: their paths become the route's template, or a mark. Celery's
-quote a task's result and exception, asyncio's an exception.
+Messages of known servers and clients quote the request: their paths become the route's template, or a mark, to the end of
+what quotes them, since a path may hold blanks. Celery's quote a task's result and exception, asyncio's an exception and the
+arguments of a callback, those of Django's database the statement and its parameters.
 
 Limits: the servers are known by the names of their loggers, and Flask's line by its beginning.
 """
@@ -20,12 +21,18 @@ from healthobs.redaction import Redactor
 
 TARGET = "[PHI:url]"
 _SERVERS = frozenset(
-    {"django", "gunicorn", "httpcore", "httpx", "hypercorn", "urllib3", "uvicorn", "werkzeug"}
+    {"django", "gunicorn", "httpcore", "httpx", "hypercorn", "urllib3", "uvicorn", "waitress", "werkzeug"}
 )
+#: Loggers whose arguments are the application's data.
+_QUOTING = re.compile(r"(?:celery|django\.db)(?:\..*)?", re.DOTALL)
 _METHODS = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE")
 )
-_TARGET = re.compile(r"""(?<![\w.%-])/[^\s"']*|[a-zA-Z][\w+.-]*://[^\s"']*""")
+_TARGET = re.compile(
+    r"""(?:(?<![\w.%-])/|(?<![\w+.-])[a-zA-Z][\w+.-]*://).*?(?= HTTP/\d(?:\.\d)?["')]*\Z|\Z)""", re.DOTALL
+)
+#: Where asyncio's message begins to quote: arguments, objects, what they raised.
+_ASYNCIO = re.compile(r"[(\n]|<(?!locals>)| exception=")
 _FLASK = re.compile(r"Exception on (.*) \[(\w+)\]", re.DOTALL)
 _NAMED = re.compile(r"%\((.*?)\)")
 _VERSION = re.compile(r"(HTTP/)?\d(\.\d)?")
@@ -129,12 +136,10 @@ def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
     failed = None if arguments or redactor.mode == "watch" else _FLASK.fullmatch(template)
     if failed is not None:
         return f"Exception on {_route()} [{_method(failed[2])}]", None
-    if (
-        redactor.mode != "watch" and record.name == "asyncio"
-    ):  # quotes the exception of a task nobody waited for
-        template = template.partition(" exception=")[0]
-    if arguments and redactor.mode != "watch" and record.name.partition(".")[0] == "celery":
-        judged, fitting = redactor.name(template), _celery(arguments, redactor)
+    if redactor.mode != "watch" and record.name == "asyncio" and not arguments:
+        template = _ASYNCIO.split(template, maxsplit=1)[0]
+    if arguments and redactor.mode != "watch" and _QUOTING.fullmatch(record.name):
+        judged, fitting = redactor.name(template), _quoted(arguments, redactor)
         return (judged, fitting) if _fits(judged, fitting) else (judged, None)
     judged = redactor.name(_without_targets(template) if server and not arguments else template)
     if not arguments:
@@ -174,8 +179,8 @@ def _werkzeug(arguments: tuple[object, ...]) -> tuple[object, ...]:
     return (f"{_method(method)} {_route()} {_http(version)}", *numbers)
 
 
-def _celery(arguments: Any, redactor: Redactor) -> Any:
-    """Return numbers, and what names a task's run; its arguments, result and exception are the application's data."""
+def _quoted(arguments: Any, redactor: Redactor) -> Any:
+    """Return numbers, and what names a task's run; all else is the application's data."""
     if not isinstance(arguments, Mapping):
         return tuple(one if isinstance(one, (int, float)) else "[PHI:value]" for one in arguments)
     task = cast("Mapping[str, object]", arguments)
