@@ -156,6 +156,8 @@ class TestAuditTrail:
             ({"limit": "1001"}, "/limit"),
             ({"limit": "078-05-1120"}, "/limit"),
             ({"limit": "²"}, "/limit"),
+            ({"limit": "0000000019999"}, "/limit"),
+            ({"limit": "000000001" + "9" * 5000}, "/limit"),
             ({"start_date": "yesterday"}, "/start_date"),
             ({"end_date": "2026-01-01T00:00:00"}, "/end_date"),
             ({"actor": ["a", "b"]}, "/actor"),

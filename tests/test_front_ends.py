@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from opentelemetry.sdk.trace import SpanProcessor
@@ -314,6 +317,25 @@ class TestOperationalEndpoints:
         """Without a trail there is nothing to show."""
         front = make(endpoints=True, authorize=lambda request, scope: None)
         assert front.get("/audit/trail").status == 404
+
+    @pytest.mark.parametrize("sent", [None, "Ottoline Morrell", "6a1f6b8e-0a4e-4b0e-9d35-2f1f5c0d9b11"])
+    def test_reading_has_the_request_id_of_the_answer(
+        self, make: Make, tmp_path: Path, sent: str | None
+    ) -> None:
+        """The entry about it and the response name one id; a caller's text that is none is not recorded."""
+        front = make(
+            endpoints=True,
+            authorize=lambda request, scope: SimpleNamespace(subject="auditor-7"),
+            audit_database_url=f"sqlite:///{tmp_path}/audit.db",
+            audit_key_file=tmp_path / "key",
+        )
+        headers = {} if sent is None else {"x_request_id": sent}
+        answer = front.get("/audit/trail", authorization="Bearer x", **headers)
+        (told,) = json.loads(answer.body)["recent_entries"]
+        front.obs.close()
+        assert UUID(told["request_id"])
+        assert told["request_id"] == answer.header("x-request-id")
+        assert (sent == told["request_id"]) == (sent is not None and len(sent) == 36)
 
 
 class TestTemplates:

@@ -166,6 +166,7 @@ class TestClassify:
             "homeAddress", "zip", "card_number", "cvv", "access_token", "clientSecret", "apiKey", "password",
             "member_id", "device.serial", "patient", "patient_id", "medical_record", "account", "ip", "note",
             "diagnosis.code", "http.request.header.cookie", "body", "process.command_args", "client.address",
+            "diagnosis_at_age_40", "age_and_gender", "patient_name_age_group",
         ],
     )  # fmt: skip
     def test_denies_by_the_words_in_the_key(self, key: str) -> None:

@@ -286,7 +286,8 @@ def _filters(request: Request) -> dict[str, Any]:
                 errors.append((f"/{name}", "must_name_its_offset"))
             read["start" if name == "start_date" else "end"] = moment
         elif name == "limit":
-            if not (values[0].isascii() and values[0].isdecimal() and 1 <= int(values[0][:9]) <= MAX_LIMIT):
+            plain = values[0].isascii() and values[0].isdecimal() and len(values[0]) <= 9
+            if not plain or not 1 <= int(values[0]) <= MAX_LIMIT:
                 errors.append(("/limit", f"must_be_1_to_{MAX_LIMIT}"))
             else:
                 read["limit"] = int(values[0])

@@ -182,6 +182,7 @@ class Middleware:
 
     async def _operational(self, scope: Scope, path: str, send: Send) -> None:
         fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = fields["x-request-id"] = new_request_id(fields.get("x-request-id"))
         query = parse_qs(
             scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True, errors="replace"
         )
@@ -198,7 +199,6 @@ class Middleware:
             _runtime.override.reset(token)
         assert response is not None  # noqa: S101 - the path is one of theirs
         added = self._server.headers(None, trusted=self._is_trusted(scope))
-        request_id = new_request_id(fields.get("x-request-id"))
         await _reply(response, [("X-Request-Id", request_id), *added], scope, send)
 
 

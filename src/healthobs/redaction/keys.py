@@ -152,7 +152,8 @@ def classify(key: str, allowed: frozenset[str]) -> Action:
     named = _names_a_person(frozenset(parts), "".join(parts))
     if parts[-1] in _MEASURES:
         return Action.MEASURE if named else Action.SCAN
-    if {"age", "ages"}.intersection(parts) and not {"max", "min", "cache"}.intersection(parts):
+    aged = {"age", "ages"}.intersection(parts) and not {"max", "min", "cache"}.intersection(parts)
+    if aged and (not named or parts[-1] in ("age", "ages", "years")):
         return Action.AGE
     return Action.DENY if named else Action.SCAN
 
