@@ -58,7 +58,7 @@ def init_app(application: Any, obs: Observability, **options: Any) -> WsgiMiddle
     Args:
         application: What `get_wsgi_application()` or `get_asgi_application()` returned.
         obs: Where to record.
-        **options: As for `healthobs.wsgi.Middleware` or `healthobs.asgi.Middleware`.
+        **options: See `healthobs.front.FrontOptions`.
 
     Returns:
         What the server serves in its place.
@@ -108,10 +108,7 @@ def remove_app(middleware: WsgiMiddleware | AsgiMiddleware) -> Any:
     held: dict[str, Any] = vars(application)
     for name in (*_HOOKED, _FLAG):
         held.pop(name, None)
-    if middleware.obs.controls is not None:
-        middleware.obs.controls.stop()
-    if process.default is middleware.obs:
-        install(None)
+    middleware.take_off()
     return application
 
 

@@ -7,41 +7,22 @@ into a 500, tells the exchange what it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 from flask import Flask, Response, got_request_exception, request
 
 from healthobs import _runtime
 from healthobs._runtime import install, process
-from healthobs.compliance.control import Route
 from healthobs.compliance.selfcall import self_caller
-from healthobs.endpoints import Authorize
 from healthobs.exceptions import AuditWriteError, ConfigurationError
 from healthobs.observability import Observability
 from healthobs.problems import problem
-from healthobs.wsgi import Middleware
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
-    from opentelemetry.trace import Span
+from healthobs.wsgi import Middleware, Options
 
 EXTENSION = "healthobs"
 
 
-def init_app(
-    app: Flask,
-    obs: Observability,
-    *,
-    authorize: Authorize | None = None,
-    trusted: Callable[[WSGIEnvironment], bool] | None = None,
-    conf: str = "N",
-    protected: Iterable[Route] = (),
-    refused_tokens: Callable[[], Mapping[str, str]] | None = None,
-    trust_incoming: Callable[[WSGIEnvironment], bool] | None = None,
-    request_hook: Callable[[Span, WSGIEnvironment], object] | None = None,
-    response_hook: Callable[[Span, str, list[tuple[str, str]]], object] | None = None,
-) -> Flask:
+def init_app(app: Flask, obs: Observability, **options: Unpack[Options]) -> Flask:
     """Give `app` traces, metrics, access lines, headers and the operational endpoints that `obs` asks for.
 
     Its controls begin with the first request that a process answers, so no thread runs before a fork. The first
@@ -51,15 +32,7 @@ def init_app(
     Args:
         app: The application.
         obs: Where to record.
-        authorize: Checks credentials for `/audit/trail` and compliance evidence.
-        trusted: Says whether a caller may see compliance headers when the audience is ``trusted``.
-        conf: HL7 v3 Confidentiality of responses that no `@classified` names. Where headers are sent, one of R or V
-            has `Cache-Control: no-store` whatever the application says.
-        protected: Routes that controls call without credentials and with bad ones: they must refuse.
-        refused_tokens: By name, tokens that must be refused: ``bad_signature``, ``expired`` (see `ProbeContext`).
-        trust_incoming: Says whether a caller's trace is continued; default `Settings.trust_incoming`.
-        request_hook: Told the server span and the WSGI environment, before the view runs.
-        response_hook: Told the server span, the status line and the response's headers.
+        **options: See `healthobs.front.FrontOptions`.
 
     Returns:
         The same application.
@@ -82,18 +55,7 @@ def init_app(
         raise ConfigurationError("healthobs is on this application already: call init_app once")
     if process.default is None:
         install(obs)
-    middleware = Middleware(
-        app.wsgi_app,
-        obs,
-        authorize=authorize,
-        trusted=trusted,
-        conf=conf,
-        protected=protected,
-        refused_tokens=refused_tokens,
-        trust_incoming=trust_incoming,
-        request_hook=request_hook,
-        response_hook=response_hook,
-    )
+    middleware = Middleware(app.wsgi_app, obs, **options)
     got_request_exception.connect(_note_exception, app)
     middleware.framework = app
     middleware.endpoints.warn_of_shadowed(middleware.own_templates())
@@ -101,7 +63,7 @@ def init_app(
     app.error_handler_spec[None][None].setdefault(AuditWriteError, _unavailable)
     app.wsgi_app = middleware  # type: ignore[method-assign]
     if obs.controls is not None:  # what stands around the application later is asked too
-        obs.controls.bind(self_caller(app), protected, refused_tokens)
+        obs.controls.bind(self_caller(app), options.get("protected", ()), options.get("refused_tokens"))
     return app
 
 
@@ -120,15 +82,12 @@ def remove_app(app: Flask) -> Flask:
             "healthobs is not the outermost on this application: take off what came after it"
         )
     del app.extensions[EXTENSION]
-    if middleware.obs.controls is not None:
-        middleware.obs.controls.stop()
     got_request_exception.disconnect(_note_exception, app)
     handlers = app.error_handler_spec[None][None]
     if handlers.get(AuditWriteError) is _unavailable:
         del handlers[AuditWriteError]
     app.wsgi_app = middleware.app  # type: ignore[method-assign]
-    if process.default is middleware.obs:
-        install(None)
+    middleware.take_off()
     return app
 
 

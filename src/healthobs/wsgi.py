@@ -10,88 +10,56 @@ Limits: a server that never closes the body iterable (a fault against PEP 3333) 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
 from http import HTTPStatus
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import parse_qs
 
+from opentelemetry.trace import Span
+
 from healthobs import _runtime
-from healthobs.compliance.control import Route
+from healthobs.compliance.control import Call
 from healthobs.compliance.selfcall import CANARY, OWN, self_caller
-from healthobs.endpoints import Authorize, Endpoints, Request
+from healthobs.endpoints import Request
 from healthobs.exceptions import AuditWriteError
+from healthobs.front import Front, FrontOptions
 from healthobs.headers import OWN_NAMES, settle
-from healthobs.http import IMPLIED, Exchange, HttpServer, new_request_id
+from healthobs.http import IMPLIED, Exchange, new_request_id
 from healthobs.problems import Response
 from healthobs.tracing import is_instrumented
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-    from opentelemetry.trace import Span
 
     from healthobs.observability import Observability
 
 _PROTOCOLS = {"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2": "2", "HTTP/2.0": "2", "HTTP/3": "3"}
 _REASONS = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None] | None
+#: Told the server span, the status line and the response's headers.
+ResponseHook = Callable[[Span, str, list[tuple[str, str]]], object]
+Options = FrontOptions[dict[str, Any], ResponseHook]
 
 
-class Middleware:
+class Middleware(Front[dict[str, Any], ResponseHook]):
     """Observe `app` with `obs`.
 
     Args:
         app: The application.
         obs: Where to record.
-        authorize: Checks credentials for the audit trail and compliance evidence.
-        trusted: Told the WSGI environment, says whether the caller may see compliance headers when the
-            audience is ``trusted``; default nobody.
-        conf: HL7 v3 Confidentiality of responses that no `@classified` names. Where headers are sent, one of R or V
-            has `Cache-Control: no-store` whatever the application says.
-        protected: Routes that controls call without credentials and with bad ones: they must refuse.
-        refused_tokens: By name, tokens that must be refused: ``bad_signature``, ``expired`` (see `ProbeContext`).
-        trust_incoming: Told the WSGI environment, says whether the caller's trace is continued; default
-            `Settings.trust_incoming`.
-        request_hook: Told the server span and the WSGI environment, before the application is called.
-        response_hook: Told the server span, the status line and the response's headers. What a hook or one of
-            the functions above raises is counted (component ``hook``), and counts as no.
+        **options: See `healthobs.front.FrontOptions`.
     """
 
-    def __init__(
-        self,
-        app: WSGIApplication,
-        obs: Observability,
-        *,
-        authorize: Authorize | None = None,
-        trusted: Callable[[WSGIEnvironment], bool] | None = None,
-        conf: str = "N",
-        protected: Iterable[Route] = (),
-        refused_tokens: Callable[[], Mapping[str, str]] | None = None,
-        trust_incoming: Callable[[WSGIEnvironment], bool] | None = None,
-        request_hook: Callable[[Span, WSGIEnvironment], object] | None = None,
-        response_hook: Callable[[Span, str, list[tuple[str, str]]], object] | None = None,
-    ) -> None:
-        self._app = app
-        self._obs = obs
-        self._server = HttpServer(obs, conf=conf)
-        self.endpoints: Final = Endpoints(obs, authorize)
-        self._trusted = trusted
-        self._trust_incoming = trust_incoming
-        header = obs.settings.tenant_header
-        self._tenant_key = f"HTTP_{header.upper().replace('-', '_')}" if header else None
-        self.request_hook: Final = request_hook
-        self.response_hook: Final = response_hook
+    def __init__(self, app: WSGIApplication, obs: Observability, **options: Unpack[Options]) -> None:
+        self.app: Final = app
         #: What another instrumentation may have marked as its own; a framework's application, when there is one.
         self.framework: object = app
-        self._defers: bool | None = None
-        self._server.declare_later(self._routes)
-        _runtime.activate(obs)
-        obs.health.adopt_pending()
+        header = obs.settings.tenant_header
+        self._tenant_key = f"HTTP_{header.upper().replace('-', '_')}" if header else None
+        super().__init__(obs, **options)
         self._controls: Final = obs.controls
-        if obs.controls is not None:
-            obs.controls.bind(self_caller(self), protected, refused_tokens)
-            obs.controls.arm(obs.settings.control_interval_seconds)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
@@ -102,37 +70,20 @@ class Middleware:
             return self._operational(environ, start_response)
         if path in self._server.excluded:
             self._server.excluded[path].inc()
-            return self._app(environ, start_response)
+            return self.app(environ, start_response)
         try:
             exchange = self._begin(environ)
         except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            self._obs.metrics.count_internal_error("http")
-            return self._app(environ, start_response)
+            self.obs.metrics.count_internal_error("http")
+            return self.app(environ, start_response)
         return _Answer(self, exchange, environ, start_response).run()
-
-    def is_trusted(self, environ: WSGIEnvironment) -> bool:
-        """Say whether the caller may see compliance headers."""
-        return self._trusted is not None and bool(self.safely(self._trusted, environ))
-
-    def safely(self, hook: Callable[..., object], *arguments: Any) -> object:
-        """Return what `hook` says, or None when it raises, which is counted."""
-        try:
-            return hook(*arguments)
-        except Exception:  # noqa: BLE001 - a hook's fault is not the caller's
-            self._obs.metrics.count_internal_error("hook")
-            return None
-
-    @property
-    def app(self) -> WSGIApplication:
-        """The application inside."""
-        return self._app
 
     def own_templates(self) -> list[str]:
         """Return the templates of the application's own routes, where it is Flask's and shows its table."""
         table = getattr(self.framework, "url_map", None)
         return [] if table is None else [str(rule.rule) for rule in table.iter_rules()]
 
-    def _routes(self) -> Iterator[tuple[str, str]]:
+    def _observed_routes(self) -> Iterator[tuple[str, str]]:
         table: Any = getattr(self.framework, "url_map", None)
         for rule in () if table is None else table.iter_rules():
             if rule.rule not in self.unobserved:
@@ -140,15 +91,8 @@ class Middleware:
                     (method, str(rule.rule)) for method in sorted(set[str](rule.methods or ()) - IMPLIED)
                 )
 
-    @property
-    def unobserved(self) -> frozenset[str]:
-        """Paths that leave no span, sample or access line: operational and excluded ones."""
-        return frozenset((*self.endpoints.paths, *self._server.excluded))
-
-    @property
-    def obs(self) -> Observability:
-        """Where it records."""
-        return self._obs
+    def _self_caller(self) -> Call:
+        return self_caller(self)
 
     def _begin(self, environ: WSGIEnvironment) -> Exchange:
         get = environ.get
@@ -181,7 +125,7 @@ class Middleware:
         request_id = headers["x-request-id"] = new_request_id(headers.get("x-request-id"))
         query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="replace")
         request = Request(environ.get("REQUEST_METHOD", ""), environ["PATH_INFO"], query, headers)
-        token = _runtime.override.set(self._obs)
+        token = _runtime.override.set(self.obs)
         try:
             response = self.endpoints.handle(request)
         finally:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import Token
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Unpack
 from urllib.parse import parse_qs
+
+from opentelemetry.trace import Span
 
 from healthobs import _runtime, headers, lifecycle
 from healthobs.asgi.routes import Routes, own_path
 from healthobs.asgi.selfcall import self_caller
-from healthobs.compliance.control import Route
+from healthobs.compliance.control import Call
 from healthobs.compliance.selfcall import CANARY, OWN
-from healthobs.endpoints import Authorize, Endpoints, Request
+from healthobs.endpoints import Request
 from healthobs.exceptions import AuditWriteError, ConfigurationError
-from healthobs.http import IMPLIED, Exchange, HttpServer, new_request_id
+from healthobs.front import Front, FrontOptions
+from healthobs.http import IMPLIED, Exchange, new_request_id
 from healthobs.problems import Response
 from healthobs.tracing import is_instrumented
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Span
-
     from healthobs.observability import Observability
 
 Scope = MutableMapping[str, Any]
@@ -31,62 +32,28 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 _READ = (b"traceparent", b"x-request-id", b"baggage")
+#: Told the server span and the message that starts the response.
+ResponseHook = Callable[[Span, Message], object]
+Options = FrontOptions[Scope, ResponseHook]
 
 
-class Middleware:
+class Middleware(Front[Scope, ResponseHook]):
     """Observe `app` with `obs`.
 
     Args:
         app: The application.
         obs: Where to record.
-        authorize: Checks credentials for the audit trail and compliance evidence.
-        trusted: Told the scope, says whether the caller may see compliance headers when the audience is
-            ``trusted``; default nobody.
-        conf: HL7 v3 Confidentiality of responses that no `@classified` names. Where headers are sent, one of R or V
-            has `Cache-Control: no-store` whatever the application says.
-        protected: Routes that controls call without credentials and with bad ones: they must refuse.
-        refused_tokens: By name, tokens that must be refused: ``bad_signature``, ``expired`` (see `ProbeContext`).
-        trust_incoming: Told the scope, says whether the caller's trace is continued; default
-            `Settings.trust_incoming`.
-        request_hook: Told the server span and the scope, before the application is called.
-        response_hook: Told the server span and the message that starts the response. What a hook or one of the
-            functions above raises is counted (component ``hook``), and counts as no.
+        **options: See `healthobs.front.FrontOptions`.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        obs: Observability,
-        *,
-        authorize: Authorize | None = None,
-        trusted: Callable[[Scope], bool] | None = None,
-        conf: str = "N",
-        protected: Iterable[Route] = (),
-        refused_tokens: Callable[[], Mapping[str, str]] | None = None,
-        trust_incoming: Callable[[Scope], bool] | None = None,
-        request_hook: Callable[[Span, Scope], object] | None = None,
-        response_hook: Callable[[Span, Message], object] | None = None,
-    ) -> None:
+    def __init__(self, app: ASGIApp, obs: Observability, **options: Unpack[Options]) -> None:
         self.app: ASGIApp = app
-        self.obs: Observability = obs
-        self._server = HttpServer(obs, conf=conf)
-        self.endpoints: Final = Endpoints(obs, authorize)
-        self._trusted = trusted
-        self._defers: bool | None = None
-        self._trust_incoming = trust_incoming
+        self._framework = app
         self._tenant_header = obs.settings.tenant_header.lower().encode()
         self._read = (*_READ, self._tenant_header)
-        self.request_hook: Final = request_hook
-        self.response_hook: Final = response_hook
-        self._framework = app
         self._routes = Routes(app)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._server.declare_later(self._observed_routes)
-        _runtime.activate(obs)
-        obs.health.adopt_pending()
-        if obs.controls is not None:
-            obs.controls.bind(self_caller(self, lambda: self._loop), protected, refused_tokens)
-            obs.controls.arm(obs.settings.control_interval_seconds)
+        super().__init__(obs, **options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass another kind of connection on."""
@@ -125,23 +92,15 @@ class Middleware:
         return self._routes.templates()
 
     def _observed_routes(self) -> list[tuple[str, str]]:
-        unobserved = {*self.endpoints.paths, *self._server.excluded}
+        unobserved = self.unobserved
         return [
             (method, template)
             for method, template in self._routes.methods()
             if method not in IMPLIED and template not in unobserved
         ]
 
-    def _is_trusted(self, scope: Scope) -> bool:
-        return self._trusted is not None and bool(self.safely(self._trusted, scope))
-
-    def safely(self, hook: Callable[..., object], *arguments: Any) -> object:
-        """Return what `hook` says, or None when it raises, which is counted."""
-        try:
-            return hook(*arguments)
-        except Exception:  # noqa: BLE001 - a hook's fault is not the caller's
-            self.obs.metrics.count_internal_error("hook")
-            return None
+    def _self_caller(self) -> Call:
+        return self_caller(self, lambda: self._loop)
 
     def _begin(self, scope: Scope) -> Exchange:
         if self._defers is None:  # instrumentation may have come after this middleware
@@ -161,7 +120,7 @@ class Middleware:
             scope.get("http_version", ""),
             found.get(b"traceparent"),
             found.get(b"x-request-id"),
-            trusted=self._is_trusted(scope),
+            trusted=self.is_trusted(scope),
             silent=scope.get(CANARY) is OWN,
             defers=self._defers,
             trust_incoming=None if asked is None else bool(self.safely(asked, scope)),
@@ -198,7 +157,7 @@ class Middleware:
         finally:
             _runtime.override.reset(token)
         assert response is not None  # noqa: S101 - the path is one of theirs
-        added = self._server.headers(None, trusted=self._is_trusted(scope))
+        added = self._server.headers(None, trusted=self.is_trusted(scope))
         await _reply(response, [("X-Request-Id", request_id), *added], scope, send)
 
 
@@ -364,19 +323,7 @@ class _Stack:
         return self.middleware
 
 
-def init_app(
-    app: Any,
-    obs: Observability,
-    *,
-    authorize: Authorize | None = None,
-    trusted: Callable[[Scope], bool] | None = None,
-    conf: str = "N",
-    protected: Iterable[Route] = (),
-    refused_tokens: Callable[[], Mapping[str, str]] | None = None,
-    trust_incoming: Callable[[Scope], bool] | None = None,
-    request_hook: Callable[[Span, Scope], object] | None = None,
-    response_hook: Callable[[Span, Message], object] | None = None,
-) -> Any:
+def init_app(app: Any, obs: Observability, **options: Unpack[Options]) -> Any:
     """Give a Starlette or FastAPI `app` what `healthobs.flask.init_app` gives a Flask one.
 
     The first `Observability` becomes the process default when there is none. Undo it with `remove_app`.
@@ -384,15 +331,7 @@ def init_app(
     Args:
         app: The application.
         obs: Where to record.
-        authorize: Checks credentials for `/audit/trail` and compliance evidence.
-        trusted: Told the scope, says whether a caller may see compliance headers when the audience is ``trusted``.
-        conf: HL7 v3 Confidentiality of responses that no `@classified` names. Where headers are sent, one of R or V
-            has `Cache-Control: no-store` whatever the application says.
-        protected: Routes that controls call without credentials and with bad ones: they must refuse.
-        refused_tokens: By name, tokens that must be refused: ``bad_signature``, ``expired`` (see `ProbeContext`).
-        trust_incoming: Told the scope, says whether a caller's trace is continued; default `Settings.trust_incoming`.
-        request_hook: Told the server span and the scope, before the application is called.
-        response_hook: Told the server span and the message that starts the response.
+        **options: See `healthobs.front.FrontOptions`.
 
     Returns:
         The same application.
@@ -411,18 +350,7 @@ def init_app(
         raise ConfigurationError("healthobs is on this application already: call init_app once")
     if _runtime.process.default is None:
         _runtime.install(obs)
-    middleware = Middleware(
-        app,
-        obs,
-        authorize=authorize,
-        trusted=trusted,
-        conf=conf,
-        protected=protected,
-        refused_tokens=refused_tokens,
-        trust_incoming=trust_incoming,
-        request_hook=request_hook,
-        response_hook=response_hook,
-    )
+    middleware = Middleware(app, obs, **options)
     middleware.endpoints.warn_of_shadowed(middleware.own_templates())
     replaced: Any = app.__dict__.get("build_middleware_stack")
     app.build_middleware_stack = _Stack(build, middleware, replaced)
@@ -445,8 +373,5 @@ def remove_app(app: Any) -> Any:
     if stack.replaced is not None:
         app.build_middleware_stack = stack.replaced
     app.middleware_stack = None
-    if stack.middleware.obs.controls is not None:
-        stack.middleware.obs.controls.stop()
-    if _runtime.process.default is stack.middleware.obs:
-        _runtime.install(None)
+    stack.middleware.take_off()
     return app
