@@ -160,9 +160,17 @@ class TestRequest:
         assert server.received == []
 
     def test_one_body_only(self, make: Make) -> None:
-        """JSON and form exclude each other."""
-        with pytest.raises(ValueError, match="not both"):
-            make().request("POST", "/", json={}, form={})
+        """JSON, form and content exclude each other."""
+        for bodies in ({"json": {}, "form": {}}, {"json": {}, "content": b""}, {"form": {}, "content": b""}):
+            with pytest.raises(ValueError, match="one of json, form and content"):
+                make().request("POST", "/", **bodies)
+
+    def test_content_goes_as_it_is(self, server: Server, make: Make) -> None:
+        """Bytes are sent unchanged, and only the caller says of what type they are."""
+        server.script = [(200, {}, b"")]
+        make().request("POST", "/", content=b"\x00\xff\n", headers={"Content-Type": "text/plain"})
+        (sent,) = server.received
+        assert (sent.body, sent.headers["content-type"]) == (b"\x00\xff\n", "text/plain")
 
     def test_unknown_method(self, make: Make) -> None:
         """A method is one of RFC 9110's, in upper case."""

@@ -7,6 +7,7 @@ state of every control is compared each time, so a control that fails without be
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import shutil
@@ -38,7 +39,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from healthobs import Observability, Settings
 from healthobs.asgi import Middleware as AsgiMiddleware
-from healthobs.audit import governance, keys, open_trail
+from healthobs.audit import governance, keys, merkle, open_trail
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.checkpoint import Verifier as NoteVerifier
 from healthobs.audit.cosigning import Witnesses, WitnessPeer
@@ -210,7 +211,11 @@ class Service:
             cosigner, {self.trail.origin: NoteVerifier(self.trail.vkey)}, state, self.clock
         )
 
+        self.witness_is_silent = False
+
         def send(_url: str, body: bytes) -> tuple[int, bytes]:
+            if self.witness_is_silent:
+                raise ConnectionRefusedError
             answer = self.witness.add_checkpoint(body)
             return answer.status, answer.body
 
@@ -363,12 +368,17 @@ def roll_back(service: Service) -> None:
 
 def let_the_witness_be_silent(service: Service) -> None:
     service.elapsed = FULL_SECONDS + 1
+    service.witness_is_silent = True
 
 
 def show_the_witness_another_history(service: Service) -> None:
     signer = Signer(service.trail.origin, keys.load(service.path.with_name("audit.db.key")))
-    service.witness.add_checkpoint(f"old 0\n\n{signer.checkpoint(99, bytes(32)).note}".encode())
-    service.witnesses.ask()
+    seen = service.witnesses.ask().size
+    leaves = [service.trail.inclusion_proof(index).leaf for index in range(seen)] + [bytes(32)] * 9
+    path = merkle.consistency_path(seen, seen + 9, lambda start, end: merkle.root_of(leaves[start:end]))
+    proof = "".join(f"{base64.b64encode(node).decode()}\n" for node in path)
+    note = signer.checkpoint(seen + 9, merkle.root_of(leaves)).note
+    assert service.witness.add_checkpoint(f"old {seen}\n{proof}\n{note}".encode()).status == 200
 
 
 def destroy_file(service: Service) -> None:

@@ -77,6 +77,7 @@ def healthy() -> Evidence:
     evidence.experiments["liveness without a database"] = [step_of("alive", service=PHI)]
     evidence.controls[GATEWAY] = {"C-10.3": "pass"}
     evidence.controls_after_sabotage[GATEWAY] = {"C-10.3": "fail"}
+    evidence.witnessed[PHI] = ("partial", "every entry verified; self-witnessed")
     return evidence
 
 
@@ -200,6 +201,9 @@ SMALL_FAULTS: list[tuple[Callable[[Evidence], None], set[str]]] = [
     (put("controls", GATEWAY, {"C-10.3": "unknown"}), {"controls_can_fail"}),
     (put("controls_after_sabotage", GATEWAY, {"C-10.3": "pass"}), {"controls_can_fail"}),
     (lambda evidence: evidence.controls_after_sabotage.clear(), {"controls_can_fail"}),
+    (put("witnessed", PHI, ("partial", "every entry verified; self-signed")), {"log_is_witnessed"}),
+    (put("witnessed", PHI, ("fail", "witnesses hold a later history; self-witnessed")), {"log_is_witnessed"}),
+    (lambda evidence: evidence.witnessed.clear(), {"log_is_witnessed"}),
 ]  # fmt: skip
 
 
@@ -257,7 +261,7 @@ class TestFaults:
         """A fault is planted in one service or in all, or done to the files afterwards."""
         fault = FAULTS[name]
         assert fault.patched in {None, "*", *SERVICES}
-        assert (fault.patched is None) == (fault.afterwards is not None)
+        assert (fault.patched is None) == (fault.afterwards is not None or fault.meanwhile is not None)
 
     def test_every_assertion_is_turned_red_by_some_fault(self) -> None:
         """No claim of the demo is one that running services cannot break."""

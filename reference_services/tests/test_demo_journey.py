@@ -43,8 +43,9 @@ class TestHealthyRun:
 class TestBrokenRun:
     """`healthobs demo --break NAME`."""
 
-    def test_edited_audit_entry_is_found(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """A rewritten audit entry turns exactly the declared assertion red, and the exit status says so."""
-        status, made = demo(capsys, "--break", "audit-entry-edited")
+    @pytest.mark.parametrize("fault", ["audit-entry-edited", "audit-log-put-back"])
+    def test_tampered_audit_log_is_found(self, capsys: pytest.CaptureFixture[str], fault: str) -> None:
+        """A rewritten audit entry, and an old copy, turn exactly the declared assertion red, and the exit status says so."""
+        status, made = demo(capsys, "--break", fault)
         red = {found["name"] for found in made["assertions"] if not found["ok"]}
-        assert (status, red) == (1, set(FAULTS["audit-entry-edited"].red))
+        assert (status, red) == (1, set(FAULTS[fault].red))

@@ -2,7 +2,8 @@
 
 Probes and scrapes are open; the audit trail and the evidence behind compliance states need a principal
 with the scope ``audit:read`` or ``compliance:read``, and reading them is itself an entry
-(PCI DSS 10.2.1.3). Nothing here is a constant.
+(PCI DSS 10.2.1.3). A witness for other logs (C2SP tlog-witness) is open too: it believes signatures, not callers.
+Nothing here is a constant.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from healthobs.problems import Response, problem
 from healthobs.tracing import parse_traceparent
 
 if TYPE_CHECKING:
+    from healthobs.audit.witness import Answer, Witness
     from healthobs.observability import Observability
 
 AUDIT_SCOPE = "audit:read"
@@ -31,16 +33,19 @@ COMPLIANCE_SCOPE = "compliance:read"
 MAX_LIMIT = 1000
 LIVENESS = ("/health", "/livez")
 READINESS = ("/readiness", "/readyz", "/startupz")
+#: Submission prefix of a witness.
+WITNESS = "/witness"
 OPERATIONAL = ("/metrics", "/compliance/status", "/audit/trail")
 
 
 class Request(NamedTuple):
-    """What an endpoint needs of a request; header names in lower case."""
+    """What an endpoint needs of a request; header names in lower case, a body where `Endpoints.posted` has the path."""
 
     method: str
     path: str
     query: Mapping[str, Sequence[str]]
     headers: Mapping[str, str]
+    body: bytes = b""
 
 
 class Principal(Protocol):
@@ -72,11 +77,17 @@ class Endpoints:
     Args:
         obs: What they show.
         authorize: Checks credentials; without it, what needs a scope answers 403.
+        witness: What cosigns other logs' checkpoints under ``/witness``.
         private: Show what the ops port shows: probes, readiness with causes, metrics; nothing else.
     """
 
     def __init__(
-        self, obs: Observability, authorize: Authorize | None = None, *, private: bool = False
+        self,
+        obs: Observability,
+        authorize: Authorize | None = None,
+        *,
+        witness: Witness | None = None,
+        private: bool = False,
     ) -> None:
         self._obs = obs
         self._authorize = authorize
@@ -89,6 +100,11 @@ class Endpoints:
             handlers = (self._metrics, self._compliance, self._audit_trail)
             table |= dict(zip(OPERATIONAL, handlers, strict=True))
         self._prefix = "" if private else obs.settings.endpoint_prefix
+        #: Paths that take a POST and nothing else, and how many bytes of its body are read at most.
+        self.posted: dict[str, int] = {}
+        if witness is not None:
+            table |= _witnessing(witness)
+            self.posted[f"{self._prefix}{WITNESS}/add-checkpoint"] = witness.max_body_bytes
         #: What is answered, by its path, and the paths among them that only ask whether the process lives.
         self.paths: Mapping[str, Callable[[Request], Response]] = {
             self._prefix + path: handler for path, handler in table.items()
@@ -124,8 +140,9 @@ class Endpoints:
             )
 
     def _answer(self, handler: Callable[[Request], Response], request: Request) -> Response:
-        if request.method not in ("GET", "HEAD"):
-            return _problem(405, "method_not_allowed", headers=[("Allow", "GET, HEAD")])
+        allowed = ("POST",) if request.path in self.posted else ("GET", "HEAD")
+        if request.method not in allowed:
+            return _problem(405, "method_not_allowed", headers=[("Allow", ", ".join(allowed))])
         try:
             return handler(request)
         except _Refused as refused:
@@ -245,6 +262,21 @@ class Endpoints:
         if principal is None:
             raise _Refused(403, "scope_required")
         return principal
+
+
+def _witnessing(witness: Witness) -> dict[str, Callable[[Request], Response]]:
+    def add(request: Request) -> Response:
+        return _told(witness.add_checkpoint(request.body))
+
+    def read(digest: str) -> Callable[[Request], Response]:
+        return lambda _request: _told(witness.checkpoint(digest))
+
+    reads = {f"{WITNESS}/{digest}/checkpoint": read(digest) for digest in witness.digests}
+    return {f"{WITNESS}/add-checkpoint": add, **reads}
+
+
+def _told(answer: Answer) -> Response:
+    return Response(answer.status, [("Content-Type", answer.content_type)], answer.body)
 
 
 def _flag(request: Request, name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 
 from opentelemetry.trace import Span
 
@@ -13,6 +13,9 @@ from healthobs.compliance.control import Call, Route
 from healthobs.endpoints import Authorize, Endpoints
 from healthobs.http import HttpServer
 from healthobs.observability import Observability
+
+if TYPE_CHECKING:
+    from healthobs.audit.witness import Witness
 
 #: What is known of a request before it is read: the WSGI environment, or the ASGI scope.
 Caller = TypeVar("Caller")
@@ -38,6 +41,8 @@ class FrontOptions(TypedDict, Generic[Caller, Hook], total=False):
     protected: Iterable[Route]
     #: By name, tokens that must be refused: ``bad_signature``, ``expired`` (see `ProbeContext`).
     refused_tokens: Callable[[], Mapping[str, str]] | None
+    #: Cosigns other logs' checkpoints under ``/witness``; default nothing does.
+    witness: Witness | None
     #: Told the same as `trusted`, says whether the caller's trace is continued; default `Settings.trust_incoming`.
     trust_incoming: Callable[[Caller], bool] | None
     #: Told the server span and the environment or scope, before the application is called.
@@ -64,12 +69,13 @@ class Front(ABC, Generic[Caller, Hook]):
         conf: str = "N",
         protected: Iterable[Route] = (),
         refused_tokens: Callable[[], Mapping[str, str]] | None = None,
+        witness: Witness | None = None,
         trust_incoming: Callable[[Caller], bool] | None = None,
         request_hook: Callable[[Span, Caller], object] | None = None,
         response_hook: Hook | None = None,
     ) -> None:
         self.obs: Final = obs
-        self.endpoints: Final = Endpoints(obs, authorize)
+        self.endpoints: Final = Endpoints(obs, authorize, witness=witness)
         self.request_hook: Final = request_hook
         self.response_hook: Final = response_hook
         self._server = HttpServer(obs, conf=conf)

@@ -124,7 +124,9 @@ class Middleware(Front[dict[str, Any], ResponseHook]):
         }
         request_id = headers["x-request-id"] = new_request_id(headers.get("x-request-id"))
         query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="replace")
-        request = Request(environ.get("REQUEST_METHOD", ""), environ["PATH_INFO"], query, headers)
+        path = environ["PATH_INFO"]
+        body = _body(environ, self.endpoints.posted[path]) if path in self.endpoints.posted else b""
+        request = Request(environ.get("REQUEST_METHOD", ""), path, query, headers, body)
         token = _runtime.override.set(self.obs)
         try:
             response = self.endpoints.handle(request)
@@ -133,6 +135,15 @@ class Middleware(Front[dict[str, Any], ResponseHook]):
         assert response is not None  # noqa: S101 - the path is one of theirs
         added = self._server.headers(None, trusted=self.is_trusted(environ))
         return _send(response, [("X-Request-Id", request_id), *added], environ, start_response)
+
+
+def _body(environ: WSGIEnvironment, most: int) -> bytes:
+    """Read a body, of one too long a byte more than may be."""
+    length: str = environ.get("CONTENT_LENGTH", "")
+    if length.isascii() and length.isdecimal():
+        return bytes(environ["wsgi.input"].read(min(int(length[:18]), most + 1)))
+    # Without a length nobody can tell where it ends, unless the server says that it ends the stream.
+    return bytes(environ["wsgi.input"].read(most + 1)) if environ.get("wsgi.input_terminated") else b""
 
 
 def _send(

@@ -69,7 +69,7 @@ class Middleware(Front[Scope, ResponseHook]):
             return
         path = own_path(scope, scope.get("root_path", ""))
         if path in self.endpoints.paths:
-            await self._operational(scope, path, send)
+            await self._operational(scope, path, receive, send)
             return
         if path in self._server.excluded:
             self._server.excluded[path].inc()
@@ -139,13 +139,15 @@ class Middleware(Front[Scope, ResponseHook]):
 
         return live
 
-    async def _operational(self, scope: Scope, path: str, send: Send) -> None:
+    async def _operational(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
         fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         request_id = fields["x-request-id"] = new_request_id(fields.get("x-request-id"))
         query = parse_qs(
             scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True, errors="replace"
         )
-        request = Request(scope["method"], path, query, fields)
+        posted = self.endpoints.posted
+        body = await _body(receive, posted[path]) if path in posted else b""
+        request = Request(scope["method"], path, query, fields, body)
         token = _runtime.override.set(self.obs)
         try:
             if (
@@ -300,6 +302,16 @@ def _reset(token: Token[Any]) -> None:
 
 def _bytes(pairs: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+
+
+async def _body(receive: Receive, most: int) -> bytes:
+    """Read a body, of one too long more than may be."""
+    read, more = b"", True
+    while more and len(read) <= most:
+        message = await receive()
+        read += message.get("body", b"")
+        more = message.get("more_body", False)
+    return read
 
 
 async def _reply(response: Response, added: list[tuple[str, str]], scope: Scope, send: Send) -> None:

@@ -3,7 +3,8 @@
 C2SP tlog-witness. What a checkpoint proves grows with who saw it: `self-signed` (nobody but the log),
 `self-witnessed` (only witnesses of the same operator), `witnessed` (one of another administrative domain).
 A witness that holds a later checkpoint than the log has, or one that the log does not extend, shows a log
-that was put back or rewritten; that is remembered until the process ends.
+that was put back or rewritten; that is logged, and remembered until the process ends. The control H-312.c asks in each
+of its rounds (`healthobs.compliance`), so wherever controls are on nobody else has to.
 
 Limits: HTTP is the caller's (`Send`). Independence is declared in the configuration; nothing here can measure
 it. A cosignature counts for `fresh_seconds`.
@@ -12,13 +13,14 @@ it. A cosignature counts for `fresh_seconds`.
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from healthobs.audit.checkpoint import NoteError, Opened, Verifier
 from healthobs.clock import Clock
-from healthobs.exceptions import AuditError, ConfigurationError
+from healthobs.exceptions import ConfigurationError, HealthobsError
 
 if TYPE_CHECKING:
     from healthobs.audit.records import Checkpoint
@@ -28,6 +30,7 @@ WitnessState = Literal["self-signed", "self-witnessed", "witnessed"]
 #: Posts a body to a URL and returns status and body; raises OSError or `HealthobsError` when there is no answer.
 Send = Callable[[str, bytes], tuple[int, bytes]]
 _ATTEMPTS = 3
+_logger = logging.getLogger("healthobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +133,10 @@ class Witnesses:
             result, got = self._ask(peer, verifier, checkpoint)
             asked[result].append(verifier.name)
             lines += got
-            if result == "contradicted":
-                self._contradicted.add(verifier.name)
+        new = set(asked["contradicted"]) - self._contradicted
+        if new:
+            self._contradicted |= new
+            _logger.error("audit_trail_contradicted", extra={"witnesses": sorted(new)})
         self.latest = Round(
             checkpoint.note + "".join(lines),
             checkpoint.size,
@@ -146,7 +151,11 @@ class Witnesses:
                 return ("unanswered" if self._was_overtaken(old) else "contradicted"), []
             try:
                 status, body = self._send(f"{peer.url}/add-checkpoint", self._body(old, checkpoint))
-            except (OSError, AuditError):
+            except (
+                OSError,
+                HealthobsError,
+                ValueError,
+            ):  # the last where entries under the checkpoint are gone
                 return "unanswered", []
             if status == 200:
                 return self._accept(peer, verifier, checkpoint, body)

@@ -117,7 +117,7 @@ class WitnessState:
 
 
 class Witness:
-    """Answers the requests of logs and monitors.
+    """Answers the requests of logs and monitors; `init_app(…, witness=…)` of a front end mounts it under ``/witness``.
 
     Args:
         cosigner: Its key.
@@ -134,8 +134,12 @@ class Witness:
         clock: Clock | None = None,
     ) -> None:
         self.vkey: str = cosigner.vkey
+        #: How much of a request's body is read at most.
+        self.max_body_bytes: int = MAX_BODY_BYTES
         self._cosigner = cosigner
         self._logs = logs
+        #: SHA-256 in hex of each log's origin: where its checkpoint is read.
+        self.digests: tuple[str, ...] = tuple(sha256(origin.encode()).hexdigest() for origin in logs)
         self._state = state
         self._clock = clock or Clock()
 
@@ -174,8 +178,8 @@ class Witness:
 
     def checkpoint(self, origin_hash: str) -> Answer:
         """Answer ``GET <prefix>/<hex SHA-256 of the origin>/checkpoint`` with what was cosigned last, else 404."""
-        for origin in self._logs:
-            if sha256(origin.encode()).hexdigest() == origin_hash:
+        for origin, digest in zip(self._logs, self.digests, strict=True):
+            if digest == origin_hash:
                 with self._state.changing() as connection:
                     note = _note(connection, origin)
                 return Answer(404) if note is None else Answer(200, note.encode())

@@ -123,6 +123,7 @@ class Client:
         *,
         json: object = None,
         form: Mapping[str, str] | None = None,
+        content: bytes | None = None,
         query: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
         path_params: Mapping[str, str | int] | None = None,
@@ -134,6 +135,7 @@ class Client:
             route: Path template such as ``/patients/{id}``; this is what telemetry shows.
             json: Body to send as JSON.
             form: Body to send as a form; not together with `json`.
+            content: Body to send as it is, alone; its type is for `headers` to say.
             query: Query parameters; no telemetry of this side shows them, other logs may.
             headers: More header fields.
             path_params: Values for the template's names, percent-encoded here.
@@ -147,7 +149,7 @@ class Client:
         url = self._peer.base_url + _expand(route, path_params or {})
         if query:
             url += "?" + urlencode(query)
-        fields, body = _content(headers or {}, json, form)
+        fields, body = _content(headers or {}, json, form, content)
         call = self._peer.call(method, route, fields)
         while True:
             sent = partial(self._pool().request, method, url, body=body, retries=False, redirect=False)
@@ -224,17 +226,17 @@ def _expand(route: str, values: Mapping[str, str | int]) -> str:
 
 
 def _content(
-    headers: Mapping[str, str], json: object, form: Mapping[str, str] | None
+    headers: Mapping[str, str], json: object, form: Mapping[str, str] | None, content: bytes | None
 ) -> tuple[dict[str, str], bytes | None]:
     fields = dict(headers)
     # http.client refuses these too, but shows the value in its message.
     if any(not text.isprintable() or not text.isascii() for pair in fields.items() for text in pair):
         raise ValueError("a header field must be printable ASCII")
-    if json is not None and form is not None:
-        raise ValueError("give json or form, not both")
+    if sum(body is not None for body in (json, form, content)) > 1:
+        raise ValueError("give one of json, form and content")
     if json is not None:
         encoded = json_codec.dumps(json, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
         return {**fields, "Content-Type": "application/json"}, encoded.encode()
     if form is not None:
         return {**fields, "Content-Type": "application/x-www-form-urlencoded"}, urlencode(form).encode()
-    return fields, None
+    return fields, content

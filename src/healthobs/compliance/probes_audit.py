@@ -2,8 +2,8 @@
 
 45 CFR 164.312(a)(2)(i), (b) and (c), 21 CFR 11.10(c), PCI DSS 4.0 requirement 10.3. Canary entries carry the reserved subject and action.
 
-Limits: what is verified is held against checkpoints that this process has seen; witnesses' count as far as they
-were asked (`healthobs.audit.cosigning`).
+Limits: what is verified is held against checkpoints that this process has seen, and those that witnesses have; one that
+does not answer holds up the round for the time-out of its client (`healthobs.audit.cosigning`).
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _actor(entry: dict[str, Any]) -> str | None:
 
 
 class Integrity:
-    """Verify every entry, checkpoint and guard, and that the trail extends what was verified before.
+    """Ask the witnesses; verify every entry, checkpoint and guard, and that the trail extends what was verified before.
 
     All of it at first and every `FULL_SECONDS`; in between what came since, the guards, and that the rest still is under the
     root that was verified. Keeps that root in memory, outside the reach of whoever can write the file: a trail that was
@@ -178,12 +178,16 @@ class Integrity:
         trail = context.audit
         if trail is None:
             return NO_TRAIL
-        if trail.witnesses is not None and trail.witnesses.contradicted:
-            named = ", ".join(trail.witnesses.contradicted)
-            return Outcome("fail", f"witnesses hold another or a later history of this trail: {named}")
         seen = self._seen if self._seen is not None and self._seen[0] == trail.origin else None
         now_ns = context.clock.monotonic_ns()
         try:
+            if trail.witnesses is not None:
+                trail.witnesses.ask()
+                if trail.witnesses.contradicted:
+                    named = ", ".join(trail.witnesses.contradicted)
+                    return Outcome(
+                        "fail", f"witnesses hold another or a later history of this trail: {named}"
+                    )
             due = seen is None or now_ns - seen[3] >= FULL_SECONDS * 10**9
             if (
                 seen is None or due or trail.first_index() != self._first

@@ -24,7 +24,7 @@ from healthobs.compliance import Control
 from healthobs.endpoints import InvalidCredentials
 from healthobs.endpoints import Request as EndpointRequest
 from healthobs.metrics import Instrument
-from reference_services._kit import database, errors, idempotency, keys, openapi, shared
+from reference_services._kit import database, errors, idempotency, keys, openapi, shared, witnessing
 from reference_services._kit.auth import Authenticator, Jwks, Principal, fetch_jwks
 from reference_services._kit.problems import Problem, render
 from reference_services._kit.routes import Operation, View, canonical_request, protected_routes
@@ -201,6 +201,7 @@ class Kit(Storage):
             conf=self.info.conf,
             protected=protected_routes(self.operations),
             refused_tokens=self._refused_tokens,
+            witness=witnessing.witness(self),
         )
 
     def close(self) -> None:

@@ -326,6 +326,16 @@ def controls_can_fail(evidence: Evidence) -> Iterator[str]:
             yield f"{service}: C-10.3 is {after.get('C-10.3')} after its triggers were dropped"
 
 
+@_asserts("an audit log is witnessed by the other services, and none of them has seen another history of it")
+def log_is_witnessed(evidence: Evidence) -> Iterator[str]:
+    """H-312.c says `self-witnessed`, and so is partial: witnesses of one operator are not independent."""
+    if not evidence.witnessed:
+        yield "no log's witnesses were asked"
+    for service, (state, text) in evidence.witnessed.items():
+        if state != "partial" or not text.endswith("; self-witnessed"):
+            yield f"{service}: H-312.c is {state}: {text}"
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What one assertion found."""

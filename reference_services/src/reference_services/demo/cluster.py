@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import urllib3
 
+from reference_services._kit import ServiceSettings, witnessing
 from reference_services.services import SERVICES
 
 START_TIMEOUT_SECONDS = 60.0
@@ -55,6 +56,7 @@ class Service:
     data_dir: Path
     log_path: Path
     process: subprocess.Popen[bytes]
+    environment: dict[str, str] = field(repr=False)
 
     @property
     def audit_path(self) -> Path:
@@ -74,6 +76,14 @@ class Service:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(STOP_TIMEOUT_SECONDS)
+
+    def restart(self, meanwhile: Callable[[Service], object] | None = None) -> None:
+        """Stop it, call `meanwhile`, start it again and wait until it is ready."""
+        self.stop()
+        if meanwhile is not None:
+            meanwhile(self)
+        self.process = start(self.name, self.url, self.data_dir, self.environment).process
+        wait_ready(self)
 
 
 class StartError(Exception):
@@ -132,6 +142,7 @@ def running(
         for name, port in zip(SERVICES, free_ports(len(SERVICES)), strict=True)
     }
     environment = environment_of(base, urls, otlp_url, identities)
+    environment["WITNESSES_FILE"] = str(introduced(base))
     services: dict[str, Service] = {}
     try:
         for name, url in urls.items():
@@ -143,6 +154,18 @@ def running(
     finally:
         with ThreadPoolExecutor(len(SERVICES)) as pool:
             list(pool.map(Service.stop, services.values()))
+
+
+def introduced(base: Path) -> Path:
+    """Write the public keys of all logs and witnesses, by which the services witness each other, and return the file."""
+    known = base / "witnesses.json"
+    settings = {
+        name: ServiceSettings.from_env(service.info, {"HEALTHOBS_DATA_DIR": str(base / name)})
+        for name, service in SERVICES.items()
+    }
+    vkeys = {name: witnessing.public_keys(SERVICES[name].info, where) for name, where in settings.items()}
+    known.write_text(json.dumps(vkeys), encoding="utf-8")
+    return known
 
 
 def registration(identity: Identity) -> dict[str, object]:
@@ -168,7 +191,7 @@ def start(name: str, url: str, data_dir: Path, environment: dict[str, str]) -> S
             env={**environment, "PORT": port, "OPS_PORT": "0", "HEALTHOBS_DATA_DIR": str(data_dir)},
             cwd=data_dir,
         )
-    return Service(name, url, data_dir, log_path, process)
+    return Service(name, url, data_dir, log_path, process, environment)
 
 
 def wait_ready(service: Service) -> None:

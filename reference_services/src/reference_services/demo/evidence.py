@@ -99,6 +99,8 @@ class Evidence:
     controls: dict[str, dict[str, str]] = field(default_factory=dict)
     sabotaged_at: str = ""
     controls_after_sabotage: dict[str, dict[str, str]] = field(default_factory=dict)
+    #: State of a service's H-312.c when its witnesses have been asked, and what it rests on.
+    witnessed: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def step(self, name: str) -> Step | None:
         """Return the step called `name`, or None when the journey did not get there."""

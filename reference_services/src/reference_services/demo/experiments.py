@@ -10,7 +10,7 @@ import io
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,8 @@ CONTROL_TIMEOUT_SECONDS = 15.0
 CHECK_TIMEOUT_SECONDS = 3.0
 #: Whose audit trail loses its guards.
 SABOTAGED = "payment-gateway"
+#: Whose audit trail is backed up, and restarted before its witnesses.
+WITNESSED = "phi-service"
 #: Whose database is destroyed at the end, and the file's name in its data directory.
 BROKEN = ("phi-service", "phi.db")
 JSON = {"Content-Type": "application/json"}
@@ -89,6 +91,42 @@ def wait_for_control(service: Service, control: str, *, after: str = "") -> dict
             break
         time.sleep(0.2)
     return control_states(service)
+
+
+def back_up(services: Mapping[str, Service]) -> None:
+    """Copy an audit trail as it is before the journey."""
+    service = services[WITNESSED]
+    with (
+        closing(sqlite3.connect(service.audit_path, timeout=20.0)) as source,
+        closing(sqlite3.connect(backup_of(service))) as target,
+    ):
+        source.backup(target)
+
+
+def backup_of(service: Service) -> Path:
+    """Return where `back_up` puts the copy."""
+    return service.data_dir.with_suffix(".backup.db")
+
+
+def look_at_witnesses(
+    services: Mapping[str, Service], evidence: Evidence, meanwhile: Callable[[Service], None] | None
+) -> None:
+    """Restart a service, so that its controls ask the witnesses, which are all there now; see what is said of its trail.
+
+    Args:
+        services: The running services.
+        evidence: Where that goes.
+        meanwhile: What is done while the service, its trail witnessed, is stopped a second time.
+    """
+    service = services[WITNESSED]
+    for act in (None,) if meanwhile is None else (None, meanwhile):
+        service.restart(act)
+        wait_for_control(service, "H-312.c")
+    headers = {"Authorization": f"Bearer {evidence.needles.values['token of auditor']}"}
+    with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
+        status: Any = pool.request("GET", f"{service.url}/compliance/status", headers=headers).json()
+    seen = next(control for control in status["controls"] if control["id"] == "H-312.c")
+    evidence.witnessed[service.name] = seen["state"], seen["evidence"]["text"]
 
 
 def sabotage_control(services: Mapping[str, Service], evidence: Evidence) -> None:

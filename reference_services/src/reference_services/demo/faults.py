@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reference_services.demo.cluster import Service
-from reference_services.demo.experiments import drop_triggers
+from reference_services.demo.experiments import backup_of, drop_triggers
 
 SITECUSTOMIZE = "from reference_services.demo.planted import plant\n\nplant({name!r})\n"
 
@@ -29,6 +29,7 @@ class Fault:
         red: The assertions that must fail; every other one must hold.
         patched: The service whose process is patched; ``*`` is all five; None patches none.
         afterwards: What is done to the files after the journey.
+        meanwhile: What is done to the files of the service that is restarted before its witnesses.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Fault:
     red: frozenset[str]
     patched: str | None = "*"
     afterwards: Callable[[Mapping[str, Service]], None] | None = None
+    meanwhile: Callable[[Service], None] | None = None
 
     def environment(self, base: Path) -> dict[str, dict[str, str]]:
         """Return the variables that plant the patch, by service name."""
@@ -57,6 +59,13 @@ def _edit_audit_entry(services: Mapping[str, Service]) -> None:
         connection.commit()
     finally:
         connection.close()
+
+
+def _put_back(service: Service) -> None:
+    """Restore an old copy of a trail, whole and signed, under a service that is down."""
+    for suffix in ("-wal", "-journal", "-shm"):
+        service.audit_path.with_name(service.audit_path.name + suffix).unlink(missing_ok=True)
+    service.audit_path.write_bytes(backup_of(service).read_bytes())
 
 
 def _fault(name: str, what: str, *red: str, **more: object) -> Fault:
@@ -93,6 +102,13 @@ FAULTS: dict[str, Fault] = {
             "audit_verifies",
             patched=None,
             afterwards=_edit_audit_entry,
+        ),
+        _fault(
+            "audit-log-put-back",
+            "an old copy of an audit trail is put back while its service is down",
+            "log_is_witnessed",
+            patched=None,
+            meanwhile=_put_back,
         ),
         _fault(
             "probe-touches-database", "liveness asks the database", "liveness_is_pure", patched="phi-service"

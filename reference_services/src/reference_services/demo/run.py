@@ -56,11 +56,14 @@ def run(
     with _scratch(keep) as base, collecting() as (collector, otlp_url):
         progress("starting five services")
         with running(base, otlp_url, IDENTITIES, _environment(fault, base)) as services:
+            experiments.back_up(services)
             _walk(services, evidence, otlp_url, progress)
             progress("sending bad input")
             experiments.bad_input(services, evidence)
             progress("collecting spans, metrics, trails and files")
             _collect(services, evidence, collector, fault, base)
+            progress("restarting a service before its witnesses")
+            experiments.look_at_witnesses(services, evidence, fault.meanwhile if fault else None)
             progress("sabotaging a control")
             experiments.sabotage_control(services, evidence)
             progress("calling made-up paths")

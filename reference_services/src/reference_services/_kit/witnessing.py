@@ -1,0 +1,58 @@
+"""Has the services' audit logs witness each other (C2SP tlog-witness), where `WITNESSES_FILE` names the keys of all.
+
+The file is JSON: by service the vkey of its log and of its witness, as `public_keys` returns them. Whoever starts the
+services writes it before, so no key is taken on trust from the network.
+
+Limits: one operator's witnesses: `self-witnessed` at best (`healthobs.audit.cosigning`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from healthobs.audit import keys, open_trail
+from healthobs.audit.checkpoint import Verifier
+from healthobs.audit.cosigning import Witnesses, WitnessPeer
+from healthobs.audit.witness import Cosigner, Witness, WitnessState
+from healthobs.endpoints import WITNESS
+from reference_services._kit.settings import ServiceInfo, ServiceSettings
+
+if TYPE_CHECKING:
+    from reference_services._kit.app import Kit
+
+
+def public_keys(info: ServiceInfo, settings: ServiceSettings) -> dict[str, str]:
+    """Return the vkeys of a service's log and witness, which are made when missing."""
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    observed = settings.observability
+    trail = open_trail(str(observed.audit_database_url), service=info.name, key_file=observed.audit_key_file)
+    trail.close()
+    return {"log": trail.vkey, "witness": _cosigner(info, settings).vkey}
+
+
+def witness(kit: Kit) -> Witness | None:
+    """Have the log of `kit` witnessed by the services that `WITNESSES_FILE` names; return what witnesses theirs."""
+    path, trail = kit.settings.environ.get("WITNESSES_FILE"), kit.obs.audit
+    if not path or trail is None:
+        return None
+    others: dict[str, dict[str, str]] = json.loads(Path(path).read_text(encoding="utf-8"))
+    others.pop(kit.info.name, None)
+    peers = {f"{kit.settings.peers[name]}{WITNESS}": name for name in others}
+
+    def send(url: str, body: bytes) -> tuple[int, bytes]:
+        prefix, _, last = url.rpartition("/")
+        answer = kit.client(peers[prefix]).request("POST", f"{WITNESS}/{last}", content=body)
+        return answer.status, answer.body
+
+    asked = [WitnessPeer(others[name]["witness"], url) for url, name in peers.items()]
+    Witnesses(trail, asked, send, clock=kit.clock)
+    logs = {log.name: log for log in (Verifier(known["log"]) for known in others.values())}
+    state = WitnessState(kit.settings.file("WITNESS_STATE_FILE", f"{kit.info.prefix}.witness.db"))
+    return Witness(_cosigner(kit.info, kit.settings), logs, state, kit.clock)
+
+
+def _cosigner(info: ServiceInfo, settings: ServiceSettings) -> Cosigner:
+    key = keys.load_or_create(settings.file("WITNESS_KEY_FILE", f"{info.prefix}.witness.key"))
+    return Cosigner(f"healthobs.example/{info.name}/witness", key)

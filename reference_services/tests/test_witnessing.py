@@ -1,0 +1,160 @@
+"""The services as each other's witnesses: in one process, and as two real servers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+
+from conftest import World
+from healthobs.audit.checkpoint import Verifier
+from reference_services._kit import ServiceSettings, witnessing
+from reference_services.demo import cluster
+from reference_services.services import SERVICES
+
+PHI, AUTH = "phi-service", "auth-service"
+PEERS = [name for name in SERVICES if name != PHI]
+GIVE_UP_SECONDS = 60
+
+
+def vouched(note: str, *vkeys: str) -> int:
+    """Return the size of the log that each of the keys vouches for."""
+    (text,) = {Verifier(vkey).open(note) for vkey in vkeys}
+    return int(text.splitlines()[1])
+
+
+def checkpoint_path(log: str) -> str:
+    """Return where a witness shows the checkpoint of the log with this vkey."""
+    return f"/witness/{sha256(Verifier(log).name.encode()).hexdigest()}/checkpoint"
+
+
+class Witnessed:
+    """Services in one process that know each other's keys."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        known = cluster.introduced(base)
+        self.vkeys: dict[str, dict[str, str]] = json.loads(known.read_text())
+        self.world = self.start()
+
+    def start(self) -> World:
+        """Start all of them anew, on the files that are there."""
+        world = World(self.base)
+        world.environ = {name: {"WITNESSES_FILE": str(self.base / "witnesses.json")} for name in SERVICES}
+        return world
+
+    def integrity(self) -> tuple[str, str]:
+        """Run phi-service's H-312.c; return its state and what it rests on."""
+        engine: Any = self.world.obs(PHI).controls
+        state = engine.run(["H-312.c"])["H-312.c"]
+        row = next(row for row in engine.status(detail=True)["controls"] if row["id"] == "H-312.c")
+        return state, row["evidence"]["text"]
+
+
+@pytest.fixture
+def witnessed(tmp_path: Path) -> Iterator[Witnessed]:
+    """The five services."""
+    made = Witnessed(tmp_path)
+    yield made
+    made.world.close()
+
+
+class TestInOneProcess:
+    """What a log's control says, and what its peers keep."""
+
+    def test_every_peer_cosigns(self, witnessed: Witnessed) -> None:
+        """The log is self-witnessed, and partial as nobody independent saw it; each peer shows what it cosigned."""
+        state, text = witnessed.integrity()
+        assert (state, text.endswith("; self-witnessed")) == ("partial", True)
+        witnesses = witnessed.world.obs(PHI).audit.witnesses
+        log, size = witnessed.vkeys[PHI]["log"], witnesses.latest.size
+        assert len(witnesses.latest.cosigned) == len(PEERS)
+        for name in PEERS:
+            shown = witnessed.world.client(name).get(checkpoint_path(log))
+            assert shown.status_code == 200
+            assert vouched(shown.get_data(as_text=True), log, witnessed.vkeys[name]["witness"]) == size
+
+    def test_old_copy_is_contradicted(self, witnessed: Witnessed, tmp_path: Path) -> None:
+        """A log put back between two runs is whole and signed; every peer contradicts it, and the control fails."""
+        file = tmp_path / PHI / "phi.audit.db"
+        shutil.copy(file, tmp_path / "old.db")
+        witnessed.world.obs(PHI).audit.append({"action": "patient.read", "actor": "clinician-app"})
+        assert witnessed.integrity()[0] == "partial"
+        witnessed.world.close()
+        shutil.copy(tmp_path / "old.db", file)
+        witnessed.world = witnessed.start()
+        state, text = witnessed.integrity()
+        assert (state, [name for name in PEERS if name not in text]) == ("fail", [])
+
+    def test_off_unless_asked(self, witnessed: Witnessed) -> None:
+        """Without the file nobody is asked, and the witness's paths are not there."""
+        witnessed.world.environ.clear()
+        assert witnessed.integrity()[1].endswith("; self-signed")
+        assert witnessed.world.client(PHI).post("/witness/add-checkpoint", data=b"").status_code == 404
+
+
+@pytest.mark.server
+@pytest.mark.timeout(180)
+class TestServers:
+    """phi-service with two workers, witnessed by auth-service."""
+
+    @pytest.fixture
+    def start(self, tmp_path: Path) -> Iterator[Callable[[str], cluster.Service]]:
+        """Start one of the two, which know each other's keys."""
+        urls = dict(
+            zip((AUTH, PHI), (f"http://127.0.0.1:{port}" for port in cluster.free_ports(2)), strict=True)
+        )
+        environment = cluster.environment_of(tmp_path, urls, "", ())
+        del environment["OTEL_EXPORTER_OTLP_ENDPOINT"]
+        vkeys = {}
+        for name in urls:
+            where = {"HEALTHOBS_DATA_DIR": str(tmp_path / name)}
+            info = SERVICES[name].info
+            vkeys[name] = witnessing.public_keys(info, ServiceSettings.from_env(info, where))
+        (tmp_path / "known.json").write_text(json.dumps(vkeys))
+        environment |= {"WITNESSES_FILE": str(tmp_path / "known.json"), "WORKERS": "2"}
+        started: list[cluster.Service] = []
+
+        def start(name: str) -> cluster.Service:
+            started.append(cluster.start(name, urls[name], tmp_path / name, environment))
+            cluster.wait_ready(started[-1])
+            return started[-1]
+
+        yield start
+        for service in started:
+            service.stop()
+
+    def test_log_and_witness(self, start: Callable[[str], cluster.Service], tmp_path: Path) -> None:
+        """Both workers may ask, the witness cosigns; an old copy under a restarted service fails its control."""
+        file = tmp_path / PHI / "phi.audit.db"
+        shutil.copy(file, tmp_path / "old.db")
+        auth, phi = start(AUTH), start(PHI)
+        assert states(phi) == {"partial"}
+        vkeys = json.loads((tmp_path / "known.json").read_text())
+        log = vkeys[PHI]["log"]
+        with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
+            shown = pool.request("GET", auth.url + checkpoint_path(log))
+        assert shown.status == 200
+        assert vouched(shown.data.decode(), log, vkeys[AUTH]["witness"]) > 0
+        phi.restart(lambda _: shutil.copy(tmp_path / "old.db", file))
+        assert states(phi) == {"fail"}
+
+
+def states(service: cluster.Service) -> set[str]:
+    """Return the states of H-312.c that the workers show, once the first has observed it."""
+    with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
+        deadline = time.monotonic() + GIVE_UP_SECONDS
+        while time.monotonic() < deadline:
+            rows: Any = pool.request("GET", f"{service.url}/compliance/status").json()["controls"]
+            state = next(row["state"] for row in rows if row["id"] == "H-312.c")
+            if state != "unknown":
+                return {state}
+            time.sleep(0.1)
+    return set()
