@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import cast
 
@@ -21,36 +22,15 @@ BROKEN_PIPE = 141
 _Command = Callable[[list[str]], int | None]
 
 
-def _audit(argv: list[str]) -> int:
-    from healthobs.audit.command import main as audit
-
-    return audit(argv)
-
-
-def _explain(argv: list[str]) -> int:
-    from healthobs.explain import main as explain
-
-    return explain(argv)
-
-
-def _compliance(argv: list[str]) -> int:
-    from healthobs.compliance.command import main as compliance
-
-    return compliance(argv)
-
-
-def _doctor(argv: list[str]) -> int:
-    from healthobs.doctor import main as doctor
-
-    return doctor(argv)
-
-
-#: Commands of the library itself; a plug-in cannot take their names.
-_OWN: dict[str, tuple[str, _Command]] = {
-    "audit": ("verify, prove and export an audit trail", _audit),
-    "doctor": ("examine how an application is set up", _doctor),
-    "explain": ("print what log files tell of one trace or failure", _explain),
-    "compliance": ("states of controls, OSCAL export, signed attestations and waivers", _compliance),
+#: Commands of the library itself, and where their `main` is; a plug-in cannot take their names.
+_OWN = {
+    "audit": ("verify, prove and export an audit trail", "healthobs.audit.command"),
+    "doctor": ("examine how an application is set up", "healthobs.doctor"),
+    "explain": ("print what log files tell of one trace or failure", "healthobs.explain"),
+    "compliance": (
+        "states of controls, OSCAL export, signed attestations and waivers",
+        "healthobs.compliance.command",
+    ),
 }
 
 
@@ -91,7 +71,8 @@ def _run(argv: list[str]) -> int:
         parser.print_help()
         return USAGE_ERROR
     if chosen.command in _OWN:
-        return _OWN[chosen.command][1](chosen.arguments) or 0
+        command: _Command = import_module(_OWN[chosen.command][1]).main
+        return command(chosen.arguments) or 0
     return _run_plugin(plugins.get(chosen.command), chosen.arguments)
 
 
