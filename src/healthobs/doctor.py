@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opentelemetry import trace
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import TracerProvider
 
 from healthobs import asgi, wsgi
 from healthobs._runtime import operations
 from healthobs.exceptions import ConfigurationError, HealthobsError
 from healthobs.logs.sinks import raw_sinks
 from healthobs.tracing import LazyExporter
-from healthobs.tracing.adoption import exporters, layers, processors, redacts, sdk_provider
+from healthobs.tracing.adoption import exporters, layers, opaque, redacts, sdk_provider
 
 OK, FINDINGS, CANNOT_LOAD = 0, 1, 2
 _MAX_LAYERS = 64
@@ -167,13 +167,9 @@ def _escapes(providers: Sequence[TracerProvider], observed: Sequence[Any]) -> It
                 how = "unredacted" if sends is slot.exporter else "redacted less than the service asks"
                 seen = f"spans leave {how} through {type(sends).__name__}"
                 yield Finding("exporter_escapes_redaction", seen, remedy)
-        holders = {id(slot.owner) for slot in exporters(provider)}
-        for processor in processors(provider):
-            inner = getattr(processor, "_batch_processor", None)
-            silent = processor.__class__.on_end is SpanProcessor.on_end
-            if not silent and not holders & {id(processor), id(inner)}:
-                seen = f"{processor.__class__.__name__} gets ended spans and has no exporter that could be wrapped"
-                yield Finding("exporter_escapes_redaction", seen, "give it a SpanExporter, or take it off")
+        for name in opaque(provider):
+            seen = f"{name} gets ended spans and has no exporter that could be wrapped"
+            yield Finding("exporter_escapes_redaction", seen, "give it a SpanExporter, or take it off")
 
 
 def _preload(server: Mapping[str, Any], providers: Sequence[TracerProvider]) -> Iterator[Finding]:

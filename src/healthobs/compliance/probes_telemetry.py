@@ -13,13 +13,11 @@ import random
 import string
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.trace import SpanProcessor
-
 from healthobs.compliance.control import Outcome, ProbeContext
 from healthobs.compliance.probes_audit import NO_TRAIL, canary
 from healthobs.logs.sinks import raw_sinks
 from healthobs.redaction.canary import IDENTIFIERS, holes, telling
-from healthobs.tracing.adoption import exporters, layers, processors, redacts
+from healthobs.tracing.adoption import exporters, layers, opaque, redacts
 
 if TYPE_CHECKING:
     from healthobs.redaction import Redactor
@@ -120,21 +118,15 @@ def wraps_every_exporter(context: ProbeContext) -> Outcome:
     if context.redactor.mode == "watch":
         return Outcome("fail", "redaction only watches, and changes nothing")
     bare = raw_sinks() if "hipaa" in context.settings.frameworks else []
-    opaque: list[str] = []
     wrapped = 0
-    slots = list(exporters(context.provider))
-    for slot in slots:
+    for slot in exporters(context.provider):
         if redacts(slot.exporter, context.redactor):
             wrapped += 1
         else:
             bare.append(type(list(layers(slot.exporter))[-1]).__name__)
-    holders = {id(slot.owner) for slot in slots}
-    for processor in processors(context.provider):
-        silent = processor.__class__.on_end is SpanProcessor.on_end
-        if not silent and not holders & {id(processor), id(getattr(processor, "_batch_processor", None))}:
-            opaque.append(type(processor).__name__)
     if bare:
         return Outcome("fail", f"not wrapped: {', '.join(sorted(bare))}", len(bare))
-    if opaque:
-        return Outcome("unknown", f"no exporter visible in: {', '.join(sorted(opaque))}", len(opaque))
+    unseen = opaque(context.provider)
+    if unseen:
+        return Outcome("unknown", f"no exporter visible in: {', '.join(sorted(unseen))}", len(unseen))
     return Outcome("pass", "every span exporter redacts", wrapped)

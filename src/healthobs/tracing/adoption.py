@@ -59,6 +59,15 @@ def processors(provider: TracerProvider) -> Iterator[Any]:
     yield from _leaves(getattr(provider, "_active_span_processor", None), _MAX_DEPTH)
 
 
+def opaque(provider: TracerProvider) -> list[str]:
+    """Return, by the name of its type, each processor that gets ended spans and has no exporter that could be wrapped."""
+    return [
+        type(one).__name__
+        for one in processors(provider)
+        if one.__class__.on_end is not SpanProcessor.on_end and not any(_slots(one))
+    ]
+
+
 def _leaves(processor: Any, depth: int) -> Iterator[Any]:
     inner = list(_inside(processor)) if depth else []
     for each in inner:
