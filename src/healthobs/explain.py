@@ -21,8 +21,8 @@ _SHOWN_FIRST = ("timestamp", "service", "level", "event")
 Line = dict[str, Any]
 
 
-def find(lines: Iterable[Line], identifier: str) -> list[Line]:
-    """Return the lines that name `identifier`, then the others of the traces they name, each part by time.
+def find(lines: Iterable[Line], identifier: str) -> tuple[list[Line], list[Line]]:
+    """Return the lines that name `identifier`, and the others of the traces they name, each part by time.
 
     Args:
         lines: Decoded log lines.
@@ -31,13 +31,8 @@ def find(lines: Iterable[Line], identifier: str) -> list[Line]:
     Example:
         >>> lines = [{"trace_id": "a1"}, {"trace_id": "a1", "error_id": "e7"}, {"trace_id": "b2"}]
         >>> find(lines, "e7")
-        [{'trace_id': 'a1', 'error_id': 'e7'}, {'trace_id': 'a1'}]
+        ([{'trace_id': 'a1', 'error_id': 'e7'}], [{'trace_id': 'a1'}])
     """
-    named, others = _parts(lines, identifier)
-    return named + others
-
-
-def _parts(lines: Iterable[Line], identifier: str) -> tuple[list[Line], list[Line]]:
     known = sorted(lines, key=lambda line: str(line.get("timestamp", "")))
     named = [line for line in known if _names(line, identifier)]
     traces = {line["trace_id"] for line in named if line.get("trace_id")}
@@ -68,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
             return 2
         lines += read
         skipped += left
-    named, others = _parts(lines, arguments.id.strip().lower())
+    named, others = find(lines, arguments.id.strip().lower())
     _report(named, others)
     if skipped:
         print(f"{skipped} lines were no JSON objects and were skipped")  # noqa: T201

@@ -34,7 +34,7 @@ def load_or_create(path: Path) -> Ed25519PrivateKey:
         ConfigurationError: The file cannot be read or made, is readable by others, or holds no Ed25519 key.
     """
     if not path.exists():
-        _create(path)
+        create_secret(path, _new_pem())
     return load(path)
 
 
@@ -126,10 +126,6 @@ def create_secret(path: Path, content: bytes) -> None:
             os.link(draft, path)  # unlike a rename it never replaces the key of another process
 
     _write(path, content, place)
-
-
-def _create(path: Path) -> None:
-    create_secret(path, _new_pem())
 
 
 def _replace(path: Path, content: bytes) -> None:

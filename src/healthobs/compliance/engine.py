@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -372,15 +372,9 @@ class ControlEngine:
 
     def revive(self) -> None:
         """Start the thread where there should be one and is none: armed only, after a fork, or none could be had."""
-        with self._counted_thread_fault():
-            self.schedule.revive()
-
-    @contextlib.contextmanager
-    def _counted_thread_fault(self) -> Generator[None]:
-        """Where no thread can be had go on: the next status tries again, and meanwhile evidence decays."""
         try:
-            yield
-        except RuntimeError:
+            self.schedule.revive()
+        except RuntimeError:  # the next status tries again, and meanwhile evidence decays
             self._failed("controls")
 
     def stop(self) -> None:
