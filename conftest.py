@@ -50,7 +50,7 @@ def patient_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a health check with the default time have its turn; what shows a timeout gives a time of its own."""
     from healthobs.health import checks
 
-    begin, default = checks.Check.__init__, checks.make_spec("default", lambda: True, "readiness").timeout
+    begin, default = checks.Check.__init__, checks.make_spec("default", lambda: True).timeout
 
     def patient(self: checks.Check, spec: checks.Spec, *arguments: Any, **options: Any) -> None:
         given = replace(spec, timeout=PATIENCE_SECONDS) if spec.timeout == default else spec

@@ -11,7 +11,7 @@ check runs for a metrics scrape.
 
 from healthobs.health.board import Board
 from healthobs.health.builtin import QUIET_SECONDS, Unreachable, http_dependency, register_builtin_checks
-from healthobs.health.checks import ANSWER_BUDGET_SECONDS, Degraded, Facts, OnRun, OnTransition
+from healthobs.health.checks import ANSWER_BUDGET_SECONDS, CheckOptions, Degraded, Facts, OnRun, OnTransition
 from healthobs.health.decorators import health_check, readiness_check
 from healthobs.health.engine import Health, gauge_value
 from healthobs.health.progress import Progress
@@ -20,6 +20,7 @@ __all__ = [
     "ANSWER_BUDGET_SECONDS",
     "QUIET_SECONDS",
     "Board",
+    "CheckOptions",
     "Degraded",
     "Facts",
     "Health",

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from healthobs.clock import Clock
 from healthobs.exceptions import InstrumentationError
@@ -56,33 +56,47 @@ class Degraded(Exception):  # noqa: N818 - a state, not an error
     """Raised by a readiness check whose subject works, but not as it should; the service stays ready."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What was registered; see `healthobs.health.Health.register`."""
+class CheckOptions(TypedDict, total=False):
+    """What may be said of a check besides its name and function."""
 
-    name: str
-    fn: Callable[[], Any]
+    #: Which probe asks it; default ``readiness``.
     kind: Kind
+    #: Seconds after which a run is abandoned; above 0, at most `ANSWER_BUDGET_SECONDS`; default 0.5.
     timeout: float
+    #: Seconds for which a word is kept, bad ones at most one; default 1.
     ttl: float
+    #: Whether a bad word makes the service not ready; default True.
     critical: bool
+    #: Seconds for which a good word outlives failures, so that a passing stall restarts nothing; default 0.
     max_stall: float
-    fail_after: int
+    #: Bad runs in a row that end a good word; default 1, with `interval` 2.
+    fail_after: int | None
+    #: Seconds between runs in the background, give or take a fifth; whoever asks reads the last word, and a good one is
+    #: ``stale`` after three intervals. Default: run when asked.
     interval: float | None
 
 
-def make_spec(
-    name: str,
-    fn: Callable[[], Any],
-    kind: Kind,
-    *,
-    timeout: float = 0.5,
-    ttl: float = 1.0,
-    critical: bool = True,
-    max_stall: float = 0.0,
-    fail_after: int | None = None,
-    interval: float | None = None,
-) -> Spec:
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What was registered; see `CheckOptions`."""
+
+    name: str
+    fn: Callable[[], Any]
+    kind: Kind = "readiness"
+    timeout: float = 0.5
+    ttl: float = 1.0
+    critical: bool = True
+    max_stall: float = 0.0
+    fail_after: int | None = None
+    interval: float | None = None
+
+    @property
+    def tolerated(self) -> int:
+        """How many bad runs in a row a good word outlives."""
+        return (self.fail_after or (1 if self.interval is None else 2)) - 1
+
+
+def make_spec(name: str, fn: Callable[[], Any], **options: Unpack[CheckOptions]) -> Spec:
     """Return the specification of a check.
 
     Raises:
@@ -92,19 +106,18 @@ def make_spec(
         raise InstrumentationError(
             "a check's name is up to 63 lower-case letters, digits and underscores, not 'lifecycle' or 'workers'"
         )
-    if not 0 < timeout <= ANSWER_BUDGET_SECONDS:
+    spec = Spec(name, fn, **options)
+    if not 0 < spec.timeout <= ANSWER_BUDGET_SECONDS:
         raise InstrumentationError(
             f"a check's timeout is above 0 and at most {ANSWER_BUDGET_SECONDS} s, the budget of the whole answer"
         )
-    if ttl < 0 or max_stall < 0:
+    if spec.ttl < 0 or spec.max_stall < 0:
         raise InstrumentationError("a check's ttl and max_stall are 0 or more seconds")
-    if interval is not None and interval < timeout:
+    if spec.interval is not None and spec.interval < spec.timeout:
         raise InstrumentationError("a check's interval is at least its timeout")
-    if fail_after is None:
-        fail_after = 1 if interval is None else 2
-    if fail_after < 1:
+    if spec.fail_after is not None and spec.fail_after < 1:
         raise InstrumentationError("a check's fail_after is 1 or more runs")
-    return Spec(name, fn, kind, timeout, ttl, critical, max_stall, fail_after, interval)
+    return spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +318,7 @@ class Check:
         if self._failing_since_ns is None:
             return False
         return (
-            self._failures < self.spec.fail_after
+            self._failures <= self.spec.tolerated
             or now - self._failing_since_ns < int(self.spec.max_stall * 1e9)
         )  # fmt: skip
 

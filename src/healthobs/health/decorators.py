@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 
 from healthobs._runtime import current_or_none
 from healthobs.exceptions import InstrumentationError
-from healthobs.health.checks import make_spec
+from healthobs.health.checks import CheckOptions, make_spec
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -23,9 +23,9 @@ class Pending:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._checks: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {}
+        self._checks: dict[str, tuple[Callable[[], Any], CheckOptions]] = {}
 
-    def add(self, name: str, fn: Callable[[], Any], options: dict[str, Any]) -> None:
+    def add(self, name: str, fn: Callable[[], Any], options: CheckOptions) -> None:
         """Keep a check; its name and times are judged here, at import."""
         make_spec(name, fn, **options)
         with self._lock:
@@ -33,7 +33,7 @@ class Pending:
                 raise InstrumentationError(f"the check '{name}' exists already: give this one another name")
             self._checks[name] = (fn, options)
 
-    def take(self) -> list[tuple[str, tuple[Callable[[], Any], dict[str, Any]]]]:
+    def take(self) -> list[tuple[str, tuple[Callable[[], Any], CheckOptions]]]:
         """Hand over every check kept so far."""
         with self._lock:
             taken, self._checks = list(self._checks.items()), {}
@@ -114,14 +114,14 @@ def readiness_check(
         ... def price_list() -> bool:
         ...     return True
     """
-    options = {
+    options: CheckOptions = {
         "kind": "readiness", "timeout": timeout, "ttl": ttl, "critical": critical,
         "fail_after": fail_after, "interval": interval,
     }  # fmt: skip
     return _decorate(target, options)
 
 
-def _decorate(target: Any, options: dict[str, Any]) -> Any:
+def _decorate(target: Any, options: CheckOptions) -> Any:
     def register(fn: Any) -> Any:
         name = target if isinstance(target, str) else getattr(fn, "__name__", None)
         if name is None or not callable(fn):

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from healthobs import _runtime
 from healthobs.clock import Clock, rfc3339
@@ -16,6 +16,7 @@ from healthobs.health.checks import (
     LIFECYCLE,
     WORKERS,
     Check,
+    CheckOptions,
     Facts,
     Kind,
     OnRun,
@@ -82,19 +83,7 @@ class Health:
         if progress is not None:
             self.register("request_progress", progress.check, kind="liveness")
 
-    def register(
-        self,
-        name: str,
-        fn: Callable[[], Any],
-        *,
-        kind: Kind = "readiness",
-        timeout: float = 0.5,
-        ttl: float = 1.0,
-        critical: bool = True,
-        max_stall: float = 0.0,
-        fail_after: int | None = None,
-        interval: float | None = None,
-    ) -> None:
+    def register(self, name: str, fn: Callable[[], Any], **options: Unpack[CheckOptions]) -> None:
         """Add a check.
 
         Args:
@@ -102,22 +91,12 @@ class Health:
                 ``workers`` are taken.
             fn: Returns None or True when good, False or raises when not, raises `Degraded` in between; any
                 other result is bad. May be async. Called on a thread of its own, once at a time.
-            kind: Which probe asks it.
-            timeout: Seconds after which a run is abandoned; above 0, at most `ANSWER_BUDGET_SECONDS`.
-            ttl: Seconds for which a word is kept; bad ones at most one second.
-            critical: Whether a bad word makes the service not ready.
-            max_stall: Seconds for which a good word outlives failures, so that a passing stall restarts nothing.
-            fail_after: Bad runs in a row that end a good word; default 1, with `interval` 2.
-            interval: Seconds between runs in the background, give or take a fifth; whoever asks reads the last
-                word, and a good one is ``stale`` after three intervals. Default: run when asked.
+            **options: See `CheckOptions`.
 
         Raises:
             InstrumentationError: The name is invalid or taken, or a time is out of its range.
         """
-        spec = make_spec(
-            name, fn, kind, timeout=timeout, ttl=ttl, critical=critical, max_stall=max_stall,
-            fail_after=fail_after, interval=interval,
-        )  # fmt: skip
+        spec = make_spec(name, fn, **options)
         with self._lock:
             if name in self._checks:
                 raise InstrumentationError(f"the check '{name}' exists already: give this one another name")
