@@ -22,7 +22,6 @@ from opentelemetry.trace import (
     Link,
     NonRecordingSpan,
     Span,
-    SpanContext,
     SpanKind,
     Status,
     StatusCode,
@@ -40,6 +39,7 @@ from healthobs.tenancy import bounded
 from healthobs.tracing import (
     answering_span,
     enclosing_span,
+    format_traceparent,
     parse_traceparent,
     read_baggage,
     record_exception,
@@ -331,7 +331,7 @@ class Exchange:
         if server.obs.settings.trace_response and (self._trusted or server.obs.settings.audience == "all"):
             context = self.span.get_span_context()
             if context.is_valid:
-                added.append(("traceresponse", _traceresponse(context)))
+                added.append(("traceresponse", format_traceparent(context)))
         return added
 
     def first_byte(self) -> None:
@@ -442,10 +442,6 @@ def _told(facts: ExceptionFacts) -> dict[str, Any]:
         "exception_fingerprint": facts.fingerprint,
         "error_id": facts.error_id,
     }
-
-
-def _traceresponse(context: SpanContext) -> str:
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def new_request_id(received: str | None) -> str:
