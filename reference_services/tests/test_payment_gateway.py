@@ -323,7 +323,8 @@ class TestReferences:
         assert (answer.get_json()["patient_id"], answer.get_json()["device_id"]) == (patient, device)
         assert gateway.sample("transactions_total", status="captured", compliance_type="fda") == 1
         (entry,) = gateway.entries("payment.charge")
-        assert entry["subject"] == patient
+        subjects = gateway.world.obs("payment-gateway").audit.subjects
+        assert subjects.identifier(entry["subject"]) == patient
         for service in ("payment-gateway", "phi-service", "medical-device"):
             assert trace in {format(span.context.trace_id, "032x") for span in gateway.world.spans(service)}
 

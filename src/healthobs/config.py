@@ -99,6 +99,10 @@ class Settings:
         audit_policy: ``deny`` (no answer without a durable entry), ``spool`` (the same, but care under break-glass
             goes on with its entry in `audit_spool_file`) or ``alert`` (answer, count, log).
         audit_spool_file: Where entries wait while the store is down, under ``spool``; created 0600.
+        audit_subjects_file: Encrypted map (`healthobs.audit.subjects`) from which each entry gets a random token in place of
+            its subject; created 0600, on a local disk, and never the audit database. None records subjects as given.
+        audit_subjects_key_file: Its key, created 0600 when missing; default the map's name and ``.key``. Keep it away
+            from the audit database and its backups.
         audit_retention_days: Retention stated by `/audit/trail`.
     """
 
@@ -141,6 +145,8 @@ class Settings:
     audit_key_file: Path | None = _env("HEALTHOBS_AUDIT_KEY_FILE")
     audit_policy: AuditPolicy = _env("HEALTHOBS_AUDIT_POLICY", "deny")
     audit_spool_file: Path | None = _env("HEALTHOBS_AUDIT_SPOOL_FILE")
+    audit_subjects_file: Path | None = _env("HEALTHOBS_AUDIT_SUBJECTS_FILE")
+    audit_subjects_key_file: Path | None = _env("HEALTHOBS_AUDIT_SUBJECTS_KEY_FILE")
     audit_retention_days: int = _env("HEALTHOBS_AUDIT_RETENTION_DAYS", 2555)
 
     def __post_init__(self) -> None:

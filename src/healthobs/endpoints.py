@@ -289,6 +289,7 @@ def _flag(request: Request, name: str) -> bool:
 _TEXT_FILTERS = {
     "actor": "actor",
     "action": "action",
+    "subject": "subject",
     "transaction_id": "resource_id",
     "trace_id": "trace_id",
     "cursor": "cursor",

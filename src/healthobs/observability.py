@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from healthobs.audit import AuditTrail
+    from healthobs.audit.subjects import SubjectMap
     from healthobs.compliance import Control, ControlEngine
 
 
@@ -188,7 +189,16 @@ class Observability:
                 "mask", allowed_keys=self.settings.allowed_keys, on_redaction=self._count_redaction
             ),
             spool_file=self.settings.audit_spool_file,
+            subjects=self._open_subjects(),
         )
+
+    def _open_subjects(self) -> SubjectMap | None:
+        path = self.settings.audit_subjects_file
+        if path is None:
+            return None
+        from healthobs.audit.subjects import SubjectMap
+
+        return SubjectMap(path, self.settings.audit_subjects_key_file)
 
     def _damage_alarm(self) -> Callable[[int], None]:
         logs, lost = (

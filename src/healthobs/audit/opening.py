@@ -14,6 +14,7 @@ from healthobs.audit.checkpoint import NoteError, Signer, Verifier
 from healthobs.audit.spool import Spool
 from healthobs.audit.sqlite import SqliteStore, path_of
 from healthobs.audit.store import Connection, Store
+from healthobs.audit.subjects import SubjectMap
 from healthobs.audit.trail import AuditTrail
 from healthobs.clock import Clock
 from healthobs.exceptions import ConfigurationError
@@ -30,6 +31,7 @@ def open_trail(
     redactor: Redactor | None = None,
     timeout_seconds: float = 10.0,
     spool_file: Path | None = None,
+    subjects: SubjectMap | None = None,
 ) -> AuditTrail:
     """Open the audit trail at `url`, which is made first when missing.
 
@@ -45,6 +47,7 @@ def open_trail(
         timeout_seconds: How long an append waits for the disk before it raises.
         spool_file: Where entries about care under break-glass are kept while the store is down; see
             `healthobs.audit.spool`.
+        subjects: Map from which each entry gets the token of its subject; without it, subjects are recorded as given.
 
     Raises:
         ConfigurationError: URL, key file or origin cannot be used, or cryptography is not installed.
@@ -66,6 +69,7 @@ def open_trail(
         redactor=redactor or Redactor(),
         timeout_seconds=timeout_seconds,
         spool=None if spool_file is None else Spool(spool_file),
+        subjects=subjects,
     )
     if previous is not None:
         details = {"vkey": signer.vkey, "previous": previous}

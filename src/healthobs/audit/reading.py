@@ -30,6 +30,7 @@ _PATHS = {
     "resource_id": ("resource", "id"),
     "trace_id": ("trace_id",),
 }
+_LIKE = "body LIKE ? ESCAPE '!'"
 _LITERAL = str.maketrans({"!": "!!", "%": "!%", "_": "!_"})
 
 
@@ -38,11 +39,11 @@ def page(
     *,
     start: datetime | str | None,
     end: datetime | str | None,
-    equal: Mapping[str, str | None],
+    equal: Mapping[str, tuple[str | None, ...]],
     limit: int,
     cursor: str | None,
 ) -> Page:
-    """Return the newest matching entries before `cursor`.
+    """Return the newest matching entries before `cursor`; `equal` has the values that each filter takes, None for none.
 
     Raises:
         ValueError: A bad limit, cursor or time; the message names which.
@@ -54,9 +55,9 @@ def page(
         None if start is None else _time(start, "start"),
         None if end is None else _time(end, "end"),
         {
-            name: value.encode("utf-8", "replace").decode()
-            for name, value in equal.items()
-            if value is not None
+            name: tuple(value.encode("utf-8", "replace").decode() for value in values if value is not None)
+            for name, values in equal.items()
+            if any(value is not None for value in values)
         },
     )
     asked = wanted.equal or wanted.start or wanted.end
@@ -81,11 +82,14 @@ class _Filter:
 
     start: str | None
     end: str | None
-    equal: Mapping[str, str]
+    equal: Mapping[str, tuple[str, ...]]
 
-    def patterns(self) -> list[str]:
-        """Return what the text of every match is LIKE: the database need not hand out the rest."""
-        return [f"%{canonical(value).translate(_LITERAL)}%" for value in self.equal.values()]
+    def patterns(self) -> list[list[str]]:
+        """Return what the text of every match is LIKE, one of each: the database need not hand out the rest."""
+        return [
+            [f"%{canonical(value).translate(_LITERAL)}%" for value in values]
+            for values in self.equal.values()
+        ]
 
     def matches(self, body: object) -> bool:
         """Return whether a body, which somebody may have tampered with, is one that is asked for."""
@@ -95,7 +99,7 @@ class _Filter:
             return (
                 (self.start is None or self.start <= time)
                 and (self.end is None or time < self.end)
-                and all(_value(entry, _PATHS[name]) == value for name, value in self.equal.items())
+                and all(_value(entry, _PATHS[name]) in values for name, values in self.equal.items())
             )
         except (TypeError, ValueError, LookupError):
             return False
@@ -130,11 +134,14 @@ def _matching(
         return list(range(below - 1, max(below - limit, first) - 1, -1)), size - first
     patterns = wanted.patterns()
     statement = "SELECT idx, body FROM entry WHERE idx >= ? AND idx < ?"
-    statement += " AND body LIKE ? ESCAPE '!'" * len(patterns) + " ORDER BY idx DESC"
+    for alternatives in patterns:
+        statement += f" AND ({' OR '.join([_LIKE] * len(alternatives))})"
+    statement += " ORDER BY idx DESC"
+    likes = [pattern for alternatives in patterns for pattern in alternatives]
     found: list[int] = []
     total = 0
     for top in range(size, 0, -_WINDOW):
-        rows = connection.execute(statement, (max(top - _WINDOW, 0), top, *patterns))
+        rows = connection.execute(statement, (max(top - _WINDOW, 0), top, *likes))
         matching = [index for index, body in rows if wanted.matches(body)]
         total += len(matching)
         found += [index for index in matching if index < below][: limit - len(found)]

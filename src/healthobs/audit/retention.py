@@ -100,7 +100,7 @@ class Retention:
             name: What the hold is called; placing it again replaces it.
             actor: Who places it.
             reason: Why.
-            subject: Entries about this subject, also those to come.
+            subject: Entries about this subject, also those to come; where the trail has a map, the identifier will do.
             entries: First and last entry.
 
         Raises:
@@ -137,7 +137,7 @@ class Retention:
         Args:
             actor: Who erases.
             reason: Why.
-            subject: Entries about this subject.
+            subject: Entries about this subject; where the trail has a map, the identifier will do.
             entries: First and last entry; with `subject`, only its entries among them.
 
         Returns:
@@ -154,10 +154,11 @@ class Retention:
         with self._trail.connected() as connection:
             found = governance.orders(connection)
             rows = _bodies(connection, first, last + 1)
+            about = {subject, self._trail.token_of(subject)} - {None}
             chosen = [
                 (index, body)
                 for index, body in rows
-                if subject is None or (body["subject"] == subject and body["action"] not in RESERVED)
+                if not about or (body["subject"] in about and body["action"] not in RESERVED)
             ]
         self._check(chosen, found)
         indices = tuple(index for index, _ in chosen)

@@ -4,8 +4,11 @@
 token is random, and the map from identifier to token (AES-256-GCM, NIST SP 800-38D) is kept apart from the log,
 whose entries carry tokens only. Whoever erases a subject's row makes its entries about nobody.
 
-Limits: one SQLite file on a local disk. Identifiers are found by a keyed hash (HMAC-SHA-256), which with the
-key file lets one test a guess; without it nothing can be told. What was erased may live on in backups.
+A trail with a map (`Settings.audit_subjects_file`) puts the token into each entry before it is written anywhere.
+
+Limits: one SQLite file on a local disk, for the processes of one machine. Identifiers are found by a keyed hash
+(HMAC-SHA-256), which with the key file lets one test a guess; without it nothing can be told. What was erased may
+live on in backups, and nobody can say any more whom entries are about once the map itself is lost.
 """
 
 from __future__ import annotations
@@ -14,16 +17,17 @@ import base64
 import binascii
 import contextlib
 import hmac
+import json
 import os
-import secrets
 import sqlite3
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from healthobs.audit.keys import create_secret, read_secret
-from healthobs.audit.sqlite import connect_pragmas
+from healthobs.audit.keys import create_secret, read_secret, sync_directory
+from healthobs.audit.sqlite import BUSY_TIMEOUT_MILLIS, connect_pragmas
 from healthobs.exceptions import AuditError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,6 +37,12 @@ _KEY_BYTES = 32
 _NONCE_BYTES = 12
 #: Rows that an opening tries the key on; one that opens is enough, because any may have been altered.
 _TRIED = 20
+WAIT_SECONDS = BUSY_TIMEOUT_MILLIS / 1_000
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS subject (token TEXT PRIMARY KEY, lookup BLOB NOT NULL UNIQUE,"
+    " sealed BLOB NOT NULL)"
+)
+_ABOUT = "WHERE lookup = ? OR token = ?"
 
 
 class SubjectMap:
@@ -40,8 +50,8 @@ class SubjectMap:
 
     Args:
         path: Its SQLite file, made when missing; not the log's.
-        key_file: 32 random bytes as base64, made 0600 when missing and the map is empty; keep it away from the log
-            and its backups.
+        key_file: 32 random bytes as base64, made 0600 when missing and the map is empty; default the file's name
+            and ``.key``. Keep it away from the log and its backups.
 
     Raises:
         ConfigurationError: The key file cannot be used or is missing though the map has rows, or cryptography is
@@ -57,33 +67,44 @@ class SubjectMap:
         (True, None, False)
     """
 
-    def __init__(self, path: Path, key_file: Path) -> None:
+    def __init__(self, path: Path, key_file: Path | None = None) -> None:
         self._path = path
-        with self._changing() as connection:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS subject (token TEXT PRIMARY KEY, lookup BLOB NOT NULL UNIQUE,"
-                " sealed BLOB NOT NULL)"
-            )
+        with self._connected(make=True) as connection:
+            connection.execute(_TABLE)
             rows = connection.execute("SELECT token, sealed FROM subject LIMIT ?", (_TRIED,)).fetchall()
         # With another key each identifier would get a second token, and a patient's entries two subjects.
-        self._cipher, self._index_key = _keys(key_file, make=not rows)
+        self._cipher, self._index_key = _keys(key_file or path.with_name(path.name + ".key"), make=not rows)
         if rows and all(self._opened(*row) is None for row in rows):
             raise AuditError(
                 "the subject map's rows were altered, or the key file is another one; restore its own"
             )
 
-    def token(self, identifier: str) -> str:
-        """Return the token of `identifier`; a new random one when it has none yet."""
-        lookup = hmac.digest(self._index_key, identifier.encode(), "sha256")
-        with self._changing() as connection:
-            row = connection.execute("SELECT token FROM subject WHERE lookup = ?", (lookup,)).fetchone()
-            if row is not None:
-                return str(row[0])
-            token = f"s-{secrets.token_hex(16)}"
-            nonce = os.urandom(_NONCE_BYTES)
-            sealed = nonce + self._cipher.encrypt(nonce, identifier.encode(), token.encode())
-            connection.execute("INSERT INTO subject VALUES (?, ?, ?)", (token, lookup, sealed))
+    def token(self, identifier: str, *, wait_seconds: float = WAIT_SECONDS) -> str:
+        """Return the token of `identifier`; a new random one when it has none yet. A token of the map is its own.
+
+        Args:
+            identifier: The patient's, or a token.
+            wait_seconds: How long to wait for others that write.
+
+        Raises:
+            AuditError: The file cannot be used; the message has nothing of the identifier.
+        """
+        with self._connected(wait_seconds) as connection:
+            token = self._known(connection, identifier)
+            if token is None:
+                connection.execute("BEGIN IMMEDIATE")
+                token = self._known(connection, identifier) or self._added(connection, identifier)
+                connection.execute("COMMIT")
             return token
+
+    def find(self, identifier: str) -> str | None:
+        """Return what `token` would, but None where that would make one.
+
+        Raises:
+            AuditError: The file cannot be used.
+        """
+        with self._connected() as connection:
+            return self._known(connection, identifier)
 
     def identifier(self, token: str) -> str | None:
         """Return whose `token` it is; None when it is unknown or was erased.
@@ -91,7 +112,7 @@ class SubjectMap:
         Raises:
             AuditError: The row was altered, or sealed with another key.
         """
-        with self._changing() as connection:
+        with self._connected() as connection:
             row = connection.execute("SELECT sealed FROM subject WHERE token = ?", (token,)).fetchone()
         if row is None:
             return None
@@ -100,34 +121,106 @@ class SubjectMap:
             raise AuditError("the subject's row was altered, or the key file is another one")
         return identifier
 
+    def erase(self, token: str) -> bool:
+        """Forget, for good, whose `token` it is (or the token of that identifier); return whether it was known."""
+        with self._connected() as connection:
+            return connection.execute(f"DELETE FROM subject {_ABOUT}", self._named(token)).rowcount > 0  # noqa: S608
+
+    def check(self) -> None:
+        """Return when a token could be made now, as far as can be told without making one.
+
+        Raises:
+            AuditError: The file cannot be used.
+        """
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("SELECT 1 FROM subject LIMIT 1")
+
+    def stand_in(self, identifier: str) -> tuple[str, str]:
+        """Return a token for now, and the identifier sealed for `settled`, without the file; see `AuditTrail.append_or_spool`."""
+        token = _new_token()
+        return token, base64.urlsafe_b64encode(self._sealed(token, identifier)).decode()
+
+    def settled(self, body: bytes, sealed: str, *, wait_seconds: float = WAIT_SECONDS) -> bytes:
+        """Return an entry about a `stand_in` with the subject's token in its place; any other as it is.
+
+        Raises:
+            AuditError: The file cannot be used.
+        """
+        subject: str = json.loads(body)["subject"] or ""
+        try:
+            identifier = self._opened(subject, base64.b64decode(sealed, altchars=b"-_", validate=True))
+        except ValueError:
+            identifier = None
+        if identifier is None:
+            return body
+        return body.replace(subject.encode(), self.token(identifier, wait_seconds=wait_seconds).encode())
+
+    def _known(self, connection: sqlite3.Connection, identifier: str) -> str | None:
+        row = connection.execute(f"SELECT token FROM subject {_ABOUT}", self._named(identifier)).fetchone()  # noqa: S608
+        return None if row is None else str(row[0])
+
+    def _named(self, identifier: str) -> tuple[bytes, str]:
+        return self._lookup(identifier), identifier.encode("utf-8", "replace").decode()
+
+    def _added(self, connection: sqlite3.Connection, identifier: str) -> str:
+        token = _new_token()
+        row = (token, self._lookup(identifier), self._sealed(token, identifier))
+        connection.execute("INSERT INTO subject VALUES (?, ?, ?)", row)
+        return token
+
+    def _lookup(self, identifier: str) -> bytes:
+        return hmac.digest(self._index_key, _bytes(identifier), "sha256")
+
+    def _sealed(self, token: str, identifier: str) -> bytes:
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, _bytes(identifier), token.encode())
+
     def _opened(self, token: str, sealed: bytes) -> str | None:
         from cryptography.exceptions import InvalidTag
 
         try:
-            return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], token.encode()).decode()
+            opened = self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], token.encode())
+            return opened.decode("utf-8", "surrogatepass")
         except (InvalidTag, ValueError):
             return None
 
-    def erase(self, token: str) -> bool:
-        """Forget whose `token` it is, for good; return whether it was known."""
-        with self._changing() as connection:
-            return connection.execute("DELETE FROM subject WHERE token = ?", (token,)).rowcount == 1
-
     @contextmanager
-    def _changing(self) -> Generator[sqlite3.Connection]:
-        """Give a connection inside a transaction of its own."""
+    def _connected(
+        self, wait_seconds: float = WAIT_SECONDS, *, make: bool = False
+    ) -> Generator[sqlite3.Connection]:
+        """Give a connection for one task; what it leaves uncommitted is rolled back.
+
+        The file is made by an opening alone: in place of one that vanished an empty one would give second tokens.
+        """
         try:
-            if not self._path.exists():
+            if make and not self._path.exists():
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            with contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
-                for pragma in (*connect_pragmas(), "PRAGMA secure_delete = ON"):
+                sync_directory(self._path.parent)
+            address = f"{self._path.absolute().as_uri()}?mode=rw"
+            with contextlib.closing(
+                sqlite3.connect(address, timeout=wait_seconds, isolation_level=None, uri=True)
+            ) as connection:
+                for pragma in (
+                    *connect_pragmas()[1:],
+                    "PRAGMA secure_delete = ON",
+                ):  # the first is the timeout
                     connection.execute(pragma)
-                connection.execute("BEGIN IMMEDIATE")
                 yield connection
-                connection.execute("COMMIT")
         except (sqlite3.Error, OSError) as exc:
             name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
             raise AuditError(f"the subject map cannot be used ({name}); check its file and disk") from None
+
+
+def _new_token() -> str:
+    """Return a token that redaction knows as one: random hexadecimal digits alone may look like a card number."""
+    return f"s-{uuid.uuid4()}"
+
+
+def _bytes(identifier: str) -> bytes:
+    """Return its bytes; an error of encoding would quote it."""
+    return identifier.encode("utf-8", "surrogatepass")
 
 
 def _keys(key_file: Path, *, make: bool) -> tuple[AESGCM, bytes]:

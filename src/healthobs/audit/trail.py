@@ -28,7 +28,7 @@ from healthobs.audit.draft import AuditDraft
 from healthobs.audit.forking import ForkGate
 from healthobs.audit.merkle import CompactRange
 from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof, Page, Receipt, Verification
-from healthobs.audit.spool import Rows, Spool
+from healthobs.audit.spool import Row, Rows, Spool
 from healthobs.audit.store import Connection, Store, StoreError
 from healthobs.audit.turns import Turn
 from healthobs.audit.windows import Windows
@@ -39,6 +39,7 @@ from healthobs.redaction import Redactor
 
 if TYPE_CHECKING:
     from healthobs.audit.cosigning import Witnesses, WitnessState
+    from healthobs.audit.subjects import SubjectMap
 
 _logger = logging.getLogger("healthobs")
 #: How long care waits for the store, a merge of the spool included, before its entry goes to the spool.
@@ -56,6 +57,7 @@ class AuditTrail:
         redactor: Decides on `reason` and `details`.
         timeout_seconds: How long an append waits for the disk before it raises.
         spool: Where `append_or_spool` puts what the store does not take.
+        subjects: Gives the token that each entry has in place of its subject, and of a resource that is its subject.
     """
 
     def __init__(
@@ -68,10 +70,12 @@ class AuditTrail:
         redactor: Redactor,
         timeout_seconds: float,
         spool: Spool | None = None,
+        subjects: SubjectMap | None = None,
     ) -> None:
         #: The database file, where it is one.
         self.path: Path | None = place.path
         self.spool: Spool | None = spool
+        self.subjects: SubjectMap | None = subjects
         self._place = place
         self.origin: str = signer.name
         self.vkey: str = signer.vkey
@@ -118,14 +122,15 @@ class AuditTrail:
 
     def append_own(self, draft: Mapping[str, object], key: str | None = None) -> Receipt:
         """Record an entry of healthobs' own, by which the trail governs itself or a control reports; one under a `key`."""
-        body = self._encoded({**draft, "actor_kind": "system"}, governance.REDACTOR)
+        body = self._encoded(self._about({**draft, "actor_kind": "system"}), governance.REDACTOR)
         return self._writer().append(body, self._timeout_seconds, key)
 
     def append_or_spool(self, draft: Mapping[str, object] | AuditDraft) -> Receipt | None:
         """Record an entry and return once it is durable, in the spool where the store does not take it.
 
         For what must not wait for the store; the spooled entry is put into the log by the first append after. For some
-        seconds after such a merge failed, entries go to the spool at once.
+        seconds after such a merge failed, entries go to the spool at once. So does one whose subject gets no token now: it has
+        a stand-in there, with the identifier sealed, until the merge.
 
         Args:
             draft: As `append` takes it.
@@ -138,9 +143,16 @@ class AuditTrail:
         """
         if self.spool is None:
             return self.append(draft)
-        body, key = self.encode(draft), self.new_key()
+        fields, key = self._permitted(draft), self.new_key()
         waits = min(self._timeout_seconds, SPOOL_AFTER_SECONDS)
         deadline = monotonic() + waits
+        try:
+            fields = self._about(fields, waits)
+        except AuditWriteError:
+            fields, sealed = self._stand_in(fields)
+            self.spool.add(f"{key}+{sealed}", self._encoded(fields, self._redactor))
+            return None
+        body = self._encoded(fields, self._redactor)
         try:
             self._merge(waits, deadline)
             # The store may take it after all, later than we wait: with the key it is one entry all the same.
@@ -205,10 +217,30 @@ class AuditTrail:
         Raises:
             AuditWriteError: The entry is malformed.
         """
+        return self._encoded(self._about(self._permitted(draft)), self._redactor)
+
+    def _permitted(self, draft: Mapping[str, object] | AuditDraft) -> Mapping[str, object]:
         fields = draft.as_mapping() if isinstance(draft, AuditDraft) else draft
         if fields.get("action") in governance.RESERVED:
             raise AuditWriteError("the audit entry's action is one that only the trail itself records")
-        return self._encoded(fields, self._redactor)
+        return fields
+
+    def _about(self, fields: Mapping[str, object], wait_seconds: float | None = None) -> Mapping[str, object]:
+        """Put the subject's token into the fields of an entry, where there is a map."""
+        subject = fields.get("subject")
+        if self.subjects is None or not isinstance(subject, str):
+            return fields
+        try:
+            with self._gate:
+                waits = self._timeout_seconds if wait_seconds is None else wait_seconds
+                return _renamed(fields, self.subjects.token(subject, wait_seconds=waits))
+        except AuditError as exc:
+            raise AuditWriteError(str(exc)) from None
+
+    def _stand_in(self, fields: Mapping[str, object]) -> tuple[Mapping[str, object], str]:
+        assert self.subjects is not None  # noqa: S101 - without a map nothing about a subject fails
+        token, sealed = self.subjects.stand_in(str(fields["subject"]))
+        return _renamed(fields, token), sealed
 
     def _encoded(self, fields: Mapping[str, object], redactor: Redactor) -> bytes:
         return entry.encode(fields, service=self._service, moment=self._clock.now(), redactor=redactor)
@@ -257,8 +289,20 @@ class AuditTrail:
         Returns:
             Those whose key has another entry.
         """
-        receipts = self._sequence([(key.partition("+")[0], body) for key, body in rows], deadline)
+        receipts = self._sequence([self._settled(key, body, deadline) for key, body in rows], deadline)
         return [row for row, receipt in zip(rows, receipts, strict=True) if receipt is None]
+
+    def _settled(self, key: str, body: bytes, deadline: float | None) -> Row:
+        """Return a row of the spool as the log gets it."""
+        stem, _, sealed = key.partition("+")
+        if self.subjects is None or not sealed:
+            return stem, body
+        try:
+            with self._gate:
+                waits = self._timeout_seconds if deadline is None else max(deadline - monotonic(), 0)
+                return stem, self.subjects.settled(body, sealed, wait_seconds=waits)
+        except AuditError as exc:
+            raise AuditWriteError(str(exc)) from None
 
     def _mergeable(self, key: str, body: bytes) -> bool:
         """Return whether a row of the spool is acceptable, or an entry on damage that this trail's key signed."""
@@ -294,20 +338,30 @@ class AuditTrail:
             end: Latest time, exclusive.
             actor: Exact actor id.
             action: Exact action.
-            subject: Exact subject token.
-            resource_id: Exact resource id.
+            subject: Exact subject token; with a map of subjects, also the identifier behind it.
+            resource_id: Exact resource id; with a map of subjects, also one that it knows.
             trace_id: Exact trace id.
             limit: Entries on the page, 1 to 1000.
             cursor: `next_cursor` of the page before.
 
         Raises:
             ValueError: A limit, time or cursor is invalid; the message names which.
-            AuditError: The store cannot be read.
+            AuditError: The store or the map of subjects cannot be read.
         """
-        equal = {"actor": actor, "action": action, "subject": subject, "resource_id": resource_id}
-        equal["trace_id"] = trace_id
+        equal: dict[str, tuple[str | None, ...]]
+        equal = {"actor": (actor,), "action": (action,), "trace_id": (trace_id,)}
+        # What was recorded before there was a map has the identifier itself.
+        equal["subject"] = subject, self.token_of(subject)
+        equal["resource_id"] = resource_id, self.token_of(resource_id)
         with self.connected() as connection:
             return reading.page(connection, start=start, end=end, equal=equal, limit=limit, cursor=cursor)
+
+    def token_of(self, identifier: str | None) -> str | None:
+        """Return the token of a subject, where there is a map that knows one; for `healthobs.audit` only."""
+        if self.subjects is None or identifier is None:
+            return None
+        with self._gate:
+            return self.subjects.find(identifier)
 
     def checkpoint(self) -> Checkpoint:
         """Return the latest signed checkpoint; it covers every entry.
@@ -387,10 +441,13 @@ class AuditTrail:
         """Return when an append could succeed now, as far as can be told without one.
 
         Raises:
-            AuditError: The store cannot be locked for writing, or its latest checkpoint is not ours.
+            AuditError: The store or the map of subjects cannot be locked for writing, or its latest checkpoint is not ours.
         """
         if self._closed:
             raise AuditError("the audit trail is closed")
+        if self.subjects is not None:
+            with self._gate:
+                self.subjects.check()
         with self.connected(read_only=False) as connection, connection.attempting():
             size, note = store.head(connection)
             _insert_probe(connection, size)
@@ -448,6 +505,12 @@ class AuditTrail:
             return
         with self._gate, contextlib.closing(self._place.connect(read_only=read_only)) as connection:
             yield connection
+
+
+def _renamed(fields: Mapping[str, object], token: str) -> Mapping[str, object]:
+    """Return the fields with the token in place of the subject, also where the resource is the subject itself."""
+    same = "resource_id" if fields.get("resource_id") == fields["subject"] else "subject"
+    return {**fields, "subject": token, same: token}
 
 
 def _insert_probe(connection: Connection, size: int) -> None:

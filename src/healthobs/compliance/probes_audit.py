@@ -142,7 +142,11 @@ def names_actors(context: ProbeContext) -> Outcome:
     if context.audit is None:
         return NO_TRAIL
     entries = context.audit.read(limit=_LOOKED_AT).entries
-    about = [entry for entry in entries if entry.get("subject") not in (None, CANARY_SUBJECT)]
+    about = [
+        entry
+        for entry in entries
+        if entry.get("subject") not in (None, CANARY_SUBJECT) and entry["action"] != CANARY_ACTION
+    ]
     lacking = sum(entry["outcome"] == "ok" and not _actor(entry) for entry in about)
     if lacking:
         return Outcome(

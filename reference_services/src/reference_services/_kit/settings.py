@@ -160,10 +160,14 @@ def _observability(info: ServiceInfo, environ: Mapping[str, str], data_dir: Path
     }
     overrides |= {name: on for name, on in shown.items() if not environ.get(f"HEALTHOBS_{name.upper()}")}
     if info.audit:
-        if not environ.get("HEALTHOBS_AUDIT_DATABASE_URL"):
-            default_url = f"sqlite:///{data_dir / info.prefix}.audit.db"
-            overrides["audit_database_url"] = environ.get("AUDIT_DATABASE_URL") or default_url
+        default_url = environ.get("AUDIT_DATABASE_URL") or f"sqlite:///{data_dir / info.prefix}.audit.db"
+        url = environ.get("HEALTHOBS_AUDIT_DATABASE_URL") or default_url
+        overrides["audit_database_url"] = url
         if not environ.get("HEALTHOBS_AUDIT_KEY_FILE"):
             default_key = data_dir / f"{info.prefix}.audit.key"
             overrides["audit_key_file"] = Path(environ.get("AUDIT_KEY_FILE") or default_key)
+        # Replicas that share an audit database over several machines must be given a map that they share, too.
+        given = environ.get("HEALTHOBS_AUDIT_SUBJECTS_FILE") or not url.startswith("sqlite:")
+        if "hipaa" in info.frameworks and not given:
+            overrides["audit_subjects_file"] = data_dir / f"{info.prefix}.subjects.db"
     return Settings.from_env(environ, **overrides)

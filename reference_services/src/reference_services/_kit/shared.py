@@ -153,6 +153,7 @@ _MOMENT = {"type": "string", "format": "date-time"}
 _TRAIL_QUERY: Mapping[str, Mapping[str, Any]] = {
     "actor": {"type": "string"},
     "action": {"type": "string"},
+    "subject": {"type": "string"},
     "transaction_id": {"type": "string"},
     "trace_id": {"type": "string"},
     "start_date": _MOMENT,
