@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +24,19 @@ from healthobs.metrics import foreign
 #: Not in a test, where it would be written in a function that is running.
 NAME, SSN = "Ottoline Morrell", "078-05-1120"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+MAKE = """from prometheus_client import Counter
+from healthobs import Observability, Settings
+obs = Observability(Settings(frameworks=("hipaa",)), logs="off")
+"""
+WRITE = f"""{MAKE}
+obs.metrics.counter("app_own_total", "x", ("ward",)).labels("north").inc()
+Counter("app_foreign", "x", ["ward"], registry=obs.metrics.registry).labels("north").inc()
+"""
+SCRAPE = f"""{MAKE}
+print(obs.metrics.exposition(None)[1].decode())
+"""
 
 
 @pytest.fixture
@@ -130,6 +147,18 @@ class TestForeignSeries:
         text = obs.metrics.exposition(None)[1].decode()
         obs.close()
         assert of_app(text) == ['app_own_total{ward="north"} 1.0']
+
+    def test_own_series_of_another_process(self, tmp_path: Path) -> None:
+        """Among several processes what another one made is known as ours, and what is foreign there is judged."""
+        environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        for what in (WRITE, SCRAPE):
+            done = subprocess.run(
+                [sys.executable, "-c", what], env=environ, capture_output=True, text=True, check=True
+            )
+        assert sorted(of_app(done.stdout)) == [
+            'app_foreign_total{ward="[PHI:strict]"} 1.0',
+            'app_own_total{ward="north"} 1.0',
+        ]
 
     def test_bounded(self, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
         """A scrape looks at so many values at most; the rest is one series, and the next scrape says the same."""

@@ -134,10 +134,12 @@ class TestWipe:
         """Files go, but for those of the process that has loaded the application already (preload)."""
         for pid in (1, 2):
             write(tmp_path, "counter", pid, "m", 1.0)
+        multiprocess.note_own(tmp_path, "m")
         multiprocess.wipe(tmp_path, keep_pid=2)
         assert [file.name for file in tmp_path.glob("*.db")] == ["counter_2.db"]
+        assert multiprocess.own_families(tmp_path) == {"m"}
         multiprocess.wipe(tmp_path)
-        assert list(tmp_path.glob("*.db")) == []
+        assert list(tmp_path.iterdir()) == []
 
     def test_makes_the_directory(self, tmp_path: Path) -> None:
         """A directory that is not there is made, with those above it, for its owner only."""

@@ -2,9 +2,8 @@
 
 Series that become one by it are added up, because a scraper refuses a sample that comes twice.
 
-Limits: what the code says is not known at a scrape, so in ``strict`` only allow-listed labels keep their values; among
-several processes so it is for an instrument that the one which is scraped has not made. Who reads the registry past
-healthobs (another endpoint, a push gateway) gets it raw. Sums of gauges are sums.
+Limits: what the code says is not known at a scrape, so in ``strict`` only allow-listed labels keep their values. Who reads the
+registry past healthobs (another endpoint, a push gateway) gets it raw. Sums of gauges are sums.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -298,7 +299,7 @@ class Metrics:
                 GaugeMetricFamily("healthobs_metric_files", "Files that a scrape adds up", len(files))
             )
         if self._foreign is not None:
-            families = self._redacted(families, self._foreign)
+            families = self._redacted(families, self._foreign, path)
         recorded = {name.removesuffix("_bucket") for name, _ in self.kept}
         for family in families:
             if family.name in recorded:
@@ -308,8 +309,12 @@ class Metrics:
         for view in self._views:
             yield from view.views(by_name)
 
-    def _redacted(self, families: Iterable[Metric], foreign: ForeignSeries) -> list[Metric]:
+    def _redacted(
+        self, families: Iterable[Metric], foreign: ForeignSeries, path: Path | None
+    ) -> list[Metric]:
         own = {one.family for one in list(self._instruments.values())}
+        if path is not None:
+            own |= multiprocess.own_families(path)
         foreign.begin()
         return [family if family.name in own else foreign.redact(family) for family in families]
 
@@ -333,6 +338,9 @@ class Metrics:
                 if self._redactor is not None:
                     self._redactor.written(name)  # the label of its overflow
                 known = self._instruments[name] = Instrument(metric, shape, self)
+                path = multiprocess.directory() if self.multiprocess and self._foreign is not None else None
+                if path is not None:
+                    multiprocess.note_own(path, known.family)
             elif known.shape != shape:
                 raise MetricNameError(f"{name} is taken by an instrument of another kind, labels or buckets")
             return known

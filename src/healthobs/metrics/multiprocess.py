@@ -26,6 +26,8 @@ from prometheus_client import multiprocess as prometheus_multiprocess
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _ARCHIVE = "archive"
 _LOCK = "lock"
+#: Ending of the empty files that name families of healthobs.
+_OWN = ".own"
 #: A master that waited for a scraper's lock for ever could not look after its workers.
 _MAX_WAIT_SECONDS = 1.0
 _Pair = tuple[float, float]  # value, and when it was set
@@ -55,9 +57,22 @@ def directory() -> Path | None:
 def wipe(path: Path, *, keep_pid: int | None = None) -> None:
     """Make `path` an empty directory, but for what the process `keep_pid` has written already."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for file in path.glob("*.db"):
-        if keep_pid is None or _owner(file) != str(keep_pid):
-            file.unlink(missing_ok=True)
+    files = list(path.glob("*.db"))
+    gone = [file for file in files if keep_pid is None or _owner(file) != str(keep_pid)]
+    if len(gone) == len(files):
+        gone += path.glob(f"*{_OWN}")
+    for file in gone:
+        file.unlink(missing_ok=True)
+
+
+def note_own(path: Path, family: str) -> None:
+    """Tell the other processes that `family` is healthobs': its labels were judged when they were born."""
+    (path / f"{family}{_OWN}").touch()
+
+
+def own_families(path: Path) -> set[str]:
+    """Return the families that any process has noted."""
+    return {file.name.removesuffix(_OWN) for file in path.glob(f"*{_OWN}")}
 
 
 def bury(path: Path, pid: int) -> bool:
