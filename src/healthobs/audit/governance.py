@@ -27,19 +27,8 @@ APPROVERS = "audit.approvers"
 #: Whole lines of the spool could not be read: so many acknowledged entries are only in the copy of it, if at all.
 DAMAGE = "audit.damage"
 RESERVED = frozenset({KEY, HOLD, RELEASE, ERASE, PRUNE, APPROVERS, DAMAGE})
-#: Details of these entries, and days of a signed document about a control; they hold no free text, and a mark in them
-#: would break what they are for.
-DETAILS = (
-    "control.issued",
-    "control.expires",
-    "vkey",
-    "previous",
-    "hold",
-    "ranges",
-    "below",
-    "order",
-    "lines",
-)
+#: Details of these entries; they hold no free text, and a mark in them would break what they are for.
+DETAILS = ("vkey", "previous", "hold", "ranges", "below", "order", "lines")
 #: Lets these details pass; `reason` is still redacted.
 REDACTOR = Redactor(allowed_keys=DETAILS)
 #: Ranges in one entry; the text of a detail is cut at 1,024 characters.

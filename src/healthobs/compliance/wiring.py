@@ -4,8 +4,8 @@ Each run of a probe counts in `<prefix>_compliance_checks_total{type,result}`; e
 `healthobs_control_state{control,state}` and appends the audit entry `control.state_changed`
 (45 CFR 164.316(b)(1)(ii): what was found is kept). A process begins with one entry of all states,
 `control.states_observed`; the state at any moment is the last such entry and the changes after it. A waiver that begins to count, in
-a process, is the entry `control.waived`, and `control.waiver_ended` when it no longer does. Their details are named `control.…`, which
-redaction lets pass in every mode.
+a process, is the entry `control.waived`, and `control.waiver_ended` when it no longer does. Details are words of the code, ids of
+controls and numbers, in which no pattern finds anything.
 """
 
 from __future__ import annotations
