@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import urllib3
-from celery import Celery, Task
+from celery import Celery, Task, signals
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore, Reject
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
@@ -27,6 +28,18 @@ from healthobs.testing import Capture
 from live_servers import Collector, Server, serving, until
 
 NAME, SSN = "Ottoline", "078-05-1120"
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Give logging and warnings back: a worker of this process adds handlers of its own, and takes warnings up."""
+    loggers = [logging.getLogger(name) for name in ("", "py.warnings", "celery", "celery.task")]
+    before = [(one, one.handlers[:], one.level, one.propagate) for one in loggers]
+    yield
+    logging.captureWarnings(False)
+    for one, handlers, level, propagate in before:
+        one.handlers[:], one.propagate = handlers, propagate
+        one.setLevel(level)
 
 
 @pytest.fixture
@@ -244,6 +257,21 @@ class TestInitApp:
         observed.task(name="t")(_nothing).apply()
         assert capture.spans == ()
 
+    def test_standard_output_of_a_worker(self, observed: Celery, capture: Capture) -> None:
+        """A worker of this application does not redirect it, or our lines would become warnings; its configuration stays."""
+        assert observed.conf.worker_redirect_stdouts is False  # the fixture's
+        observed.conf.worker_redirect_stdouts = True
+        remove_app(observed)
+        init_app(observed, capture.obs)
+        assert observed.conf.worker_redirect_stdouts is True
+        other = Celery("other", broker="memory://", set_as_current=False)
+        for app in (observed, other):
+            signals.celeryd_init.send(
+                sender="w", instance=SimpleNamespace(app=app), conf=app.conf, options={}
+            )
+        assert (observed.conf.worker_redirect_stdouts, other.conf.worker_redirect_stdouts) == (False, True)
+        other.close()
+
     def test_another_application(self, observed: Celery, capture: Capture) -> None:
         """Its tasks are its own business."""
         other = Celery("other", broker="memory://", set_as_current=False)
@@ -321,8 +349,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("replaced", [False, True])
-def test_worker_that_forks_its_pool(tmp_path: Path, replaced: bool) -> None:
+@pytest.mark.parametrize(("replaced", "frameworks"), [(False, "hipaa"), (True, "")])
+def test_worker_that_forks_its_pool(tmp_path: Path, replaced: bool, frameworks: str) -> None:
     """Metrics of its processes add up, also of those that are gone; every span is out when it stops; no data in a line."""
     (tmp_path / "ward.py").write_text(WORKER)
     for name in ("broker", "metrics"):
@@ -331,6 +359,7 @@ def test_worker_that_forks_its_pool(tmp_path: Path, replaced: bool) -> None:
         environ = {
             "AT": "OPS",
             "FOLDER": str(tmp_path / "broker"),
+            "HEALTHOBS_FRAMEWORKS": frameworks,
             "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics"),
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
             "OTEL_BSP_SCHEDULE_DELAY": "600000",  # only the flush at the end sends

@@ -505,6 +505,17 @@ class TestBareWordsOfASetUp:
         assert (4 in line.values(), WHO in line) == (True, False)
         assert structlog.get_config()["wrapper_class"].__name__ != "NotingLogger"
 
+    @pytest.mark.parametrize("first", [0, 1])
+    def test_two_adoptions_give_the_logger_back(self, lines: Any, first: int) -> None:
+        """In whichever order they end, structlog makes the loggers that it made before."""
+        before = structlog.get_config()["wrapper_class"]
+        both = [Observability(Settings(redaction="strict"), logs="processor") for _ in range(2)]
+        both.pop(first).close()
+        assert structlog.get_config()["wrapper_class"] is not before
+        both.pop().close()
+        assert structlog.get_config()["wrapper_class"] is before
+        assert lines() == []
+
     @pytest.mark.parametrize("mode", ["mask", "strict"])
     def test_our_lines_and_facts(self, lines: Any, mode: Any) -> None:
         """They come out as we made them: type, places and id of an exception, words of our own."""

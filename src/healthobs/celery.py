@@ -68,8 +68,6 @@ def init_app(app: Celery, obs: Observability) -> Celery:
             "LOG_"
         ):  # Celery's lines about a task, which strict would not know as its constants
             obs.redactor.written(template.strip())
-    if obs.logs.mode == "own":
-        app.conf.worker_redirect_stdouts = False  # else each of our lines becomes a warning of Celery's
     observer = _Observer(app, obs)
     setattr(app, EXTENSION, observer)
     for signal, receiver in observer.receivers():
@@ -113,6 +111,8 @@ class _Observer:
             (signals.worker_process_shutdown, self.flush),
             (signals.worker_shutdown, self.flush),
         ]
+        if self.obs.logs.mode == "own":
+            found.append((signals.celeryd_init, self.keep_stdout))
         if self.obs.settings.capture_stdlib:  # else Celery puts handlers of its own in the place of ours
             found.append((signals.setup_logging, self.keep_logging))
         return found
@@ -151,6 +151,11 @@ class _Observer:
     def flush(self, **_: Any) -> None:
         """Export what is queued before the process is gone; a process of the pool ends without exit handlers."""
         self.obs.flush()
+
+    def keep_stdout(self, instance: Any = None, conf: Any = None, **_: Any) -> None:
+        """Leave a worker's standard output as it is: redirected, each of our lines becomes a warning of Celery's."""
+        if getattr(instance, "app", None) is self._app:
+            conf.worker_redirect_stdouts = False
 
     def keep_logging(self, **_: Any) -> None:
         """Leave the logging as it is."""

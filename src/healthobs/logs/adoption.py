@@ -116,6 +116,9 @@ class LogAdoption:
             self._chain.give_back()
         if structlog.is_configured() and structlog.get_config()["wrapper_class"] is self._noting:
             structlog.configure(wrapper_class=self._wrapper)
+        for other in Hook.adoptions:  # one that came after this one has nothing of ours to give back
+            if other._wrapper is self._noting:
+                other._wrapper = self._wrapper
         for handler in list(self._handlers):
             while self.filter in handler.filters:
                 handler.removeFilter(self.filter)
