@@ -27,7 +27,7 @@ from healthobs.audit.sqlite import connect_pragmas
 #: Appends a second against commits a second.
 WANTED_ONE, LEAST_MANY = 0.7, 4.0
 #: Calls of an append, Python's and C's, in the caller's thread and the writer's.
-MOST_CALLS = 350
+MOST_CALLS = 320
 CALLERS, ROUNDS = 32, 150
 DRAFT = {"action": "patient.read", "actor": "client-1", "subject": "s-17", "resource_id": "r-1"}
 

@@ -31,6 +31,12 @@ LIMITS: dict[str, tuple[int, Callable[[str], dict[str, Any]], Callable[[dict[str
     "details": (1_024, lambda text: {"details": {"memo": text}}, lambda body: body["details"]["memo"]),
 }
 
+#: Every field whose text is redacted; a trace id need not be one.
+TEXTS = (
+    "actor", "actor_kind", "subject", "resource_type", "resource_id", "purpose", "classification", "reason", "trace_id",
+    "span_id", "request_id",
+)  # fmt: skip
+
 
 def encoded(**draft: Any) -> dict[str, Any]:
     raw = entry.encode(
@@ -109,6 +115,28 @@ class TestEncode:
             "span_id": "b" * 16,
             "request_id": "q-1",
         }
+
+    @given(
+        draft=st.fixed_dictionaries(
+            {},
+            optional={
+                **{name: st.text() for name in TEXTS},
+                "details": st.dictionaries(
+                    st.text(), st.text() | st.integers(-9, 9) | st.booleans(), max_size=9
+                ),
+            },
+        ),
+        exchange=st.none() | st.builds(SimpleNamespace, request_id=st.text(), tenant=st.text()),
+    )
+    def test_whatever_the_text_the_form_is_canonical(self, draft: dict[str, Any], exchange: object) -> None:
+        """No text, tenant or request breaks the form of RFC 8785, and the trail knows each entry as one of its own."""
+        token = _runtime.exchange.set(exchange)
+        try:
+            body = encoded(**draft)
+        finally:
+            _runtime.exchange.reset(token)
+        assert entry.action_of(entry.canonical(body).encode()) == "patient.read"
+        assert ("tenant" in body) == bool(getattr(exchange, "tenant", ""))
 
     def test_what_is_not_given_is_null(self) -> None:
         """An entry always has every field, so that readers need no guesses."""

@@ -11,10 +11,12 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -241,6 +243,26 @@ class TestAppend:
             receipts = [job.result() for job in jobs]
         assert {receipt.size for receipt in receipts} == {9}
         assert sorted(receipt.index for receipt in receipts) == list(range(1, 9))
+
+    def test_crowd_is_awaited(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever comes first after a batch of several waits while others come; one alone waits for nobody."""
+        trail.append(READ)
+        ours, body, late, waits = trail._writers[os.getpid()], trail.encode(READ), list[writer._Job](), 0
+
+        def sleep(_seconds: float) -> None:
+            nonlocal waits
+            waits += 1
+            if waits < 3:
+                late.append(ours._enqueue(None, body))
+
+        monkeypatch.setattr(writer, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        assert (trail.append(READ).size, waits) == (2, 0)
+        ours._crowd = 4
+        first = trail.append(READ)  # two come while it waits, then nobody
+        together = [first, *(job.result(30) for job in late)]
+        assert ([receipt and receipt.size for receipt in together], waits) == ([5, 5, 5], 3)
+        assert (trail.append(READ).size, waits) == (6, 4)
+        assert (trail.append(READ).size, waits) == (7, 4)
 
     def test_batches_are_bounded(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
         """More than a full batch is written in several."""

@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from json.encoder import encode_basestring
 from typing import Any, cast
 
 from opentelemetry import trace
@@ -44,6 +45,7 @@ MAX_INTEGER = 2**53 - 1
 
 _SORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
 _UNSORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_NULL = "null"
 _IDS = ("trace_id", "span_id", "request_id")
 _KNOWN = frozenset((*FIELDS, *_IDS))
 _MEMBERS = frozenset({"v", "time", "service", "action", "outcome", "actor", "subject", "resource", "purpose",
@@ -98,35 +100,32 @@ def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redac
     Raises:
         AuditWriteError: A field is unknown, missing or of the wrong type; the message names it, never its value.
     """
-    unknown = len(draft.keys() - _KNOWN)
-    if unknown:
+    if not _KNOWN.issuperset(draft):
+        unknown = len(draft.keys() - _KNOWN)
         raise AuditWriteError(
             f"the audit entry has {unknown} unknown field(s); use {', '.join(FIELDS)} and put the rest into details"
         )
 
-    def text(name: str, limit: int = MAX_TEXT) -> str | None:
-        return _text(draft, name, limit, redactor)
+    def text(name: str, limit: int = MAX_TEXT) -> str:
+        value = draft.get(name)
+        return _NULL if value is None else encode_basestring(_masked(name, value, limit, redactor))
 
-    body: dict[str, Any] = {
-        "v": FORMAT,
-        "time": rfc3339(moment),
-        "service": service,
-        "action": _word(draft, "action"),
-        "outcome": _word(draft, "outcome", "ok"),
-        "actor": {"id": text("actor"), "kind": text("actor_kind")},
-        "subject": text("subject"),
-        "resource": {"type": text("resource_type"), "id": text("resource_id")},
-        "purpose": text("purpose"),
-        "classification": text("classification"),
-        "reason": text("reason", MAX_REASON),
-        "details": _details(draft.get("details"), redactor),
-        "salt": os.urandom(SALT_BYTES).hex(),
-        **_context_ids(draft, redactor),
-    }
+    trace_id, span_id = _traced(draft, text("trace_id"), text("span_id"))
+    request_id, current = text("request_id"), getattr(_runtime.exchange.get(), "request_id", None)
+    if request_id == _NULL and isinstance(current, str):
+        request_id = encode_basestring(_masked("request_id", current, MAX_TEXT, redactor))
     tenant = stated()
-    if tenant:
-        body[_TENANT] = tenant
-    encoded = canonical(body).encode()
+    whose = f'"{_TENANT}":{encode_basestring(tenant)},' if tenant else ""
+    # Written out in the order of RFC 8785, for half of what it costs to make a dictionary, sort and encode it.
+    encoded = (
+        f'{{"action":"{_word(draft, "action")}","actor":{{"id":{text("actor")},"kind":{text("actor_kind")}}},'
+        f'"classification":{text("classification")},"details":{_details(draft.get("details"), redactor)},'
+        f'"outcome":"{_word(draft, "outcome", "ok")}","purpose":{text("purpose")},'
+        f'"reason":{text("reason", MAX_REASON)},"request_id":{request_id},'
+        f'"resource":{{"id":{text("resource_id")},"type":{text("resource_type")}}},'
+        f'"salt":"{os.urandom(SALT_BYTES).hex()}","service":{encode_basestring(service)},"span_id":{span_id},'
+        f'"subject":{text("subject")},{whose}"time":"{rfc3339(moment)}","trace_id":{trace_id},"v":{FORMAT}}}'
+    ).encode()
     if len(encoded) > MAX_BODY:
         raise AuditWriteError("the audit entry is longer than 65,535 bytes; record less in its details")
     return encoded
@@ -168,20 +167,17 @@ def _refused(_text: str) -> None:
     raise ValueError
 
 
-def _context_ids(draft: Mapping[str, object], redactor: Redactor) -> dict[str, str | None]:
-    """Return the ids that tie the entry to the other signals of the same call."""
-    ids: dict[str, Any] = {name: _text(draft, name, MAX_TEXT, redactor) for name in _IDS}
-    given = draft.get("trace_id"), draft.get("span_id")
-    if _TRACED.fullmatch("{} {}".format(*given)) is not None:
-        ids["trace_id"], ids["span_id"] = given  # now and then one is all digits
+def _traced(draft: Mapping[str, object], trace_id: str, span_id: str) -> tuple[str, str]:
+    """Return the ids of trace and span, as JSON: those of the draft, else those of the current span."""
+    if trace_id != _NULL:
+        given = "{} {}".format(draft["trace_id"], draft.get("span_id"))
+        if _TRACED.fullmatch(given) is None:
+            return trace_id, span_id
+        return f'"{given[:32]}"', _NULL if span_id == _NULL else f'"{given[33:]}"'  # now and then all digits
     context = trace.get_current_span().get_span_context()
-    if context.is_valid and ids["trace_id"] is None:
-        ids["trace_id"] = f"{context.trace_id:032x}"
-        ids["span_id"] = ids["span_id"] or f"{context.span_id:016x}"
-    if ids["request_id"] is None:
-        request_id = getattr(_runtime.exchange.get(), "request_id", None)
-        ids["request_id"] = _masked(request_id, MAX_TEXT, redactor) if isinstance(request_id, str) else None
-    return ids
+    if not context.is_valid:
+        return _NULL, span_id
+    return f'"{context.trace_id:032x}"', f'"{context.span_id:016x}"' if span_id == _NULL else span_id
 
 
 def _word(draft: Mapping[str, object], name: str, default: str | None = None) -> str:
@@ -194,16 +190,9 @@ def _word(draft: Mapping[str, object], name: str, default: str | None = None) ->
     return value
 
 
-def _text(draft: Mapping[str, object], name: str, limit: int, redactor: Redactor) -> str | None:
-    value = draft.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, str):
+def _masked(name: str, text: object, limit: int, redactor: Redactor) -> str:
+    if not isinstance(text, str):
         raise AuditWriteError(f"the audit entry's {name} must be text or None")
-    return _masked(value, limit, redactor)
-
-
-def _masked(text: str, limit: int, redactor: Redactor) -> str:
     text = _valid(text)
     if _SURROGATE.fullmatch(text) is not None:
         return text
@@ -212,7 +201,7 @@ def _masked(text: str, limit: int, redactor: Redactor) -> str:
 
 def _valid(text: str) -> str:
     """Return `text` as valid Unicode (RFC 7493 §2.1 forbids lone surrogates)."""
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _cut(text: str, limit: int) -> str:
@@ -225,10 +214,10 @@ def _cut(text: str, limit: int) -> str:
     return text[: start if mark is not None and mark.end() > end else end] + "…"
 
 
-def _details(details: object, redactor: Redactor) -> dict[str, Any]:
-    """Return the redacted details; a mark takes the place of what may not be recorded."""
+def _details(details: object, redactor: Redactor) -> str:
+    """Return the canonical form of the redacted details; a mark takes the place of what may not be recorded."""
     if details is None:
-        return {}
+        return "{}"
     if not isinstance(details, Mapping):
         raise AuditWriteError("the audit entry's details must be a mapping of names to values")
     facts = cast("Mapping[object, object]", details)
@@ -245,8 +234,10 @@ def _details(details: object, redactor: Redactor) -> dict[str, Any]:
                 "a whole number in the audit entry's details needs more than 53 bits; pass it as text"
             )
         checked[_valid(name)] = _valid(value) if isinstance(value, str) else value
-    masked = redactor.mapping(checked, signal="audit")
-    return {
-        _cut(name, MAX_TEXT): _cut(value, MAX_REASON) if isinstance(value, str) else value
-        for name, value in masked.items()
-    }
+    masked = redactor.mapping(checked, signal="audit") if checked else {}
+    return canonical(
+        {
+            _cut(name, MAX_TEXT): _cut(value, MAX_REASON) if isinstance(value, str) else value
+            for name, value in masked.items()
+        }
+    )

@@ -34,7 +34,8 @@ class ForkGate:
 
     def __enter__(self) -> None:
         with self._condition:
-            self._condition.wait_for(lambda: not self._forking)
+            while self._forking:
+                self._condition.wait()
             self._inside += 1
 
     def __exit__(self, *_exc: object) -> None:

@@ -244,9 +244,11 @@ def insert(
 def keeps(connection: Connection, rows: Sequence[tuple[int, bytes, str]], size: int, note: str) -> bool:
     """Return whether the log ends with the entries `rows` and the checkpoint over all, whatever triggers did to them."""
     stored = connection.execute(
-        "SELECT idx, leaf, body FROM entry WHERE idx >= ? ORDER BY idx", (rows[0][0],)
+        "SELECT idx, leaf, body FROM entry WHERE idx >= ?"
+        " UNION ALL SELECT size, NULL, note FROM checkpoint WHERE size >= ? ORDER BY 1",
+        (rows[0][0], size),
     )
-    return stored == rows and head(connection) == (size, note)
+    return stored == [*rows, (size, None, note)]
 
 
 def _grown(
