@@ -100,6 +100,7 @@ FAULTS: dict[str, Fault] = {
             "audit-entry-edited",
             "one entry of an audit trail is rewritten in the file",
             "audit_verifies",
+            "log_is_witnessed",  # the control that asks the witnesses verifies the trail as well
             patched=None,
             afterwards=_edit_audit_entry,
         ),
@@ -152,7 +153,11 @@ FAULTS: dict[str, Fault] = {
             patched="payment-gateway",
         ),
         _fault("label-exploding", "the raw path becomes a metric label", "series_are_bounded"),
-        _fault("control-that-cannot-fail", "every control passes whatever it sees", "controls_can_fail"),
+        _fault(
+            "control-that-cannot-fail",
+            "every control passes whatever it sees",
+            *("controls_can_fail", "log_is_witnessed"),
+        ),
         _fault(
             "idempotency-off", "a repeated key is not recognised", "idempotent", patched="payment-gateway"
         ),
