@@ -84,27 +84,13 @@ _DENIED = _set("""
     locals query cookies ip ipaddress fhir
     """)
 #: Pairs of words that mask together, though each alone is harmless.
-_DENIED_PAIRS = (
-    frozenset({"social", "security"}),
-    frozenset({"medical", "record"}),
-    frozenset({"api", "key"}),
-    frozenset({"track", "data"}),
-    frozenset({"track", "1"}),
-    frozenset({"track", "2"}),
-    frozenset({"private", "key"}),
-    frozenset({"exception", "message"}),
-    frozenset({"error", "message"}),
-    frozenset({"url", "full"}),
-    frozenset({"url", "path"}),
-    frozenset({"http", "url"}),
-    frozenset({"http", "target"}),
-    frozenset({"http", "path"}),
-    frozenset({"request", "path"}),
-    frozenset({"raw", "path"}),
-    frozenset({"request", "uri"}),
-    frozenset({"request", "url"}),
-    frozenset({"process", "command"}),
-    frozenset({"process", "owner"}),
+_DENIED_PAIRS = tuple(
+    frozenset(pair.split("+"))
+    for pair in _set("""
+        social+security medical+record api+key track+data track+1 track+2 private+key exception+message
+        error+message url+full url+path http+url http+target http+path request+path raw+path request+uri
+        request+url process+command process+owner
+        """)
 )
 #: Words that are identifiers of a person only together with one of `_ID_WORDS`.
 _SUBJECTS = _set("patient member person subject plan policy claim encounter chart device serial")
