@@ -1,0 +1,207 @@
+"""Probes of the audit trail: it records, proves, is whole, and names who acted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.controlled_service import Service, context
+
+from healthobs.audit import governance
+from healthobs.audit.checkpoint import Signer
+from healthobs.audit.entry import canonical
+from healthobs.audit.retention import Retention, approve
+from healthobs.compliance import (
+    CANARY_ACTION,
+    CANARY_SUBJECT,
+)
+from healthobs.compliance.probes_audit import (
+    CANARY_SECONDS,
+    FULL_SECONDS,
+    Integrity,
+    Recording,
+    canary,
+    names_actors,
+    samples_entries,
+)
+
+
+class TestAuditProbes:
+    """Who acted, and what is drawn."""
+
+    @pytest.mark.parametrize(
+        ("drafts", "state", "n"),
+        [
+            ([], "unknown", 0),
+            ([{"subject": CANARY_SUBJECT}], "unknown", 0),
+            ([{"subject": "p-1", "actor": "dr-1"}], "pass", 1),
+            ([{"subject": "p-1", "outcome": "denied"}], "pass", 1),
+            ([{"subject": "p-1", "actor": "dr-1"}, {"subject": "p-2", "actor": ""}], "fail", 2),
+        ],
+    )
+    def test_actors(
+        self, build: Callable[..., Service], drafts: list[dict[str, str]], state: str, n: int
+    ) -> None:
+        """Entries about a person that were answered must name who acted; canaries and refusals need not."""
+        service = build()
+        for draft in drafts:
+            service.trail.append({"action": "patient.read", **draft})
+        outcome = names_actors(context(audit=service.trail))
+        assert (outcome.state, outcome.n) == (state, n)
+
+    def test_drawn_from_the_whole_trail(self, build: Callable[..., Service]) -> None:
+        """One bad entry among few is always drawn, wherever it is; an empty trail has nothing against it."""
+        service = build()
+        assert samples_entries(context(audit=service.trail)).n == 0
+        for number in range(6):
+            service.trail.append({"action": f"a.{number}"})
+        assert samples_entries(context(audit=service.trail)).n == 6
+        service.unguarded("UPDATE entry SET body = replace(body, 'a.4', 'b.4') WHERE idx = 4")
+        outcome = samples_entries(context(audit=service.trail))
+        assert (outcome.state, outcome.text) == ("fail", "of 6 entries drawn 1 are not as recorded")
+
+
+class TestCanary:
+    """`H-312.b`: one canary for all that share a trail."""
+
+    def canaries(self, service: Service) -> int:
+        return service.trail.read(action=CANARY_ACTION).total
+
+    def test_shared(self, build: Callable[..., Service]) -> None:
+        """Ten processes on one trail append one canary in its time, and one more after it."""
+        service = build()
+        probes = [Recording() for _ in range(10)]
+        looked = context(audit=service.trail, clock=service.clock)
+        assert [(probe(looked).state, self.canaries(service)) for probe in probes] == [("pass", 1)] * 10
+        service.elapsed = CANARY_SECONDS
+        assert [(probe(looked).state, self.canaries(service)) for probe in probes] == [("pass", 2)] * 10
+
+    def test_clock_that_stands_still(self, build: Callable[..., Service]) -> None:
+        """A canary that is young by the wall clock alone is not recent."""
+        service = build()
+        probe, looked = Recording(), context(audit=service.trail, clock=service.clock)
+        probe(looked)
+        service.elapsed, service.wall_step = CANARY_SECONDS, -CANARY_SECONDS
+        assert (probe(looked).state, self.canaries(service)) == ("pass", 2)
+
+    def test_from_the_future(self, build: Callable[..., Service]) -> None:
+        """A canary whose time is still to come is not recent."""
+        service = build()
+        looked = context(audit=service.trail, clock=service.clock)
+        Recording()(looked)
+        service.wall_step = -1
+        assert (Recording()(looked).state, self.canaries(service)) == ("pass", 2)
+
+    @pytest.mark.parametrize("time", ["yesterday", "2026-11-26T03:00:00", None])
+    def test_of_no_time(self, build: Callable[..., Service], time: str | None) -> None:
+        """A canary that somebody else planted and whose time is none does not stand for one, and stops no probe."""
+        service = build()
+        looked = context(audit=service.trail, clock=service.clock)
+        body = {**json.loads(service.trail.encode(canary())), "time": time}
+        service.trail._writer().append(canonical(body).encode(), 10)
+        assert (Recording()(looked).state, self.canaries(service)) == ("pass", 2)
+
+    def test_another_process_that_cannot_append(self, build: Callable[..., Service]) -> None:
+        """The canary of another process does not stand for one that could not append."""
+        service = build()
+        Recording()(context(audit=service.trail, clock=service.clock))
+        service.trail.close()
+        assert Recording()(context(audit=service.trail, clock=service.clock)).state == "fail"
+
+
+class TestIntegrity:
+    """`H-312.c`: what came since, each time; all of it, in its time."""
+
+    @pytest.fixture
+    def probe(self, build: Callable[..., Service]) -> Any:
+        """Return a service with 300 verified entries, and what runs the probe on it."""
+        service, probe = build(), Integrity()
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda _: service.trail.append({"action": "a.b"}), range(300)))
+        looked = context(audit=service.trail, clock=service.clock)
+        assert probe(looked).n == 300
+        return service, lambda: probe(looked)
+
+    def test_only_what_came_since(self, probe: Any) -> None:
+        """Between two whole verifications as many entries are verified as there are new ones."""
+        service, run = probe
+        seen = [run().n]
+        for _ in range(3):
+            service.trail.append({"action": "a.b"})
+        seen += [run().n, run().n]
+        service.elapsed = FULL_SECONDS
+        seen += [run().n, run().n]
+        assert seen == [0, 3, 0, 303, 0]
+
+    def test_old_body_within_the_interval(self, probe: Any) -> None:
+        """A body that was verified and changed since, leaf and all else left as it was, is found by the whole one."""
+        service, run = probe
+        service.unguarded("UPDATE entry SET body = replace(body, 'a.b', 'c.d') WHERE idx = 7")
+        seen = [run().state]
+        service.elapsed = FULL_SECONDS
+        seen += [run().state, run().state]
+        assert seen == ["pass", "fail", "fail"]
+
+    @pytest.mark.parametrize("change", [
+        "UPDATE entry SET leaf = zeroblob(32) WHERE idx = 299",
+        "UPDATE tile SET hashes = zeroblob(32)",
+        "UPDATE entry SET body = replace(body, 'a.b', 'c.d') WHERE idx = 301",
+        "UPDATE entry SET body = NULL WHERE idx = 301",
+        "UPDATE entry SET leaf = zeroblob(32) WHERE idx = 301",
+        "DELETE FROM entry WHERE idx = 301",
+        "DELETE FROM entry WHERE idx >= 299",
+        "UPDATE entry SET idx = 999 WHERE idx = 301",
+        "UPDATE checkpoint SET note = replace(note, char(10) || '302' || char(10), char(10) || '303' || char(10))",
+        "DELETE FROM checkpoint WHERE size = 302",
+        "DROP TRIGGER entry_no_update",
+        "CREATE TRIGGER e AFTER INSERT ON entry BEGIN SELECT 1; END",
+    ])  # fmt: skip
+    def test_found_at_once(self, probe: Any, change: str) -> None:
+        """Any change of what is new, of the tree over what is old, of the head or of a guard is found in the next round."""
+        service, run = probe
+        service.trail.append({"action": "a.b"})
+        service.trail.append({"action": "a.b"})
+        (service.raw if "TRIGGER" in change else service.unguarded)(change)
+        assert [run().state, run().state] == ["fail", "fail"]
+
+    def test_beginning_deleted(self, probe: Any) -> None:
+        """A beginning that went without an order is found in the next round, though all that is left fits."""
+        service, run = probe
+        service.unguarded("DELETE FROM entry WHERE idx < 256", "DELETE FROM checkpoint WHERE size < 256")
+        assert [run().state, run().state] == ["fail", "fail"]
+
+    def test_beginning_pruned_by_order(self, probe: Any) -> None:
+        """A beginning that went by order of two since the last round is no fault."""
+        service, run = probe
+        signers = [Signer(f"approver.example/{n}", Ed25519PrivateKey.generate()) for n in "ab"]
+        retention = Retention(service.trail, (), clock=service.clock)
+        note = retention.appointment([signer.vkey for signer in signers])
+        retention.appoint(note, actor="a", reason="r")
+        order = retention.order(256)
+        for signer in signers:
+            order = approve(order, signer)
+        assert retention.prune(order, actor="a", reason="r") == 256
+        assert [run().state, run().state, run().n] == ["pass", "pass", 0]
+
+    def test_key_that_vouches_for_itself(self, probe: Any) -> None:
+        """An entry that names a new key does not make what that key signed good."""
+        service, run = probe
+        foreign = Signer(service.trail.origin, Ed25519PrivateKey.generate())
+        details = {"vkey": foreign.vkey, "previous": service.trail.vkey}
+        service.trail.append_own({"action": governance.KEY, "actor": "x", "details": details})
+        latest = service.trail.checkpoint()
+        note = foreign.checkpoint(latest.size, latest.root).note
+        service.unguarded(f"UPDATE checkpoint SET note = '{note}' WHERE size = {latest.size}")
+        assert run().state == "fail"
+
+    def test_erased_by_order(self, probe: Any) -> None:
+        """A body that went by order since the last round is no fault."""
+        service, run = probe
+        service.trail.append({"action": "a.b"})
+        retention = Retention(service.trail, (), clock=service.clock)
+        assert retention.erase(actor="a", reason="r", entries=(299, 300)) == (299, 300)
+        assert [run().state, run().state] == ["pass", "pass"]
