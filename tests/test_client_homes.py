@@ -19,6 +19,7 @@ from opentelemetry.context import (
     get_value,
     set_value,
 )
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
@@ -378,6 +379,26 @@ class TestPlace:
         """Anything else is refused when it is given."""
         with pytest.raises(ConfigurationError, match="template"):
             Peer("http://h", "lab", routes=routes)
+
+
+@pytest.mark.parametrize("moment", ["start", "end"])
+def test_a_faulty_span_costs_the_span_alone(
+    send: Send, server: Server, capture: Capture, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A sampler or span processor of the process that raises is counted; answer and both samples are there."""
+
+    def broken(*_arguments: object, **_options: object) -> Any:
+        raise RuntimeError
+
+    if moment == "start":
+        monkeypatch.setattr(capture.obs.tracing.tracer, "start_span", broken)
+    else:
+        faulty = type("Faulty", (SpanProcessor,), {"on_end": broken})
+        capture.obs.tracing.provider.add_span_processor(faulty())
+    assert send(lab(server), "GET", server.url).status == 200
+    labels = {"method": "GET", "peer": "lab", "status": "200"}
+    assert capture.metric("caller_outbound_request_duration_seconds_count", **labels) == 1
+    assert capture.metric("healthobs_internal_errors_total", component="client") == 1
 
 
 class TestStreams:

@@ -16,7 +16,15 @@ from opentelemetry.context import (
     get_value,
     set_value,
 )
-from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, get_current_span
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NonRecordingSpan,
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    get_current_span,
+)
 
 from healthobs import _runtime
 from healthobs.tracing import format_traceparent, write_baggage
@@ -97,9 +105,13 @@ class Recorder:
             attributes["http.request.resend_count"] = resend_count
         verb = "HTTP" if method == OTHER else method
         name = obs.redactor.written(verb) if route is None else f"{verb} {route}"
-        return obs.tracing.tracer.start_span(
-            name, kind=SpanKind.CLIENT, attributes=attributes, start_time=wall_ns
-        )
+        try:
+            return obs.tracing.tracer.start_span(
+                name, kind=SpanKind.CLIENT, attributes=attributes, start_time=wall_ns
+            )
+        except Exception:  # noqa: BLE001 - a processor or sampler of the process: the sample goes on
+            obs.metrics.count_internal_error("client")
+            return INVALID_SPAN
 
     def instruments(self, obs: Observability) -> tuple[Instrument, Instrument | None]:
         """Return the duration histograms of `obs`: the semantic conventions' and the service's own."""
@@ -162,6 +174,13 @@ class Recording:
         """
         try:
             elapsed_ns = max(0, self.obs.clock.monotonic_ns() - self.monotonic_ns)
+            self._end_span(status, error, elapsed_ns)
+            self._sample("" if status is None else str(status), error, elapsed_ns / 1e9)
+        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            self.obs.metrics.count_internal_error("client")
+
+    def _end_span(self, status: int | None, error: str, elapsed_ns: int) -> None:
+        try:
             if status is not None:
                 self.span.set_attribute("http.response.status_code", status)
             if error:
@@ -169,8 +188,7 @@ class Recording:
                 self.span.set_attribute("error.type", error)
                 self.span.set_status(Status(StatusCode.ERROR, error if status is None else None))
             self.span.end(self.wall_ns + elapsed_ns)
-            self._sample("" if status is None else str(status), error, elapsed_ns / 1e9)
-        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
+        except Exception:  # noqa: BLE001 - a processor of the process: the sample goes on
             self.obs.metrics.count_internal_error("client")
 
     def _sample(self, status: str, error: str, seconds: float) -> None:
