@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,6 +201,33 @@ class TestEntry:
         with Capture(Settings(disabled=True), audit=True) as capture:
             observe("op", audit="a.b", log="info", in_flight=True)(nothing)()
         assert (len(capture.audit_entries), capture.spans, capture.log_lines) == (1, (), [])
+
+    @pytest.mark.parametrize("owner", ["tracing.tracer.start_span", "clock.monotonic_ns"])
+    def test_a_fault_of_telemetry_costs_it_nothing(self, trail: Capture, owner: str) -> None:
+        """Where no span can begin, each call's annotations are in its own entry all the same, not in the one around it."""
+
+        @audited("chart.read")
+        @observe("read_chart")
+        def read() -> None:
+            annotate(subject="s-inner", actor="dr-1")
+
+        @audited("visit.open")
+        def visit() -> None:
+            annotate(subject="s-outer")
+            read()
+
+        def broken(*_arguments: object, **_options: object) -> Any:
+            raise RuntimeError
+
+        target, _, method = owner.rpartition(".")
+        holder: Any = operator.attrgetter(target)(trail.obs)
+        before = getattr(holder, method)
+        object.__setattr__(holder, method, broken)
+        visit()
+        object.__setattr__(holder, method, before)
+        told = [(entry["action"], entry["subject"], entry["actor"]["id"]) for entry in trail.audit_entries]
+        assert told == [("chart.read", "s-inner", "dr-1"), ("visit.open", "s-outer", None)]
+        assert trail.metric("healthobs_internal_errors_total", component="decorators")
 
 
 class TestOrder:

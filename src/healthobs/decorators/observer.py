@@ -151,8 +151,11 @@ class ObservedCall:
                 )
                 if captured and span.is_recording():
                     span.set_attributes(binding.obs.redactor.mapping(captured, signal="trace"))
-            self.resume()
         except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            binding.fault("begin", exc)
+        try:
+            self.resume()
+        except Exception as exc:  # noqa: BLE001 - as above
             binding.fault("begin", exc)
 
     def _begin_exchange(self) -> None:
@@ -170,11 +173,12 @@ class ObservedCall:
 
     def resume(self) -> None:
         """Make span and audit draft current, on top of the caller's context."""
+        # First: what is annotated must not reach the entry of the call around this one.
+        if self._draft is not None:
+            self._draft_token = _runtime.audit_draft.set(self._draft)
         if self._inside is not None:
             self._context = set_span_in_context(self._inside)
             self._token = attach(self._context)
-        if self._draft is not None:
-            self._draft_token = _runtime.audit_draft.set(self._draft)
 
     def pause(self) -> None:
         """Give the caller its own context back.
