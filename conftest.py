@@ -75,7 +75,7 @@ def _end_page(namespace: dict[str, Any]) -> None:
     namespace["_process"].close()
 
 
-pytest_plugins = ["tests.controlled_service", "tests.postgres"]
+pytest_plugins = ["tests.audit_trails", "tests.controlled_service", "tests.postgres", "tests.retention_bench"]
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/**/*.md"],

@@ -32,9 +32,7 @@ from healthobs.compliance import (
     library_controls,
 )
 from healthobs.compliance.catalogue import with_catalogue
-from healthobs.compliance.probes_audit import (
-    FULL_SECONDS,
-)
+from healthobs.compliance.probes_audit import FULL_SECONDS
 from healthobs.compliance.probes_clock import KernelClock
 from healthobs.exceptions import TokenError
 from healthobs.flask import init_app

@@ -43,9 +43,7 @@ from healthobs.compliance.probes_audit import (
     FULL_SECONDS,
 )
 from healthobs.compliance.probes_clock import MAX_STEP_SECONDS, KernelClock
-from healthobs.compliance.probes_telemetry import (
-    _card_number,
-)
+from healthobs.compliance.probes_telemetry import _card_number
 from healthobs.exceptions import ConfigurationError
 
 CHANGED_ACTION = "control.state_changed"

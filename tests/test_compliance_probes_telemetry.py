@@ -22,9 +22,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tests.controlled_service import context
 
 from healthobs.audit import open_trail
-from healthobs.compliance import (
-    Outcome,
-)
+from healthobs.compliance import Outcome
 from healthobs.compliance.probes_telemetry import (
     _card_number,
     hides_authentication_data,

@@ -1,0 +1,62 @@
+"""Trails of one test, and what somebody who can write the file does to them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import healthobs.audit
+from healthobs.audit import merkle, open_trail
+from healthobs.audit.trail import AuditTrail
+
+MakeTrail = Callable[..., AuditTrail]
+READ = {"action": "patient.read"}
+
+
+@pytest.fixture
+def make_trail(tmp_path: Path) -> Iterator[MakeTrail]:
+    """Opens the trail of this test; closes every one at the end."""
+    made: list[AuditTrail] = []
+
+    def make(**options: Any) -> AuditTrail:
+        made.append(open_trail(f"sqlite:///{tmp_path}/audit.db", service="phi-service", **options))
+        return made[-1]
+
+    yield make
+    for trail in made:
+        trail.close()
+
+
+@pytest.fixture
+def trail(make_trail: MakeTrail) -> AuditTrail:
+    return make_trail()
+
+
+def leaves(path: Path) -> list[bytes]:
+    """Recompute every leaf from the stored bodies."""
+    connection = sqlite3.connect(path)
+    try:
+        rows = connection.execute("SELECT body FROM entry ORDER BY idx").fetchall()
+    finally:
+        connection.close()
+    return [merkle.leaf_hash(body.encode()) for (body,) in rows]
+
+
+def _execute(path: Path, *statements: str) -> None:
+    connection = sqlite3.connect(path)
+    try:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+    finally:
+        connection.close()
+
+
+def _damage(path: Path, *statements: str) -> None:
+    """Do to the file what only somebody with write access to it can: drop the guards first."""
+    guards = list(healthobs.audit.sqlite.GUARDS)
+    _execute(path, *(f"DROP TRIGGER IF EXISTS {name}" for name in guards), *statements)

@@ -1,0 +1,204 @@
+"""Pruning: by order of two approvers only, never what is too young or held, and every proof still holds."""
+
+from __future__ import annotations
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.retention_bench import ALICE, BOB, TOO_FEW, UNSIGNED, YEAR, Bench, signed
+
+from healthobs.audit import (
+    governance,
+    store,
+)
+from healthobs.audit.checkpoint import NoteError, Signer
+from healthobs.audit.governance import prune_order
+from healthobs.audit.sqlite import GUARDS
+from healthobs.exceptions import RetentionError
+
+
+class TestPrune:
+    """C2SP pruning, by order of two."""
+
+    def test_the_rest_verifies(self, bench: Bench) -> None:
+        """What is left verifies, proves, grows and verifies again; what went can no longer be proved."""
+        bench.add(700)
+        bench.appoint()
+        kept = bench.trail.checkpoint()
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        order = signed(retention.order(600), ALICE, BOB)
+        assert retention.prune(order, actor="a", reason="r", dry_run=True) == 512
+        assert bench.verify().first == 0
+        assert retention.prune(order, actor="a", reason="r") == 512
+        bench.reopen().append({"action": "a.b"})
+        verdict = bench.verify(kept.note)
+        assert (verdict.ok, verdict.first, verdict.size) == (True, 512, 191)
+        latest = bench.trail.checkpoint()
+        assert bench.trail.inclusion_proof(512).verify(latest.root)
+        assert bench.trail.inclusion_proof(702).verify(latest.root)
+        assert bench.trail.consistency_proof(kept.size).verify(kept.root, latest.root)
+        with pytest.raises(ValueError, match="no longer there"):
+            bench.trail.inclusion_proof(511)
+        assert len(bench.trail.read(limit=1000).entries) == 191
+
+    def test_checkpoint_from_before_says_nothing(self, bench: Bench) -> None:
+        """A kept checkpoint of what was pruned can no longer be compared: neither good nor bad."""
+        bench.add(10)
+        old = bench.trail.checkpoint().note
+        bench.add(300)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
+        with pytest.raises(NoteError, match="pruned"):
+            bench.verify(old)
+
+    @pytest.mark.parametrize("statement", [
+        "DELETE FROM entry WHERE idx < 300",
+        "DELETE FROM tile WHERE level = 1 AND n = 0",
+        "UPDATE tile SET hashes = zeroblob(32 * width) WHERE level = 1 AND n = 0",
+    ])  # fmt: skip
+    def test_tampering_after_it(self, bench: Bench, statement: str) -> None:
+        """Taking more than the order said, or touching the nodes that stand for what went, is noticed."""
+        bench.add(600)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
+        assert bench.verify().ok
+        with bench.trail.connected(read_only=False) as connection, connection.amending():
+            for guard in ("tile_no_update", "tile_no_delete"):
+                connection.execute(f"DROP TRIGGER {guard}")
+            connection.execute(statement)
+            for guard in ("tile_no_update", "tile_no_delete"):
+                connection.execute(GUARDS[guard])
+        verdict = bench.verify()
+        assert not verdict.ok
+        assert verdict.first_bad_index in ({256} if "entry" in statement else {None, 256})
+
+    @pytest.mark.parametrize("signers", TOO_FEW.values(), ids=TOO_FEW)
+    def test_entry_without_two_signatures_is_not_obeyed(
+        self, bench: Bench, signers: tuple[Signer, ...]
+    ) -> None:
+        """A pruning on record whose order lacks two approvers takes nothing away, whoever recorded it, and is named."""
+        bench.add(300)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        order = signed(bench.retention().order(256), *signers)
+        bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 256, "order": order}})
+        bench.retention().apply()
+        assert (bench.verify().first, bench.trail.read().total) == (0, 302)
+        said = UNSIGNED if signers else "the pruning names no order for this log and entry"
+        assert list(map(str, bench.verify().problems)) == [f"entry 301: {said}"]
+
+    @pytest.mark.parametrize("order", [None, "256", prune_order("example.org/other", 256)])
+    def test_entry_without_an_order_is_not_believed(self, bench: Bench, order: str | None) -> None:
+        """Entries that went by a pruning on record that names no order for this log are missed."""
+        bench.add(300)
+        details = {"below": 256} if order is None else {"below": 256, "order": signed(order, ALICE, BOB)}
+        bench.trail.append_own({"action": governance.PRUNE, "details": details})
+        with bench.trail.connected(read_only=False) as connection, connection.amending():
+            connection.execute("DELETE FROM entry WHERE idx < 256")
+        assert "entry 300: the pruning names no order for this log and entry" in map(
+            str, bench.verify().problems
+        )
+
+    def test_interrupted(self, bench: Bench) -> None:
+        """A pruning that a crash kept from being carried out is carried out by the next."""
+        bench.add(300)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        order = signed(bench.retention().order(256), ALICE, BOB)
+        bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 256, "order": order}})
+        assert (bench.verify().ok, bench.verify().first) == (True, 0)
+        bench.retention().apply()
+        assert (bench.verify().ok, bench.verify().first) == (True, 256)
+
+    @pytest.mark.parametrize("signers", TOO_FEW.values(), ids=TOO_FEW)
+    def test_needs_two_approvers(self, bench: Bench, signers: tuple[Signer, ...]) -> None:
+        """One approver, the same one twice, or somebody who is none, is not enough."""
+        word = "two distinct approvers" if signers else "no signed note"
+        bench.add(300)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        with pytest.raises(RetentionError, match=word):
+            retention.prune(signed(retention.order(256), *signers), actor="a", reason="r")
+        assert bench.verify().first == 0
+
+    def test_one_key_under_two_names_is_one(self, bench: Bench) -> None:
+        """The same key named as two approvers does not approve twice, nor make two of one."""
+        key = Ed25519PrivateKey.generate()
+        twins = [Signer(f"approver.example/{name}", key) for name in ("a", "b")]
+        bench.add(300)
+        with pytest.raises(RetentionError, match="fewer than two keys"):
+            bench.appoint(*twins)
+        bench.appoint(*twins, ALICE)
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        with pytest.raises(RetentionError, match="two distinct"):
+            retention.prune(signed(retention.order(256), *twins), actor="a", reason="r")
+
+    def test_order_with_more_signatures_than_an_entry_holds(self, bench: Bench) -> None:
+        """Such an order is refused before anything is recorded: it would be cut, and two of its signatures with it."""
+        bench.appoint()
+        bench.add(300)
+        bench.time.advance(YEAR)
+        strangers = [Signer(f"approver.example/{n}", Ed25519PrivateKey.generate()) for n in range(9)]
+        order = signed(bench.retention().order(256), *strangers, ALICE, BOB)
+        with pytest.raises(RetentionError, match="too long for an entry"):
+            bench.retention().prune(order, actor="a", reason="r")
+        assert (bench.trail.checkpoint().size, bench.verify().ok) == (301, True)
+
+    def test_row_marked_as_one_that_was_pruned(self, bench: Bench) -> None:
+        """Whoever marks a row of an outbox as done under an entry that is gone does not have it dropped."""
+        bench.add(300)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
+        key = bench.trail.new_key()
+        with bench.trail.connected(read_only=False) as connection, connection.writing():
+            store.insert_sequenced(connection, [(key, 7)])
+        assert bench.trail.hand_over([(key, bench.trail.encode({"action": "chart.read"}))]) == [None]
+
+    def test_order_is_for_one_log_and_index(self, bench: Bench) -> None:
+        """An order for another log, for part of a tile or with an altered index is none."""
+        bench.add(300)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        for text in (
+            prune_order("example.org/other", 256),
+            prune_order(bench.trail.origin, 256).replace("256", "257"),
+        ):
+            with pytest.raises(RetentionError, match="another log, or was altered"):
+                retention.prune(signed(text, ALICE, BOB), actor="a", reason="r")
+        altered = signed(prune_order(bench.trail.origin, 0), ALICE, BOB).replace("\n0\n", "\n256\n")
+        with pytest.raises(RetentionError, match="two distinct"):
+            retention.prune(altered, actor="a", reason="r")
+
+    def test_too_young(self, bench: Bench) -> None:
+        """Two approvers cannot shorten the minimum period."""
+        bench.add(300)
+        bench.appoint()
+        retention = bench.retention()
+        with pytest.raises(RetentionError, match="entry 0 is of class short"):
+            retention.prune(signed(retention.order(256), ALICE, BOB), actor="a", reason="r")
+
+    def test_beyond_the_log(self, bench: Bench) -> None:
+        """An order names an entry that is kept."""
+        bench.add(3)
+        with pytest.raises(RetentionError, match="no such entry"):
+            bench.retention().order(4)
+        assert bench.retention().order(3) == prune_order(bench.trail.origin, 0)
+
+    def test_another_process_goes_on(self, bench: Bench) -> None:
+        """A process that last looked before the pruning appends and verifies afterwards."""
+        bench.add(10)
+        other = bench.open()
+        other.append({"action": "a.b"})
+        bench.add(600)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(512), ALICE, BOB), actor="a", reason="r")
+        other.append({"action": "a.b"})
+        assert other.verify().ok
+        other.close()

@@ -1,0 +1,66 @@
+"""How SQLite is opened: write-ahead logging only where its race is mended."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from tests.audit_trails import READ, MakeTrail
+
+from healthobs.audit.sqlite import connect_pragmas, wal_is_safe
+
+
+class TestConnectPragmas:
+    """How SQLite is opened."""
+
+    @pytest.mark.parametrize(
+        ("version", "safe"),
+        [
+            ((3, 7, 0), False),
+            ((3, 40, 1), False),
+            ((3, 44, 5), False),
+            ((3, 44, 6), True),
+            ((3, 45, 0), False),
+            ((3, 50, 6), False),
+            ((3, 50, 7), True),
+            ((3, 51, 0), False),
+            ((3, 51, 2), False),
+            ((3, 51, 3), True),
+            ((3, 52, 0), True),
+            ((4, 0, 0), True),
+        ],
+    )
+    def test_wal_only_with_the_fix(self, version: tuple[int, ...], safe: bool) -> None:
+        """Write-ahead logging is used exactly where the WAL-reset race is fixed."""
+        assert wal_is_safe(version) is safe
+        assert f"PRAGMA journal_mode = {'WAL' if safe else 'TRUNCATE'}" in connect_pragmas(version)
+
+    @pytest.mark.parametrize("version", [(3, 40, 1), (3, 51, 3)])
+    def test_take_effect(self, tmp_path: Path, version: tuple[int, ...]) -> None:
+        """The statements set what they name."""
+        connection = sqlite3.connect(tmp_path / "any.db")
+        try:
+            for statement in connect_pragmas(version):
+                connection.execute(statement)
+            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+            (level,) = connection.execute("PRAGMA synchronous").fetchone()
+            (keys,) = connection.execute("PRAGMA foreign_keys").fetchone()
+        finally:
+            connection.close()
+        assert (mode, level, keys) == ("wal" if wal_is_safe(version) else "truncate", 2, 1)
+
+    @pytest.mark.parametrize("version", [(3, 40, 1), (3, 51, 3)])
+    def test_trail_works_in_both_modes(
+        self, make_trail: MakeTrail, monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...]
+    ) -> None:
+        """Append, read and verify work with a rollback journal and with write-ahead logging."""
+        pragmas = connect_pragmas(version)
+        monkeypatch.setattr("healthobs.audit.sqlite.connect_pragmas", lambda: pragmas)
+        trail = make_trail()
+        for _ in range(3):
+            trail.append(READ)
+        assert (trail.read().total, trail.verify().ok, trail.accepted_changes()) == (3, True, ())
+        trail.health()
+        trail.close()
+        assert trail.verify().ok
