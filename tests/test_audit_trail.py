@@ -209,24 +209,29 @@ class TestAppend:
         assert sorted(receipt.index for receipt in receipts) == list(range(1, 9))
 
     def test_crowd_is_awaited(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whoever comes first after a batch of several waits while others come; one alone waits for nobody."""
+        """After a batch of many, two who come together wait while others do; one alone waits for nobody."""
         trail.append(READ)
-        ours, body, late, waits = trail._writers[os.getpid()], trail.encode(READ), list[writer._Job](), 0
+        ours, body, jobs, waits = trail._writers[os.getpid()], trail.encode(READ), list[writer._Job](), 0
+
+        def come(count: int) -> list[int]:
+            """Return the size of the log after the batch of each."""
+            trail._gate.before()  # so that the writer has the first when it finds the rest
+            jobs[:] = [ours._enqueue(None, body) for _ in range(count)]
+            trail._gate.after_in_parent()
+            return [receipt.size for job in jobs for receipt in [job.result(30)] if receipt is not None]
 
         def sleep(_seconds: float) -> None:
             nonlocal waits
             waits += 1
             if waits < 3:
-                late.append(ours._enqueue(None, body))
+                jobs.append(ours._enqueue(None, body))
 
         monkeypatch.setattr(writer, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
-        assert (trail.append(READ).size, waits) == (2, 0)
-        ours._crowd = 4
-        first = trail.append(READ)  # two come while it waits, then nobody
-        together = [first, *(job.result(30) for job in late)]
-        assert ([receipt and receipt.size for receipt in together], waits) == ([5, 5, 5], 3)
-        assert (trail.append(READ).size, waits) == (6, 4)
-        assert (trail.append(READ).size, waits) == (7, 4)
+        assert (come(2), come(6), waits) == ([3] * 2, [9] * 6, 0)
+        assert (come(1), waits) == ([10], 0)
+        assert (come(2), waits) == ([14] * 4, 3)
+        assert (come(3), waits) == ([17] * 3, 4)
+        assert (come(3), waits) == ([20] * 3, 4)
 
     def test_batches_are_bounded(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
         """More than a full batch is written in several."""

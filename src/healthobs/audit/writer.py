@@ -1,10 +1,10 @@
 """Group commit: one thread per process takes what waits, extends the tree, signs, commits, and answers.
 
 A batch is one transaction that excludes every other writer, so each entry it acknowledges is on disk under a
-signed checkpoint. Callers who came together are likely to come together again: after a batch of many the thread waits
-some tenths of a millisecond for the others, for one commit in place of two. Before it signs, it checks that what it
-extends is what was signed last: a log never signs two histories (C2SP tlog-checkpoint, "Signatures"). Before it commits,
-it checks that the store has taken what it wrote.
+signed checkpoint. Callers who came together are likely to come together again: for some time after a batch of many,
+where two have come the thread waits some tenths of a millisecond for the others: one commit in place of two. Before it
+signs, it checks that what it extends is what was signed last: a log never signs two histories (C2SP tlog-checkpoint,
+"Signatures"). Before it commits, it checks that the store has taken what it wrote.
 
 Limits: the order of entries is the order of commits, which can differ from their times by milliseconds.
 """
@@ -84,8 +84,8 @@ class Writer:
         self._stopped = False
         self._stopping = False
         self._connection: Connection | None = None
-        #: Entries of the last batch.
-        self._crowd = 1
+        #: Entries of the largest batch lately: one less for each batch since.
+        self._crowd = 0
         #: The tree as last committed or loaded, and the note over it; None when it must be loaded.
         self._tree: tuple[CompactRange, str] | None = None
         #: The highest checkpoint this process has seen; the log may never be found below it.
@@ -227,12 +227,12 @@ class Writer:
             raise
         self._tree = tree, checkpoint.note
         self._floor = checkpoint
-        self._crowd = min(len(batch), _MAX_CROWD)
+        self._crowd = max(min(len(batch), _MAX_CROWD), self._crowd - 1)
         return checkpoint
 
     def _await_crowd(self) -> None:
-        """Wait for as many as came together last time, while some still come: one commit takes them all, not two."""
-        seen = 0
+        """Where two have come, wait for as many as lately while more do: one commit takes them all, not two."""
+        seen = 1
         while seen < (there := self._queue.qsize() + 1) < self._crowd:
             seen = there
             time.sleep(_LINGER_SECONDS)
