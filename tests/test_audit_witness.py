@@ -20,7 +20,7 @@ from healthobs.audit.witness import Answer, Cosigner, Witness, WitnessState
 from healthobs.clock import Clock
 from healthobs.compliance.control import ProbeContext
 from healthobs.compliance.probes_audit import Integrity
-from healthobs.exceptions import AuditError, ConfigurationError
+from healthobs.exceptions import AuditError, ClientError, ConfigurationError
 from healthobs.redaction import Redactor
 from healthobs.testing import SteppingClock
 
@@ -276,8 +276,8 @@ class TestWitnesses:
         fresh = bench.client("w1")
         assert fresh.ask().cosigned == ("w1.example/w",)
 
-    def test_old_copy_is_betrayed(self, bench: Bench) -> None:
-        """A log put back to an earlier state is contradicted by the witness that has seen the later one."""
+    def test_old_copy_is_betrayed(self, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+        """A log put back to an earlier state is contradicted by the witness that has seen the later one, and it is logged once."""
         bench.trail.append({"action": "a.b"})
         shutil.copy(bench.trail.path, bench.directory / "old.db")
         bench.trail.append({"action": "payment.refund"})
@@ -290,6 +290,9 @@ class TestWitnesses:
         told = peers.ask()
         assert (told.contradicted, told.cosigned) == (("w1.example/w",), ("w2.example/w",))
         assert peers.contradicted == ("w1.example/w",)
+        peers.ask()
+        (line,) = (record for record in caplog.records if record.message == "audit_trail_contradicted")
+        assert (line.levelname, vars(line)["witnesses"]) == ("ERROR", ["w1.example/w"])
         assert peers.state == "self-witnessed", "the witness that never saw the log cannot know"
 
     def test_state_and_contradiction_reach_the_control(self, bench: Bench) -> None:
@@ -348,12 +351,13 @@ class TestWitnesses:
         told = peers.ask()
         assert (told.unanswered, told.contradicted, peers.state) == (("w1.example/w",), (), "self-signed")
 
-    def test_one_that_is_down(self, bench: Bench) -> None:
+    @pytest.mark.parametrize("fault", [ConnectionRefusedError(), ClientError("no answer"), AuditError("x")])
+    def test_one_that_is_down(self, bench: Bench, fault: Exception) -> None:
         """A witness that does not answer does not keep the others from being asked."""
 
         def send(url: str, body: bytes) -> tuple[int, bytes]:
             if "w1" in url:
-                raise ConnectionRefusedError
+                raise fault
             return bench.send(url, body)
 
         told = bench.client("w1", "w2", send=send).ask()

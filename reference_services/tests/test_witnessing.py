@@ -14,6 +14,7 @@ import pytest
 import urllib3
 
 from conftest import World
+from healthobs import ConfigurationError
 from healthobs.audit.checkpoint import Verifier
 from reference_services._kit import ServiceSettings, witnessing
 from reference_services.demo import cluster
@@ -98,6 +99,24 @@ class TestInOneProcess:
         witnessed.world.environ.clear()
         assert witnessed.integrity()[1].endswith("; self-signed")
         assert witnessed.world.client(PHI).post("/witness/add-checkpoint", data=b"").status_code == 404
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            None,
+            "{",
+            "[1]",
+            '{"nobody": {}}',
+            '{"auth-service": {}}',
+            '{"auth-service": {"log": "x", "witness": "y"}}',
+        ],
+    )
+    def test_file_that_is_none(self, witnessed: Witnessed, text: str | None) -> None:
+        """A file that is missing or malformed stops the start, and says what it must be."""
+        file = witnessed.base / "witnesses.json"
+        file.unlink() if text is None else file.write_text(text)
+        with pytest.raises(ConfigurationError, match="WITNESSES_FILE must name a JSON file"):
+            witnessed.world.client(PHI)
 
 
 @pytest.mark.server

@@ -3,7 +3,8 @@
 The file is JSON: by service the vkey of its log and of its witness, as `public_keys` returns them. Whoever starts the
 services writes it before, so no key is taken on trust from the network.
 
-Limits: one operator's witnesses: `self-witnessed` at best (`healthobs.audit.cosigning`).
+Limits: one operator's witnesses: `self-witnessed` at best (`healthobs.audit.cosigning`). Replicas that sign with one witness's key must share its
+state file, so they run on one machine.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from healthobs.audit import keys, open_trail
-from healthobs.audit.checkpoint import Verifier
+from healthobs.audit.checkpoint import NoteError, Verifier
 from healthobs.audit.cosigning import Witnesses, WitnessPeer
 from healthobs.audit.witness import Cosigner, Witness, WitnessState
 from healthobs.endpoints import WITNESS
+from healthobs.exceptions import ConfigurationError
 from reference_services._kit.settings import ServiceInfo, ServiceSettings
 
 if TYPE_CHECKING:
@@ -33,22 +35,31 @@ def public_keys(info: ServiceInfo, settings: ServiceSettings) -> dict[str, str]:
 
 
 def witness(kit: Kit) -> Witness | None:
-    """Have the log of `kit` witnessed by the services that `WITNESSES_FILE` names; return what witnesses theirs."""
+    """Have the log of `kit` witnessed by the services that `WITNESSES_FILE` names; return what witnesses theirs.
+
+    Raises:
+        ConfigurationError: The file is not as above, or names a service that is none of the peers.
+    """
     path, trail = kit.settings.environ.get("WITNESSES_FILE"), kit.obs.audit
     if not path or trail is None:
         return None
-    others: dict[str, dict[str, str]] = json.loads(Path(path).read_text(encoding="utf-8"))
-    others.pop(kit.info.name, None)
-    peers = {f"{kit.settings.peers[name]}{WITNESS}": name for name in others}
+    try:
+        known: dict[str, dict[str, str]] = json.loads(Path(path).read_text(encoding="utf-8"))
+        peers = {f"{kit.settings.peers[name]}{WITNESS}": name for name in known if name != kit.info.name}
+        asked = [WitnessPeer(known[name]["witness"], url) for url, name in peers.items()]
+        logs = {log.name: log for log in (Verifier(known[name]["log"]) for name in peers.values())}
+    except (OSError, ValueError, LookupError, TypeError, NoteError):
+        raise ConfigurationError(
+            "WITNESSES_FILE must name a JSON file with the vkeys of the log and the witness of each service;"
+            " write it anew with reference_services._kit.witnessing.public_keys"
+        ) from None
 
     def send(url: str, body: bytes) -> tuple[int, bytes]:
         prefix, _, last = url.rpartition("/")
         answer = kit.client(peers[prefix]).request("POST", f"{WITNESS}/{last}", content=body)
         return answer.status, answer.body
 
-    asked = [WitnessPeer(others[name]["witness"], url) for url, name in peers.items()]
     Witnesses(trail, asked, send, clock=kit.clock)
-    logs = {log.name: log for log in (Verifier(known["log"]) for known in others.values())}
     state = WitnessState(kit.settings.file("WITNESS_STATE_FILE", f"{kit.info.prefix}.witness.db"))
     return Witness(_cosigner(kit.info, kit.settings), logs, state, kit.clock)
 
