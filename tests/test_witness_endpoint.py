@@ -146,13 +146,13 @@ class TestMounted:
         """What is none is refused, and one too long is not read to its end."""
         assert send("POST", ADD, b"x" * size).status == 400
 
-    def test_too_long_by_one(self, send: Send, trail: AuditTrail) -> None:
-        """A good request is cosigned up to the limit, whatever unknown signatures follow, and not beyond it."""
+    def test_longest(self, send: Send, trail: AuditTrail) -> None:
+        """A request is cosigned up to the limit, whatever unknown signatures it has, and not beyond: it is never cut."""
         good = f"old 0\n\n{trail.checkpoint().note}".encode()
-        line = "— x.example/y ".encode()
-        filled = good + line + b"A" * (MAX_BODY_BYTES - len(good) - len(line) - 1) + b"\n"
-        answers = [send("POST", ADD, filled[:-1] + b"A\n").status, send("POST", ADD, good).status]
-        assert answers == [400, 200]
+        times, rest = divmod(MAX_BODY_BYTES - len(good) - len("— y AAAA\n".encode()), 4)
+        longest = good + f"— y{'𝄞' * times}{'y' * rest} AAAA\n".encode()
+        assert len(longest) == MAX_BODY_BYTES
+        assert [send("POST", ADD, body).status for body in (longest + b"x", longest)] == [400, 200]
 
     def test_other_methods_and_paths(self, send: Send) -> None:
         """A checkpoint is posted and nothing else; a log that it does not know has no path."""

@@ -151,11 +151,7 @@ class Witnesses:
                 return ("unanswered" if self._was_overtaken(old) else "contradicted"), []
             try:
                 status, body = self._send(f"{peer.url}/add-checkpoint", self._body(old, checkpoint))
-            except (
-                OSError,
-                HealthobsError,
-                ValueError,
-            ):  # the last where entries under the checkpoint are gone
+            except (OSError, HealthobsError, ValueError):  # ValueError: entries under the checkpoint are gone
                 return "unanswered", []
             if status == 200:
                 return self._accept(peer, verifier, checkpoint, body)
