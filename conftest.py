@@ -75,7 +75,16 @@ def _end_page(namespace: dict[str, Any]) -> None:
     namespace["_process"].close()
 
 
-pytest_plugins = ["tests.audit_trails", "tests.controlled_service", "tests.postgres", "tests.retention_bench"]
+#: Where tests that share a fixture find it.
+pytest_plugins = [
+    "tests.audit_trails",
+    "tests.controlled_service",
+    "tests.healthy",
+    "tests.postgres",
+    "tests.retention_bench",
+    "tests.set_ups",
+    "tests.small_world",
+]
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/**/*.md"],

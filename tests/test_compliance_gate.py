@@ -1,0 +1,153 @@
+"""The gate: what opens and shuts it, waivers and attestations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.small_world import World
+
+from healthobs.clock import Clock
+from healthobs.compliance import (
+    Control,
+    ControlEngine,
+    Outcome,
+)
+from healthobs.compliance.documents import Document, Documents, Signed
+from healthobs.exceptions import ConfigurationError
+
+DOCUMENT = Document("attestation", "A-1", "2026-01-01", "2026-11-23", "all were trained", "ab" * 32)
+
+
+WAIVER = Document("waiver", "C-1", "2026-11-01", "2026-11-23", "mended in release 7")
+
+
+def signed(*documents: Document, refused: int = 0) -> Documents:
+    """Return what a folder with these documents holds."""
+    kinds: dict[str, dict[str, Signed]] = {"attestation": {}, "waiver": {}}
+    for document in documents:
+        kinds[document.kind][document.control] = Signed(document, "privacy-officer")
+    return Documents(kinds["attestation"], kinds["waiver"], refused)
+
+
+class TestGate:
+    """`gate_open` and `gate_failures`."""
+
+    @pytest.mark.parametrize(
+        ("state", "is_open"),
+        [("pass", True), ("not-applicable", True), ("partial", False), ("fail", False), ("unknown", False)],
+    )
+    def test_required_control(self, world: World, state: Any, is_open: bool) -> None:
+        """Only what is shown, or excluded by a declaration, opens it."""
+        world.outcomes["C-1"] = Outcome(state, "")
+        world.engine.run()
+        assert (world.engine.gate_open(), world.engine.gate_failures()) == (
+            is_open,
+            () if is_open else ("C-1",),
+        )
+
+    def test_shut_at_start_and_after_decay(self, world: World) -> None:
+        """Without fresh evidence it is shut."""
+        seen = [world.engine.gate_open()]
+        world.engine.run()
+        seen.append(world.engine.gate_open())
+        world.time.elapsed = 601
+        assert [*seen, world.engine.gate_open()] == [False, True, False]
+
+    def test_optional_control(self) -> None:
+        """What is not required does not hold it shut."""
+        world = World(World.control("C-1"), World.control("C-2", required=False))
+        world.outcomes["C-2"] = Outcome("fail", "")
+        world.engine.run()
+        assert world.engine.gate_open()
+
+    def test_attested(self) -> None:
+        """A valid attestation opens it."""
+        world = World(
+            World.control("A-1", method="attestation", probe=None), documents=lambda: signed(DOCUMENT)
+        )
+        world.engine.run()
+        assert world.engine.gate_open()
+
+    def test_what_was_attested_once_is_required(self) -> None:
+        """An attestation of what nothing observes opens the gate while it holds; expired, it shuts it."""
+        control = World.control("A-1", probe=None, required=False)
+        world = World(control, World.control("C-1"), documents=lambda: signed(DOCUMENT))
+        seen = [(world.engine.run()["A-1"], world.engine.gate_open())]
+        world.time.elapsed = 24 * 3600
+        seen.append((world.engine.run()["A-1"], world.engine.gate_open()))
+        assert seen == [("attested", True), ("fail", False)]
+
+    def test_attestation_replaces_no_probe(self, world: World) -> None:
+        """What a probe sees counts, whatever somebody declares."""
+        document = replace(DOCUMENT, control="C-1")
+        world = World(World.control("C-1"), documents=lambda: signed(document))
+        world.outcomes["C-1"] = Outcome("fail", "seen")
+        assert (world.engine.run(), world.engine.gate_open()) == ({"C-1": "fail"}, False)
+        attestation = world.engine.status(detail=True)["controls"][0]["attestation"]
+        assert (attestation["person"], attestation["statement"]) == ("privacy-officer", "all were trained")
+
+    def test_waived_failure_stays_a_failure(self) -> None:
+        """A waiver opens the gate until its last day; the state, the counts and the report stay as they are."""
+        world = World(World.control("C-1"), documents=lambda: signed(WAIVER))
+        world.outcomes["C-1"] = Outcome("fail", "seen")
+        seen: list[Any] = []
+        for elapsed in (0, 24 * 3600):
+            world.time.elapsed = elapsed
+            world.engine.run()
+            status = world.engine.status()
+            (row,) = status["controls"]
+            seen.append(
+                (row["state"], status["counts"]["fail"], row["waived_until"], world.engine.gate_open())
+            )
+        assert seen == [("fail", 1, "2026-11-23", True), ("fail", 1, None, False)]
+
+    def test_waivers_are_told(self) -> None:
+        """A waiver that begins, is replaced or ends is told once, and again while nobody takes it."""
+        held = [WAIVER]
+        told: list[Any] = []
+        refuse = [True]
+
+        def on_waiver(control: Control, old: Any, new: Any) -> None:
+            if refuse:
+                raise OSError
+            told.append((control.id, *(each and each.document for each in (old, new))))
+
+        world = World(World.control("C-1"), documents=lambda: signed(*held), on_waiver=on_waiver)
+        world.engine.run()
+        refuse.clear()
+        world.engine.run()
+        world.engine.run()
+        longer = replace(WAIVER, expires="2026-11-24")
+        held[0] = longer
+        world.engine.run()
+        world.time.elapsed = 2 * 24 * 3600
+        world.engine.run()
+        world.engine.run()
+        assert told == [("C-1", None, WAIVER), ("C-1", WAIVER, longer), ("C-1", longer, None)]
+        assert world.errors == ["controls"]
+
+    def test_required_by_the_service(self) -> None:
+        """A service may ask for more than its probes; an id that is not there is a mistake."""
+        control = World.control("A-1", probe=None, required=False)
+        world = World(control, World.control("C-1"), required=["A-1"])
+        world.engine.run()
+        assert world.engine.gate_failures() == ("A-1",)
+        with pytest.raises(ConfigurationError):
+            World(control, required=["A-2"])
+
+    def test_documents_that_count_for_nothing(self) -> None:
+        """A refused document, and a folder that cannot be read, are counted; the round goes on."""
+
+        def broken() -> Documents:
+            raise OSError
+
+        world = World(World.control("C-1"), documents=lambda: signed(refused=1))
+        worse = World(World.control("C-1"), documents=broken)
+        assert [world.engine.run(), worse.engine.run()] == [{"C-1": "pass"}] * 2
+        assert (world.errors, worse.errors) == (["documents"], ["documents"])
+
+    def test_no_controls(self) -> None:
+        """A service that observes nothing has shown nothing."""
+        assert ControlEngine([], World()._context, Clock()).gate_open() is False

@@ -1,0 +1,317 @@
+"""A logging set-up that a process has: its format and names of fields stay, ids and redaction come."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import pickle
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import structlog
+from tests.set_ups import WHO
+
+from healthobs import Observability, Settings
+from healthobs.exceptions import ConfigurationError
+
+
+def _bound() -> Any:
+    return structlog.get_logger().bind(**{WHO: 1}, shift=4)
+
+
+class TestStdlib:
+    """`logs="processor"` over `logging`."""
+
+    def test_format_stays(self, root: io.StringIO) -> None:
+        """Messages are redacted, arguments one by one; given back, nothing is."""
+        log = logging.getLogger("app")
+        obs = Observability(Settings(), logs="processor")
+        log.info("call %s about %d", "212-555-0123", 5)
+        log.info("call 212-555-0123")
+        log.info("%(phone)s", {"phone": "x"})
+        log.info({"patient_name": "Jane"})
+        obs.logs.emit("info", "ours", {"name": "x", "count": 2})
+        obs.close()
+        log.info("call %s", "212-555-0123")
+        obs.logs.emit("info", "ours")
+        assert root.getvalue().splitlines() == [
+            "INFO|app|call [PHI:phone] about 5",
+            "INFO|app|call [PHI:phone]",
+            "INFO|app|[PHI:key]",
+            "INFO|app|{'patient_name': '[PHI:key]'}",
+            "INFO|healthobs|ours",
+            "INFO|app|call 212-555-0123",
+        ]
+
+    def test_fields_and_ids(self, root: io.StringIO) -> None:
+        """Extra fields are redacted, ids are there under the names that were asked for."""
+        handler = logging.getLogger().handlers[0]
+        handler.setFormatter(logging.Formatter("%(ward)s %(patient_name)s %(otelTraceID)s"))
+        obs = Observability(Settings(log_fields=("trace_id=otelTraceID",)), logs="processor")
+        with obs.tracing.tracer.start_as_current_span("x") as span:
+            logging.getLogger("app").info("x", extra={"ward": "west", "patient_name": "Jane"})
+        obs.close()
+        assert root.getvalue() == f"west [PHI:key] {span.get_span_context().trace_id:032x}\n"
+
+    def test_exception(self, root: io.StringIO) -> None:
+        """A traceback is its type and an error id: no message of the caller's, no source, no locals."""
+        obs = Observability(Settings(), logs="processor")
+        name = "Jane Roe"
+        try:
+            raise LookupError(f"no {name}")
+        except LookupError:
+            logging.getLogger("app").exception("failed")
+        obs.close()
+        first, second = root.getvalue().splitlines()
+        assert first == "ERROR|app|failed"
+        assert second.startswith("LookupError: error_id=")
+
+    def test_names_of_fields_in_strict(self, root: io.StringIO) -> None:
+        """Fields of the format stay, whoever sets them; a name made of data goes, in fields and in arguments."""
+        fields: list[str] = []
+        handler, log = logging.getLogger().handlers[0], logging.getLogger("app")
+        handler.setFormatter(logging.Formatter("%(message)s %(" + "bed" + "s)s"))
+        obs = Observability(Settings(redaction="strict"), logs="processor")
+
+        def note(record: logging.LogRecord) -> bool:
+            fields.extend(vars(record))
+            return True
+
+        handler.addFilter(note)
+        names = {"beds": 3, WHO: 1}
+        log.info("beds %r", {WHO: 3}, extra=names)
+        handler.removeFilter(note)
+        obs.close()
+        assert root.getvalue() == "beds {'[PHI:strict]': '[PHI:key]'} 3\n"
+        assert WHO not in fields
+        assert "[PHI:strict]" in fields
+
+    def test_off(self, root: io.StringIO) -> None:
+        """`logs="off"` writes nothing and touches nothing."""
+        stream = io.StringIO()
+        obs = Observability(Settings(), logs="off", log_stream=stream)
+        obs.logs.emit("error", "x")
+        logging.getLogger("app").info("212-555-0123")
+        obs.close()
+        assert (stream.getvalue(), root.getvalue()) == ("", "INFO|app|212-555-0123\n")
+
+
+class TestStructlog:
+    """`logs="processor"` over structlog."""
+
+    def test_format_stays(self) -> None:
+        """Loggers that were used already are covered too; taken out, lines are as before."""
+        stream = io.StringIO()
+        structlog.configure(
+            processors=[
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(sort_keys=True),
+            ],
+            logger_factory=structlog.PrintLoggerFactory(stream),
+            cache_logger_on_first_use=True,
+        )
+        try:
+            log = structlog.get_logger()
+            log.info("found", patient_name="Jane", bed=3)
+            obs = Observability(Settings(), logs="processor")
+            log.info("found", patient_name="Jane", bed=3)
+            name = "Jane Roe"
+            try:
+                raise LookupError(f"no {name}")
+            except LookupError:
+                log.exception("failed")
+            obs.logs.emit("warning", "ours", {"event_count": 1})
+            obs.close()
+            log.info("found", patient_name="Jane", bed=3)
+        finally:
+            structlog.reset_defaults()
+        before, during, failed, ours, after = stream.getvalue().splitlines()
+        assert before == after == '{"bed": 3, "event": "found", "patient_name": "Jane"}'
+        assert json.loads(during) == {
+            "bed": 3, "event": "found", "patient_name": "[PHI:key]", "trace_id": "", "span_id": "",
+        }  # fmt: skip
+        assert json.loads(failed)["exception"].startswith("LookupError: error_id=")
+        assert json.loads(failed)["exception_type"] == "LookupError"
+        assert json.loads(ours)["event_count"] == 1
+        assert "Jane Roe" not in failed
+
+    def test_names_of_fields_in_strict(self) -> None:
+        """A name made of data goes with its value; those of the code and of the set-up stay."""
+        stream = io.StringIO()
+        structlog.configure(
+            processors=[
+                structlog.processors.TimeStamper(key="_".join(("at", "utc"))),
+                structlog.processors.CallsiteParameterAdder({structlog.processors.CallsiteParameter.LINENO}),
+                structlog.processors.JSONRenderer(),
+            ],
+            logger_factory=structlog.PrintLoggerFactory(stream),
+        )
+        try:
+            obs = Observability(Settings(redaction="strict"), logs="processor")
+            structlog.get_logger().info("found", bed=3, **{WHO: 1})
+            obs.close()
+        finally:
+            structlog.reset_defaults()
+        line = json.loads(stream.getvalue())
+        assert (line["bed"], line["[PHI:strict]"]) == (3, "[PHI:key]")
+        assert {"at_utc", "lineno"} <= line.keys()
+        assert WHO not in stream.getvalue()
+
+
+class TestBareWordsOfASetUp:
+    """What a set-up and healthobs put under `timestamp`, `level`, `logger` and the ids passes; what callers put does not."""
+
+    #: A line of its own, so that its ids and times are not among the constants of a test.
+    PROCESSORS = (
+        structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
+        structlog.processors.format_exc_info,
+    )  # fmt: skip
+
+    @pytest.fixture(params=["printed", "formatted", "kwargs"])
+    def lines(self, request: pytest.FixtureRequest) -> Iterator[Any]:
+        """Set structlog up in one of three ways; call for the lines written since."""
+        stream = io.StringIO()
+        handler = logging.StreamHandler(stream)
+        last: list[Any] = [structlog.processors.JSONRenderer()]
+        if request.param == "kwargs":
+            last = [structlog.stdlib.render_to_log_kwargs]
+            handler.setFormatter(Json())
+        logger = logging.getLogger("healthobs.planted")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        printed = structlog.PrintLoggerFactory(stream)
+        structlog.configure(
+            processors=[*self.PROCESSORS[: 2 if request.param == "printed" else 4],
+                        structlog.processors.TimeStamper("iso"), *last],
+            logger_factory=printed if request.param == "printed" else lambda *_: logger,
+        )  # fmt: skip
+        yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+        structlog.reset_defaults()
+        logger.handlers.clear()
+        logger.propagate = True
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_what_the_set_up_adds(self, lines: Any, mode: Any) -> None:
+        """Level, logger and the time of the line stay; a date of birth under `timestamp` and an address go."""
+        obs = Observability(Settings(redaction=mode), logs="processor")
+        with obs.tracing.tracer.start_as_current_span("op") as span:
+            ids = span.get_span_context()
+            structlog.get_logger().warning("seen", trace_id=f"{ids.trace_id:032x}", status="ok")
+            structlog.get_logger().warning("seen", timestamp="1961-04-12", trace_id="078-05-1120")
+        obs.close()
+        first, second = lines()
+        assert (first["status"], first["trace_id"]) == ("ok", f"{ids.trace_id:032x}")
+        assert first.get("level", "warning") == "warning"
+        assert first["timestamp"].startswith("20")
+        assert ("1961-04" in str(second), "078-05" in str(second)) == (False, False)
+
+    def test_two_adoptions(self) -> None:
+        """The second leaves what the first told of an exception: one id, one type; it pickles as plain text."""
+        seen: list[logging.LogRecord] = []
+
+        class Kept(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                seen.append(record)
+
+        handler = Kept()
+        logging.getLogger().addHandler(handler)
+        both = [Observability(Settings(redaction="strict"), logs="processor") for _ in range(2)]
+        try:
+            raise LookupError("Jane " + WHO)
+        except LookupError:
+            logging.getLogger("app").exception("failed")
+        for obs in both:
+            obs.close()
+        logging.getLogger().removeHandler(handler)
+        told = vars(seen[0])
+        assert told["exception_type"] == "LookupError"
+        assert f"error_id={told['error_id']}" in str(seen[0].exc_info and seen[0].exc_info[1])
+        assert type(pickle.loads(pickle.dumps(told["error_id"]))) is str
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_a_day_is_somebodys(self, mode: Any) -> None:
+        """Where no set-up states the time of the line, a caller's day under `timestamp` goes, today's too."""
+        stream = io.StringIO()
+        structlog.configure(
+            processors=[structlog.processors.JSONRenderer()],
+            logger_factory=structlog.PrintLoggerFactory(stream),
+        )
+        obs = Observability(Settings(redaction=mode), logs="processor")
+        now = datetime.now(UTC)
+        structlog.get_logger().warning("born", timestamp=now.date().isoformat())
+        structlog.get_logger().warning("seen", timestamp=now.isoformat())
+        obs.close()
+        structlog.reset_defaults()
+        born, seen = (json.loads(line)["timestamp"] for line in stream.getvalue().splitlines())
+        assert born == ("[PHI:date]" if mode == "mask" else "[PHI:strict]")
+        assert seen == now.isoformat()
+
+    def test_bound_elsewhere(self, lines: Any) -> None:
+        """In strict, what a function that has returned bound to a logger is known by its names."""
+        obs = Observability(Settings(redaction="strict"), logs="processor")
+        _bound().warning("seen")
+        obs.close()
+        (line,) = lines()
+        assert (4 in line.values(), WHO in line) == (True, False)
+        assert structlog.get_config()["wrapper_class"].__name__ != "NotingLogger"
+
+    @pytest.mark.parametrize("first", [0, 1])
+    def test_two_adoptions_give_the_logger_back(self, lines: Any, first: int) -> None:
+        """In whichever order they end, structlog makes the loggers that it made before."""
+        before = structlog.get_config()["wrapper_class"]
+        both = [Observability(Settings(redaction="strict"), logs="processor") for _ in range(2)]
+        both.pop(first).close()
+        assert structlog.get_config()["wrapper_class"] is not before
+        both.pop().close()
+        assert structlog.get_config()["wrapper_class"] is before
+        assert lines() == []
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_our_lines_and_facts(self, lines: Any, mode: Any) -> None:
+        """They come out as we made them: type, places and id of an exception, words of our own."""
+        obs = Observability(Settings(redaction=mode), logs="processor")
+        try:
+            raise LookupError("Jane " + WHO)
+        except LookupError:
+            structlog.get_logger().exception("failed")
+            obs.logs.emit("error", "ours", {"exc_info": True}, own={"check": ".".join(("a", "b"))})
+        obs.close()
+        theirs, ours = lines()
+        for line in (theirs, ours):
+            assert line["exception_type"] == "LookupError"
+            assert line["exception_frames"][0].startswith(f"{__name__}:")
+            assert len(line["error_id"]) == 32
+        assert ours["check"] == "a.b"
+        assert WHO not in str((theirs, ours))
+
+
+class Json(logging.Formatter):
+    """A formatter that writes every field of a record that came with the call."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write message and further fields."""
+        known = vars(logging.makeLogRecord({})).keys() | {"message", "_healthobs_done"}
+        more = {key: value for key, value in vars(record).items() if key not in known}
+        return json.dumps({"event": record.getMessage(), **more}, default=str)
+
+
+class TestFieldNames:
+    """`Settings.log_fields`."""
+
+    def test_own_lines(self) -> None:
+        """Fields of our own lines take the names that were asked for."""
+        stream = io.StringIO()
+        obs = Observability(Settings(log_fields=("event=message", "level=severity")), log_stream=stream)
+        obs.logs.emit("info", "x")
+        obs.close()
+        line = json.loads(stream.getvalue())
+        assert (line["message"], line["severity"], "event" in line) == ("x", "info", False)
+
+    def test_refusal(self) -> None:
+        """What is no pair is refused when the settings are made."""
+        with pytest.raises(ConfigurationError, match="log_fields must be pairs"):
+            Settings(log_fields=("trace_id",))
