@@ -18,6 +18,7 @@ from reference_services.services import SERVICES
 TRACE, ROOT = "a" * 32, "0" * 16
 PHI, AUTH, GATEWAY = "phi-service", "auth-service", "payment-gateway"
 SECRET = "Quixote-1615"
+PATIENT = "Panza-of-Barataria"
 HEADERS = {
     **dict.fromkeys(REQUIRED_HEADERS, "x"),
     "content-type": "application/problem+json",
@@ -52,6 +53,7 @@ def exposition(prefix: str) -> str:
 def healthy() -> Evidence:
     """Return what a healthy run leaves behind, as small as it can be."""
     evidence = Evidence(trace_id=TRACE, spans=[span_of("healthobs-demo", 0, kind=1, parent="")])
+    evidence.audit_needles.values["patient's id"] = PATIENT
     evidence.needles.values["family name"] = evidence.disk_needles.values["family name"] = SECRET
     for number, (service, info) in enumerate(SERVICES.items(), 1):
         span = span_of(service, number)
@@ -62,7 +64,7 @@ def healthy() -> Evidence:
         evidence.metrics_text[service] = exposition(info.prefix)
         evidence.metrics[service] = Samples.parse(evidence.metrics_text[service])
         action = "token.issued" if service == AUTH else "patient.read"
-        evidence.audit[service] = [{"action": action, "outcome": "ok", "trace_id": TRACE}]
+        evidence.audit[service] = [{"action": action, "outcome": "ok", "trace_id": TRACE, "subject": "s-1"}]
         evidence.audit_verify[service] = (0, "ok")
         evidence.disk[f"{service}/file"] = b"sealed"
         evidence.series_before[service] = evidence.series_after[service] = 100
@@ -145,7 +147,8 @@ def add_line(text: str) -> Callable[[Evidence], None]:
     return lambda evidence: evidence.logs[AUTH].append(text)
 
 
-NO_TRACE = [{"action": "patient.read", "outcome": "ok", "trace_id": None}]
+READ = {"action": "patient.read", "outcome": "ok", "trace_id": TRACE, "subject": "s-1"}
+NO_TRACE = [{**READ, "trace_id": None}]
 WITHOUT = {name: value for name, value in HEADERS.items() if name != "data-handling"}
 #: What is done to healthy evidence, and exactly the assertions that must then be red.
 SMALL_FAULTS: list[tuple[Callable[[Evidence], None], set[str]]] = [
@@ -168,6 +171,10 @@ SMALL_FAULTS: list[tuple[Callable[[Evidence], None], set[str]]] = [
     (put("audit_verify", PHI, (1, "TAMPERED")), {"audit_verifies"}),
     (put("audit_verify", PHI, (2, "cannot be read")), {"audit_verifies"}),
     (put("audit", PHI, NO_TRACE), {"audit_carries_trace"}),
+    (put("audit", PHI, [{**READ, "subject": PATIENT}]), {"audit_names_no_patient"}),
+    (put("audit", PHI, [{**READ, "subject": None}]), {"audit_names_no_patient"}),
+    (put("disk", f"{GATEWAY}/payment_gateway.audit.db-wal", PATIENT.encode()), {"audit_names_no_patient"}),
+    (lambda evidence: evidence.audit_needles.values.clear(), {"audit_names_no_patient"}),
     (edit_step("charge", headers={**HEADERS, "traceresponse": "b"}), {"responses_carry_trace"}),
     (edit_step("charge", headers=WITHOUT), {"headers_everywhere"}),
     (edit_experiment("liveness without a database", headers=WITHOUT), {"headers_everywhere"}),

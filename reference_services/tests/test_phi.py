@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from healthobs.compliance import ProbeContext
+from healthobs.testing import assert_no_phi
 from reference_services.phi import domain as phi_domain
 from reference_services.phi.controls import controls
 from reference_services.phi.crypto import Vault
@@ -460,6 +461,50 @@ class TestAtRest:
         assert answer.status_code == 500
         assert phi.sample("phi_encryption_operations_total", op="decrypt", result="failed") == 1
         assert phi.entries("patient.read")[0]["outcome"] == "error"
+
+
+class TestSubjects:
+    """Whom audit entries are about: random tokens from an encrypted map."""
+
+    def trail(self, phi: Phi, **query: str) -> list[Any]:
+        """Ask `GET /audit/trail` as an auditor."""
+        headers = phi.world.bearer("audit:read", role="auditor")
+        answer = phi.client.get("/audit/trail", query_string=query, headers=headers)
+        assert answer.status_code == 200
+        return list(answer.get_json()["recent_entries"])
+
+    def test_no_patient_in_the_audit_database(self, phi: Phi) -> None:
+        """No file of the trail or the map has the patient's id in any form; once the map is unplugged, the search is red."""
+        key = phi.made()
+        phi.call("GET", f"/patients/{key}")
+        files = [path for name in ("audit", "subjects") for path in phi.folder.glob(f"phi.{name}.*")]
+        assert len(files) >= 4
+        assert_no_phi({"id": key}, *files)
+        assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+        phi.world.obs("phi-service").audit.subjects = None
+        phi.call("GET", f"/patients/{key}")
+        with pytest.raises(AssertionError, match=r"id as plain in phi.audit.db"):
+            assert_no_phi({"id": key}, *files)
+
+    def test_auditor_asks_by_the_patient(self, phi: Phi) -> None:
+        """`subject` is the patient's id; it is not in the answer, and one that is unknown has no entries."""
+        key, other = phi.made(0), phi.made(1)
+        phi.call("GET", f"/patients/{key}")
+        found = self.trail(phi, subject=key)
+        assert [entry["action"] for entry in found] == ["patient.read", "patient.create"]
+        assert_no_phi({"id": key, "other": other}, json.dumps(found))
+        assert self.trail(phi, subject=str(uuid.uuid4())) == []
+
+    def test_erased_subject(self, phi: Phi) -> None:
+        """Once the subject's row is erased, the log verifies as before and its entries are about nobody."""
+        key = phi.made()
+        audit, token = phi.world.obs("phi-service").audit, phi.token(key)
+        assert audit.subjects.erase(key)
+        assert (self.trail(phi, subject=key), audit.subjects.identifier(token)) == ([], None)
+        assert audit.verify().ok
+        phi.call("GET", f"/patients/{key}")
+        assert [entry["action"] for entry in self.trail(phi, subject=key)] == ["patient.read"]
+        assert phi.token(key) != token
 
 
 class TestControls:

@@ -6,10 +6,12 @@ assertions red (`reference_services.demo.faults`).
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from healthobs.testing import assert_no_phi
 from reference_services.demo.evidence import Evidence, Step
 from reference_services.services import SERVICES
 
@@ -324,6 +326,23 @@ def controls_can_fail(evidence: Evidence) -> Iterator[str]:
     for service, after in evidence.controls_after_sabotage.items():
         if after.get("C-10.3") != "fail":
             yield f"{service}: C-10.3 is {after.get('C-10.3')} after its triggers were dropped"
+
+
+@_asserts("no audit trail names a patient: what they are about are random tokens")
+def audit_names_no_patient(evidence: Evidence) -> Iterator[str]:
+    """Search entries and raw bytes of every trail for the patient's id, in every form; phi-service's have a subject still."""
+    for service in SERVICES:
+        files = [
+            content
+            for path, content in evidence.disk.items()
+            if path.startswith(f"{service}/") and ".audit.db" in path
+        ]
+        try:
+            assert_no_phi(evidence.audit_needles.values, json.dumps(evidence.audit[service]), *files)
+        except AssertionError as found:
+            yield f"{service}: {found}"
+    if not any(entry["subject"] for entry in evidence.audit["phi-service"]):
+        yield "phi-service: no entry is about anybody"
 
 
 @_asserts("an audit log is witnessed by the other services, and none of them has seen another history of it")

@@ -85,6 +85,8 @@ class Evidence:
     needles: Needles = field(default_factory=Needles)
     #: Values that may be on no disk: card numbers, secrets, and what phi-service must encrypt.
     disk_needles: Needles = field(default_factory=Needles)
+    #: Values that may be in no audit trail, besides: the ids of patients.
+    audit_needles: Needles = field(default_factory=Needles)
     spans: list[SpanRecord] = field(default_factory=list)
     #: Log lines when the journey and the bad input were over, and when everything was.
     logs: dict[str, list[str]] = field(default_factory=dict)

@@ -165,6 +165,12 @@ FAULTS: dict[str, Fault] = {
         _fault(
             "input-echoed", "an error body repeats the path", "errors_are_problems", patched="auth-service"
         ),
+        _fault(
+            "patient-in-audit",
+            "the map of subjects gives the identifier for its token",
+            "audit_names_no_patient",
+            patched="phi-service",
+        ),
         _fault("audit-without-trace", "audit entries lose their trace id", "audit_carries_trace"),
         _fault("response-without-trace", "responses lose the trace id", "responses_carry_trace"),
     )

@@ -138,6 +138,7 @@ class Journey:
             key=str(uuid.uuid4()), json=record_of(patient), headers={"Purpose-Of-Use": "TREAT"},
         )  # fmt: skip
         patient_id = str(record.get("id", "missing"))
+        self._evidence.audit_needles.values["patient's id"] = patient_id
         for who, purpose in (("clinician-app", "TREAT"), ("billing-app", "HPAYMT")):
             self.call(
                 f"read the record as {who}", "phi-service", "GET", "/patients/{patient_id}", who=who,

@@ -277,6 +277,13 @@ def _input_echoed() -> None:
     replace(errors, "_http", http)
 
 
+@_plants("patient-in-audit")
+def _patient_in_audit() -> None:
+    from healthobs.audit.subjects import SubjectMap
+
+    replace(SubjectMap, "token", lambda _right, _subjects, identifier, **_more: identifier)
+
+
 @_plants("audit-without-trace")
 def _audit_without_trace() -> None:
     from healthobs.audit import entry
