@@ -6,7 +6,8 @@ whose entries carry tokens only. Whoever erases a subject's row makes its entrie
 
 A trail with a map (`Settings.audit_subjects_file`) puts the token into each entry before it is written anywhere.
 
-Limits: one SQLite file on a local disk, for the processes of one machine. Identifiers are found by a keyed hash
+Limits: one SQLite file on a local disk, for the processes of one machine; where a service has tenants, an identifier
+must be one person's over all of them. Identifiers are found by a keyed hash
 (HMAC-SHA-256), which with the key file lets one test a guess; without it nothing can be told. What was erased may
 live on in backups, and nobody can say any more whom entries are about once the map itself is lost.
 """
@@ -21,7 +22,7 @@ import json
 import os
 import sqlite3
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from healthobs.exceptions import AuditError, ConfigurationError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+Fields = Mapping[str, object]
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
 #: Rows that an opening tries the key on; one that opens is enough, because any may have been altered.
@@ -70,7 +72,9 @@ class SubjectMap:
     def __init__(self, path: Path, key_file: Path | None = None) -> None:
         self._path = path
         with self._connected(make=True) as connection:
+            _begin(connection)
             connection.execute(_TABLE)
+            connection.execute("COMMIT")
             rows = connection.execute("SELECT token, sealed FROM subject LIMIT ?", (_TRIED,)).fetchall()
         # With another key each identifier would get a second token, and a patient's entries two subjects.
         self._cipher, self._index_key = _keys(key_file or path.with_name(path.name + ".key"), make=not rows)
@@ -92,7 +96,7 @@ class SubjectMap:
         with self._connected(wait_seconds) as connection:
             token = self._known(connection, identifier)
             if token is None:
-                connection.execute("BEGIN IMMEDIATE")
+                _begin(connection)
                 token = self._known(connection, identifier) or self._added(connection, identifier)
                 connection.execute("COMMIT")
             return token
@@ -124,7 +128,11 @@ class SubjectMap:
     def erase(self, token: str) -> bool:
         """Forget, for good, whose `token` it is (or the token of that identifier); return whether it was known."""
         with self._connected() as connection:
-            return connection.execute(f"DELETE FROM subject {_ABOUT}", self._named(token)).rowcount > 0  # noqa: S608
+            _begin(connection)
+            statement = f"DELETE FROM subject {_ABOUT}"  # noqa: S608
+            erased = connection.execute(statement, self._named(token)).rowcount
+            connection.execute("COMMIT")
+            return erased > 0
 
     def check(self) -> None:
         """Return when a token could be made now, as far as can be told without making one.
@@ -133,15 +141,27 @@ class SubjectMap:
             AuditError: The file cannot be used.
         """
         with self._connected() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+            _begin(connection)
             connection.execute("SELECT 1 FROM subject LIMIT 1")
 
-    def stand_in(self, identifier: str) -> tuple[str, str]:
-        """Return a token for now, and the identifier sealed for `settled`, without the file; see `AuditTrail.append_or_spool`."""
-        token = _new_token()
-        return token, base64.urlsafe_b64encode(self._sealed(token, identifier)).decode()
+    def about(self, fields: Fields, wait_seconds: float) -> Fields:
+        """Return the fields of an entry with the token in place of the subject, also where the resource is the subject itself.
 
-    def settled(self, body: bytes, sealed: str, *, wait_seconds: float = WAIT_SECONDS) -> bytes:
+        Raises:
+            AuditError: The file cannot be used.
+        """
+        subject = fields.get("subject")
+        if not isinstance(subject, str):
+            return fields
+        return _renamed(fields, self.token(subject, wait_seconds=wait_seconds))
+
+    def stand_in(self, fields: Fields) -> tuple[Fields, str]:
+        """Return what `about` does with a token for now, and the identifier sealed for `settled`, without the file."""
+        token = _new_token()
+        sealed = self._sealed(token, str(fields["subject"]))
+        return _renamed(fields, token), base64.urlsafe_b64encode(sealed).decode()
+
+    def settled(self, body: bytes, sealed: str, wait_seconds: float) -> bytes:
         """Return an entry about a `stand_in` with the subject's token in its place; any other as it is.
 
         Raises:
@@ -202,15 +222,22 @@ class SubjectMap:
             with contextlib.closing(
                 sqlite3.connect(address, timeout=wait_seconds, isolation_level=None, uri=True)
             ) as connection:
-                for pragma in (
-                    *connect_pragmas()[1:],
-                    "PRAGMA secure_delete = ON",
-                ):  # the first is the timeout
-                    connection.execute(pragma)
                 yield connection
         except (sqlite3.Error, OSError) as exc:
             name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
             raise AuditError(f"the subject map cannot be used ({name}); check its file and disk") from None
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    """Begin to write durably; who only reads, as most do, need not set all that."""
+    # The first of the pragmas is the timeout.
+    for statement in (*connect_pragmas()[1:], "PRAGMA secure_delete = ON", "BEGIN IMMEDIATE"):
+        connection.execute(statement)
+
+
+def _renamed(fields: Fields, token: str) -> Fields:
+    same = "resource_id" if fields.get("resource_id") == fields["subject"] else "subject"
+    return {**fields, "subject": token, same: token}
 
 
 def _new_token() -> str:

@@ -46,6 +46,10 @@ _logger = logging.getLogger("healthobs")
 SPOOL_AFTER_SECONDS = 2.0
 
 
+class _NoTokenError(AuditWriteError):
+    """The map of subjects gives no token."""
+
+
 class AuditTrail:
     """A tamper-evident log of what was done to whose data. Made by `healthobs.audit.open_trail`; safe in threads and forks.
 
@@ -122,7 +126,11 @@ class AuditTrail:
 
     def append_own(self, draft: Mapping[str, object], key: str | None = None) -> Receipt:
         """Record an entry of healthobs' own, by which the trail governs itself or a control reports; one under a `key`."""
-        body = self._encoded(self._about({**draft, "actor_kind": "system"}), governance.REDACTOR)
+        fields: Mapping[str, object] = {**draft, "actor_kind": "system"}
+        if self.subjects is not None:
+            with self._asking():
+                fields = self.subjects.about(fields, self._timeout_seconds)
+        body = self._encoded(fields, governance.REDACTOR)
         return self._writer().append(body, self._timeout_seconds, key)
 
     def append_or_spool(self, draft: Mapping[str, object] | AuditDraft) -> Receipt | None:
@@ -143,16 +151,13 @@ class AuditTrail:
         """
         if self.spool is None:
             return self.append(draft)
-        fields, key = self._permitted(draft), self.new_key()
-        waits = min(self._timeout_seconds, SPOOL_AFTER_SECONDS)
+        key, waits = self.new_key(), min(self._timeout_seconds, SPOOL_AFTER_SECONDS)
         deadline = monotonic() + waits
         try:
-            fields = self._about(fields, waits)
-        except AuditWriteError:
-            fields, sealed = self._stand_in(fields)
-            self.spool.add(f"{key}+{sealed}", self._encoded(fields, self._redactor))
+            body = self.encode(draft, waits)
+        except _NoTokenError:
+            self.spool.add(*self._sealed(key, draft))
             return None
-        body = self._encoded(fields, self._redactor)
         try:
             self._merge(waits, deadline)
             # The store may take it after all, later than we wait: with the key it is one entry all the same.
@@ -211,36 +216,41 @@ class AuditTrail:
         self.refused_rows += count
         _logger.error("audit_rows_refused", extra={"count": count})
 
-    def encode(self, draft: Mapping[str, object] | AuditDraft) -> bytes:
+    def encode(self, draft: Mapping[str, object] | AuditDraft, wait_seconds: float | None = None) -> bytes:
         """Return the bytes of the entry that `draft` describes, as it happened here and now.
 
-        Raises:
-            AuditWriteError: The entry is malformed.
-        """
-        return self._encoded(self._about(self._permitted(draft)), self._redactor)
+        Args:
+            draft: As `append` takes it.
+            wait_seconds: How long to wait for the map of subjects, where there is one; default as an append waits.
 
-    def _permitted(self, draft: Mapping[str, object] | AuditDraft) -> Mapping[str, object]:
+        Raises:
+            AuditWriteError: The entry is malformed, or its subject gets no token.
+        """
         fields = draft.as_mapping() if isinstance(draft, AuditDraft) else draft
         if fields.get("action") in governance.RESERVED:
             raise AuditWriteError("the audit entry's action is one that only the trail itself records")
-        return fields
+        if self.subjects is not None:
+            with self._asking():
+                fields = self.subjects.about(
+                    fields, self._timeout_seconds if wait_seconds is None else wait_seconds
+                )
+        return self._encoded(fields, self._redactor)
 
-    def _about(self, fields: Mapping[str, object], wait_seconds: float | None = None) -> Mapping[str, object]:
-        """Put the subject's token into the fields of an entry, where there is a map."""
-        subject = fields.get("subject")
-        if self.subjects is None or not isinstance(subject, str):
-            return fields
+    def _sealed(self, key: str, draft: Mapping[str, object] | AuditDraft) -> Row:
+        """Return the row of the spool for an entry whose subject gets no token now."""
+        assert self.subjects is not None  # noqa: S101 - without a map no token is wanting
+        fields = draft.as_mapping() if isinstance(draft, AuditDraft) else draft
+        fields, sealed = self.subjects.stand_in(fields)
+        return f"{key}+{sealed}", self._encoded(fields, self._redactor)
+
+    @contextmanager
+    def _asking(self) -> Generator[None]:
+        """Ask the map of subjects, with no fork meanwhile; what goes wrong is a fault of the append."""
         try:
             with self._gate:
-                waits = self._timeout_seconds if wait_seconds is None else wait_seconds
-                return _renamed(fields, self.subjects.token(subject, wait_seconds=waits))
+                yield
         except AuditError as exc:
-            raise AuditWriteError(str(exc)) from None
-
-    def _stand_in(self, fields: Mapping[str, object]) -> tuple[Mapping[str, object], str]:
-        assert self.subjects is not None  # noqa: S101 - without a map nothing about a subject fails
-        token, sealed = self.subjects.stand_in(str(fields["subject"]))
-        return _renamed(fields, token), sealed
+            raise _NoTokenError(str(exc)) from None
 
     def _encoded(self, fields: Mapping[str, object], redactor: Redactor) -> bytes:
         return entry.encode(fields, service=self._service, moment=self._clock.now(), redactor=redactor)
@@ -297,12 +307,9 @@ class AuditTrail:
         stem, _, sealed = key.partition("+")
         if self.subjects is None or not sealed:
             return stem, body
-        try:
-            with self._gate:
-                waits = self._timeout_seconds if deadline is None else max(deadline - monotonic(), 0)
-                return stem, self.subjects.settled(body, sealed, wait_seconds=waits)
-        except AuditError as exc:
-            raise AuditWriteError(str(exc)) from None
+        waits = self._timeout_seconds if deadline is None else max(deadline - monotonic(), 0)
+        with self._asking():
+            return stem, self.subjects.settled(body, sealed, waits)
 
     def _mergeable(self, key: str, body: bytes) -> bool:
         """Return whether a row of the spool is acceptable, or an entry on damage that this trail's key signed."""
@@ -505,12 +512,6 @@ class AuditTrail:
             return
         with self._gate, contextlib.closing(self._place.connect(read_only=read_only)) as connection:
             yield connection
-
-
-def _renamed(fields: Mapping[str, object], token: str) -> Mapping[str, object]:
-    """Return the fields with the token in place of the subject, also where the resource is the subject itself."""
-    same = "resource_id" if fields.get("resource_id") == fields["subject"] else "subject"
-    return {**fields, "subject": token, same: token}
 
 
 def _insert_probe(connection: Connection, size: int) -> None:
