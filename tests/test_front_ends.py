@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
+from prometheus_client.registry import Collector
 
 from fronts import FRONTS, Front
 from healthobs import _runtime, job, observe
@@ -312,6 +313,24 @@ class TestOperationalEndpoints:
         assert int(answer.header("content-length") or 0) > 0
         answer = make().request("POST", "/health")
         assert (answer.status, answer.header("allow")) == (405, "GET, HEAD")
+
+    def test_a_collector_that_raises(self, make: Make) -> None:
+        """What somebody else put into the registry costs the scrape, answered as a problem without what it said; counted."""
+        front = make(endpoints=True)
+
+        class Broken(Collector):
+            def collect(self) -> Any:
+                raise RuntimeError("Ottoline")
+
+        broken = Broken()
+        front.obs.metrics.registry._collector_to_names[broken] = []  # as one that describes itself
+        answer = front.get("/metrics")
+        assert (answer.status, json.loads(answer.body)["code"]) == (500, "internal_error")
+        assert answer.header("x-request-id")
+        front.obs.metrics.registry.unregister(broken)
+        assert front.total("healthobs_internal_errors_total", component="endpoints") == 1
+        assert front.total("healthobs_probe_requests_total", probe="/metrics", code="500") == 1
+        assert b"Ottoline" not in answer.body
 
     def test_audit_trail_needs_authorization(self, make: Make) -> None:
         """Without a trail there is nothing to show."""

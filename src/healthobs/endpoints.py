@@ -150,6 +150,9 @@ class Endpoints:
             return _problem(refused.status, refused.code, refused.errors, headers)
         except AuditError:
             return _problem(503, "audit_unavailable")
+        except Exception:  # noqa: BLE001 - a collector of somebody else's, a trail that cannot be decoded: no server logs it
+            self._obs.metrics.count_internal_error("ops" if self._private else "endpoints")
+            return _problem(500, "internal_error")
 
     def _liveness(self, request: Request) -> Response:
         status, body = self._obs.health.liveness()

@@ -64,11 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Request(self.command, path, parse_qs(query, errors="replace"), headers)
         server = cast("OpsServer", self.server)
-        try:
-            response = server.endpoints.handle(request) or problem(404, "not_found")
-        except Exception:  # noqa: BLE001 - a scrape that fails is an answer too
-            server.obs.metrics.count_internal_error("ops")
-            response = problem(500, "internal_error")
+        response = server.endpoints.handle(request) or problem(404, "not_found")
         self.send_response(response.status, HTTPStatus(response.status).phrase)
         for name, value in (*response.headers, ("Content-Length", str(len(response.body)))):
             self.send_header(name, value)
