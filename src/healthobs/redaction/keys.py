@@ -43,9 +43,8 @@ ALLOWED = _set("""
     messaging.system messaging.operation.name messaging.operation.type messaging.destination.name
     messaging.batch.message_count rpc.system rpc.service rpc.method rpc.response.status_code
     rpc.grpc.status_code peer.service feature_flag.key user_agent.synthetic.type
-    healthobs.redacted healthobs.tenant healthobs.operation healthobs.outcome healthobs.error_id
+    healthobs.redacted healthobs.tenant healthobs.error_id
     healthobs.exception.frames healthobs.exception.fingerprint healthobs.exception.causes
-    healthobs.audit.index healthobs.audit.action healthobs.time_to_first_byte_seconds
     telemetry.sdk.name telemetry.sdk.language telemetry.sdk.version telemetry.auto.version
     telemetry.distro.name telemetry.distro.version otel.scope.name otel.scope.version otel.status_code
     deployment.environment deployment.environment.name deployment.id deployment.name
@@ -63,7 +62,7 @@ ALLOWED = _set("""
 WORDS = _set("""
     timestamp level event service trace_id span_id logger version environment
     method route endpoint status status_code outcome operation action duration_seconds
-    duration_ms time_to_first_byte_seconds response_bytes component metric signal control state check
+    duration_ms response_bytes component metric signal control state check
     framework frameworks peer pid port error_id error_type
     exception_type exception_frames exception_fingerprint exception_causes audit_index
     """)
@@ -80,8 +79,8 @@ _DENIED = _set("""
     biometric photo diagnosis diagnoses icd medication medications prescription allergy allergies
     symptom symptoms note notes comment comments narrative gender sex race ethnicity religion
     surname forename firstname lastname fullname nickname username maiden mother father spouse
-    guardian kin patient_name stacktrace traceback body payload statement sql args kwargs params parameters
-    locals query cookies ip ipaddress fhir
+    guardian kin stacktrace traceback body payload statement sql args kwargs params parameters
+    locals query ip ipaddress fhir
     """)
 #: Pairs of words that mask together, though each alone is harmless.
 _DENIED_PAIRS = tuple(
