@@ -64,9 +64,8 @@ def init_app(app: Celery, obs: Observability) -> Celery:
     if process.default is None:
         install(obs)
     for name, template in vars(trace).items():
-        if name.startswith(
-            "LOG_"
-        ):  # Celery's lines about a task, which strict would not know as its constants
+        # Celery's lines about a task, which strict would not know as its constants
+        if name.startswith("LOG_"):
             obs.redactor.written(template.strip())
     observer = _Observer(app, obs)
     setattr(app, EXTENSION, observer)

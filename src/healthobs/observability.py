@@ -201,12 +201,10 @@ class Observability:
         return SubjectMap(path, self.settings.audit_subjects_key_file)
 
     def _damage_alarm(self) -> Callable[[int], None]:
-        logs, lost = (
-            self.logs,
-            self.metrics.counter(
-                "healthobs_audit_spool_damaged_total",
-                "Lines of the audit spool that could not be read: acknowledged entries that are lost",
-            ),
+        logs = self.logs
+        lost = self.metrics.counter(
+            "healthobs_audit_spool_damaged_total",
+            "Lines of the audit spool that could not be read: acknowledged entries that are lost",
         )
 
         def alarm(lines: int) -> None:

@@ -150,9 +150,8 @@ class Middleware(Front[Scope, ResponseHook]):
         request = Request(scope["method"], path, query, fields, body)
         token = _runtime.override.set(self.obs)
         try:
-            if (
-                path in self.endpoints.liveness
-            ):  # answered by the event loop itself: that it turns is what is asked
+            # Answered by the event loop itself: that it turns is what is asked
+            if path in self.endpoints.liveness:
                 response = self.endpoints.handle(request)
             else:
                 response = await asyncio.to_thread(self.endpoints.handle, request)

@@ -80,9 +80,8 @@ def named_in(note: str, origin: str, before: Approvers) -> tuple[str, ...]:
     lines = text.split("\n")
     after, vkeys = "".join(lines[2:3]), lines[3:-1]
     fits = text == appointment(origin, vkeys, after) and all(map(_is_vkey, vkeys))
-    if (
-        before.index is not None and after != before.after
-    ):  # what the first one left follows may have been pruned
+    # What the first one left follows may have been pruned
+    if before.index is not None and after != before.after:
         return ()
     return tuple(vkeys) if fits and distinct(vkeys) >= NEEDED else ()
 

@@ -47,9 +47,8 @@ def library_controls(
     dear = partial(control, valid_for_s=900, every_s=60)
     return (
         control("H-312.a1")(refuses_strangers),
-        dear("H-312.a2i", criterion=_ACTORS, required=False)(
-            names_actors
-        ),  # some services hold nobody's record
+        # Some services hold nobody's record
+        dear("H-312.a2i", criterion=_ACTORS, required=False)(names_actors),
         dear("H-312.b")(Recording()),
         dear("H-312.c")(Integrity()),
         control("H-312.d")(refuses_bad_tokens),

@@ -193,9 +193,8 @@ class Integrity:
                         "fail", f"witnesses hold another or a later history of this trail: {named}"
                     )
             due = seen is None or now_ns - seen[3] >= FULL_SECONDS * 10**9
-            if (
-                seen is None or due or trail.first_index() != self._first
-            ):  # pruned: only all of it says by whose order
+            # Pruned: only all of it says by whose order
+            if seen is None or due or trail.first_index() != self._first:
                 verification, how = self._whole(trail, seen, now_ns)
             else:
                 verification, how = self._since(trail, seen)

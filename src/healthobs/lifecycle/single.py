@@ -83,7 +83,6 @@ def _wait_for_turn(obs: Observability) -> None:
     opened = False
     while not opened:
         time.sleep(_RETRY_SECONDS)
-        with contextlib.suppress(
-            ConfigurationError
-        ):  # somebody else was quicker: the next try may find it free
+        # Somebody else was quicker: the next try may find it free
+        with contextlib.suppress(ConfigurationError):
             opened = _open_in_turn(obs)

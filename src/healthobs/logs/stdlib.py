@@ -75,9 +75,8 @@ class CapturingHandler(logging.Handler):
         note(record, self._redactor)
         own = {"logger": record.name}
         done = record.__dict__
-        if done.get(DONE) == id(
-            self._redactor
-        ):  # on its way here it passed a handler that `LogAdoption` covers
+        # On its way here it passed a handler that `LogAdoption` covers
+        if done.get(DONE) == id(self._redactor):
             facts = {key: done[key] for key in _FACTS if key in done}
             self._emit_line(_level_name(record.levelno), record.getMessage(), own=own, facts=facts)
             return

@@ -258,9 +258,8 @@ class Redactor:
     def _count(self, signal: str, kind: str) -> None:
         if self._on_redaction is None or not signal:
             return
-        with contextlib.suppress(
-            Exception
-        ):  # a broken counter must break neither the caller nor the redaction
+        # A broken counter must break neither the caller nor the redaction
+        with contextlib.suppress(Exception):
             self._on_redaction(signal, kind)
 
 

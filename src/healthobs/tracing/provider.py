@@ -189,9 +189,8 @@ def _adopted(
 
 def _export_delay() -> float | None:
     """Return the batch delay in milliseconds: a second, because a worker that is killed loses what waits."""
-    return (
-        None if os.environ.get("OTEL_BSP_SCHEDULE_DELAY") else _EXPORT_DELAY_MILLIS
-    )  # None: the SDK reads it
+    # None: the SDK reads it
+    return None if os.environ.get("OTEL_BSP_SCHEDULE_DELAY") else _EXPORT_DELAY_MILLIS
 
 
 def build_resource(settings: Settings) -> Resource:
