@@ -60,11 +60,12 @@ def told() -> list[tuple[str, str, str, str | None]]:
 
 
 @pytest.fixture
-def health(ticking: Time, told: list[tuple[str, str, str, str | None]]) -> Health:
-    """Return a health whose set-up is complete."""
+def health(ticking: Time, told: list[tuple[str, str, str, str | None]]) -> Iterator[Health]:
+    """Give a health whose set-up is complete."""
     made = Health("phi-service", "1.0.0", ticking.clock(), on_transition=lambda *facts: told.append(facts))
     made.ready()
-    return made
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -1,0 +1,121 @@
+"""Checks that run in the background, and how many bad runs a good word outlives."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.healthy import Time
+
+from healthobs.exceptions import InstrumentationError
+from healthobs.health import Health
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def often(health: Health, check: Callable[[], object]) -> None:
+    """Register a check that runs in the background every few milliseconds, and has its turn on a busy machine."""
+    health.register("database", check, interval=0.01, timeout=0.01)
+    made = health._checks["database"]
+    made.spec = replace(made.spec, timeout=30)
+
+
+class TestBackground:
+    """Checks with an `interval`."""
+
+    def test_runs_by_itself(self, health: Health) -> None:
+        """It goes on running while nobody asks, and whoever asks does not wait."""
+        runs: list[None] = []
+        often(health, lambda: runs.append(None))
+        health.readiness()
+        until(lambda: len(runs) >= 3)
+        assert health.readiness()[1]["checks"] == {"database": "ready"}
+
+    def test_asking_runs_nothing(self, health: Health) -> None:
+        """After the first answer a question starts no run, however old the word."""
+        runs: list[None] = []
+        health.register("database", lambda: runs.append(None), interval=60, ttl=0)
+        for _ in range(5):
+            health.readiness()
+        time.sleep(0.05)  # time for a run that should not be
+        assert len(runs) == 1
+
+    def test_stale_after_three_intervals(self, health: Health, ticking: Time) -> None:
+        """A good word is believed for three intervals; then the check is not ready."""
+        health.register("database", lambda: True, interval=60)
+        words = []
+        for ticking.elapsed in (0.0, 180.0, 180.1):
+            words.append((health.readiness()[0], health.readiness()[1]["checks"]["database"]))
+        assert words == [(200, "ready"), (200, "ready"), (503, "stale")]
+
+    def test_stale_liveness_has_failed(self, health: Health, ticking: Time) -> None:
+        """Liveness has no word ``stale``."""
+        health.register("loop", lambda: True, kind="liveness", interval=60)
+        assert health.liveness()[0] == 200
+        ticking.elapsed = 181.0
+        assert health.liveness()[1]["checks"] == {"loop": "failed"}
+
+    def test_fails_after_two_bad_runs(self, health: Health) -> None:
+        """In the background one bad run is not believed yet."""
+        results = iter([True, False, True, False, False])
+        ran: list[bool] = []
+        words: list[str] = []
+
+        def check() -> bool:
+            words.append(health.snapshot()["database"][1])
+            ran.append(next(results, False))
+            return ran[-1]
+
+        often(health, check)
+        health.readiness()
+        until(lambda: len(ran) >= 6)
+        assert words[:6] == ["starting", "ready", "ready", "ready", "ready", "not_ready"]
+
+    def test_ends_with_the_health(self, health: Health) -> None:
+        """Closing ends the thread."""
+        health.register("database", lambda: True, interval=0.01, timeout=0.01)
+        health.readiness()
+
+        def running() -> bool:
+            return "healthobs-loop-database" in [thread.name for thread in threading.enumerate()]
+
+        assert running()
+        health.close()
+        until(lambda: not running())
+
+
+class TestHysteresis:
+    """`fail_after`."""
+
+    @given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(1, 4))
+    def test_against_a_model(self, results: list[bool], fail_after: int) -> None:
+        """A good word ends with the n-th bad run in a row, a bad one with the first good run."""
+        ticking = Time()
+        health = Health("s", "1", ticking.clock())
+        health.ready()
+        result = True
+        health.register("database", lambda: result, ttl=0, fail_after=fail_after)
+        good, row = False, 0
+        for result in results:
+            ticking.elapsed += 2
+            row = 0 if result else row + 1
+            good = result or (good and row < fail_after)
+            assert (health.readiness()[1]["checks"]["database"] == "ready") == good
+
+    @pytest.mark.parametrize("options", [{"fail_after": 0}, {"interval": 0.1, "timeout": 0.5}])
+    def test_out_of_range(self, health: Health, options: dict[str, Any]) -> None:
+        """A check must be able to fail, and to run within its interval."""
+        with pytest.raises(InstrumentationError):
+            health.register("database", lambda: True, **options)
