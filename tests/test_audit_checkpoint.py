@@ -219,7 +219,7 @@ class TestKeyFile:
         """Losing the race to create the file leaves the winner's key in place."""
         path = tmp_path / "audit.key"
         winner = keys.load_or_create(path).private_bytes_raw()
-        keys._create(path)
+        keys.create_secret(path, keys._new_pem())
         assert keys.load(path).private_bytes_raw() == winner
 
     @pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o602])
