@@ -341,6 +341,12 @@ class TestFaults:
         back()
         service.trail.health()
 
+    def test_damaged_map(self, service: Service) -> None:
+        """Readiness fails on a file that is there and is no map."""
+        service.file.write_bytes(b"no database" * 100)
+        with pytest.raises(subjects.AuditError, match="subject map"):
+            service.trail.health()
+
     def test_known_subject_waits_for_no_writer(self, service: Service) -> None:
         """While another process writes, a known subject has its token; a new one waits as long as it is told."""
         token = service.subjects.token(PATIENT)
@@ -376,6 +382,21 @@ class TestCare:
         assert [body["resource"]["id"] for body in bodies] == [None, bodies[0]["subject"], None]
         assert service.trail.verify().ok
         assert_no_phi(NEEDLES, service.folder)
+
+    def test_waits_for_the_map_as_for_the_store(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Care waits two seconds for a token, any other entry as long as an append."""
+        waited: list[float] = []
+
+        def token(_subjects: SubjectMap, _identifier: str, *, wait_seconds: float) -> str:
+            waited.append(wait_seconds)
+            return "s-1"
+
+        monkeypatch.setattr(SubjectMap, "token", token)
+        service.trail.append_or_spool(CARE)
+        service.trail.append(READ)
+        assert waited == [2.0, 10.0]
 
     def test_subject_that_was_new(self, service: Service) -> None:
         """Several entries about somebody whom the map does not know yet are about one token in the end."""
@@ -497,6 +518,18 @@ class TestAtOnce:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(service.trail.append, [READ] * 24))
         assert {body["subject"] for body in service.bodies()} == {service.subjects.find(PATIENT)}
+
+    def test_another_was_first(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who finds no token, and then waits for another process that makes it, takes that one."""
+        others, begin = SubjectMap(service.file), subjects._begin
+
+        def late(connection: sqlite3.Connection) -> None:
+            monkeypatch.undo()
+            others.token(PATIENT)
+            begin(connection)
+
+        monkeypatch.setattr(subjects, "_begin", late)
+        assert service.subjects.token(PATIENT) == others.find(PATIENT)
 
     def test_processes(self, tmp_path: Path) -> None:
         """Processes of several threads that make map and key, and ask for the same new subjects, get the same tokens."""
