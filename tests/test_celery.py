@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -297,7 +298,7 @@ class TestNoData:
 
     @pytest.mark.parametrize("redaction", ["mask", "strict"])
     def test_planted(self, app: Celery, redaction: str) -> None:
-        """In arguments, headers, result and exception; Celery's own lines quote the last two."""
+        """In arguments, headers, a task's own id, result and exception; Celery's own lines quote the last three."""
         settings = Settings(redaction=redaction, capture_stdlib=True, log_level="debug")  # type: ignore[arg-type]
         with Capture(settings) as capture:
             logging.getLogger("celery").setLevel(logging.DEBUG)
@@ -314,11 +315,13 @@ class TestNoData:
             run_in_worker(
                 app,
                 lambda: good.apply_async((NAME,), headers={"X-Patient": NAME}),
+                lambda: good.apply_async((NAME,), task_id=f"visit of {NAME}"),
                 lambda: bad.apply_async((), {"who": NAME}),
             )
         told = [line["event"] for line in capture.log_lines if line.get("logger") == "celery.app.trace"]
         assert any("succeeded" in event for event in told)
         assert any("raised unexpected" in event for event in told)
+        assert any(re.search(r"good\[[0-9a-f]{8}-[0-9a-f-]{27}\]", event) for event in told)
         assert capture.leaks(NAME, SSN) == ()
 
 

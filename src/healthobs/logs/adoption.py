@@ -239,8 +239,8 @@ class LogAdoption:
         if self._redactor.mode != "watch":
             # uvicorn's second template, which would take the first one's place
             fields.pop("color_message", None)
-            if record.name == "celery.app.trace":
-                fields.pop("data", None)  # arguments and exception of the task
+            if record.name.startswith("celery."):
+                fields.pop("data", None)  # arguments, id and exception of the task
         for key in fields.keys() - STANDARD:
             if isinstance(fields[key], (Own, OwnTexts)):
                 continue

@@ -42,7 +42,8 @@ _WERKZEUG = '"%s" %s %s'
 _REQUEST = re.compile(r"^(?:\x1b\[\d+m)*([A-Z]+) .* (HTTP/\d\.\d)(?:\x1b\[\d+m)*$", re.DOTALL)
 #: gunicorn's atoms that are numbers or times of its own.
 _ATOMS = re.compile(r"[-\d.<>]*")
-_TASK = frozenset({"description", "id", "name", "runtime"})
+_TASK = frozenset({"description", "name", "runtime"})
+_TASK_ID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NUMBERS = ("s", "B", "b", "T", "D", "M", "L", "p")
 
 
@@ -186,6 +187,8 @@ def _quoted(arguments: Any, redactor: Redactor) -> Any:
     task = cast("Mapping[str, object]", arguments)
     safe: dict[str, object] = dict.fromkeys(task, "[PHI:value]")
     safe.update({key: redactor.text(str(task[key])) for key in _TASK & task.keys()})
+    if _TASK_ID.fullmatch(str(task.get("id"))):  # one that the application chose is its data
+        safe["id"] = task["id"]
     return safe
 
 
