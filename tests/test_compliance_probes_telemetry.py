@@ -123,6 +123,15 @@ class TestWrapping:
         outcome = wraps_every_exporter(context(provider=provider))
         assert (outcome.state, outcome.n) == ("pass", 1)
 
+    def test_a_processor_that_looks_at_spans_before_their_end(self, provider: TracerProvider) -> None:
+        """The SDK hands it spans as they end, not redacted: where they go is not known."""
+
+        class Before(SpanProcessor):
+            def _on_ending(self, span: Any) -> None: ...
+
+        provider.add_span_processor(Before())
+        assert wraps_every_exporter(context(provider=provider)).state == "unknown"
+
     def test_no_provider(self) -> None:
         """Nothing to look at is unknown; a provider without exporters lets nothing out."""
         bare = TracerProvider(shutdown_on_exit=False)

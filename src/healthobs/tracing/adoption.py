@@ -60,12 +60,18 @@ def processors(provider: TracerProvider) -> Iterator[Any]:
 
 
 def opaque(provider: TracerProvider) -> list[str]:
-    """Return, by the name of its type, each processor that gets ended spans and has no exporter that could be wrapped."""
+    """Return, by the name of its type, each processor that gets spans at their end and has no exporter that could be wrapped."""
     return [
-        type(one).__name__
-        for one in processors(provider)
-        if one.__class__.on_end is not SpanProcessor.on_end and not any(_slots(one))
+        type(one).__name__ for one in processors(provider) if not _is_silent(one) and not any(_slots(one))
     ]
+
+
+def _is_silent(processor: SpanProcessor) -> bool:
+    """Return whether nothing happens when a span ends, nor just before (a hook of newer SDKs)."""
+    return all(
+        getattr(type(processor), hook, None) is getattr(SpanProcessor, hook, None)
+        for hook in ("on_end", "_on_ending")
+    )
 
 
 def _leaves(processor: Any, depth: int) -> Iterator[Any]:
