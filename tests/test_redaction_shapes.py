@@ -198,6 +198,12 @@ def test_what_follows_a_finding_in_a_folded_text_is_kept() -> None:
     assert scan("caf\u00e9 \uff10\uff17\uff18-05-112\uff10, ok")[0] == "caf\u00e9 [PHI:ssn], ok"
 
 
+@pytest.mark.parametrize("www", ["www.", "WWW.", "Www."])
+def test_a_host_without_a_scheme(www: str) -> None:
+    """It begins with three w, large or small, also in text without a digit or a colon."""
+    assert scan(f"see {www}clinic.org/jane-doe ok")[0] == "see [PHI:url] ok"
+
+
 class TestUuids:
     """A UUID is a surrogate."""
 
