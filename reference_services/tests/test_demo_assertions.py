@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -277,3 +279,12 @@ class TestFaults:
     def test_what_is_patched_can_be_planted(self) -> None:
         """Each fault that patches a process has its planter, and each planter its fault."""
         assert set(planted.PLANTERS) == {fault.name for fault in FAULTS.values() if fault.patched}
+
+    def test_what_is_patched_is_there(self) -> None:
+        """Each planter finds what it replaces, so that a fault does not break the start of a service in place of its signal."""
+        code = (
+            "from reference_services.demo.planted import BUGS, PLANTERS, plant\n"
+            "for name in (*PLANTERS, *BUGS): plant(name)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
