@@ -62,6 +62,24 @@ class TestWords:
         assert classify(f"the{word}x", frozenset()) is Action.DENY
 
     @pytest.mark.parametrize(
+        "key", ["patients", "mrns", "guardians", "prescriptions", "usernames", "cards", "open_accounts", "devices_serials"]
+    )  # fmt: skip
+    def test_several_of_what_is_denied(self, key: str) -> None:
+        """How many there are passes, which ones does not."""
+        redactor = Redactor()
+        assert classify(key, frozenset()) is Action.MEASURE
+        assert redactor.value(key, 12) == 12
+        for value in ("Ottoline", ["Ottoline"], {"first": "Ottoline"}, [48213377]):
+            assert redactor.value(key, value) == "[PHI:key]"
+
+    @pytest.mark.parametrize(
+        "key", ["class_names", "process_names", "status", "hosts", "file_names", "addressees_left"]
+    )
+    def test_several_of_what_is_not(self, key: str) -> None:
+        """Things have names, and a word that ends in s need not be several."""
+        assert classify(key, frozenset()) is Action.SCAN
+
+    @pytest.mark.parametrize(
         "subject",
         ["patient", "member", "person", "subject", "plan", "policy", "claim", "encounter", "chart", "device", "serial"],
     )  # fmt: skip

@@ -24,7 +24,7 @@ class Action(IntEnum):
     SCAN = 1
     DENY = 2
     AGE = 3
-    MEASURE = 4  # of what is denied: a number passes, a text does not
+    MEASURE = 4  # how many of what is denied: a number passes, a text does not
 
 
 #: Keys whose values instrumentation sets from code, configuration or a protocol, never from a patient; not scanned.
@@ -140,7 +140,10 @@ def classify(key: str, allowed: frozenset[str]) -> Action:
     aged = {"age", "ages"}.intersection(parts) and not {"max", "min", "cache"}.intersection(parts)
     if aged and (not named or parts[-1] in ("age", "ages", "years")):
         return Action.AGE
-    return Action.DENY if named else Action.SCAN
+    if named:
+        return Action.DENY
+    several = frozenset(part if part in _THINGS else part.removesuffix("s") for part in parts)
+    return Action.MEASURE if _names_a_person(several, "") else Action.SCAN
 
 
 def _names_a_person(parts: frozenset[str], squeezed: str) -> bool:
