@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from healthobs.audit import keys, open_trail
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.command import main
+from healthobs.testing import SteppingClock
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -131,6 +133,58 @@ class TestPrune:
         assert run("approvers", path, "--order", order)[:2] == (0, "named by entry 4\n")
         assert run("approvers", path)[1].split(":")[0] == vkeys["bob"]
         assert run("verify", path)[0] == 0
+
+
+class TestOld:
+    """What is old enough goes, and `verify` says so."""
+
+    @pytest.fixture
+    def old(self, tmp_path: Path) -> Path:
+        """A trail of 300 entries of the year 2000."""
+        clock = SteppingClock(datetime(2000, 1, 1, tzinfo=UTC)).clock()
+        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s", clock=clock)
+        trail.sequence([(trail.new_key(), trail.encode({"action": "a.b"})) for _ in range(300)])
+        trail.close()
+        return tmp_path / "audit.db"
+
+    def test_erased(self, old: Path, run: Run) -> None:
+        """How many bodies went is told."""
+        assert run("erase", old, "--entries", "1-2", "--actor", "dpo-1", "--reason", "request")[:2] == (
+            0,
+            "2 bodies erased\n",
+        )
+        assert (
+            run("verify", old)[1].splitlines()[1] == "by order: entries before 0 pruned, bodies of 2 erased"
+        )
+        shown = json.loads(run("export", old)[1].splitlines()[-1])
+        assert (shown["actor"]["id"], shown["reason"], shown["details"]) == (
+            "dpo-1",
+            "request",
+            {"ranges": "1-2"},
+        )
+
+    def test_pruned(self, old: Path, tmp_path: Path, run: Run) -> None:
+        """A dry run takes nothing away, the order does, and the log still verifies."""
+        vkeys = [run("approver-key", tmp_path / name, "--name", f"a.example/{name}")[1] for name in "ab"]
+        run("approvers", old, *(part for vkey in vkeys for part in ("--name", vkey.strip())))
+        order = tmp_path / "order"
+        order.write_text(run("prune", old, "--below", 300)[1])
+        for name in "ab":
+            order.write_text(
+                run("approve", order, "--key-file", tmp_path / name, "--name", f"a.example/{name}")[1]
+            )
+        assert run("prune", old, "--order", order, "--dry-run")[:2] == (
+            0,
+            "entries before 256 may be pruned\n",
+        )
+        assert json.loads(run("verify", old, "--json")[1])["first"] == 0
+        assert run("prune", old, "--order", order)[:2] == (0, "entries before 256 were pruned\n")
+        told = run("verify", old)[1].splitlines()
+        assert told[:2] == [
+            "ok: 46 entries under 3 checkpoints verify",
+            "by order: entries before 256 pruned, bodies of 0 erased",
+        ]
+        assert json.loads(run("verify", old, "--json")[1])["first"] == 256
 
 
 class TestRotate:

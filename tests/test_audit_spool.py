@@ -69,6 +69,23 @@ class TestSpool:
         monkeypatch.undo()
         assert [key for key, _ in merged(spool)] == ["first"]
 
+    def test_names_are_synced(self, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file that is new has a durable name before anything in it is acknowledged, and a copy beside it too."""
+        synced: list[set[str]] = []
+        monkeypatch.setattr(
+            "healthobs.audit.spool.sync_directory",
+            lambda folder: synced.append({path.name.partition(".")[2] for path in folder.iterdir()}),
+        )
+        spool.add("first", b"{}")
+        assert synced == [{""}]
+        spool.add("second", b"{}")
+        assert synced == [{""}], "one that holds entries has its name already"
+        spool.merge(lambda rows: rows)
+        assert synced[1:] == [{"", "refused"}]
+        (tmp_path / "spool").write_bytes(b"damaged\n")
+        spool.merge(len, damaged=lambda _lines: ("loss", b"{}"))
+        assert synced[2:] == [{"", "refused", "damaged-loss"}]
+
     @pytest.mark.parametrize("cut", range(1, 18))
     def test_torn_line_is_passed_over(self, spool: Spool, tmp_path: Path, cut: int) -> None:
         """However much of the last line a crash left, what was acknowledged before and after it is kept."""

@@ -50,6 +50,12 @@ class TestConnectPragmas:
             connection.close()
         assert (mode, level, keys) == ("wal" if wal_is_safe(version) else "truncate", 2, 1)
 
+    def test_every_connection_is_set(self, make_trail: MakeTrail) -> None:
+        """The statements are run on each connection that may write."""
+        with make_trail().connected(read_only=False) as connection:
+            told = [connection.execute(f"PRAGMA {name}")[0][0] for name in ("journal_mode", "foreign_keys")]
+        assert told == ["wal" if wal_is_safe() else "truncate", 1]
+
     @pytest.mark.parametrize("version", [(3, 40, 1), (3, 51, 3)])
     def test_trail_works_in_both_modes(
         self, make_trail: MakeTrail, monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...]

@@ -16,13 +16,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from healthobs.audit import Verification, merkle, open_trail, store, verification
+from healthobs.audit import Verification, keys, merkle, open_trail, store, verification
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier, open_checkpoint
 from healthobs.audit.sqlite import GUARDS, SqliteStore
 from healthobs.exceptions import AuditError, AuditWriteError
 
 ENTRIES = 6
 LONG = 300
+FULL = 257 * 256
 Damage = Callable[..., None]
 
 
@@ -396,6 +397,24 @@ class TestVerify:
         monkeypatch.undo()
         assert trail.verify().size == 3 * LONG
         trail.close()
+
+    def test_full_tile_is_checked(self, tmp_path: Path) -> None:
+        """A tile of nodes that is full, as 65,536 entries make it, is held against them like one that still grows."""
+        path = tmp_path / "audit.db"
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        body = trail.encode({"action": "a.b"})
+        leaf, tree, nodes = merkle.leaf_hash(body), merkle.CompactRange(), list[tuple[int, int, bytes]]()
+        for _ in range(FULL):
+            nodes += tree.append(leaf)
+        signer = Signer(trail.origin, keys.load(tmp_path / "audit.db.key"))
+        with trail.connected(read_only=False) as connection, connection.writing():
+            rows = ((index, leaf, body.decode()) for index in range(FULL))
+            store.insert(connection, rows, nodes, FULL, signer.checkpoint(FULL, tree.root()).note)
+        trail.close()
+        assert verify(path, trail.vkey).problems == ()
+        damage(path, "UPDATE tile SET hashes = zeroblob(8192) WHERE level = 1 AND n = 0")
+        problems = [str(problem) for problem in verify(path, trail.vkey).problems]
+        assert problems == ["the kept tile 0 of level 1 is not that of the entries"]
 
     def test_in_pieces(self, long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A log longer than what is read at once verifies as one."""

@@ -149,7 +149,7 @@ class TestExport:
     def test_checks(self, exported: tuple[Path, str, Path]) -> None:
         """The files alone verify against the log's key."""
         verdict = tiles.check(exported[0], Verifier(exported[1]))
-        assert (verdict.ok, verdict.size, verdict.problems) == (True, SIZE, ())
+        assert (verdict.ok, verdict.size, verdict.problems, verdict.checkpoints) == (True, SIZE, (), 1)
 
     @pytest.mark.parametrize(
         ("name", "change", "index"),

@@ -33,6 +33,16 @@ from named import number
 def test_is_one(number_there):
     assert isinstance(number(), int)
 """
+HELPED = """import argparse
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description="Counts.")
+    made.add_argument("--number", default="1", metavar="N", help="how many")
+    return made
+"""
+HELPED_TEST = """from helped import parser
+def test_number():
+    assert parser().parse_args([]).number == "1"
+"""
 
 
 def run(folder: Path, module: str, code: str, test: str) -> subprocess.CompletedProcess[str]:
@@ -60,3 +70,9 @@ def test_test_that_is_not_there_kills_nothing(tmp_path: Path) -> None:
     done = run(tmp_path, "named", NAMED, NAMED_TEST)
     survivors = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("survived")]
     assert set(survivors) == {"src/named.py:2"}, done.stdout + done.stderr
+
+
+def test_help_texts_are_left_alone(tmp_path: Path) -> None:
+    """What only `--help` shows is no behaviour; the name and the default of an argument are."""
+    done = run(tmp_path, "helped", HELPED, HELPED_TEST)
+    assert "4 of 4 mutants: 4 killed" in done.stdout, done.stdout + done.stderr

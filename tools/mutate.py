@@ -7,8 +7,8 @@ written, so several runs can share one working tree. The score is the share of m
 a test that fails now and then notices nothing, nor does one that runs out of time. With ``--least`` the exit code is
 1 below it. What survives is printed, to be killed by a test or explained in ``docs/explanation/mutation.md``.
 
-Limits: processes that a test starts import the real module; annotations, types, docstrings, texts of exceptions and
-lines marked ``# no mutate`` are left alone. Needs `os.fork`.
+Limits: processes that a test starts import the real module; annotations, types, docstrings, texts of exceptions, help
+texts of arguments and lines marked ``# no mutate`` are left alone. Needs `os.fork`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ from typing import Any, NamedTuple
 
 #: As many of the tests that run a line are tried before all are.
 NEAREST = 40
+#: Arguments that only `--help` shows, and what takes them.
+HELP = ("help", "description", "metavar")
+ARGPARSE = ("add_argument", "add_parser", "ArgumentParser")
 ROOTS = ("src", "reference_services/src", ".")
 OTHER: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -102,7 +105,7 @@ def is_none(node: ast.AST) -> bool:
 
 
 def children(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """Yield what of `node` runs and may be changed: no annotation, docstring, message of an error or decorator."""
+    """Yield what of `node` runs and may be changed: no annotation, docstring, decorator or text of an error or argument."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "type_params"):
             continue
@@ -127,6 +130,8 @@ def _left_alone(parent: ast.AST, node: ast.AST) -> bool:
         return True
     if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("Literal", "Callable"):
         return True  # the name of a type
+    if isinstance(node, ast.keyword) and node.arg in HELP and ast.unparse(parent.func).endswith(ARGPARSE):  # type: ignore[attr-defined]
+        return True
     # The type in `cast("Type", value)` is for type checkers.
     return isinstance(parent, ast.Call) and ast.unparse(parent.func) == "cast" and node is parent.args[0]
 
