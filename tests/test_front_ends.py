@@ -357,6 +357,22 @@ class TestOperationalEndpoints:
         assert (sent == told["request_id"]) == (sent is not None and len(sent) == 36)
 
 
+def test_scheme_and_protocol_are_of_closed_sets() -> None:
+    """Whatever a server or a proxy's header put there, no other text reaches label or span."""
+    front = FRONTS["wsgi"]()
+    server = HttpServer(front.obs)
+    for scheme, protocol in (("https", "2"), ("Ottoline", "tto")):
+        exchange = Exchange(server, "GET", scheme, ("h", "80"), protocol, None, None)
+        exchange.respond(200, "/known")
+        exchange.finish(0)
+    told = [
+        (labels["url_scheme"], labels["network_protocol_version"])
+        for labels, _ in front.samples("http_server_request_duration_seconds_count")
+    ]
+    assert told == [("https", "2"), ("_OTHER", "_OTHER")]
+    assert "tto" not in front.telemetry()
+
+
 class TestTemplates:
     """A template is code, also when a word of it looks like an identifier."""
 

@@ -60,6 +60,8 @@ UNMATCHED = "unmatched"
 CANCELLED, CLIENT_CLOSED = "cancelled", 499
 #: Only a UUID is taken from a caller: anything freer is room for an identifier of a person.
 _REQUEST_ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
+#: A proxy's header or a server may put anything there.
+_SCHEMES, _VERSIONS = frozenset({"http", "https"}), frozenset({"", "0.9", "1.0", "1.1", "2", "3"})
 _ERROR_STATUS = Status(StatusCode.ERROR)
 _DURATION = "http_server_request_duration_seconds"
 _ACTIVE = "http_server_active_requests"
@@ -205,8 +207,8 @@ class Exchange:
         obs = server.obs
         self._server = server
         self._method = method if method in METHODS else OTHER
-        self._scheme = scheme
-        self._protocol = protocol
+        self._scheme = scheme = scheme if scheme in _SCHEMES else OTHER
+        self._protocol = protocol if protocol in _VERSIONS else OTHER
         self._classified: Classified | None = None
         self._receipt: Receipt | None = None
         self._route = UNMATCHED
