@@ -116,6 +116,16 @@ class TestForeignSeries:
         (line,) = of_app(shown(registry, OPENMETRICS))
         assert f'# {{trace_id="{trace_id}",ward="[PHI:strict]"}}' in line
 
+    @pytest.mark.parametrize("name", ["trace_id", "span_id", "quantile"])
+    def test_what_is_no_id_and_no_bound(self, registry: CollectorRegistry, name: str) -> None:
+        """Under the names of ids and bounds only an id or a number passes unread."""
+        family = CounterMetricFamily("app_kept", "x", labels=[name])
+        for value in (NAME, "0.5", "4bf92f3577b34da6"):
+            family.add_metric([value], 1)
+        registry.register(type("Kept", (), {"collect": lambda _self: [family]})())
+        shown_values = [line.partition('="')[2].partition('"')[0] for line in of_app(shown(registry))]
+        assert shown_values == ["[PHI:strict]", "0.5", "4bf92f3577b34da6"]
+
     def test_info(self, registry: CollectorRegistry) -> None:
         """What is said by labels alone as well."""
         Info("app", "x", registry=registry).info({"service_version": "1.2", "owner": NAME})

@@ -9,6 +9,7 @@ registry past healthobs (another endpoint, a push gateway) gets it raw. Sums of 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ _PLATFORM = frozenset(
     {"python_info", "python_gc_objects_collected", "python_gc_objects_uncollectable", "python_gc_collections"}
 )
 _STRUCTURE = frozenset({"le", "quantile", "trace_id", "span_id"})
+#: A bound, or an id of a trace or span.
+_PLAIN = re.compile(r"[+-]?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|Inf)|[0-9a-f]{16}|[0-9a-f]{32}")
 
 
 class ForeignSeries:
@@ -62,7 +65,8 @@ class ForeignSeries:
 
     def _labels(self, labels: Mapping[str, str]) -> dict[str, str]:
         return {
-            name: value if name in _STRUCTURE else self._value(name, value) for name, value in labels.items()
+            name: value if name in _STRUCTURE and _PLAIN.fullmatch(value) else self._value(name, value)
+            for name, value in labels.items()
         }
 
     def _value(self, name: str, value: str) -> str:
