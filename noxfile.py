@@ -271,7 +271,7 @@ def mutation(session: nox.Session) -> None:
         session.run(
             "python", "tools/mutate.py", *files, "--tests", *tests,
             "--sample", sample, "--jobs", "4", "--least", "85", *session.posargs,
-            env={"PYTHONPATH": "src", "PYTEST_ADDOPTS": marked},
+            env={"PYTHONPATH": "src", "PYTEST_ADDOPTS": marked, "HEALTHOBS_MUST_HAVE_SERVERS": marked},
         )  # fmt: skip
 
 

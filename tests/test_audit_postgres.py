@@ -88,6 +88,33 @@ class TestTrail:
         second = log.open()
         assert (second.origin, second.append(READ).index, first.append(READ).index) == (first.origin, 1, 2)
 
+    def test_url_as_sqlalchemy_has_it(self, log: Log) -> None:
+        """The URL that SQLAlchemy takes for this driver is taken, too."""
+        url = log.application.replace("postgresql://", "postgresql+psycopg://", 1)
+        with closing(open_trail(url, service="s", key_file=log.key_file)) as trail:
+            assert trail.append(READ).index == 0
+
+    def test_one_makes_the_tables(self, postgres: Postgres, tmp_path: Path) -> None:
+        """Whoever opens a new trail waits for who is at it, and then finds the tables."""
+        url = postgres.url(postgres.database())
+        with ThreadPoolExecutor(1) as pool, store_of(url).initialising() as connection:
+            later = pool.submit(open_trail, url, service="s", key_file=tmp_path / "key.pem")
+            waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            _until(lambda: later.done() or bool(connection.execute(waiting)))
+            assert not later.done()
+        with closing(later.result()) as trail:
+            assert trail.append(READ).index == 0
+
+    def test_goes_on_after_an_exception(self, log: Log) -> None:
+        """What was written before an exception is undone, and the connection is as good as before."""
+        log.open()
+        with closing(store_of(log.application).connect()) as connection:
+            with pytest.raises(KeyError), connection.writing():
+                connection.execute("INSERT INTO checkpoint VALUES (7, '')")
+                raise KeyError
+            with connection.reading():
+                assert connection.execute("SELECT size FROM checkpoint") == [(0,)]
+
     def test_key_file_must_be_named(self, log: Log) -> None:
         """There is no file beside which a key could lie."""
         with pytest.raises(ConfigurationError, match="audit_key_file"):
@@ -126,6 +153,13 @@ class TestGuards:
         trail = open_trail(log.owner, service="s", key_file=log.key_file)
         trail.append(READ)
         assert trail.accepted_changes() == ()
+        trail.close()
+
+    def test_what_is_not_refused_is_named(self, log: Log) -> None:
+        """Without the guards each kind of change that the owner may do is named."""
+        trail = open_trail(log.owner, service="s", key_file=log.key_file)
+        log.as_owner("ALTER TABLE entry DISABLE TRIGGER ALL")
+        assert trail.accepted_changes() == ("UPDATE", "DELETE", "gap", "REPLACE", "TRUNCATE")
         trail.close()
 
     @pytest.mark.parametrize("guard", GUARDS)
@@ -195,17 +229,21 @@ class TestDurability:
         with pytest.raises(AuditError, match=f"synchronous_commit={value}"):
             trail.health()
 
-    def test_setting_that_changes_under_way_is_noticed(self, postgres: Postgres, log: Log) -> None:
+    @pytest.mark.parametrize("setting", ["synchronous_commit", "fsync", "full_page_writes"])
+    def test_setting_that_changes_under_way_is_noticed(
+        self, postgres: Postgres, log: Log, setting: str
+    ) -> None:
         """A server that is told to stop syncing while we are connected gets no further acknowledgement."""
         trail = log.open()
         trail.append(READ)
         admin = postgres.url("postgres")
         try:
-            postgres.execute(admin, "ALTER SYSTEM SET synchronous_commit = off", "SELECT pg_reload_conf()")
-            with pytest.raises(AuditWriteError, match="synchronous_commit=off"):
+            postgres.execute(admin, f"ALTER SYSTEM SET {setting} = off", "SELECT pg_reload_conf()")
+            with pytest.raises(AuditWriteError, match=f"{setting}=off"):
                 _until_refused(lambda: trail.append(READ))
         finally:
-            postgres.execute(admin, "ALTER SYSTEM RESET synchronous_commit", "SELECT pg_reload_conf()")
+            postgres.execute(admin, f"ALTER SYSTEM RESET {setting}", "SELECT pg_reload_conf()")
+            _until(lambda: postgres.execute(admin, f"SHOW {setting}") == [("on",)])
 
     def test_crash_of_the_server(self, log: Log, postgres: Postgres) -> None:
         """A server that dies in the middle loses nothing acknowledged; the trail goes on once it is back."""
@@ -269,6 +307,13 @@ def _until_refused(append: Callable[[], object]) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         append()
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class TestForeignTriggers:

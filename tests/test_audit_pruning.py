@@ -41,6 +41,18 @@ class TestPrune:
             bench.trail.inclusion_proof(511)
         assert len(bench.trail.read(limit=1000).entries) == 191
 
+    @pytest.mark.parametrize(("earlier", "named"), [(0, 1), (1, 2)])
+    def test_who_may_approve_is_named_again(self, bench: Bench, earlier: int, named: int) -> None:
+        """Where the entry that names the approvers would go, another names them first; the first that stays is enough."""
+        bench.add(256 - earlier)
+        bench.appoint()
+        bench.add(300)
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
+        actions = [entry["action"] for entry in bench.trail.read(limit=1000).entries]
+        assert (actions.count(governance.APPROVERS), bench.verify().ok) == (1, True)
+        assert bench.trail.read(limit=1).entries[0]["index"] == 556 - earlier + named
+
     def test_checkpoint_from_before_says_nothing(self, bench: Bench) -> None:
         """A kept checkpoint of what was pruned can no longer be compared: neither good nor bad."""
         bench.add(10)

@@ -55,6 +55,15 @@ class TestErase:
         assert (entry["index"], entry["actor"]["id"], entry["reason"]) == (4, "dpo-1", "request")
         assert entry["details"] == {"ranges": "1-2"}
 
+    @pytest.mark.parametrize("name", ["vkey", "previous", "hold", "ranges", "below", "order", "lines"])
+    def test_details_are_not_masked(self, bench: Bench, name: str) -> None:
+        """What such an entry is for is kept to the letter, also where chance makes it look like a number of a person."""
+        value = "078-05-1120"
+        draft = {"action": governance.HOLD, "reason": value, "details": {name: value}}
+        bench.trail.append_own(draft)
+        entry = bench.trail.read().entries[0]
+        assert (entry["details"], value in entry["reason"]) == ({name: value}, False)
+
     def test_without_an_order_it_is_tampering(self, bench: Bench) -> None:
         """A body that went without an order, or beyond its ranges, is named."""
         bench.add(6)

@@ -69,6 +69,29 @@ class TestSpool:
         monkeypatch.undo()
         assert [key for key, _ in merged(spool)] == ["first"]
 
+    def test_what_a_merge_leaves_is_synced(
+        self, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That entries went, are kept aside, or gave way to one on damage is durable when the merge is done."""
+        synced: list[bytes] = []
+        inodes: set[int] = set()
+        fsync = os.fsync
+
+        def watched(descriptor: int) -> None:
+            fsync(descriptor)
+            synced.append((tmp_path / "spool").read_bytes())
+            inodes.add(os.fstat(descriptor).st_ino)
+
+        monkeypatch.setattr(os, "fsync", watched)
+        spool.add("first", b"{}")
+        assert (len(merged(spool)), synced[-1]) == (1, b"")
+        spool.add("second", b"{}")
+        spool.merge(lambda rows: rows)
+        assert (tmp_path / "spool.refused").stat().st_ino in inodes
+        (tmp_path / "spool").write_bytes(b"damaged\n")
+        spool.merge(len, damaged=lambda _lines: ("loss", b"{}"))
+        assert (b" loss {}" in synced[-1], synced[-1]) == (True, (tmp_path / "spool").read_bytes())
+
     def test_names_are_synced(self, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A file that is new has a durable name before anything in it is acknowledged, and a copy beside it too."""
         synced: list[set[str]] = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+import stat
 from pathlib import Path
 
 import pytest
 from tests.audit_trails import READ, MakeTrail
 
-from healthobs.audit.sqlite import connect_pragmas, wal_is_safe
+from healthobs.audit.sqlite import SqliteStore, connect_pragmas, wal_is_safe
 
 
 class TestConnectPragmas:
@@ -70,3 +71,10 @@ class TestConnectPragmas:
         trail.health()
         trail.close()
         assert trail.verify().ok
+
+    def test_folder_is_made(self, tmp_path: Path) -> None:
+        """A folder that is not there is made, for its owner only."""
+        place = SqliteStore(tmp_path / "some" / "where" / "audit.db")
+        with place.initialising():
+            pass
+        assert stat.S_IMODE((tmp_path / "some" / "where").stat().st_mode) == 0o700

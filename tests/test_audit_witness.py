@@ -258,6 +258,17 @@ class TestWitnesses:
         bench.time.advance(4000)
         assert independent.state == "self-signed"
 
+    def test_clock_of_a_witness_that_is_ahead(self, bench: Bench) -> None:
+        """A cosignature is not fresh for longer because its witness's clock is ahead."""
+        here = SteppingClock()
+        peer = WitnessPeer(bench.vkeys["w1"], "https://w1", independent=False)
+        peers = Witnesses(bench.trail, [peer], bench.send, clock=here.clock())
+        bench.time.advance(86_400)
+        peers.ask()
+        assert peers.state == "self-witnessed"
+        here.advance(4000)
+        assert peers.state == "self-signed"
+
     def test_note_carries_all_signatures(self, bench: Bench) -> None:
         """The cosigned checkpoint verifies with the log's key and with each witness's."""
         peers = bench.client("w1", "w2")
