@@ -8,7 +8,6 @@ patients' data in hand.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import json
 import logging
@@ -37,13 +36,7 @@ from healthobs.tracing import RedactingSpanExporter
 from reference_services._kit import Problem, ServiceSettings
 from reference_services.services import SERVICES
 from reference_services.synthetic_phi import domain as synthetic
-
-# By path, because there are two modules of that name when all tests run at once.
-_spec = importlib.util.spec_from_file_location("services_conftest", Path(__file__).with_name("conftest.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_conftest: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_conftest)
+from service_world import World
 
 #: The only differences that may be seen: how long an answer is, and the one key that synthetic-phi-service allows.
 DECLARED = {
@@ -134,7 +127,7 @@ class Entropy:
         return hashlib.shake_256(str(self._calls).encode()).digest(count)
 
 
-class TwinWorld(_conftest.World):  # type: ignore[misc]
+class TwinWorld(World):
     """The five services with fixed ids, clock and keys, at DEBUG, the standard library's records captured.
 
     Args:

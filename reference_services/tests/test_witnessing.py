@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import urllib3
 
-from conftest import World
 from healthobs import ConfigurationError
 from healthobs.audit.checkpoint import Verifier
 from reference_services._kit import ServiceSettings, witnessing
 from reference_services.demo import cluster
 from reference_services.services import SERVICES
+from service_world import World
 
 PHI, AUTH = "phi-service", "auth-service"
 PEERS = [name for name in SERVICES if name != PHI]
