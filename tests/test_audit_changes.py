@@ -112,6 +112,18 @@ class TestPrune:
         assert (status, "approvers were changed without two" in out) == (1, True)
         assert run("verify", path, "--approver", "x")[0] == 2
 
+    @pytest.mark.parametrize(
+        "arguments",
+        [("approve", "x", "--name", "n"), ("approve", "x", "--key-file", "k"), ("approver-key", "k")],
+    )
+    def test_approver_needs_key_and_name(
+        self, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Nobody signs without a key, nor without a name: wrong usage."""
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert (caught.value.code, "required" in capsys.readouterr().err) == (2, True)
+
     def test_change_of_approvers(self, path: Path, tmp_path: Path, run: Run) -> None:
         """Once some are named, others are an order, which is printed, signed by two of them, and carried out."""
         for name in ("alice", "bob", "carol"):

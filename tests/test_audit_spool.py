@@ -380,8 +380,8 @@ class TestTrailWithSpool:
 class TestForged:
     """What whoever may write the file could plant in it."""
 
-    def test_is_kept_aside(self, trail: AuditTrail, tmp_path: Path) -> None:
-        """A line with a good checksum that governs the trail is kept beside the file and holds up no other."""
+    def test_is_kept_aside(self, trail: AuditTrail, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """A line with a good checksum that governs the trail is kept beside the file, told, and holds up no other."""
         assert trail.spool is not None
         good = trail.encode(CARE)
         bad = good.replace(b"patient.read", b"audit.release")
@@ -392,6 +392,8 @@ class TestForged:
         aside = tmp_path / "spool.refused"
         assert [line.partition(b" ")[2] for line in aside.read_bytes().splitlines()] == [bad, b"078-05-1120"]
         assert (stat.S_IMODE(aside.stat().st_mode), trail.refused_rows) == (0o600, 2)
+        (line,) = (record for record in caplog.records if record.message == "audit_rows_refused")
+        assert (line.levelname, vars(line)["count"]) == ("ERROR", 2)
         assert not trail.spool.waiting()
 
     def test_reused_key_holds_up_nobody(self, trail: AuditTrail, tmp_path: Path) -> None:
