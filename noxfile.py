@@ -98,7 +98,7 @@ def typing(session: nox.Session) -> None:
     session.run("pyright", "--ignoreexternal", "--verifytypes", "healthobs")
 
 
-@nox.session
+@nox.session(python=PYTHONS[1])  # the README's second command has the first, from the lock
 def package(session: nox.Session) -> None:
     """Build both distributions, check them, and run the suite against the wheels with `src` out of reach."""
     session.install(*_groups("tests", "package"), "hatchling")
