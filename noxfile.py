@@ -55,8 +55,8 @@ def _groups(*names: str) -> list[str]:
     return list(nox.project.dependency_groups(PYPROJECT, *names))
 
 
-def _run_tests(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
-    session.run("coverage", "run", "-m", "pytest", "-n", "auto", *arguments, *session.posargs, env=env)
+def _run_tests(session: nox.Session) -> None:
+    session.run("coverage", "run", "-m", "pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session(python=[*PYTHONS, *NEWER])
@@ -122,9 +122,8 @@ def package(session: nox.Session) -> None:
     shutil.rmtree(bare, ignore_errors=True)
     ignore = shutil.ignore_patterns(".git", ".nox", ".venv*", "src", "__pycache__", ".hypothesis", ".*_cache")
     shutil.copytree(".", bare, ignore=ignore)
-    measured = {"COVERAGE_FILE": str(Path(".coverage").resolve())}
     with session.chdir(bare):
-        _run_tests(session, "-p", "no:cacheprovider", env=measured)
+        session.run("python", "-m", "pytest", "-n", "auto", "-p", "no:cacheprovider", *session.posargs)
 
 
 @nox.session
