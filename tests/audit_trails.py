@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,14 @@ def make_trail(tmp_path: Path) -> Iterator[MakeTrail]:
 @pytest.fixture
 def trail(make_trail: MakeTrail) -> AuditTrail:
     return make_trail()
+
+
+def unmeasured() -> dict[str, str]:
+    """Return the environment, without coverage, for a process that forks while its threads work.
+
+    coverage's tracer takes a lock for each new file; a child forked while another thread holds it waits for ever.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 
 def leaves(path: Path) -> list[bytes]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from audit_trails import unmeasured
 from healthobs.audit import forking, open_trail, store, verification
 from healthobs.audit.forking import ForkGate
 from healthobs.audit.opening import store_of
@@ -267,6 +268,7 @@ trail.close()
             [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
             capture_output=True,
             text=True,
+            env=unmeasured(),
             timeout=60,
             check=True,
         )
@@ -304,6 +306,7 @@ trail.close()
             [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
             capture_output=True,
             text=True,
+            env=unmeasured(),
             timeout=60,
             check=True,
         )

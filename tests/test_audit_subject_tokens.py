@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from audit_trails import unmeasured
 from healthobs import Observability, Settings, audited, use
 from healthobs.audit import AuditTrail, Outbox, annotate, open_trail, subjects
 from healthobs.audit.command import main as command
@@ -549,5 +550,7 @@ class TestAtOnce:
     def test_forked_while_others_ask(self, tmp_path: Path) -> None:
         """A fork in the middle of a busy map leaves the child no lock that nobody will release."""
         command = [sys.executable, "-c", FORKING, str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=unmeasured(), timeout=60, check=True
+        )
         assert done.stdout == "{0}\n"
