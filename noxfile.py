@@ -34,7 +34,7 @@ SERVICES = "./reference_services"
 #: Rooms whose tests must find planted faults: files under `src/healthobs`, and the tests that guard them.
 MUTATED = {
     "_callables.py": "test_callables* test_decorators*",
-    "http.py": "test_front_ends test_wsgi* test_asgi test_headers test_tenancy test_taking_over* test_series_from_zero",
+    "http.py": "test_exchange test_front_ends test_wsgi* test_asgi test_headers test_tenancy test_taking_over* test_series_from_zero",
     "metrics/*.py": "test_metrics* test_tenancy",
     "health/*.py": "test_health test_health_*",
     "redaction/[!c]*.py": "test_redaction*",  # canary.py is data

@@ -93,9 +93,9 @@ class HttpServer:
         self.active: Instrument = metrics.gauge(
             _ACTIVE, "HTTP server requests in progress", ("http_request_method", "url_scheme")
         )
-        # Names of spans whose route is not known yet, values of `error.type`, and keys that no function of ours writes.
+        # Names of spans whose route is not known yet, and values of `error.type`.
         codes = map(str, range(500, 600))
-        for name in (*METHODS, "HTTP", CANCELLED, *codes, "healthobs.first_byte_seconds", TENANT):
+        for name in (*METHODS, CANCELLED, *codes):
             obs.redactor.written(name)
         if settings.prefix:
             for view in _views(settings.prefix, {"tenant": "tenant"} if settings.tenants else {}):
