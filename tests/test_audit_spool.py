@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.forked import is_locked, lingering
 
 from healthobs import Settings
 from healthobs.audit import open_trail
@@ -185,6 +186,23 @@ class TestSpool:
         rows: Rows = []
         assert (spool.merge(rows.extend), len(rows), spool.waiting()) == ((1, 0), 1, False)
         assert list(tmp_path.glob("spool.damaged-*")) == []
+
+    def test_fork_takes_no_lock_along(
+        self, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A child forked in the middle of adding or merging has not the lock once that is done, however long it lives."""
+        with lingering() as fork:
+            fsync = os.fsync
+
+            def forking(descriptor: int) -> None:
+                fork()
+                fsync(descriptor)
+
+            monkeypatch.setattr(os, "fsync", forking)
+            spool.add("first", b"{}")
+            assert not is_locked(tmp_path / "spool")
+            assert len(merged(spool)) == 1
+            assert not is_locked(tmp_path / "spool")
 
     def test_full_disk(self, tmp_path: Path) -> None:
         """A disk without room refuses the entry and damages none."""

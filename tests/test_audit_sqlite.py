@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from tests.audit_trails import READ, MakeTrail
+from tests.forked import is_locked, lingering
 
-from healthobs.audit.sqlite import SqliteStore, connect_pragmas, wal_is_safe
+from healthobs.audit.sqlite import SqliteConnection, SqliteStore, connect_pragmas, wal_is_safe
 
 
 class TestConnectPragmas:
@@ -78,3 +80,19 @@ class TestConnectPragmas:
         with place.initialising():
             pass
         assert stat.S_IMODE((tmp_path / "some" / "where").stat().st_mode) == 0o700
+
+    def test_fork_takes_no_lock_along(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A child forked while a log is opened has not its lock once that is done, however long it lives."""
+        connect, writing, locked = SqliteStore.connect, SqliteConnection.writing, list[bool]()
+
+        def checked(connection: SqliteConnection) -> AbstractContextManager[None]:
+            locked.append(is_locked(tmp_path / "audit.db.lock"))
+            assert locked == [False], "it would wait for the child"
+            return writing(connection)
+
+        with lingering() as fork:
+            monkeypatch.setattr(SqliteStore, "connect", lambda place: (fork(), connect(place))[1])
+            monkeypatch.setattr(SqliteConnection, "writing", checked)
+            with SqliteStore(tmp_path / "audit.db").initialising():
+                pass
+        assert locked == [False]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
+from tests.forked import is_locked, lingering
 
 from healthobs.metrics import multiprocess
 
@@ -113,6 +114,13 @@ class TestBury:
             assert not began.wait(0.05)
         thread.join(30)
         assert began.is_set()
+
+    def test_fork_takes_no_lock_along(self, tmp_path: Path) -> None:
+        """A worker forked during a scrape does not put off merges once that is over, however long it lives."""
+        with lingering() as fork:
+            with multiprocess.reading(tmp_path):
+                fork()
+            assert not is_locked(tmp_path / "lock")
 
 
 class TestReadable:

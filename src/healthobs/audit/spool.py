@@ -151,6 +151,7 @@ class Spool:
                     )  # whoever made the file may have died before its name was safe
                 yield descriptor
             finally:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor, too
                 os.close(descriptor)
         except OSError as exc:
             reason = exc.strerror or type(exc).__name__

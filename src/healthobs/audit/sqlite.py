@@ -170,7 +170,8 @@ def _lock_file(path: Path) -> Generator[int]:
     try:
         yield descriptor
     finally:
-        os.close(descriptor)  # gives the lock back, too
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor, too
+        os.close(descriptor)
 
 
 def _open_lock(path: Path) -> int:

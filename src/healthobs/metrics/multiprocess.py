@@ -157,4 +157,5 @@ def _locked(path: Path, how: int) -> Generator[bool]:
                 time.sleep(0.005)
         yield held
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a worker forked meanwhile has the descriptor, too
         os.close(descriptor)
