@@ -278,9 +278,17 @@ class TestServers:
             ("any", "Exception on /x [OTTOLINE]", (), "Exception on [PHI:url] [_OTHER]"),
             ("gunicorn.error", "Error handling request %s", ("/Ottoline?q",), "Error handling request [PHI:url]"),
             ("gunicorn.error", "no /Ottoline", (), "no [PHI:url]"),
-            ("gunicorn.error", "Invalid line 'GET /x/Otto line HTTP/1.1'", (), "Invalid line 'GET [PHI:url] HTTP/1.1'"),
+            ("gunicorn.error", "Invalid line 'GET /x/Otto line HTTP/1.1'", (), "Invalid line [PHI:value]"),
+            ("gunicorn.error", "Invalid HTTP header: 'X-P Ottoline'", (), "Invalid HTTP header: [PHI:value]"),
+            ("gunicorn.error", "Can't connect", (), "Can't connect"),
+            ("gunicorn.error", "In use: %s", ("('localhost', 8000)",), "In use: ('localhost', 8000)"),
+            ("httpcore.http11", "x.complete return_value=(b'Ottoline',)", (), "x.complete return_value=[PHI:value]"),
+            ("httpcore.http11", "x.started header=b'Ottoline'", (), "x.started header=[PHI:value]"),
+            ("django.security.DisallowedHost", "Invalid HTTP_HOST header: 'ottoline'.", (), "Invalid HTTP_HOST header: [PHI:value]"),
+            ("werkzeug", "code %d, message %s", (400, "Bad version ('Ottoline')"), "code 400, message Bad version [PHI:value]"),
+            ("asyncio", "Executing %s took %.3f seconds", ("<Handle tell('Ottoline')>", 0.2), "Executing [PHI:value] took 0.200 seconds"),
             ("django.request", "%s: %s", ("Not Found", "/x/O'Tto Ottoline\n HTTP/1.1 x"), "Not Found: [PHI:url]"),
-            ("hypercorn.access", '"%(r)s"', ({"r": "GET /Otto line 1.1"},), '"GET [PHI:url]"'),
+            ("hypercorn.access", '"%(r)s" %(a)s', ({"m": "GET", "r": "GET /Otto line 1.1", "H": "2", "a": "Ottoline"},), '"GET [PHI:url] 2" [PHI:key]'),
             ("waitress", "Exception while serving %s", ("/Otto line",), "Exception while serving [PHI:url]"),
             ("django.db.backends", "(%.3f) %s; args=%s", (0.5, "SELECT 'Ottoline'", ("Ottoline",)), "(0.500) [PHI:value]; args=[PHI:value]"),
             ("werkzeug", '- "%s" %s %s', ("GET /Ottoline HTTP/1.1", 200, "-"), '- "GET [PHI:url] HTTP/1.1" 200 -'),
@@ -314,6 +322,13 @@ class TestServers:
             assert json.loads(lines.getvalue())["event"] == shown
         else:
             assert root.getvalue() == f"ERROR|{name}|{shown}\n"
+
+    def test_what_a_server_quotes_of_its_own(self, root: io.StringIO) -> None:
+        """A message that is written in the code quotes no request, so it stays whole."""
+        obs = Observability(Settings(), logs="processor")
+        logging.getLogger("gunicorn.error").error("No application in 'wsgi' (see --help)")
+        obs.close()
+        assert root.getvalue() == "ERROR|gunicorn.error|No application in 'wsgi' (see --help)\n"
 
     def test_gunicorns_access_log(self, root: io.StringIO) -> None:
         """Of its atoms only those of a closed vocabulary pass."""

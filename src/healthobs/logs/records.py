@@ -1,7 +1,7 @@
 """What a record of the standard library may say: its template is judged before it is formatted.
 
 Messages of known servers and clients quote the request: their paths become the route's template, or a mark, to the end of
-what quotes them, since a path may hold blanks. Celery's quote a task's result and exception, asyncio's an exception and the
+what quotes them, since a path may hold blanks; a message that was made of data ends where it begins to quote. Celery's quote a task's result and exception, asyncio's an exception and the
 arguments of a callback, those of Django's database the statement and its parameters.
 
 Limits: the servers are known by the names of their loggers, and Flask's line by its beginning.
@@ -24,19 +24,22 @@ _SERVERS = frozenset(
     {"django", "gunicorn", "httpcore", "httpx", "hypercorn", "urllib3", "uvicorn", "waitress", "werkzeug"}
 )
 #: Loggers whose arguments are the application's data.
-_QUOTING = re.compile(r"(?:celery|django\.db)(?:\..*)?", re.DOTALL)
+_QUOTING = re.compile(r"(?:asyncio|celery|django\.db)(?:\..*)?", re.DOTALL)
 _METHODS = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE")
 )
 _TARGET = re.compile(
     r"""(?:(?<![\w.%-])/|(?<![\w+.-])[a-zA-Z][\w+.-]*://).*?(?= HTTP/\d(?:\.\d)?["')]*\Z|\Z)""", re.DOTALL
 )
+#: Where a server's message begins to quote what it was sent; no apostrophe in a word.
+_QUOTE = re.compile(r"""(?:(?<!\w)|\bb)['"]|[(<]""")
 #: Where asyncio's message begins to quote: arguments, objects, what they raised.
 _ASYNCIO = re.compile(r"[(\n]|<(?!locals>)| exception=")
 _FLASK = re.compile(r"Exception on (.*) \[(\w+)\]", re.DOTALL)
 _NAMED = re.compile(r"%\((.*?)\)")
 _VERSION = re.compile(r"(HTTP/)?\d(\.\d)?")
 _ACCESS = '%s - "%s %s HTTP/%s" %d'
+_ACCESS_BY_ATOMS = frozenset({"gunicorn.access", "hypercorn.access"})
 _WERKZEUG = '"%s" %s %s'
 #: A request line, in werkzeug's colours or without.
 _REQUEST = re.compile(r"^(?:\x1b\[\d+m)*([A-Z]+) .* (HTTP/\d\.\d)(?:\x1b\[\d+m)*$", re.DOTALL)
@@ -130,7 +133,7 @@ def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
     server = redactor.mode != "watch" and record.name.partition(".")[0] in _SERVERS
     if server and record.name == "uvicorn.access" and isinstance(arguments, tuple) and len(arguments) == 5:  # pyright: ignore[reportUnknownArgumentType]
         return _ACCESS, _uvicorn(cast("tuple[object, ...]", arguments), redactor)
-    if server and record.name == "gunicorn.access" and isinstance(arguments, Mapping):
+    if server and record.name in _ACCESS_BY_ATOMS and isinstance(arguments, Mapping):
         return template, _gunicorn(cast("Mapping[str, object]", arguments), redactor)
     if server and record.name == "werkzeug" and template.endswith(_WERKZEUG + "\n") and arguments:
         return _WERKZEUG, _werkzeug(cast("tuple[object, ...]", arguments))
@@ -142,10 +145,10 @@ def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
     if arguments and redactor.mode != "watch" and _QUOTING.fullmatch(record.name):
         judged, fitting = redactor.name(template), _quoted(arguments, redactor)
         return (judged, fitting) if _fits(judged, fitting) else (judged, None)
-    judged = redactor.name(_without_targets(template) if server and not arguments else template)
+    judged = redactor.name(_of_server(template, redactor) if server and not arguments else template)
     if not arguments:
         return judged, None
-    fitting = _arguments(arguments, redactor, server=server)
+    fitting = _arguments(arguments, redactor, record.name if server else "")
     return (judged, fitting) if _fits(judged, fitting) else (judged, None)
 
 
@@ -157,9 +160,11 @@ def _fits(template: str, arguments: Any) -> bool:
         return False
 
 
-def _arguments(arguments: Any, redactor: Redactor, *, server: bool) -> Any:
+def _arguments(arguments: Any, redactor: Redactor, server: str) -> Any:
     def bare(value: object) -> object:
-        return _TARGET.sub(TARGET, value) if server and isinstance(value, str) else value
+        if not server or not isinstance(value, str):
+            return value
+        return _TARGET.sub(TARGET, _unquoted(value) if server == "werkzeug" else value)
 
     if isinstance(arguments, Mapping):  # `%r` shows its names, too
         named = cast("Mapping[str, object]", arguments)
@@ -207,10 +212,17 @@ class _Atoms(dict[str, object]):
         return "[PHI:key]"
 
 
-def _without_targets(message: str) -> str:
-    """Return a server's `message` without request targets, nor the traceback that werkzeug appends."""
+def _of_server(message: str, redactor: Redactor) -> str:
+    """Return a server's `message` without request targets, what it quotes, and the traceback that werkzeug appends."""
     head, cut, _traceback = message.partition("Error on request:")
+    if not redactor.is_written(message):
+        head = _unquoted(head)
     return _TARGET.sub(TARGET, head + cut)
+
+
+def _unquoted(text: str) -> str:
+    found = _QUOTE.search(text)
+    return text if found is None else f"{text[: found.start()]}[PHI:value]"
 
 
 def _route() -> str:
