@@ -76,6 +76,28 @@ class TestConstruction:
         assert json.loads(stream.getvalue())["event"] == "call [PHI:phone]"
         assert logging.getLogger().handlers == before
 
+    def test_capturing_beside_a_set_up_that_keeps_its_format_is_refused(self) -> None:
+        """With `processor`, lines go through the root logger: a handler there that hands them back would lose each."""
+        import logging
+
+        before = list(logging.getLogger().handlers)
+        with pytest.raises(ConfigurationError, match="exclude each other"):
+            Observability(Settings(capture_stdlib=True), logs="processor")
+        obs = Observability(Settings(), logs="processor")
+        with pytest.raises(ConfigurationError, match="exclude each other"):
+            obs.logs.capture_stdlib()
+        obs.close()
+        assert logging.getLogger().handlers == before
+
+    def test_capturing_where_no_line_is_written_takes_nothing(self) -> None:
+        """With `off`, the root logger stays the application's."""
+        import logging
+
+        before = list(logging.getLogger().handlers)
+        obs = Observability(Settings(capture_stdlib=True), logs="off")
+        assert logging.getLogger().handlers == before
+        obs.close()
+
     def test_a_failed_construction_takes_nothing_over(self, tmp_path: Path) -> None:
         """When the trail cannot be opened, the root logger is still the application's."""
         import logging

@@ -58,7 +58,8 @@ class Settings:
             are only counted. What the view itself calls still reports.
         log_level: Lowest level that is written.
         log_fields: Other names for fields of log lines, each as ``name=other``, such as ``trace_id=dd.trace_id``.
-        capture_stdlib: Route the standard library's root logger through the same redacted JSON lines.
+        capture_stdlib: Route the standard library's root logger through the same redacted JSON lines; for ``logs="own"``:
+            refused beside ``processor``, which redacts what is there already, and without effect beside ``off``.
         redaction: ``watch`` counts what ``mask`` would change and changes nothing; ``mask`` masks what keys, types
             and patterns identify; ``strict`` also drops free text under unknown keys, and names that are not written
             in the code. None: ``strict`` when `frameworks` has ``hipaa`` (the service declares PHI), else ``mask``.

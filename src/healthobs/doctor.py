@@ -246,7 +246,7 @@ def _is_wal(path: Path | None) -> bool:
 def _loggers(observed: Sequence[Any]) -> Iterator[Finding]:
     """Look for what writes log lines past the redaction of a service that declares PHI."""
     declared = [layer.obs for layer in observed if "hipaa" in layer.obs.settings.frameworks]
-    remedy = "set Settings.capture_stdlib, or pass Observability(logs='processor') after logging is set up"
+    remedy = "set Settings.capture_stdlib (with logs='own'), or else pass Observability(logs='processor') after logging is set up"
     if not any(getattr(obs.logs, "_adoption", None) is not None for obs in declared):
         for obs in declared:
             if getattr(obs.logs, "_capture", None) is None:

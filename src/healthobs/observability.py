@@ -21,6 +21,7 @@ from healthobs.exceptions import AuditError, ConfigurationError
 from healthobs.health import Health
 from healthobs.health.wiring import build_health
 from healthobs.logs import LogMode, Logs
+from healthobs.logs.pipeline import CAPTURE_BESIDE_PROCESSOR
 from healthobs.metrics import Metrics
 from healthobs.redaction import Redactor
 from healthobs.tenancy import OTHER, refuse_identifiers
@@ -100,6 +101,8 @@ class Observability:
             raise ConfigurationError(
                 "audit_policy spool needs an audit trail that was opened with a spool_file"
             )
+        if settings.capture_stdlib and logs == "processor":
+            raise ConfigurationError(CAPTURE_BESIDE_PROCESSOR)
         self.settings: Final = settings
         self.clock: Final = clock or Clock()
         self.redactor: Final = Redactor(

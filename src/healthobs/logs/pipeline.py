@@ -19,6 +19,7 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 from healthobs.clock import Clock
 from healthobs.config import Settings
+from healthobs.exceptions import ConfigurationError
 from healthobs.logs.adoption import Forward, LogAdoption, exception_of, noting
 from healthobs.logs.records import Rendered, current_ids
 from healthobs.logs.stdlib import StdlibCapture
@@ -29,6 +30,11 @@ LogMode = Literal["own", "processor", "off"]
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _ALIASES = {"warn": "warning", "exception": "error", "fatal": "critical"}
 _NEVER = 1_000
+#: What is wrong with asking for both.
+CAPTURE_BESIDE_PROCESSOR = (
+    "capture_stdlib and logs='processor' exclude each other: the handler it puts in place of the application's would "
+    "take healthobs' own lines up again, and none would be written; processor redacts what is there already"
+)
 # Line separators of Unicode that JSON leaves alone, but at which readers split lines.
 _SEPARATORS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
@@ -177,7 +183,12 @@ class Logs:
 
         `release_stdlib` gives everything back as it was. Calling it twice changes nothing;
         nor does calling it when telemetry is disabled.
+
+        Raises:
+            ConfigurationError: The mode is ``processor``, whose lines go through those handlers.
         """
+        if self.mode == "processor":
+            raise ConfigurationError(CAPTURE_BESIDE_PROCESSOR)
         if self._capture is None and self._lowest != _NEVER:
             self._capture = StdlibCapture(partial(self.emit, checked=True), self._redactor, self._root_level)
 
