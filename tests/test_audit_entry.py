@@ -17,7 +17,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext
 from healthobs import _runtime
 from healthobs.audit import AuditDraft, annotate, entry
 from healthobs.exceptions import AuditWriteError, InstrumentationError
-from healthobs.redaction import Redactor
+from healthobs.redaction import Phi, Redactor
 
 MOMENT = datetime(2026, 3, 4, 5, 6, 7, 89, UTC)
 
@@ -228,6 +228,22 @@ class TestEncode:
         raw = json.dumps(encoded(details={"078-05-1120": 1, "card 4111111111111111": True}))
         assert "078-05" not in raw
         assert "41111111" not in raw
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_what_was_revealed_is_recorded(self, draft: AuditDraft, mode: Any) -> None:
+        """Kind, purpose and count are in the stored entry, whatever the kind's word is to the redactor."""
+        kinds = ("name", "mrn", "ssn", "diagnosis", "email", "dob", "address", "note", "value", "patient")
+        for kind in kinds * 2:
+            Phi("x", kind).reveal("TREAT")
+        raw = entry.encode(draft.as_mapping(), service="s", moment=MOMENT, redactor=Redactor(mode))
+        assert json.loads(raw)["details"] == {f"revealed.{kind}.TREAT": 2 for kind in kinds}
+
+    def test_nobody_else_counts_what_was_revealed(self, draft: AuditDraft) -> None:
+        """A number that the caller puts under such a name is redacted like any other, and counts for nothing."""
+        annotate(details={"revealed.mrn.TREAT": 12345678, "revealed.ssn.TREAT": 78051120})
+        Phi("x", "mrn").reveal("TREAT")
+        details = encoded(details=draft.details)["details"]
+        assert details == {"revealed.mrn.TREAT": 1, "revealed.ssn.TREAT": "[PHI:key]"}
 
     @given(
         secret=st.sampled_from(["4111111111111111", "4111 1111 1111 1111", "078-05-1120", "212-555-0123"]),

@@ -6,7 +6,7 @@ random salt makes a leaf useless for guessing the content, should the body be er
 
 Identifiers (actor, subject, resource, request) must be opaque: UUIDs and long hexadecimal tokens, with a short prefix
 or without, are recorded as they are; what a pattern finds in others is masked, as in `reason`, `details` and all other text.
-Text is cut after that, never before: no pattern finds half an identifier.
+Text is cut after that, never before: no pattern finds half an identifier. What `Phi.reveal` counted stays under its name.
 
 Limits: a name has no pattern. `action` and `outcome` are words of the code and are not looked at. Floats, nulls in
 details and nested details are refused.
@@ -29,6 +29,7 @@ from healthobs.audit.draft import FIELDS
 from healthobs.clock import rfc3339
 from healthobs.exceptions import AuditWriteError
 from healthobs.redaction import Redactor
+from healthobs.redaction.phi import Revealed
 from healthobs.tenancy import stated
 
 #: Format of the entries that this release writes (`v` of the body).
@@ -224,6 +225,7 @@ def _details(details: object, redactor: Redactor) -> str:
     if len(facts) > MAX_DETAILS:
         raise AuditWriteError(f"the audit entry has more than {MAX_DETAILS} details; record a count instead")
     checked: dict[str, str | int | bool] = {}
+    counts: dict[str, int] = {}
     for name, value in facts.items():
         if not isinstance(name, str) or not isinstance(value, (str, int)):
             raise AuditWriteError(
@@ -233,6 +235,9 @@ def _details(details: object, redactor: Redactor) -> str:
             raise AuditWriteError(
                 "a whole number in the audit entry's details needs more than 53 bits; pass it as text"
             )
+        if isinstance(value, Revealed):  # code wrote the name, and no person's data can make this type
+            counts[name] = value
+            continue
         checked[_valid(name)] = _valid(value) if isinstance(value, str) else value
     masked = redactor.mapping(checked, signal="audit") if checked else {}
     return canonical(
@@ -240,4 +245,5 @@ def _details(details: object, redactor: Redactor) -> str:
             _cut(name, MAX_TEXT): _cut(value, MAX_REASON) if isinstance(value, str) else value
             for name, value in masked.items()
         }
+        | counts
     )

@@ -28,6 +28,10 @@ _KIND = re.compile(r"[a-z][a-z_]{0,31}")
 _PURPOSE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
+class Revealed(int):
+    """How often a kind of value was revealed for a purpose: a count of `Phi`, which an audit entry keeps as it is."""
+
+
 class Phi(Generic[T]):
     """Wrap `value` so that rendering it gives a mark instead.
 
@@ -68,7 +72,8 @@ class Phi(Generic[T]):
         draft: Any = _runtime.audit_draft.get()
         if draft is not None:
             name = f"revealed.{self.kind}.{purpose}"
-            draft.details[name] = draft.details.get(name, 0) + 1
+            before = draft.details.get(name)
+            draft.details[name] = Revealed(before + 1 if isinstance(before, Revealed) else 1)
         return self.__value
 
     def __str__(self) -> str:
