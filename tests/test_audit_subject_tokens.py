@@ -50,7 +50,47 @@ with ThreadPoolExecutor(4) as pool:
     print(*pool.map(subjects.token, names))
 """
 
-#: Forks while threads ask for tokens; without the gate of the trail a third of the children never came to their end.
+#: Forks in the middle of an erasure; the child then records an entry about somebody who is new.
+ERASING = """
+import os, sys, threading
+from pathlib import Path
+from healthobs.audit import open_trail
+from healthobs.audit.subjects import SubjectMap
+
+folder = Path(sys.argv[1])
+subjects = SubjectMap(folder / "subjects.db")
+trail = open_trail(f"sqlite:///{folder}/audit.db", service="s", subjects=subjects, timeout_seconds=0.5)
+trail.append({"action": "parent", "subject": "patient-1"})
+inside, named, order = threading.Event(), subjects._named, []
+
+def slow(identifier):
+    inside.set()
+    threading.Event().wait(0.3)
+    return named(identifier)
+
+def erase():
+    subjects.erase("patient-1")
+    order.append("erased")
+
+subjects._named = slow
+thread = threading.Thread(target=erase)
+thread.start()
+inside.wait()
+del subjects._named
+wait, begin = os.pipe()
+child = os.fork()
+if child == 0:
+    os.read(wait, 1)
+    trail.append({"action": "child", "subject": "patient-2"})
+    os._exit(0)
+order.append("forked")
+thread.join()
+os.write(begin, b"x")
+print(order, os.waitpid(child, 0)[1])
+trail.close()
+"""
+
+#: Forks while threads ask for tokens; without the gate of the map a third of the children never came to their end.
 FORKING = """
 import os, sys, threading
 from pathlib import Path
@@ -546,6 +586,14 @@ class TestAtOnce:
         assert [process.returncode for process in asking] == [0, 0, 0]
         assert len(set(answers)) == 1
         assert len(set(answers[0].split())) == 10
+
+    def test_forked_during_an_erasure(self, tmp_path: Path) -> None:
+        """A fork waits for who uses the map without the trail, too, and the child finds it free."""
+        command = [sys.executable, "-c", ERASING, str(tmp_path)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=unmeasured(), timeout=60, check=True
+        )
+        assert done.stdout == "['erased', 'forked'] 0\n"
 
     def test_forked_while_others_ask(self, tmp_path: Path) -> None:
         """A fork in the middle of a busy map leaves the child no lock that nobody will release."""

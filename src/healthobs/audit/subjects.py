@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from healthobs.audit.forking import ForkGate
 from healthobs.audit.keys import create_secret, read_secret, sync_directory
 from healthobs.audit.sqlite import BUSY_TIMEOUT_MILLIS, connect_pragmas
 from healthobs.exceptions import AuditError, ConfigurationError
@@ -71,6 +72,8 @@ class SubjectMap:
 
     def __init__(self, path: Path, key_file: Path | None = None) -> None:
         self._path = path
+        #: Its own: within a trail's, a fork that waits at this one first would keep both waiting.
+        self._gate = ForkGate(lambda: None)
         with self._connected(make=True) as connection:
             _begin(connection)
             connection.execute(_TABLE)
@@ -209,7 +212,7 @@ class SubjectMap:
     def _connected(
         self, wait_seconds: float = WAIT_SECONDS, *, make: bool = False
     ) -> Generator[sqlite3.Connection]:
-        """Give a connection for one task; what it leaves uncommitted is rolled back.
+        """Give a connection for one task, with no fork meanwhile; what it leaves uncommitted is rolled back.
 
         The file is made by an opening alone: in place of one that vanished an empty one would give second tokens.
         """
@@ -219,9 +222,12 @@ class SubjectMap:
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
                 sync_directory(self._path.parent)
             address = f"{self._path.absolute().as_uri()}?mode=rw"
-            with contextlib.closing(
-                sqlite3.connect(address, timeout=wait_seconds, isolation_level=None, uri=True)
-            ) as connection:
+            with (
+                self._gate,
+                contextlib.closing(
+                    sqlite3.connect(address, timeout=wait_seconds, isolation_level=None, uri=True)
+                ) as connection,
+            ):
                 yield connection
         except (sqlite3.Error, OSError) as exc:
             name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
