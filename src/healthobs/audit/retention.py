@@ -26,6 +26,7 @@ from healthobs.audit.governance import RESERVED, Order, Range, prune_order
 from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.records import Receipt
 from healthobs.audit.store import Connection, first_index, stored_bytes
+from healthobs.audit.subjects import is_token
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditTamperedError, AuditWriteError, RetentionError
 
@@ -35,6 +36,31 @@ if TYPE_CHECKING:
 _AT_ONCE = 2_000
 #: A detail's text is cut at that.
 _MAX_ORDER = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What the holds in force keep.
+
+    Args:
+        orders: The holds.
+        subjects: Every subject that entries about theirs may have.
+        tokens: Whether any token may be a held subject's, as nobody can say whose it is.
+    """
+
+    orders: list[Order]
+    subjects: frozenset[str]
+    tokens: bool
+
+    def keeps(self, index: int, subject: str | None) -> bool:
+        """Return whether the entry is held for certain."""
+        return subject in self.subjects or any(
+            first <= index <= last for hold in self.orders for first, last in hold.ranges
+        )
+
+    def may_keep(self, index: int, subject: str | None) -> bool:
+        """Return whether the entry is held, or may be."""
+        return self.keeps(index, subject) or (self.tokens and is_token(subject))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +126,19 @@ class Retention:
             name: What the hold is called; placing it again replaces it.
             actor: Who places it.
             reason: Why.
-            subject: Entries about this subject, also those to come; where the trail has a map, the identifier will do.
-            entries: First and last entry.
+            subject: Entries about this subject, also those to come; where the trail has a map, the identifier will do,
+                and entries from before the map are held by their numbers.
+            entries: First and last entry, besides those about the subject.
 
         Raises:
             RetentionError: Neither subject nor entries are named, or the entries are no range.
+            AuditError: It cannot be recorded, or the map of subjects cannot be asked; nothing is held.
         """
         _check_range(entries)
         if subject is None and entries is None:
             raise RetentionError("a hold names a subject or entries; without them it would hold nothing")
-        details: dict[str, str] = {"hold": name}
-        if entries is not None:
-            details["ranges"] = f"{entries[0]}-{entries[1]}"
+        ranges = self._unrenamed(subject) + ([] if entries is None else [entries])
+        details = {"hold": name} | ({"ranges": _joined(ranges)} if ranges else {})
         return self._record(governance.HOLD, actor, reason, details, subject)
 
     def release(self, name: str, *, actor: str, reason: str) -> Receipt:
@@ -146,6 +173,7 @@ class Retention:
         Raises:
             RetentionError: One of them is too young, held, or governs the trail; then none is erased.
             AuditTamperedError: An entry that was looked at is not what was recorded; then none is erased.
+            AuditError: The store or the map of subjects cannot be used; then none is erased.
         """
         _check_range(entries)
         first, last = entries or (0, 2**62)
@@ -258,7 +286,7 @@ class Retention:
         signed by two of the approvers.
 
         Raises:
-            AuditError: The store cannot be written to, or not by this role.
+            AuditError: The store cannot be written to, or not by this role; or who is held cannot be told from the map.
         """
         self._apply()
 
@@ -268,25 +296,68 @@ class Retention:
         Returns:
             Entries that were to be erased and stay because of a hold, and the first entry that is kept.
         """
-        with self._trail.connected(read_only=False) as connection, connection.amending():
-            found = governance.orders(connection)
-            held = governance.holds(found)
-            stays: set[int] = set()
-            for first, last in governance.erased(found):
-                rows = [(index, body) for index, body in _bodies(connection, first, last + 1)]
-                kept = {index for index, body in rows if _stays(held, index, body)}
-                going = [(index,) for index, _ in rows if index not in kept]
-                connection.insert("UPDATE entry SET body = NULL WHERE idx = ?", going)
-                stays |= kept
-            there = first_index(connection)
-            faults = self._judged(found).faults
-            wanted = {order.below for order in found if order.below > there and order.index not in faults}
-            below = next(
-                (index for index in sorted(wanted, reverse=True) if _prunable(connection, held, index)), there
-            )
-            connection.execute("DELETE FROM entry WHERE idx < ?", (below,))
-            connection.execute("DELETE FROM checkpoint WHERE size < ?", (below,))
-            return stays, below
+        with self._trail.connected() as connection:
+            held = self._held(governance.orders(connection))
+        while True:
+            with self._trail.connected(read_only=False) as connection, connection.amending():
+                found = governance.orders(connection)
+                if governance.holds(found) == held.orders:
+                    return self._carry_out(connection, found, held)
+            # Another hold came: the map is asked before the lock, never under it, where no fork may happen.
+            held = self._held(found)
+
+    def _carry_out(self, connection: Connection, found: list[Order], held: _Held) -> tuple[set[int], int]:
+        stays: set[int] = set()
+        for first, last in governance.erased(found):
+            rows = [(index, body) for index, body in _bodies(connection, first, last + 1)]
+            kept = {index for index, body in rows if _stays(held, index, body)}
+            going = [(index,) for index, _ in rows if index not in kept]
+            connection.insert("UPDATE entry SET body = NULL WHERE idx = ?", going)
+            stays |= kept
+        there = first_index(connection)
+        faults = self._judged(found).faults
+        wanted = {order.below for order in found if order.below > there and order.index not in faults}
+        below = next(
+            (index for index in sorted(wanted, reverse=True) if _prunable(connection, held, index)), there
+        )
+        connection.execute("DELETE FROM entry WHERE idx < ?", (below,))
+        connection.execute("DELETE FROM checkpoint WHERE size < ?", (below,))
+        return stays, below
+
+    def _held(self, found: list[Order]) -> _Held:
+        """Return what the holds keep, by every name of their subjects: an entry may be older than the map, and so may a hold."""
+        orders = governance.holds(found)
+        named = {hold.subject for hold in orders if hold.subject is not None}
+        trail = self._trail
+        if trail.subjects is None:
+            return _Held(orders, frozenset(named), not all(map(is_token, named)))
+        others = [f(name) for name in named for f in (trail.token_of, trail.subjects.identifier)]
+        return _Held(orders, frozenset([*named, *filter(None, others)]), tokens=False)
+
+    def _unrenamed(self, subject: str | None) -> list[Range]:
+        """Return the entries that have the subject's identifier, from before there was a map.
+
+        Their numbers go on holding them when the map has forgotten the subject.
+        """
+        subjects = self._trail.subjects
+        if subjects is None or subject is None:
+            return []
+        identifier = subjects.identifier(subject) or subject
+        if is_token(identifier):  # nobody's: recorded as it is
+            return []
+        found: list[Range] = []
+        cursor: str | None = None
+        while True:
+            page = self._trail.read(subject=identifier, limit=1_000, cursor=cursor)
+            # Of one that was tampered with no subject is shown; it was found by what its body says now.
+            found += [
+                (entry["index"], entry["index"])
+                for entry in page.entries
+                if entry.get("subject", identifier) == identifier
+            ]
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
 
     def _judged(self, found: list[Order]) -> approval.Judged:
         return approval.judge(found, self._trail.origin)
@@ -311,13 +382,17 @@ class Retention:
         self, entries: Iterable[tuple[int, dict[str, Any]]], found: list[Order], *, erasing: bool = True
     ) -> None:
         now = self._clock.now()
-        held = governance.holds(found)
+        held = self._held(found)
         for index, body in entries:
             if erasing and body["action"] in RESERVED:
                 raise RetentionError(f"entry {index} governs the trail and is never erased")
-            for hold in held:
-                if _holds(hold, index, body["subject"]):
-                    raise RetentionError(f"entry {index} is under legal hold")
+            if held.keeps(index, body["subject"]):
+                raise RetentionError(f"entry {index} is under legal hold")
+            if held.may_keep(index, body["subject"]):
+                raise RetentionError(
+                    f"entry {index} may be under legal hold: a hold does not name its subject by token;"
+                    " open the trail with its map of subjects"
+                )
             kept = max(
                 (kept for kept in self._classes if _belongs(kept, body["action"])),
                 key=lambda kept: kept.days,
@@ -365,18 +440,29 @@ def _belongs(kept: RecordClass, action: str) -> bool:
     return any(fnmatchcase(action, pattern) for pattern in kept.actions)
 
 
-def _holds(hold: Order, index: int, subject: str | None) -> bool:
-    about = hold.subject is not None and hold.subject == subject
-    return about or any(first <= index <= last for first, last in hold.ranges)
-
-
 def _check_range(entries: Range | None) -> None:
     if entries is not None and not 0 <= entries[0] <= entries[1]:
         raise RetentionError("entries are named by the first and the last, such as 0 and 99")
 
 
-def _stays(held: Sequence[Order], index: int, body: dict[str, Any]) -> bool:
-    return body["action"] in RESERVED or any(_holds(hold, index, body["subject"]) for hold in held)
+def _joined(ranges: list[Range]) -> str:
+    """Return ranges as an entry names them; where that is too long, close ones are joined, so that more is held."""
+    gap = 1
+    while True:
+        joined: list[Range] = []
+        for first, last in sorted(ranges):
+            if joined and first - joined[-1][1] <= gap:
+                joined[-1] = joined[-1][0], max(last, joined[-1][1])
+            else:
+                joined.append((first, last))
+        text = ",".join(f"{first}-{last}" for first, last in joined)
+        if len(text) <= governance.MAX_RANGES_TEXT or len(joined) == 1:
+            return text
+        gap *= 2
+
+
+def _stays(held: _Held, index: int, body: dict[str, Any]) -> bool:
+    return body["action"] in RESERVED or held.may_keep(index, body["subject"])
 
 
 def _begins(hold: Order, below: int) -> bool:
@@ -384,9 +470,9 @@ def _begins(hold: Order, below: int) -> bool:
     return hold.index < below or any(first < below for first, _ in hold.ranges)
 
 
-def _prunable(connection: Connection, held: Sequence[Order], below: int) -> bool:
-    return not any(_begins(hold, below) for hold in held) and not any(
-        _holds(hold, index, body["subject"]) for index, body in _bodies(connection, 0, below) for hold in held
+def _prunable(connection: Connection, held: _Held, below: int) -> bool:
+    return not any(_begins(hold, below) for hold in held.orders) and not any(
+        held.may_keep(index, body["subject"]) for index, body in _bodies(connection, 0, below)
     )
 
 

@@ -20,6 +20,7 @@ import contextlib
 import hmac
 import json
 import os
+import re
 import sqlite3
 import uuid
 from collections.abc import Generator, Mapping
@@ -45,6 +46,7 @@ _TABLE = (
     "CREATE TABLE IF NOT EXISTS subject (token TEXT PRIMARY KEY, lookup BLOB NOT NULL UNIQUE,"
     " sealed BLOB NOT NULL)"
 )
+_TOKEN = re.compile(r"s-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ABOUT = "WHERE lookup = ? OR token = ?"
 
 
@@ -249,6 +251,11 @@ def _renamed(fields: Fields, token: str) -> Fields:
 def _new_token() -> str:
     """Return a token that redaction knows as one: random hexadecimal digits alone may look like a card number."""
     return f"s-{uuid.uuid4()}"
+
+
+def is_token(subject: object) -> bool:
+    """Return whether `subject` has the form of a token, of this map or another, known or erased."""
+    return isinstance(subject, str) and _TOKEN.fullmatch(subject) is not None
 
 
 def _bytes(identifier: str) -> bytes:
