@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Histogram, values
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.samples import Exemplar
 
 from healthobs.config import Settings
 from healthobs.exceptions import LabelError, MetricNameError
@@ -237,11 +238,43 @@ class TestMetrics:
         assert found["a_total", ()] == found["a_seconds_count", ()] == 1
         assert found["b_seconds_count", (("tenant", "north"),)] == 1
 
+    def test_a_gauge_may_be_called_created(self) -> None:
+        """Only what the client library adds to a family goes; a family of that name stays."""
+        metrics = Metrics(Settings())
+        metrics.gauge("order_created", "When").set(7)
+        metrics.counter("bills_total", "").inc()
+        found = samples(metrics)
+        assert found["order_created", ()] == 7
+        assert [name for name, _ in found if name.endswith("_created")] == ["order_created"]
+
     def test_adopts_a_registry(self) -> None:
         """Metrics are registered where they are asked to be."""
         registry = CollectorRegistry()
         Metrics(Settings(service_name="s", service_version="1"), registry=registry)
         assert registry.get_sample_value("healthobs_build_info", {"service": "s", "version": "1"}) == 1
+
+    def test_a_name_that_an_adopted_registry_has(self) -> None:
+        """Is refused by name and with the remedy; what was registered until then is off again."""
+        registry = CollectorRegistry(auto_describe=True)
+        theirs = Counter("healthobs_redactions_total", "Theirs", registry=registry)
+        before = generate_latest(registry)
+        with pytest.raises(MetricNameError, match=r"healthobs_redactions_total is taken .*another registry"):
+            Metrics(Settings(), registry=registry)
+        assert generate_latest(registry) == before
+        registry.unregister(theirs)
+        metrics = Metrics(Settings(), registry=registry)
+        with pytest.raises(MetricNameError, match=r"healthobs_label_overflow_total is taken .*close"):
+            Metrics(Settings(), registry=registry)
+        metrics.release()
+        Metrics(Settings(), registry=registry)
+
+    @pytest.mark.parametrize("name", ["a", "a_created"])
+    def test_a_name_that_another_family_has(self, name: str) -> None:
+        """A counter holds the name of its family and of its sample's age, too."""
+        metrics = Metrics(Settings())
+        metrics.counter("a_total", "")
+        with pytest.raises(MetricNameError, match=f"{name} is taken"):
+            metrics.gauge(name, "")
 
 
 class TestPrefixCollector:
@@ -265,6 +298,14 @@ class TestPrefixCollector:
         metrics = Metrics(Settings())
         metrics.show_also_as(PrefixCollector("no_such", "own", "", {}))
         assert not any(name == "own" for name, _ in samples(metrics))
+
+    def test_shown_once(self) -> None:
+        """However often a view is asked for: a scraper refuses a family that comes twice."""
+        metrics = Metrics(Settings())
+        metrics.counter("http_total", "").inc()
+        for _ in range(2):
+            metrics.show_also_as(PrefixCollector("http", "own", "", {}))
+        assert metrics.exposition(None)[1].count(b"# TYPE own_total counter") == 1
 
 
 class TestExemplars:
@@ -359,3 +400,17 @@ class TestSeveralWorkers:
             ("wait_seconds_bucket", "7", "0.05", "ab", 2.0),
             ("wait_seconds_bucket", "8", "+Inf", "cd", 1.0),
         ]
+
+    def test_an_exemplar_that_comes_during_a_scrape(self) -> None:
+        """A request that records one while they are looked through costs no scrape."""
+        metrics = Metrics(Settings())
+        late = ("late_seconds_bucket", frozenset[tuple[str, str]]())
+
+        class Slow(str):
+            def removesuffix(self, suffix: str) -> str:
+                metrics.kept[late] = Exemplar({}, 1.0)
+                return super().removesuffix(suffix)
+
+        metrics.kept[Slow("wait_seconds_bucket"), frozenset()] = Exemplar({}, 1.0)
+        assert b"healthobs_build_info" in metrics.exposition(None)[1]
+        assert late in metrics.kept

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from healthobs.config import Settings
 from healthobs.exceptions import LabelError, MetricNameError
@@ -158,6 +159,9 @@ class Metrics:
         registry: Where the metrics are registered; default a new one.
         redactor: Cleans label values.
 
+    Raises:
+        MetricNameError: `registry` has a metric of one of our names; nothing of ours is left in it.
+
     Example:
         >>> metrics = Metrics(Settings())
         >>> metrics.counter("claims_total", "Claims received", ("kind",)).labels("dental").inc()
@@ -185,21 +189,24 @@ class Metrics:
         self._foreign = ForeignSeries(partial(self.clean, declared=False)) if judged else None
         self._instruments: dict[str, Instrument] = {}
         self._lock = threading.RLock()
-        self.overflow: Instrument = self.counter(
-            "healthobs_label_overflow_total", "Label sets beyond the cap", ("metric",)
-        )
-        self.redactions: Instrument = self.counter(
-            "healthobs_redactions_total", "Values masked before they left", ("signal", "kind")
-        )
-        #: Kinds that this process has masked so far.
-        self.redacted_kinds: set[str] = set()
-        self._errors = self.counter(
-            "healthobs_internal_errors_total", "Faults of telemetry itself", ("component",)
-        )
-        build = self.gauge(
-            "healthobs_build_info", "What runs", ("service", "version"), multiprocess_mode="mostrecent"
-        )
-        build.declare(settings.service_name, settings.service_version).set(1)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.release)
+            self.overflow: Instrument = self.counter(
+                "healthobs_label_overflow_total", "Label sets beyond the cap", ("metric",)
+            )
+            self.redactions: Instrument = self.counter(
+                "healthobs_redactions_total", "Values masked before they left", ("signal", "kind")
+            )
+            #: Kinds that this process has masked so far.
+            self.redacted_kinds: set[str] = set()
+            self._errors = self.counter(
+                "healthobs_internal_errors_total", "Faults of telemetry itself", ("component",)
+            )
+            build = self.gauge(
+                "healthobs_build_info", "What runs", ("service", "version"), multiprocess_mode="mostrecent"
+            )
+            build.declare(settings.service_name, settings.service_version).set(1)
+            undo.pop_all()
         self._views: tuple[PrefixCollector, ...] = ()
         self._before_first_scrape: list[Callable[[], object]] = []
 
@@ -257,8 +264,9 @@ class Metrics:
         return value if self._redactor is None else self._redactor.label(label, value, declared=declared)
 
     def show_also_as(self, view: PrefixCollector) -> None:
-        """Expose one more view of samples that are recorded already."""
-        self._views = (*self._views, view)
+        """Expose one more view of samples that are recorded already; nothing when one of its name is there."""
+        if view.name not in {known.name for known in self._views}:
+            self._views = (*self._views, view)
 
     def before_first_scrape(self, declare: Callable[[], object]) -> None:
         """Have `declare` create series at the first scrape of this process: what it names is all there by then."""
@@ -267,7 +275,7 @@ class Metrics:
     def release(self) -> None:
         """Take every metric off a registry that was given; it exposes what it did before."""
         if self._given:
-            for instrument in self._instruments.values():
+            for instrument in list(self._instruments.values()):
                 instrument.unregister(self.registry)
 
     def exposition(self, accept: str | None) -> tuple[str, bytes]:
@@ -300,7 +308,7 @@ class Metrics:
             )
         if self._foreign is not None:
             families = self._redacted(families, self._foreign, path)
-        recorded = {name.removesuffix("_bucket") for name, _ in self.kept}
+        recorded = {name.removesuffix("_bucket") for name, _ in list(self.kept)}  # requests add to it
         for family in families:
             if family.name in recorded:
                 exemplars.attach(family, self.kept)
@@ -334,7 +342,8 @@ class Metrics:
         with self._lock:
             known = self._instruments.get(name)
             if known is None:
-                metric = kind(name, documentation, labels, registry=self.registry, **options)
+                metric = kind(name, documentation, labels, registry=None, **options)
+                self._register(metric, name)
                 if self._redactor is not None:
                     self._redactor.written(name)  # the label of its overflow
                 known = self._instruments[name] = Instrument(metric, shape, self)
@@ -344,6 +353,15 @@ class Metrics:
             elif known.shape != shape:
                 raise MetricNameError(f"{name} is taken by an instrument of another kind, labels or buckets")
             return known
+
+    def _register(self, metric: Collector, name: str) -> None:
+        try:
+            self.registry.register(metric)
+        except ValueError:
+            remedy = "rename one of the two"
+            if self._given:
+                remedy = f"close the Observability that records there, give another registry, or {remedy}"
+            raise MetricNameError(f"{name} is taken by another metric of the registry: {remedy}") from None
 
 
 def _merged(files: Sequence[str]) -> Iterable[Metric]:
@@ -355,5 +373,5 @@ def _merged(files: Sequence[str]) -> Iterable[Metric]:
 
 def _without_created(families: Iterable[Metric]) -> Iterator[Metric]:
     for family in families:
-        family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+        family.samples = [sample for sample in family.samples if sample.name != f"{family.name}_created"]
         yield family
