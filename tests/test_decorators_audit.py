@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import operator
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -404,6 +405,54 @@ class TestPolicy:
         assert capture.metric("healthobs_internal_errors_total", component="audit") is None
         with pytest.raises(AuditWriteError):
             audited("a.b", policy="deny")(lambda: "chart")()
+
+    @pytest.mark.parametrize("policy", ["deny", "spool"])
+    @pytest.mark.parametrize("active", [False, True])
+    def test_no_observability(self, policy: Any, active: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Before anything is set up, and after it was taken off, nothing that insists on an entry is begun."""
+        monkeypatch.setattr(_runtime.process, "active", active)
+        monkeypatch.setattr(_runtime.process, "default", None)
+        effects: list[int] = []
+        insists = audited("a.b", policy=policy)
+
+        @insists
+        def view() -> None:
+            effects.append(1)
+
+        @insists
+        async def coroutine() -> None:
+            effects.append(1)
+
+        @insists
+        def rows() -> Generator[int]:
+            effects.append(1)
+            yield 1
+
+        @insists
+        async def async_rows() -> AsyncGenerator[int]:
+            effects.append(1)
+            yield 1
+
+        async def first() -> int:
+            return await anext(async_rows())
+
+        asked: list[Callable[[], object]] = [
+            view,
+            insists(functools.partial(effects.append, 1)),
+            lambda: asyncio.run(coroutine()),
+            lambda: next(rows()),
+            lambda: asyncio.run(first()),
+        ]
+        for ask in asked:
+            with pytest.raises(AuditWriteError, match="no Observability is in force"):
+                ask()
+        assert effects == []
+
+    def test_no_observability_and_no_policy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A function that names no policy runs unaudited then, like one under `alert`: it can be used without a service."""
+        monkeypatch.setattr(_runtime.process, "default", None)
+        assert audited("a.b")(lambda: "chart")() == "chart"
+        assert audited("a.b", policy="alert")(lambda: "chart")() == "chart"
 
 
 class TestSpoolPolicy:

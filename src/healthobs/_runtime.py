@@ -43,6 +43,9 @@ class Gate:
 
 process = _Process()
 recording = Gate()
+#: Always open: what insists on an audit entry is refused where there is no `Observability` either.
+insisting = Gate()
+insisting.active = True
 override: ContextVar[Observability | None] = ContextVar("healthobs.override", default=None)
 
 #: What the decorators of this process observe (`healthobs.decorators.observer.Operation`).

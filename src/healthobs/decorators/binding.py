@@ -117,7 +117,7 @@ class Binding:
         self.measured: bool = any((self.samples, self.counters, self.own_counters))
         audited = plan.audited
         self.policy: str = audited.policy if audited and audited.policy else obs.settings.audit_policy
-        insists = audited is not None and audited.policy in ("deny", "spool")
+        insists = audited is not None and audited.insists
         # A service that keeps no trail answers all the same, unless the function itself insists on an entry.
         self.audited: Audited | None = audited if obs.audit is not None or insists else None
         others = (self.measured, self.running, self.level, self.audited, plan.classified)

@@ -23,7 +23,7 @@ from healthobs._callables import target
 from healthobs.decorators.audit_entry import append_entry, refuse_without_trail
 from healthobs.decorators.binding import CANCELLED, ERROR, OK, SPAN_KEY, Binding, current_context
 from healthobs.decorators.plan import Plan
-from healthobs.exceptions import InstrumentationError
+from healthobs.exceptions import AuditWriteError, InstrumentationError
 from healthobs.redaction import describe_exception
 from healthobs.tenancy import ATTRIBUTE, here
 from healthobs.tracing import record_exception
@@ -69,6 +69,11 @@ class Operation:
         """
         obs = _override.get() or _process.default
         if obs is None:
+            if self.plan.audited is not None and self.plan.audited.insists:
+                raise AuditWriteError(
+                    "the access cannot be recorded, so it is not begun: no Observability is in force here; "
+                    "call init_app, install or use"
+                )
             return None
         binding = self._binding
         if binding is None or binding.obs is not obs:

@@ -36,6 +36,11 @@ class Audited:
     resource_type: str | None = None
     policy: str | None = None
 
+    @property
+    def insists(self) -> bool:
+        """Whether the function itself names a policy under which nothing is done without an entry."""
+        return self.policy in ("deny", "spool")
+
 
 @dataclass(frozen=True, slots=True)
 class Classified:

@@ -33,7 +33,9 @@ def _apply(fn: Any, plan: Plan) -> Any:
         return type(descriptor)(_apply(descriptor.__func__, plan))
     _callables.check(fn)
     # What audits or classifies has something to do where telemetry is switched off, too.
-    gate = _runtime.process if plan.audited or plan.classified else _runtime.recording
+    gate: _callables.Gate = _runtime.process if plan.audited or plan.classified else _runtime.recording
+    if plan.audited is not None and plan.audited.insists:
+        gate = _runtime.insisting
     return _callables.wrap(fn, Operation(fn, plan).begin, plan, gate)
 
 
@@ -255,7 +257,8 @@ def audited(
 
     Raises:
         AuditWriteError: From the call, under ``deny`` and ``spool``, when the entry could not be made durable;
-            before the body runs, where the function names one of them and there is no trail.
+            before the body runs, where the function names one of them and there is no trail, or no `Observability`
+            in force. A function that names none runs unaudited there.
     """
     part = _audited(action, resource_type, policy)
 
