@@ -414,6 +414,26 @@ class TestStreams:
             assert answer.read() == b"{}"
         assert len(capture.spans) == 1
 
+    @pytest.mark.parametrize("status", [200, 503])
+    def test_an_answer_that_was_read_already(self, status: int, capture: Capture) -> None:
+        """A transport inside (a cache, a mock) may hand back what nobody closes again: its span ends at once."""
+        peer = Peer("http://lab", "lab", retries=1, backoff_seconds=0)
+        inner = httpx.MockTransport(lambda _request: httpx.Response(status, json=[1]))
+
+        async def send() -> httpx.Response:
+            async with httpx.AsyncClient(transport=AsyncTransport(peer, inner)) as client:
+                return await client.get("http://lab/")
+
+        with httpx.Client(transport=Transport(peer, inner)) as client:
+            answers = [client.get("http://lab/"), asyncio.run(send())]
+        assert [answer.json() for answer in answers] == [[1], [1]]
+        sent = 2 if status == 200 else 4
+        assert [(span.attributes or {})["http.response.status_code"] for span in capture.spans] == [
+            status
+        ] * sent
+        own = {"peer": "lab", "method": "GET", "status": str(status)}
+        assert capture.metric("caller_outbound_request_duration_seconds_count", **own) == sent
+
     def test_requests_to_the_headers(self, server: Server, capture: Capture) -> None:
         """The body is the caller's; reading it works as before."""
         with requests.Session() as session:

@@ -60,6 +60,8 @@ class Transport(httpx.BaseTransport):
                     raise
             else:
                 body = _Body(response.stream, attempt)
+                if response.is_closed:  # read already: nobody closes it again
+                    attempt.finish()
                 pause = call.pause()
                 if pause is None:
                     response.stream = body
@@ -100,6 +102,8 @@ class AsyncTransport(httpx.AsyncBaseTransport):
                     raise
             else:
                 body = _AsyncBody(response.stream, attempt)
+                if response.is_closed:  # as above
+                    attempt.finish()
                 pause = call.pause()
                 if pause is None:
                     response.stream = body
