@@ -83,6 +83,16 @@ class TestSpans:
         assert b'healthobs_internal_errors_total{component="sql"} 2.0' in obs.metrics.exposition(None)[1]
         obs.close()
 
+    def test_observed_twice(self, capture: Capture, engine: Any) -> None:
+        """A factory that runs again makes no second span; the statements are observed until the last takes it off."""
+        remove = observe_engine(engine)
+        for names in (["SELECT"], ["SELECT"] * 2):
+            with engine.connect() as connection:
+                connection.execute(text("select 1"))
+            assert [span.name for span in capture.spans] == names
+            remove()
+            remove()
+
     def test_taken_off(self, capture: Capture) -> None:
         """After that there are no spans."""
         engine = create_engine("sqlite://", poolclass=StaticPool)

@@ -10,8 +10,10 @@ Limits: only what SQLAlchemy executes is seen; a span covers the statement, not 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode
 
@@ -40,6 +42,10 @@ _TOKENS = [
 _NAMES_IN_QUOTES = "postgresql"
 _OPERATION = re.compile(r"\s*([A-Za-z]+)")
 _SPANS = "healthobs.spans"
+_Hooks = tuple[tuple[str, Callable[..., None]], ...]
+#: By engine: its hooks, and one object for each time it is observed.
+_observed: WeakKeyDictionary[Any, tuple[_Hooks, set[object]]] = WeakKeyDictionary()
+_lock = threading.Lock()
 
 
 def shape(statement: str, dialect: str = "") -> str:
@@ -81,15 +87,43 @@ def _operation(statement: str) -> str:
 def observe_engine(engine: Any) -> Callable[[], None]:
     """Make a span of every statement that `engine` executes where an `Observability` is in force.
 
+    It may be observed again, as by a factory that runs twice: a statement stays one span.
+
     Args:
         engine: A SQLAlchemy engine; of an asynchronous one, its `sync_engine`.
 
     Returns:
-        What takes it off again.
+        What takes it off again; the last one, where it is observed several times.
     """
     from sqlalchemy import event
 
-    dialect: str = engine.dialect.name
+    mine = object()
+    with _lock:
+        known = _observed.get(engine)
+        if known is None:
+            known = _hooks(engine.dialect.name), set[object]()
+            for name, hook in known[0]:
+                event.listen(engine, name, hook)
+            _observed[engine] = known
+        hooks, observers = known
+        observers.add(mine)
+
+    def remove() -> None:
+        with _lock:
+            if mine not in observers:
+                return
+            observers.remove(mine)
+            if observers:
+                return
+            del _observed[engine]
+            for name, hook in hooks:
+                event.remove(engine, name, hook)
+
+    return remove
+
+
+def _hooks(dialect: str) -> _Hooks:
+    """Return what listens to an engine, by the name of the event."""
     system = {"postgresql": "postgresql", "mysql": "mysql", "sqlite": "sqlite"}.get(dialect, "other_sql")
 
     def begin(connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
@@ -119,20 +153,12 @@ def observe_engine(engine: Any) -> Callable[[], None]:
             span.set_status(Status(StatusCode.ERROR, kind))
             span.end()
 
-    hooks = tuple(
+    return tuple(
         (name, _guarded(hook))
         for name, hook in (
             ("before_cursor_execute", begin), ("after_cursor_execute", end), ("handle_error", fail)
         )
     )  # fmt: skip
-    for name, hook in hooks:
-        event.listen(engine, name, hook)
-
-    def remove() -> None:
-        for name, hook in hooks:
-            event.remove(engine, name, hook)
-
-    return remove
 
 
 def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
