@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.healthy import Time
 
+from healthobs import Observability, Settings
 from healthobs.exceptions import InstrumentationError
 from healthobs.health import Health
+from healthobs.health.checks import CheckOptions
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -119,3 +123,69 @@ class TestHysteresis:
         """A check must be able to fail, and to run within its interval."""
         with pytest.raises(InstrumentationError):
             health.register("database", lambda: True, **options)
+
+
+class TestHung:
+    """A check that was good and then hangs for good, where bad runs are tolerated."""
+
+    @pytest.fixture
+    def stuck(self) -> Iterator[Callable[[], None]]:
+        """A check whose first run is good and whose second does not end."""
+        release, runs = threading.Event(), iter([True])
+
+        def check() -> None:
+            if not next(runs, False):
+                release.wait(60)
+
+        yield check
+        release.set()
+
+    @staticmethod
+    def first_run(health: Health, check: Callable[[], object], **options: Unpack[CheckOptions]) -> None:
+        """Register the check, with all the time it needs for its good run and little afterwards."""
+        health.register("database", check, **options)
+        health.ready()
+        made = health._checks["database"]
+        spec, made.spec = made.spec, replace(made.spec, timeout=30)
+        assert health.readiness()[0] == 200
+        made.spec = spec
+
+    @pytest.mark.parametrize("fail_after", [None, 2, 4])
+    def test_in_the_background(
+        self, ticking: Time, stuck: Callable[[], None], fail_after: int | None
+    ) -> None:
+        """Each interval that finds it hanging is one more bad run: probe, gauge and line say so."""
+        stream = io.StringIO()
+        obs = Observability(Settings(builtin_checks=()), clock=ticking.clock(), log_stream=stream)
+        health = obs.health
+        self.first_run(health, stuck, interval=0.05, timeout=0.05, fail_after=fail_after)
+        until(lambda: health.readiness() == (503, {"ready": False, "checks": {"database": "timeout"}}))
+        assert not health.is_ready()
+        shown = obs.metrics.exposition(None)[1].decode().splitlines()
+        obs.close()
+        assert {'healthobs_check_status{check="database",kind="readiness"} 0.0', "healthobs_ready 0.0"} <= {
+            *shown
+        }
+        told = map(json.loads, stream.getvalue().splitlines())
+        assert [line["new"] for line in told if line.get("check") == "database"] == ["ready", "timeout"]
+
+    @pytest.mark.parametrize("fail_after", [2, 4])
+    def test_when_asked(
+        self, health: Health, ticking: Time, stuck: Callable[[], None], fail_after: int
+    ) -> None:
+        """Each question that finds it hanging is one more bad run, as long after the last as a run would be."""
+        self.first_run(health, stuck, timeout=0.02, fail_after=fail_after)
+        words = []
+        for ticking.elapsed in (2.0, 4.0, 6.0, 8.0):
+            words.append(health.readiness()[1]["checks"]["database"])
+        assert words == ["ready"] * (fail_after - 1) + ["timeout"] * (5 - fail_after)
+
+    def test_many_who_ask_at_once_are_one(
+        self, health: Health, ticking: Time, stuck: Callable[[], None]
+    ) -> None:
+        """However many ask within time-out and `ttl` of a bad run, they find no other one."""
+        self.first_run(health, stuck, timeout=0.02, ttl=0.5, fail_after=3)
+        statuses = []
+        for ticking.elapsed in (2.0, 2.51, 2.53, 3.0, 3.06):
+            statuses.append([health.readiness()[0] for _ in range(5)])
+        assert statuses == [[200] * 5] * 4 + [[503] * 5]

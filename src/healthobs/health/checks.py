@@ -2,7 +2,8 @@
 
 A run has a daemon thread of its own and everybody who asks meanwhile shares it. A run that outlasts its
 timeout is abandoned: its word is ``timeout``, its late answer is discarded, and no other run starts until it
-has ended. So a hung check costs one thread, never a pool of them.
+has ended. So a hung check costs one thread, never a pool of them. As long as it hangs, it counts as one more bad run
+whenever another one would have been due.
 
 With an `interval` a check runs in the background and whoever asks reads the last word; a good word that has
 outlived three intervals is ``stale``.
@@ -184,6 +185,7 @@ class Check:
         self._fresh_until_ns: int | None = None
         self._failing_since_ns: int | None = None
         self._failures = 0
+        self._again_ns = 0
         self._settled_ns: int | None = None
         self._duration_ns = 0
 
@@ -223,6 +225,8 @@ class Check:
             run, now = self._run, self._clock.monotonic_ns()
             # A run whose thread stayed in the parent of a fork will never end here.
             if run is not None and run.pid == os.getpid():
+                if run.finding is not None and (anew or now >= self._again_ns):
+                    self._fail(now)  # abandoned, and hanging still: as bad as another run
                 return run
             if not anew and self._fresh_until_ns is not None and now < self._fresh_until_ns:
                 return None
@@ -282,7 +286,7 @@ class Check:
             if finding.word in GOOD:
                 self._failing_since_ns, self._failures = None, 0
             else:
-                self._failures += 1
+                self._fail(now)
                 if self._failing_since_ns is None:
                     self._failing_since_ns = now
             if ended:  # nothing is kept of a run that has not ended: the probe after its end starts another
@@ -296,6 +300,11 @@ class Check:
             with contextlib.suppress(Exception):  # a fault of telemetry is not the check's
                 self._on_run(self.spec.name, self.spec.kind, finding.word, (now - run.began_ns) / 1e9)
         run.settled.set()
+
+    def _fail(self, now: int) -> None:
+        """Count one bad run; whoever asks before another one could have ended badly finds the same one."""
+        self._failures += 1
+        self._again_ns = now + int((self.spec.timeout + min(self.spec.ttl, BAD_NEWS_TTL_SECONDS)) * 1e9)
 
     def _review(self) -> str:
         """Return the word that the last finding makes now, and tell of a change.
