@@ -14,6 +14,7 @@ from tests.controlled_service import Service, context
 from healthobs.audit import governance
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.entry import canonical
+from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.retention import Retention, approve
 from healthobs.compliance import (
     CANARY_ACTION,
@@ -54,15 +55,95 @@ class TestAuditProbes:
         assert (outcome.state, outcome.n) == (state, n)
 
     def test_drawn_from_the_whole_trail(self, build: Callable[..., Service]) -> None:
-        """One bad entry among few is always drawn, wherever it is; an empty trail has nothing against it."""
+        """One bad entry among few is always drawn, wherever it is; of an empty trail nothing can be said."""
         service = build()
-        assert samples_entries(context(audit=service.trail)).n == 0
+        outcome = samples_entries(context(audit=service.trail))
+        assert (outcome.state, outcome.n) == ("unknown", 0)
         for number in range(6):
             service.trail.append({"action": f"a.{number}"})
         assert samples_entries(context(audit=service.trail)).n == 6
         service.unguarded("UPDATE entry SET body = replace(body, 'a.4', 'b.4') WHERE idx = 4")
         outcome = samples_entries(context(audit=service.trail))
         assert (outcome.state, outcome.text) == ("fail", "of 6 entries drawn 1 are not as recorded")
+
+    def test_drawn_after_an_erasure(self, build: Callable[..., Service]) -> None:
+        """A body that went by order is proved by its leaf, and so is the order; nothing else may lack one."""
+        service = build()
+        for number in range(6):
+            service.trail.append({"action": f"a.{number}"})
+        Retention(service.trail, (), clock=service.clock).erase(actor="a", reason="r", entries=(1, 2))
+        assert service.trail.verify().ok
+        outcome = samples_entries(context(audit=service.trail))
+        text = (
+            "5 of 7 entries were read and match; the leaves of 2 that were erased by order are in their place"
+        )
+        assert (outcome.state, outcome.text, outcome.n) == ("pass", text, 7)
+        service.unguarded("UPDATE entry SET body = NULL WHERE idx = 4")
+        assert (
+            samples_entries(context(audit=service.trail)).text == "of 7 entries drawn 1 are not as recorded"
+        )
+
+    def test_drawn_while_erased(self, build: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) -> None:
+        """An erasure that comes while entries are drawn is no fault."""
+        service = build()
+        for number in range(6):
+            service.trail.append({"action": f"a.{number}"})
+        retention, checkpoint = Retention(service.trail, (), clock=service.clock), service.trail.checkpoint()
+        retention.erase(actor="a", reason="r", entries=(1, 2))
+        told = [checkpoint]
+        latest = service.trail.checkpoint
+        monkeypatch.setattr(service.trail, "checkpoint", lambda: told.pop() if told else latest())
+        outcome = samples_entries(context(audit=service.trail))
+        assert (outcome.state, outcome.n, told) == ("pass", 6, [])
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            # The leaf of what went.
+            "UPDATE entry SET leaf = zeroblob(32) WHERE idx = 1",
+            # A body that an order covers is changed, and not gone.
+            "UPDATE entry SET body = '{}' WHERE idx = 1",
+        ],
+    )
+    def test_erased_and_altered(self, build: Callable[..., Service], statement: str) -> None:
+        """An order is no leave to change an entry."""
+        service = build()
+        for number in range(6):
+            service.trail.append({"action": f"a.{number}"})
+        Retention(service.trail, (), clock=service.clock).erase(actor="a", reason="r", entries=(1, 2))
+        service.unguarded(statement)
+        assert samples_entries(context(audit=service.trail)).state == "fail"
+
+    def test_order_that_was_never_recorded(self, build: Callable[..., Service]) -> None:
+        """An entry that was made into an order afterwards, body and leaf, covers nothing: it is under no signed root."""
+        service = build()
+        for number in range(40):
+            service.trail.append({"action": f"a.{number}"})
+        order = canonical({"action": governance.ERASE, "subject": None, "details": {"ranges": "0-38"}})
+        leaf = leaf_hash(order.encode()).hex()
+        service.unguarded(f"UPDATE entry SET body = '{order}', leaf = x'{leaf}' WHERE idx = 39")
+        service.unguarded("UPDATE entry SET body = NULL WHERE idx < 39")
+        assert samples_entries(context(audit=service.trail)).state == "fail"
+
+    def test_drawn_after_a_pruning(self, build: Callable[..., Service]) -> None:
+        """Entries that went with the beginning by order are not drawn; of those that went without one each is missing."""
+        service = build()
+        service.trail._writer().append_all(
+            [(None, service.trail.encode({"action": "a.b"})) for _ in range(300)], 10
+        )
+        signers = [Signer(f"approver.example/{name}", Ed25519PrivateKey.generate()) for name in ("a", "b")]
+        retention = Retention(service.trail, (), clock=service.clock)
+        retention.appoint(retention.appointment([signer.vkey for signer in signers]), actor="a", reason="r")
+        order = retention.order(256)
+        for signer in signers:
+            order = approve(order, signer)
+        assert retention.prune(order, actor="a", reason="r") == 256
+        left = service.trail.checkpoint().size - 256
+        for _ in range(3):
+            outcome = samples_entries(context(audit=service.trail))
+            assert (outcome.state, outcome.text) == ("pass", f"16 of {left} entries were read and match")
+        service.unguarded("DELETE FROM entry WHERE idx BETWEEN 256 AND 295")
+        assert samples_entries(context(audit=service.trail)).state == "fail"
 
 
 class TestCanary:

@@ -130,7 +130,7 @@ def _matching(
     """Return up to `limit` matching indices below `before`, newest first, and how many match in all."""
     below = size if before is None else min(before, size)
     if wanted is None:
-        first = _pruned(connection)
+        first = pruned(connection)
         return list(range(below - 1, max(below - limit, first) - 1, -1)), size - first
     patterns = wanted.patterns()
     statement = "SELECT idx, body FROM entry WHERE idx >= ? AND idx < ?"
@@ -148,8 +148,8 @@ def _matching(
     return found, total
 
 
-def _pruned(connection: Connection) -> int:
-    """Return how many entries went by order; one that went without leaves a visible hole."""
+def pruned(connection: Connection) -> int:
+    """Return how many entries went by order with the beginning; one that went without leaves a visible hole."""
     there = store.first_index(connection)
     if there <= 0:
         return 0

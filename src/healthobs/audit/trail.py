@@ -15,7 +15,7 @@ import logging
 import os
 import secrets
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -416,6 +416,36 @@ class AuditTrail:
         """
         with self.connected() as connection:
             return store.first_index(connection)
+
+    def pruned(self) -> int:
+        """Return the first entry that no pruning on record took away: 0, unless there was one.
+
+        Raises:
+            AuditError: The store cannot be read.
+        """
+        with self.connected() as connection:
+            return reading.pruned(connection)
+
+    def erased_by(self, indices: Collection[int]) -> dict[int, int]:
+        """Return those of `indices` whose bodies were ordered to go, and are gone, each with the entry that ordered it.
+
+        Raises:
+            AuditError: The store cannot be read.
+        """
+        with self.connected() as connection:
+            gone = [
+                index
+                for index in indices
+                if (None,) in connection.execute("SELECT body FROM entry WHERE idx = ?", (index,))
+            ]
+            found = governance.orders(connection, min(gone, default=0)) if gone else []
+        return {
+            index: order.index
+            for order in found
+            for first, last in governance.erased([order])
+            for index in gone
+            if first <= index <= last
+        }
 
     def tree(self, size: int) -> CompactRange:
         """Return the right edge of the tree of the first `size` entries, as it is stored.

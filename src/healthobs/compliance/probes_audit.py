@@ -116,25 +116,50 @@ def _leaf(entry: dict[str, Any]) -> bytes:
 
 
 def samples_entries(context: ProbeContext) -> Outcome:
-    """Read entries drawn at random over the whole trail, hash them, and prove each against the signed checkpoint."""
+    """Read entries drawn at random over the whole trail, hash them, and prove each against the signed checkpoint.
+
+    Of one that was erased by order, order and leaf are proved; what was pruned by order is not drawn.
+    """
     trail = context.audit
     if trail is None:
         return NO_TRAIL
     try:
         checkpoint = trail.checkpoint()
-        drawn = random.sample(range(checkpoint.size), min(_DRAWN, checkpoint.size))
-        bad = [index for index in drawn if not _is_sound(trail, index, checkpoint)]
+        kept = range(trail.pruned(), checkpoint.size)
+        drawn = random.sample(kept, min(_DRAWN, len(kept)))
+        unread = [index for index in drawn if not _is_sound(trail, index, checkpoint)]
+        erased = _erased(trail, unread)
+        pruned = trail.pruned() if unread else 0  # it may have come since
     except (AuditError, ValueError) as exc:
         return Outcome("fail", f"drawing entries raised {type(exc).__name__}")
+    bad = sum(index not in erased and index >= pruned for index in unread)
     if bad:
-        return Outcome("fail", f"of {len(drawn)} entries drawn {len(bad)} are not as recorded", len(drawn))
-    return Outcome("pass", f"{len(drawn)} of {checkpoint.size} entries were read and match", len(drawn))
+        return Outcome("fail", f"of {len(drawn)} entries drawn {bad} are not as recorded", len(drawn))
+    if not drawn:
+        return Outcome("unknown", "the trail has no entry to draw", 0)
+    text = f"{len(drawn) - len(unread)} of {len(kept)} entries were read and match"
+    if erased:
+        text += f"; the leaves of {len(erased)} that were erased by order are in their place"
+    return Outcome("pass", text, len(drawn))
 
 
 def _is_sound(trail: AuditTrail, index: int, checkpoint: Checkpoint) -> bool:
-    (entry,) = trail.read(cursor=str(index + 1), limit=1).entries
+    entry = next(iter(trail.read(cursor=str(index + 1), limit=1).entries), None)
+    if entry is None or entry["index"] != index or entry.get("unreadable"):
+        return False
     proof = trail.inclusion_proof(index, checkpoint.size)
-    return not entry.get("unreadable") and proof.leaf == _leaf(entry) and proof.verify(checkpoint.root)
+    return proof.leaf == _leaf(entry) and proof.verify(checkpoint.root)
+
+
+def _erased(trail: AuditTrail, unread: list[int]) -> set[int]:
+    """Return which of them went by an order; leaf and order must be under the signed root."""
+    ordered = trail.erased_by(unread)
+    checkpoint = trail.checkpoint()  # the order may have come since
+
+    def proved(index: int) -> bool:
+        return trail.inclusion_proof(index, checkpoint.size).verify(checkpoint.root)
+
+    return {index for index, order in ordered.items() if proved(index) and proved(order)}
 
 
 def names_actors(context: ProbeContext) -> Outcome:
