@@ -234,6 +234,20 @@ class TestHandle:
         """What is no endpoint is left to the application."""
         assert Endpoints(obs).handle(Request("GET", "/patients", {}, {})) is None
 
+    @pytest.mark.parametrize("headers", [False, True])
+    @pytest.mark.parametrize(
+        "path", ["/health", "/readiness", "/metrics", "/compliance/status", "/audit/trail"]
+    )
+    def test_nothing_is_kept(self, path: str, *, headers: bool) -> None:
+        """Every answer, a refusal too, has `no-store`, where the headers of every response do not bring it anyway."""
+        held = Observability(Settings(endpoints=True, headers=headers, log_level="critical"))
+        for method in ("GET", "DELETE"):
+            answer = Endpoints(held).handle(Request(method, path, {}, {}))
+            assert answer is not None
+            kept = [value for name, value in answer.headers if name == "Cache-Control"]
+            assert kept == ([] if headers else ["no-store"])
+        held.close()
+
     def test_metrics_negotiates(self, obs: Observability) -> None:
         """`/metrics` answers in the format that `Accept` asks for."""
         endpoints = Endpoints(obs)

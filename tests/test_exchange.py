@@ -10,6 +10,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode, use_span
 
 from healthobs import Settings
+from healthobs.exceptions import ConfigurationError
+from healthobs.headers import CONFIDENTIALITY
 from healthobs.http import Exchange, HttpServer
 from healthobs.testing import Capture
 
@@ -91,6 +93,18 @@ class TestSignals:
         assert (line["exception_type"], line["status"]) == ("LookupError", 500)
         assert any("test_exchange" in frame for frame in line["exception_frames"])
         assert strict.leaks("Jane", "Roe") == ()
+
+    def test_exception_after_the_status(self) -> None:
+        """A body that breaks half-way is a line of level error, whatever status went out before."""
+        with Capture(Settings(log_level="warning")) as capture:
+            server = HttpServer(capture.obs)
+            for error in (None, LookupError()):
+                exchange = begin(server)
+                exchange.respond(200, "/x")
+                exchange.error = error
+                exchange.finish(0)
+            (line,) = capture.log_lines
+        assert (line["level"], line["status"], line["exception_type"]) == ("error", 200, "LookupError")
 
     def test_gone_before_an_answer(self, strict: Capture) -> None:
         """A caller that went away is status 499 and the error type `cancelled`, and no error of the span's."""
@@ -202,6 +216,20 @@ class TestShared:
         exchange = begin(HttpServer(strict.obs))
         assert dict(exchange.respond(200, "/x"))["Data-Classification"] == "conf=N"
         assert not exchange.restricted
+        exchange.finish(0)
+
+    @pytest.mark.parametrize("conf", ["r", "restricted", "", "NR", None])
+    def test_confidentiality_is_a_code(self, strict: Capture, conf: Any) -> None:
+        """A word that is none of the codes is refused without being repeated: no cache would be told of it."""
+        with pytest.raises(ConfigurationError, match=r"conf must be one of U, L, M, N, R, V\Z"):
+            HttpServer(strict.obs, conf=conf)
+
+    @pytest.mark.parametrize("conf", CONFIDENTIALITY)
+    def test_confidentiality_as_told(self, strict: Capture, conf: str) -> None:
+        """Each code is taken; R and V may not be kept."""
+        exchange = begin(HttpServer(strict.obs, conf=conf))
+        assert dict(exchange.respond(200, "/x"))["Data-Classification"] == f"conf={conf}"
+        assert exchange.restricted == (conf in ("R", "V"))
         exchange.finish(0)
 
     def test_declared_series_are_those_of_a_request(self, strict: Capture) -> None:

@@ -246,6 +246,16 @@ class TestControls:
         remove_app(app)
         obs.close()
 
+    def test_protected_routes_of_an_iterator(self) -> None:
+        """Routes that are told one at a time are asked all the same."""
+        settings = Settings(endpoints=True, control_interval_seconds=0)
+        obs = Observability(settings, log_stream=io.StringIO())
+        app = init_app(make_app(), obs, protected=iter([Route("GET", "/patients/canary")]))
+        assert obs.controls is not None
+        assert obs.controls.run(["H-312.a1"]) == {"H-312.a1": "fail"}
+        remove_app(app)
+        obs.close()
+
     def test_worker_starts_its_controls(self, obs: Observability, monkeypatch: pytest.MonkeyPatch) -> None:
         """A gunicorn worker does not wait for a request; with nothing installed the hook does nothing."""
         monkeypatch.setattr(

@@ -20,6 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, set_span_in_context, use_span
 
 from healthobs.exceptions import AuditError, HealthobsWarning
+from healthobs.headers import NO_STORE
 from healthobs.health import formats
 from healthobs.problems import Response, problem
 from healthobs.tracing import parse_traceparent
@@ -120,6 +121,8 @@ class Endpoints:
         if handler is None:
             return None
         response = self._answer(handler, request)
+        if self._private or not self._obs.settings.headers:  # which every response gets otherwise
+            response = Response(response.status, [*response.headers, NO_STORE], response.body)
         path = request.path.removeprefix(self._prefix)
         self._probes.declare(path, str(response.status)).inc()  # both of closed sets
         return response
@@ -170,9 +173,7 @@ class Endpoints:
         media = "application/json"
         if formats.MEDIA_TYPE in request.headers.get("accept", ""):
             media, body = formats.MEDIA_TYPE, formats.draft06(self._obs.health, status, words)
-        if self._private or not self._obs.settings.headers:
-            return _json(status, body, media, ("Cache-Control", "no-store"))
-        return _json(status, body, media)  # every response gets no-store
+        return _json(status, body, media)
 
     def _metrics(self, request: Request) -> Response:
         content_type, body = self._obs.metrics.exposition(request.headers.get("accept"))
@@ -355,11 +356,9 @@ def _shown(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _json(
-    status: int, body: Mapping[str, Any], media: str = "application/json", *added: tuple[str, str]
-) -> Response:
+def _json(status: int, body: Mapping[str, Any], media: str = "application/json") -> Response:
     content = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
-    return Response(status, [("Content-Type", media), *added], content)
+    return Response(status, [("Content-Type", media)], content)
 
 
 def _problem(

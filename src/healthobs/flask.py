@@ -53,6 +53,7 @@ def init_app(app: Flask, obs: Observability, **options: Unpack[Options]) -> Flas
     """
     if EXTENSION in app.extensions:
         raise ConfigurationError("healthobs is on this application already: call init_app once")
+    options["protected"] = tuple(options.get("protected", ()))  # bound twice, and an iterator gives once
     if process.default is None:
         install(obs)
     middleware = Middleware(app.wsgi_app, obs, **options)
@@ -63,7 +64,7 @@ def init_app(app: Flask, obs: Observability, **options: Unpack[Options]) -> Flas
     app.error_handler_spec[None][None].setdefault(AuditWriteError, _unavailable)
     app.wsgi_app = middleware  # type: ignore[method-assign]
     if obs.controls is not None:  # what stands around the application later is asked too
-        obs.controls.bind(self_caller(app), options.get("protected", ()), options.get("refused_tokens"))
+        obs.controls.bind(self_caller(app), options["protected"], options.get("refused_tokens"))
     return app
 
 

@@ -24,7 +24,9 @@ SECURITY: tuple[tuple[str, str], ...] = (
     ("X-Frame-Options", "DENY"),
 )
 
-_NO_STORE = SECURITY[0]
+NO_STORE = SECURITY[0]
+#: HL7 v3 Confidentiality, from unrestricted to very restricted.
+CONFIDENTIALITY = tuple("ULMNRV")
 #: Confidentiality of responses that no cache may keep, whatever the application says.
 RESTRICTED = frozenset({"R", "V"})
 Headers = list[tuple[str, str]]
@@ -101,8 +103,8 @@ def settle(
     own = [value for name, value in sent if name.lower() == "cache-control"]
     if not own or any(part.strip() == "no-store" for part in ",".join(own).lower().split(",")):
         return sent, kept
-    if restricted and _NO_STORE in added:
-        return [pair for pair in sent if pair[0].lower() != "cache-control"], [*kept, _NO_STORE]
+    if restricted and NO_STORE in added:
+        return [pair for pair in sent if pair[0].lower() != "cache-control"], [*kept, NO_STORE]
     return sent, [
         (name, value.removeprefix("no-store, ") if name == "Data-Handling" else value) for name, value in kept
     ]

@@ -30,6 +30,7 @@ from opentelemetry.trace import (
 
 from healthobs import headers as header_fields
 from healthobs.decorators.plan import Classified
+from healthobs.exceptions import ConfigurationError
 from healthobs.metrics.exemplars import Pace
 from healthobs.metrics.exposition import PrefixCollector
 from healthobs.problems import Response, problem
@@ -81,9 +82,14 @@ class HttpServer:
     Args:
         obs: Where to record.
         conf: HL7 v3 Confidentiality of responses that no `@classified` names.
+
+    Raises:
+        ConfigurationError: `conf` is none of its codes.
     """
 
     def __init__(self, obs: Observability, *, conf: str = "N") -> None:
+        if conf not in header_fields.CONFIDENTIALITY:
+            raise ConfigurationError(f"conf must be one of {', '.join(header_fields.CONFIDENTIALITY)}")
         self.obs = obs
         settings, metrics = obs.settings, obs.metrics
         self.on: bool = not settings.disabled
