@@ -87,6 +87,25 @@ class TestBackground:
         until(lambda: len(ran) >= 6)
         assert words[:6] == ["starting", "ready", "ready", "ready", "ready", "not_ready"]
 
+    def test_starts_again_where_no_thread_was_to_be_had(
+        self, health: Health, ticking: Time, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without a thread the first answer is bad; who asks once there is one finds the check running."""
+        often(health, lambda: True)
+
+        def refuse(_thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            assert health.readiness() == (
+                503,
+                {"ready": False, "checks": {"database": "not_ready", "lifecycle": "starting"}},
+            )
+        ticking.elapsed = 60.0
+        until(lambda: health.readiness() == (200, {"ready": True, "checks": {"database": "ready"}}))
+        health.close()
+
     def test_ends_with_the_health(self, health: Health) -> None:
         """Closing ends the thread."""
         health.register("database", lambda: True, interval=0.01, timeout=0.01)

@@ -213,7 +213,10 @@ class Check:
             if self._loop_pid == os.getpid():
                 return
             self._loop_pid = os.getpid()
-        threading.Thread(target=self._loop, name=f"healthobs-loop-{self.spec.name}", daemon=True).start()
+        try:
+            threading.Thread(target=self._loop, name=f"healthobs-loop-{self.spec.name}", daemon=True).start()
+        except RuntimeError:  # no more threads: whoever asks next tries again
+            self._loop_pid = 0
 
     def _loop(self) -> None:
         interval = self.spec.interval or 0.0

@@ -136,14 +136,17 @@ class Logs:
             self._failed()
 
     def access(self, fields: Mapping[str, Any]) -> None:
-        """Write the ``http_request`` line of one exchange, whose fields are safe already; of level error for a 5xx.
+        """Write the ``http_request`` line of one exchange, whose fields are safe already.
+
+        It is of level error for a 5xx, and where an exception broke what had begun with another status.
 
         Args:
             fields: Values made by the exchange from closed vocabularies and numbers, never from a request's
                 content; `trace_id` and `span_id` among them stand for the current span's.
         """
         status = fields.get("status")
-        level = "error" if type(status) is int and status >= 500 else "info"
+        failed = "exception_type" in fields or (type(status) is int and status >= 500)
+        level = "error" if failed else "info"
         if self._lowest > _LEVELS[level]:
             return
         try:
