@@ -18,6 +18,7 @@ from tests.postgres import Postgres
 
 from healthobs.audit import open_trail, verification
 from healthobs.audit.checkpoint import Verifier
+from healthobs.audit.spool import Spool
 from healthobs.audit.sqlite import SqliteStore, connect_pragmas
 from healthobs.exceptions import AuditError
 
@@ -48,6 +49,23 @@ connection.execute("CREATE TABLE entry (idx INTEGER PRIMARY KEY, body TEXT)")
 for number in range(int(sys.argv[3])):
     connection.execute("INSERT INTO entry (body) VALUES (?)", ("x" * 340,))
     os.write(1, f"ack {number} {number}\\n".encode())
+"""
+#: Merges a spool in which a line was damaged, as a trail does: until nothing waits.
+SPOOL = """
+import os, sys
+from pathlib import Path
+from healthobs.audit.spool import Spool
+spool = Spool(Path(sys.argv[1]) / "spool")
+for number in range(3):
+    spool.add(f"key{number}", b"{}")
+descriptor = os.open(sys.argv[1] + "/spool", os.O_RDWR)
+os.pwrite(descriptor, b"x", os.fstat(descriptor).st_size // 2)
+os.fsync(descriptor)
+os.write(1, b"ready\\n")
+def take(rows):
+    os.write(1, " ".join(["taken", *(key for key, _ in rows)]).encode())
+while spool.waiting():
+    spool.merge(take, damaged=lambda lines: ("loss+", b"{}"))
 """
 _ACK = re.compile(rb"ack (\d+) (\d+)\n")
 
@@ -232,3 +250,43 @@ class TestPostgresSync:
         confirmed = [before for before, after in pairwise(told) if after == "COMMIT"]
         assert len(confirmed) == 5
         assert all(before == "fdatasync" for before in confirmed) is synced
+
+
+@pytest.mark.server
+class TestSpoolPowerCut:
+    """Every state that a power cut can leave of a spool in which a line was damaged."""
+
+    def test_damage_is_told_once(self, folder: Path) -> None:
+        """What was there is merged, and the entry that says what was lost is in the spool until the log has it."""
+        calls, _ = power.record(SPOOL, str(folder))
+        disk, taken, ready, states = power.Disk(folder), set[str](), False, set[int]()
+        for call in calls:
+            if call.name == "write" and call.data == b"ready\n":
+                ready = True
+            elif call.name == "write" and call.data.startswith(b"taken "):
+                taken |= set(call.data.decode().split()[1:])
+            elif not disk.play(call):
+                continue
+            for state in disk.crashes() if ready else ():
+                known = hash((tuple(sorted(state.items())), len(taken)))
+                if known not in states:
+                    states.add(known)
+                    told = taken | _merged(state)
+                    assert told & {"key0", "key1", "key2"} == {"key0", "key2"}
+                    assert len(told) == 3, told
+        assert taken == {"key0", "key2", "loss+"}
+        assert len(states) > 6
+
+
+def _merged(state: dict[str, bytes]) -> set[str]:
+    """Return the keys that merging what a power cut left hands over."""
+    keys: set[str] = set()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as place:
+        for name, content in state.items():
+            Path(place, name).write_bytes(content)
+        spool = Spool(Path(place, "spool"))
+        while spool.waiting():
+            spool.merge(
+                lambda rows: keys.update(key for key, _ in rows), damaged=lambda _lines: ("another+", b"{}")
+            )
+    return keys

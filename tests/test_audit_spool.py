@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import os
 import stat
 import subprocess
 import sys
 import threading
+import warnings
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,6 +48,28 @@ def merged(spool: Spool) -> Rows:
     rows: Rows = []
     spool.merge(rows.extend)
     return rows
+
+
+def killed_at(nth: int, work: Callable[[], None]) -> int:
+    """Work in a child that is killed where it would change or sync a file for the `nth` time; return its status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other tests' threads
+        child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    with contextlib.suppress(BaseException):
+        calls = itertools.count(1)
+
+        def counted(call: Callable[..., Any], *arguments: Any) -> Any:
+            if next(calls) == nth:
+                os._exit(1)
+            return call(*arguments)
+
+        for name in ("fsync", "pwrite", "write", "ftruncate", "open"):
+            setattr(os, name, functools.partial(counted, getattr(os, name)))
+        work()
+        os._exit(0)
+    os._exit(2)
 
 
 class TestSpool:
@@ -177,6 +203,66 @@ class TestSpool:
         with pytest.raises(AuditWriteError, match="Input/output error"):
             spool.merge(len)
         assert file.read_bytes() == b"damaged\n"
+
+    @pytest.mark.parametrize("torn", [b"", b"0000"])
+    def test_killed_merge_tells_of_damage_once(self, tmp_path: Path, torn: bytes) -> None:
+        """Wherever a merge is killed, the next one has the rest: each entry, and one that says what was lost."""
+        nth, status = 0, -1
+        while status:
+            nth += 1
+            folder = tmp_path / str(nth)
+            spool, taken = Spool(folder / "spool"), folder / "taken"
+            for number in range(3):
+                spool.add(f"key{number}", b"{}")
+            file = folder / "spool"
+            file.write_bytes(file.read_bytes().replace(b"key1", b"kex1") + torn)
+
+            def take(rows: Rows, taken: Path = taken) -> None:
+                with taken.open("a") as log:
+                    log.writelines(f"{key}\n" for key, _ in rows)
+
+            def merge(spool: Spool = spool, take: Callable[[Rows], None] = take) -> None:
+                while spool.waiting():
+                    spool.merge(
+                        take,
+                        lambda key, _body: key != "key2",
+                        damaged=lambda _: (f"loss{os.getpid()}+", b"{}"),
+                    )
+
+            status = killed_at(nth, merge)
+            merge()
+            told = taken.read_text().split()
+            assert "key0" in told
+            assert (len(set(told)), len([*folder.glob("spool.damaged-*")]) < 3) == (2, True), told
+            assert (folder / "spool.refused").read_bytes() == b"key2 {}\n"
+        assert nth > 8
+
+    def test_told_damage_stays_told(self, spool: Spool, tmp_path: Path) -> None:
+        """What came before an entry on damage is not merged again, also when more is damaged after it; else it is."""
+        taken: Rows = []
+        file, told = tmp_path / "spool", list[int]()
+
+        def damaged(lines: int) -> tuple[str, bytes]:
+            told.append(lines)
+            return f"loss{len(told)}+", b"{}"
+
+        def merge() -> None:
+            spool.merge(taken.extend, damaged=damaged)
+
+        spool.add("key", b"{}")
+        file.write_bytes(file.read_bytes() + b"damaged\n")
+        merge()
+        spool.add("next", b"{}")
+        file.write_bytes(file.read_bytes() + b"damaged\ndamaged\n")
+        merge()
+        merge()
+        assert [key for key, _ in taken] == ["key", "loss1+", "next", "loss2+"]
+        assert (told, spool.waiting()) == ([1, 2], False)
+        file.write_bytes(b"damaged\n")
+        merge()
+        (tmp_path / "spool.damaged-loss3").write_bytes(b"another\n")
+        merge()
+        assert told == [1, 2, 1, 1]
 
     def test_torn_tail_is_no_damage(self, spool: Spool, tmp_path: Path) -> None:
         """A last line without its newline was never acknowledged: nothing is kept of it."""

@@ -3,7 +3,8 @@
 Only for what may not wait for it: care under break-glass (45 CFR 164.312(a)(2)(ii), emergency access
 procedure). Each line is one entry with its key and a checksum; a line is acknowledged after its fsync, and a
 torn last one, which was not, is passed over. A whole line that cannot be read was an acknowledged entry: the
-file is kept beside before it is emptied. Merged in order, and by its key once, however often that is cut off.
+file is kept beside, and an entry that says so added, before it is emptied. Merged in order, and by its key once,
+however often that is cut off.
 
 Whole lines that are no entry of an application, or reuse a key, are kept aside in the file's name and ``.refused``.
 
@@ -41,18 +42,8 @@ class Spool:
         Raises:
             AuditWriteError: It is not.
         """
-        line = _line(key, body)
         with self._locked() as descriptor:
-            end = os.fstat(descriptor).st_size
-            if end and os.pread(descriptor, 1, end - 1) != b"\n":
-                line = b"\n" + line  # what a process left that died in the middle
-            try:
-                if os.pwrite(descriptor, line, end) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(descriptor)
-            except BaseException:
-                os.ftruncate(descriptor, end)
-                raise
+            _append(descriptor, _line(key, body))
 
     def waiting(self) -> bool:
         """Return whether entries wait; cheap enough for every append."""
@@ -70,6 +61,9 @@ class Spool:
     ) -> tuple[int, int]:
         """Hand every entry over, oldest first, and forget them once `sequence` has returned.
 
+        Where something is damaged, the entry that says so is added behind the rest, and the next merge forgets all: at no
+        moment does the file hold neither. What comes before such an entry is not handed over again.
+
         Args:
             sequence: Takes keys and bytes of entries, and returns those that it refuses for good, if any.
             acceptable: Says which are entries; the others are never handed over.
@@ -86,7 +80,8 @@ class Spool:
         """
         with self._locked() as descriptor:
             content = _read(descriptor)
-        *ended, tail = content.split(b"\n")
+            told = self._told(content)
+        *ended, tail = content[told:].split(b"\n")
         lines = [_parse(line) for line in ended]
         unreadable = lines.count(None)
         whole = [row for row in (*lines, _parse(tail)) if row is not None]
@@ -102,16 +97,26 @@ class Spool:
             set_aside(len(refused))
         with self._locked() as descriptor:
             if _read(descriptor) == content:  # otherwise the next merge forgets these, too
-                said = b""
+                row = damaged(unreadable) if unreadable and damaged is not None else None
                 if unreadable:
-                    row = None if damaged is None else damaged(unreadable)
-                    self._keep(content, f"{time.time_ns():020d}" if row is None else row[0].partition("+")[0])
-                    said = b"" if row is None else _line(*row)
-                os.ftruncate(descriptor, 0)
-                if os.pwrite(descriptor, said, 0) != len(said):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(descriptor)
+                    self._keep(content, f"{time.time_ns():020d}" if row is None else _stem(row))
+                if row is None:
+                    os.ftruncate(descriptor, 0)
+                    os.fsync(descriptor)
+                else:
+                    _append(descriptor, _line(*row))
         return len(rows) - len(refused), unreadable
+
+    def _told(self, content: bytes) -> int:
+        """Return where the last entry on damage of all before it begins, by the copy that was kept of that; 0 without."""
+        starts, prefix = [0], f"{self._path.name}.damaged-"
+        for path in self._path.parent.iterdir():
+            if path.name.startswith(prefix) and (size := path.stat().st_size):
+                start = size + (content[size - 1 : size] != b"\n")
+                row = _parse(content[start:].partition(b"\n")[0])
+                if row and _stem(row) == path.name[len(prefix) :] and content[:size] == path.read_bytes():
+                    starts.append(start)
+        return max(starts)
 
     def _keep_aside(self, rows: Rows) -> None:
         lines = [f"{key} ".encode() + body for key, body in rows]
@@ -162,6 +167,25 @@ class Spool:
 
 def _read(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+def _append(descriptor: int, line: bytes) -> None:
+    """Add a line durably, or leave the file as it was."""
+    end = os.fstat(descriptor).st_size
+    if end and os.pread(descriptor, 1, end - 1) != b"\n":
+        line = b"\n" + line  # what a process left that died in the middle
+    try:
+        if os.pwrite(descriptor, line, end) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    except BaseException:
+        os.ftruncate(descriptor, end)
+        raise
+
+
+def _stem(row: Row) -> str:
+    """Return a row's key without what is signed or sealed behind it."""
+    return row[0].partition("+")[0]
 
 
 def _line(key: str, body: bytes) -> bytes:
