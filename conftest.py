@@ -23,11 +23,13 @@ PATIENCE_SECONDS = 30.0
 @contextmanager
 def _clean_process() -> Iterator[None]:
     from healthobs import _runtime
+    from healthobs.health.decorators import pending
     from healthobs.logs.adoption import Hook
 
     process, recording = _runtime.process, _runtime.recording
     found = process.active, process.default, process.board, recording.active
     adoptions = Hook.adoptions
+    checks, pending._checks = pending._checks, {}
     process.active, process.default, process.board, recording.active = False, None, None, False
     try:
         yield
@@ -35,6 +37,7 @@ def _clean_process() -> Iterator[None]:
         for adoption in Hook.adoptions:  # of an `Observability` that was not closed
             if adoption not in adoptions:
                 adoption.release()
+        pending._checks = checks
         process.active, process.default, process.board, recording.active = found
 
 

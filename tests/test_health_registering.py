@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,11 @@ from healthobs.health import (
     register_builtin_checks,
 )
 from healthobs.health.decorators import pending
+
+
+def database() -> bool:
+    """Say that the database is away."""
+    return False
 
 
 class TestRegister:
@@ -55,12 +59,6 @@ class TestRegister:
 class TestDecorators:
     """`@health_check` and `@readiness_check`."""
 
-    @pytest.fixture(autouse=True)
-    def _nothing_pending(self) -> Iterator[None]:
-        pending.take()
-        yield
-        pending.take()
-
     def test_function_stays_plain(self) -> None:
         """The very same function comes back, bare or called."""
 
@@ -77,8 +75,64 @@ class TestDecorators:
         health.adopt_pending()
         assert health.readiness()[0] == 503
 
+    def test_each_that_adopts_has_it(self, ticking: Time) -> None:
+        """What an import decorated once is there for every service of the process, each with its own state."""
+        readiness_check("database", ttl=0)(database)
+        health_check("alive")(partial(bool, 1))
+        healths = [Health("s", "1", ticking.clock()) for _ in range(3)]
+        for health in healths:
+            health.adopt_pending()
+            assert health.readiness()[1]["checks"] == {"database": "not_ready", "lifecycle": "starting"}
+            assert health.snapshot()["alive"] == ("liveness", "ok")
+            health.close()
+        assert len({id(health._checks["database"]) for health in healths}) == 3
+
+    def test_adopting_twice(self, health: Health) -> None:
+        """An `Observability` on two applications has each check once."""
+        readiness_check("database")(database)
+        health.adopt_pending()
+        health.adopt_pending()
+        assert list(health.snapshot()) == ["database"]
+
+    def test_decorated_in_force_is_there_for_the_next_too(self, ticking: Time) -> None:
+        """A module that is imported after the first `Observability` was installed is not imported again."""
+
+        class InForce:
+            health = Health("s", "1", ticking.clock())
+            settings = Settings()
+
+        with _runtime.use(InForce()):  # type: ignore[arg-type]
+            readiness_check("database")(database)
+            readiness_check("local")(lambda: True)
+        InForce.health.adopt_pending()
+        other = Health("s", "1", ticking.clock())
+        other.adopt_pending()
+        assert (sorted(InForce.health.snapshot()), list(other.snapshot())) == (
+            ["database", "local"],
+            ["database"],
+        )
+
+    def test_decorated_anew(self, ticking: Time) -> None:
+        """A factory that is called again, or a module that is loaded again, gives the check that counts from then on."""
+        seen: list[int] = []
+        for number in (1, 2):
+            readiness_check("database")(partial(seen.append, number))
+            health = Health("s", "1", ticking.clock())
+            health.adopt_pending()
+            health.readiness()
+        assert seen == [1, 2]
+
+    def test_own_check_of_that_name(self, ticking: Time) -> None:
+        """What another service adopted first does not come before one's own."""
+        readiness_check("database")(database)
+        Health("s", "1", ticking.clock()).adopt_pending()
+        other = Health("s", "1", ticking.clock())
+        other.register("database", lambda: True)
+        other.adopt_pending()
+        assert other.readiness()[0] == 200
+
     def test_pending_until_adopted(self, ticking: Time) -> None:
-        """Decorating before configuring works; the next to adopt takes the checks, with their options."""
+        """Decorating before configuring works; the next to adopt takes local functions, with their options, alone."""
 
         @health_check
         def alive() -> None: ...
@@ -94,7 +148,7 @@ class TestDecorators:
         assert health.readiness() == (200, {"ready": True, "checks": {"database": "not_ready"}})
         assert (health.snapshot()["alive"], other.snapshot()) == (("liveness", "ok"), {})
 
-    def test_registers_with_the_one_in_force(self, ticking: Time) -> None:
+    def test_registers_with_the_one_in_force(self, health: Health, ticking: Time) -> None:
         """With an `Observability` in force nothing waits."""
 
         class InForce:
@@ -103,7 +157,7 @@ class TestDecorators:
 
         with _runtime.use(InForce()):  # type: ignore[arg-type]
             readiness_check("database")(lambda: True)
-        assert (list(InForce.health.snapshot()), pending.take()) == (["database"], [])
+        assert (list(InForce.health.snapshot()), pending.take(health)) == (["database"], [])
 
     def test_bad_name_raises_at_import(self) -> None:
         """A wrong name or time is an error where it is written, not where it is adopted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from urllib.parse import urlsplit
@@ -72,23 +73,25 @@ def http_dependency(
     Raises:
         InstrumentationError: See `Health.register`.
     """
-
-    def check() -> None:
-        try:
-            well = _status(f"{url.rstrip('/')}/health", timeout) == HTTPStatus.OK
-        except (OSError, HTTPException):
-            well = False
-        if not well:
-            raise Unreachable if critical else Degraded
-
     register = readiness_check(
         peer.replace("-", "_"), timeout=timeout, critical=critical, interval=interval
     )  # fmt: skip
-    return register(check)
+    return register(
+        partial(_ask, f"{url.rstrip('/')}/health", timeout, Unreachable if critical else Degraded)
+    )
 
 
 class Unreachable(Exception):  # noqa: N818 - a state, not an error
     """The other service does not answer, or says that it is unhealthy."""
+
+
+def _ask(url: str, timeout: float, otherwise: type[Exception]) -> None:
+    try:
+        well = _status(url, timeout) == HTTPStatus.OK
+    except (OSError, HTTPException):
+        well = False
+    if not well:
+        raise otherwise
 
 
 def _status(url: str, timeout: float) -> int:

@@ -1,42 +1,84 @@
 """`@health_check` and `@readiness_check`: register a function and leave it as it is.
 
-Decorating before configuring works: checks wait here until the next `Health` adopts them.
+Decorating before configuring works: checks are kept here, and each `Health` that adopts gets its own of each. So what an
+import decorated once is there for every `Observability` of the process, one after another or side by side.
 
-Limits: what waits is the process's; with several services in one process the first to be set up adopts it.
+Limits: what is kept is the process's, so several services in one process have each other's. A function inside another
+one is decorated anew with each call of that: the next to adopt has it alone. While an `Observability` is in force only
+functions of a module are kept besides being registered.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+from weakref import WeakSet
 
 from healthobs._runtime import current_or_none
 from healthobs.exceptions import InstrumentationError
 from healthobs.health.checks import CheckOptions, make_spec
 
+if TYPE_CHECKING:
+    from healthobs.health.engine import Health
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+@dataclass(slots=True)
+class Kept:
+    """One decorated check, and who has one made from it."""
+
+    name: str
+    fn: Callable[[], Any]
+    options: CheckOptions
+    adopted: bool = False
+    owners: WeakSet[Health] = field(default_factory=lambda: WeakSet[Any]())
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the function was made inside another one."""
+        return "<locals>" in getattr(self.fn, "__qualname__", "")
+
+
 class Pending:
-    """Checks decorated before there was anything to register them with."""
+    """Decorated checks, for each `Health` that adopts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._checks: dict[str, tuple[Callable[[], Any], CheckOptions]] = {}
+        self._checks: dict[str, Kept] = {}
 
     def add(self, name: str, fn: Callable[[], Any], options: CheckOptions) -> None:
-        """Keep a check; its name and times are judged here, at import."""
+        """Keep a check; its name and times are judged here, at import. One that was adopted gives way to it."""
         make_spec(name, fn, **options)
         with self._lock:
-            if name in self._checks:
+            if name in self._checks and not self._checks[name].adopted:
                 raise InstrumentationError(f"the check '{name}' exists already: give this one another name")
-            self._checks[name] = (fn, options)
+            self._checks[name] = Kept(name, fn, options)
 
-    def take(self) -> list[tuple[str, tuple[Callable[[], Any], CheckOptions]]]:
-        """Hand over every check kept so far."""
+    def keep(self, name: str, fn: Callable[[], Any], options: CheckOptions, owner: Health) -> None:
+        """Keep a check that `owner` has already, for whoever adopts later."""
+        kept = Kept(name, fn, options, adopted=True)
+        if not inspect.isfunction(fn) or kept.is_local:
+            return
+        kept.owners.add(owner)
         with self._lock:
-            taken, self._checks = list(self._checks.items()), {}
+            if name not in self._checks or self._checks[name].adopted:
+                self._checks[name] = kept
+
+    def take(self, owner: Health) -> list[tuple[Kept, bool]]:
+        """Hand over every check that `owner` has not had, and whether it is the first to have it."""
+        taken: list[tuple[Kept, bool]] = []
+        with self._lock:
+            for kept in list(self._checks.values()):
+                if owner not in kept.owners:
+                    taken.append((kept, not kept.adopted))
+                kept.adopted = True
+                kept.owners.add(owner)
+                if kept.is_local:
+                    del self._checks[kept.name]
         return taken
 
 
@@ -52,7 +94,7 @@ def health_check(
 def health_check(target: Any = None, /, *, timeout: float = 0.5, max_stall: float | None = None) -> Any:
     """Make a function a liveness check; it stays a plain function. Local facts only: no network, no database.
 
-    It registers with the `Observability` in force, else with the next one that adopts. That it stays inside the process
+    It registers with the `Observability` in force, else with each one that adopts. That it stays inside the process
     is shown by `healthobs.testing.assert_pure_liveness`.
 
     Args:
@@ -96,7 +138,7 @@ def readiness_check(
 ) -> Any:
     """Make a function a readiness check; it stays a plain function.
 
-    It registers with the `Observability` in force, else with the next one that adopts.
+    It registers with the `Observability` in force, else with each one that adopts.
 
     Args:
         target: The function (bare form) or the check's name; default the function's name.
@@ -133,6 +175,7 @@ def _decorate(target: Any, options: CheckOptions) -> Any:
             pending.add(name, fn, options)
         else:
             obs.health.register(name, fn, **options)
+            pending.keep(name, fn, options, obs.health)
         return fn
 
     return register if target is None or isinstance(target, str) else register(target)

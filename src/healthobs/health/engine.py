@@ -103,17 +103,18 @@ class Health:
             self._checks[name] = Check(spec, self.clock, self._on_transition, self._on_run)
 
     def adopt_pending(self) -> None:
-        """Take over the checks decorated before any `Observability` was in force, and end set-up.
+        """Take over the checks that were decorated, and end set-up.
 
         Raises:
-            InstrumentationError: The name of a pending check is taken; the others are adopted all the same.
+            InstrumentationError: The name of a pending check is taken; the others are adopted all the same. One
+                that somebody else has adopted before is passed over instead: this service has its own.
         """
         refused: list[InstrumentationError] = []
-        for name, (fn, options) in pending.take():
+        for kept, first in pending.take(self):
             try:
-                self.register(name, fn, **options)
+                self.register(kept.name, kept.fn, **kept.options)
             except InstrumentationError as exc:
-                refused.append(exc)
+                refused += [exc] if first else []
         if refused:
             raise refused[0]
         self.ready()
