@@ -15,6 +15,7 @@ from healthobs.compliance import (
     ControlEngine,
     Outcome,
     ProbeContext,
+    State,
 )
 from healthobs.config import Settings
 from healthobs.redaction import Redactor
@@ -46,6 +47,9 @@ class World:
         self.runs: list[str] = []
         self.results: list[tuple[str, str]] = []
         self.changes: list[tuple[str, str, str]] = []
+        #: How many seconds late each of them was told.
+        self.late: list[int] = []
+        self.shown: list[dict[str, State]] = []
         self.errors: list[str] = []
         self.refuse: Exception | None = None
         self.contexts: list[ProbeContext] = []
@@ -57,6 +61,7 @@ class World:
             service="phi-service",
             on_result=lambda result: self.results.append((result.control.id, result.outcome.state)),
             on_change=self._changed,
+            on_states=lambda states: self.shown.append(dict(states)),
             on_error=self.errors.append,
             **options,
         )
@@ -93,10 +98,11 @@ class World:
             redactor=Redactor(),
         )
 
-    def _changed(self, control: Control, old: str, new: str, result: Any) -> int:
+    def _changed(self, control: Control, old: str, new: str, result: Any, late_s: int) -> int:
         if self.refuse is not None:
             raise self.refuse
         self.changes.append((control.id, old, new))
+        self.late.append(late_s)
         return len(self.changes) - 1
 
 

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -359,6 +360,58 @@ class TestRecording:
         counted = service.metric("phi_compliance_checks_total{")
         assert 'phi_compliance_checks_total{result="pass",type="hipaa"} 6.0' in counted
         assert 'phi_compliance_checks_total{result="fail",type="hipaa"} 1.0' in counted
+
+    @pytest.mark.parametrize("first", [False, True])
+    def test_trail_that_was_away(self, tmp_path: Path, first: bool) -> None:
+        """The gauge shows each state as it is while the trail is away and after; what it missed is recorded once it is back."""
+        place = tmp_path / "a.db"
+        settings = Settings(audit_database_url=f"sqlite:///{place}", endpoints=True)
+        obs = Observability(settings, log_stream=io.StringIO())
+        assert obs.controls is not None
+        assert obs.audit is not None
+
+        def gauge() -> list[str]:
+            shown = obs.metrics.exposition(None)[1].decode()
+            of = re.findall(r'healthobs_control_state{control="H-312.b",state="([a-z-]+)"} 1.0', shown)
+            return [str(state) for state in of]
+
+        seen: list[list[str]] = []
+        for away in (True, False, False) if first else (False, True, False, False):
+            if away:
+                place.rename(tmp_path / "away")
+            obs.controls.run(["H-312.b"])
+            if away:
+                (tmp_path / "away").rename(place)
+            seen.append(gauge())
+        entries = [
+            entry for entry in obs.audit.read().entries if str(entry["action"]).startswith("control.state")
+        ]
+        obs.close()
+        details = [entry["details"] for entry in reversed(entries)]
+        assert {detail.pop("control.late_s", 0) for detail in details} == {0}
+        if first:
+            assert seen == [["fail"], ["pass"], ["pass"]]
+            assert details == [{"control.fail": "H-312.b"}, {"control.old": "fail", "control.new": "pass"}]
+        else:
+            assert seen == [["pass"], ["fail"], ["pass"], ["pass"]]
+            assert details == [
+                {"control.pass": "H-312.b"},
+                {"control.old": "pass", "control.new": "fail"},
+                {"control.old": "fail", "control.new": "pass"},
+            ]
+
+    def test_change_that_was_recorded_late_says_so(self, build: Callable[..., Service]) -> None:
+        """An entry has its own time, so one that could not be recorded at once says how many seconds it is late."""
+        service = build()
+        service.engine.run()
+        service.obs.tracing.provider.add_span_processor(SimpleSpanProcessor(InMemorySpanExporter()))
+        away = service.path.rename(service.path.with_name("away"))
+        service.engine.run(["G-wrap"])
+        away.rename(service.path)
+        service.elapsed += 90
+        service.engine.run(["G-wrap"])
+        (entry,) = service.trail.read(action=CHANGED_ACTION, resource_id="G-wrap").entries
+        assert entry["details"] == {"control.old": "pass", "control.new": "fail", "control.late_s": 90}
 
     def test_decay_shows_in_the_gauge(self, build: Callable[..., Service]) -> None:
         """Stale evidence is unknown in the metrics too, from the next round on."""

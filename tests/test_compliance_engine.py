@@ -22,6 +22,7 @@ from healthobs.compliance import (
     Reply,
     Route,
 )
+from healthobs.compliance import engine as engine_module
 from healthobs.compliance.report import DISCLAIMER
 from healthobs.exceptions import ConfigurationError
 
@@ -286,12 +287,85 @@ class TestChanges:
         world.engine.run(["C-1"])
         assert world.changes == [("C-1", "unknown", "pass"), ("C-2", "unknown", "pass")]
 
+    def test_change_that_reverted_is_told_too(self, world: World) -> None:
+        """What changed while the trail was down is told in order once it is back, each with how late; nothing is lost."""
+        world.engine.run()
+        world.refuse = OSError()
+        for state in ("fail", "pass", "fail", "pass"):
+            world.time.elapsed += 60
+            world.outcomes["C-1"] = Outcome(state, "seen")
+            world.engine.run()
+            (row, _) = world.engine.status(detail=True)["controls"]
+            assert row["audit_index"] is None
+        world.refuse = None
+        world.time.elapsed += 60
+        world.outcomes["C-2"] = Outcome("fail", "seen")
+        world.engine.run()
+        flapped = [("C-1", *change) for change in (("pass", "fail"), ("fail", "pass")) * 2]
+        assert world.changes[2:] == [*flapped, ("C-2", "pass", "fail")]
+        assert world.late[2:] == [240, 180, 120, 60, 0]
+        assert [row["audit_index"] for row in world.engine.status(detail=True)["controls"]] == [5, 6]
+        world.engine.run()
+        assert len(world.changes) == 7
+
+    def test_changes_of_one_control_stay_in_order(self) -> None:
+        """While a change of a control is refused, its later ones wait; those of others do not."""
+        told: list[Any] = []
+
+        def change(control: Any, old: str, new: str, result: Any, late_s: int) -> None:
+            if (control.id, new, refusing) == ("C-1", "fail", True):
+                raise OSError
+            told.append((control.id, new))
+
+        world = World()
+        world.engine._on_change = change
+        refusing = True
+        for states in (("fail", "pass"), ("pass", "fail")):
+            world.outcomes.update(
+                zip(("C-1", "C-2"), (Outcome(state, "seen") for state in states), strict=True)
+            )
+            world.engine.run()
+        assert told == [("C-2", "pass"), ("C-2", "fail")]
+        refusing = False
+        world.engine.run()
+        assert told[2:] == [("C-1", "fail"), ("C-1", "pass")]
+
+    def test_untold_changes_are_bounded(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of a trail that stays away the latest changes are kept; that others were lost is counted, and shows in what is told."""
+        monkeypatch.setattr(engine_module, "_MOST_UNTOLD", 3)
+        world.engine.run()
+        world.refuse = OSError()
+        for state in ("fail", "pass", "fail", "pass"):
+            world.outcomes["C-1"] = Outcome(state, "seen")
+            world.engine.run()
+        assert world.errors == ["controls"] * 5
+        world.refuse = None
+        world.engine.run()
+        assert world.changes[2:] == [
+            ("C-1", "fail", "pass"),
+            ("C-1", "pass", "fail"),
+            ("C-1", "fail", "pass"),
+        ]
+
+    def test_states_are_shown_whatever_the_trail_does(self, world: World) -> None:
+        """Every round shows all states as they are, also while changes are refused; a fault of it is counted."""
+        world.refuse = OSError()
+        for state in ("fail", "pass", "pass"):
+            world.outcomes["C-1"] = Outcome(state, "seen")
+            world.engine.run(["C-1"])
+        assert [shown["C-1"] for shown in world.shown] == ["fail", "pass", "pass"]
+        assert world.shown[0]["C-2"] == "unknown"
+        world.refuse, world.errors[:] = None, []
+        world.engine._on_states = lambda _: 1 / 0
+        world.engine.run(["C-1"])
+        assert (world.errors, len(world.changes)) == (["controls"], 2)
+
     def test_first_round_is_told_at_once(self) -> None:
         """With `on_first` a process begins with all states in one message, told until taken; then come changes."""
         told: list[Any] = []
 
-        def first(states: Any) -> int:
-            told.append(dict(states))
+        def first(states: Any, late_s: int) -> int:
+            told.append((dict(states), late_s))
             if len(told) == 1:
                 raise OSError
             return 7
@@ -299,13 +373,15 @@ class TestChanges:
         world = World(on_first=first)
         world.engine.run(["C-1"])
         world.outcomes["C-2"] = Outcome("fail", "seen")
+        world.time.elapsed += 60
         world.engine.run()
-        assert told == [{"C-1": "pass", "C-2": "unknown"}, {"C-1": "pass", "C-2": "fail"}]
-        assert (world.changes, world.errors) == ([], ["controls"])
+        begun = {"C-1": "pass", "C-2": "unknown"}
+        assert told == [(begun, 0), (begun, 60)]
+        assert (world.changes, world.errors) == ([("C-2", "unknown", "fail")], ["controls"])
         world.outcomes["C-2"] = Outcome("pass", "seen")
         world.engine.run()
-        assert world.changes == [("C-2", "fail", "pass")]
-        assert [row["audit_index"] for row in world.engine.status(detail=True)["controls"]] == [7, 0]
+        assert world.changes[1:] == [("C-2", "fail", "pass")]
+        assert [row["audit_index"] for row in world.engine.status(detail=True)["controls"]] == [7, 1]
 
     def test_index_is_shown(self, world: World) -> None:
         """The report names the entry that recorded the last change."""

@@ -15,7 +15,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from healthobs.clock import Clock, rfc3339
@@ -37,16 +37,32 @@ from healthobs.exceptions import ConfigurationError
 
 #: Told of each run of a probe.
 OnResult = Callable[[Result], object]
-#: Told (control, old state, new state, last result) of each change; returns the index of its audit entry.
-OnChange = Callable[[Control, State, State, "Result | None"], "int | None"]
-#: Told every state after the first round of a process; returns the index of its audit entry.
-OnFirst = Callable[[Mapping[str, State]], "int | None"]
+#: Told every state after each round, whatever becomes of the changes.
+OnStates = Callable[[Mapping[str, State]], object]
+#: Told (control, old state, new state, last result, how many seconds ago it was seen) of each change; returns the index of
+#: its audit entry.
+OnChange = Callable[[Control, State, State, "Result | None", int], "int | None"]
+#: Told every state after the first round of a process, and how many seconds ago that was; returns the index of its audit entry.
+OnFirst = Callable[[Mapping[str, State], int], "int | None"]
 #: Told (control, the waiver that ended or was replaced, the one that holds now) of each change.
 OnWaiver = Callable[[Control, "Signed | None", "Signed | None"], object]
 #: Says what was seen that contradicts a declaration of scope, or None.
 CounterCheck = Callable[[], "str | None"]
 #: Version of the catalogue and of the report's form.
 CATALOGUE_VERSION = "2026.1"
+#: Changes that are kept for `on_change`; of more the oldest go.
+_MOST_UNTOLD = 1_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Change:
+    """A change of state that `on_change` has not taken."""
+
+    name: str
+    old: State
+    new: State
+    result: Result | None
+    noted_ns: int
 
 
 class ControlEngine:
@@ -61,8 +77,10 @@ class ControlEngine:
         excluded: What the service declares not to have, and what could contradict that.
         required: Ids that the gate asks for besides the controls that say so themselves.
         on_result: Told of each run of a probe (metrics); its faults go to `on_error`.
-        on_change: Told of each change of state (audit); asked again in the next round when it raises.
-        on_first: Told all states of the first round at once, in place of a change each.
+        on_states: Told all states after each round (metrics); its faults go to `on_error`.
+        on_change: Told of each change of state (audit); asked again in the next round when it raises, and of one control
+            in order, so that a change that reverted meanwhile is told too. The latest 1,000 are kept.
+        on_first: Told all states of the first round at once, in place of a change each; asked again as `on_change`.
         on_waiver: Told of each waiver that begins, ends or is replaced (audit); asked again as `on_change`.
         on_error: Told the component (``controls``, ``documents``) when one of the above raised, or a document
             counts for nothing.
@@ -95,6 +113,7 @@ class ControlEngine:
         excluded: Mapping[str, CounterCheck] | None = None,
         required: Iterable[str] = (),
         on_result: OnResult | None = None,
+        on_states: OnStates | None = None,
         on_change: OnChange | None = None,
         on_first: OnFirst | None = None,
         on_waiver: OnWaiver | None = None,
@@ -113,14 +132,21 @@ class ControlEngine:
         self._context_factory = context_factory
         self._clock = clock
         self._on_result = on_result
+        self._on_states = on_states
         self._on_change = on_change
         self._on_first = on_first
         self._on_waiver = on_waiver
         self._on_error = on_error
         self._bound: dict[str, Any] = {}
         self._results: dict[str, Result] = {}
-        #: State and audit index that `on_change` has taken.
-        self._told: dict[str, tuple[State, int | None]] = {}
+        #: States as of the last round.
+        self._noted: dict[str, State] = {}
+        #: States of the first round, and when that was, until `on_first` has taken them.
+        self._first: tuple[dict[str, State], int] | None = None
+        #: Changes that `on_change` has not taken, oldest first.
+        self._untold: list[_Change] = []
+        #: Index of the audit entry of each control's state; none while that is untold.
+        self._indices: dict[str, int | None] = {}
         #: Waivers that `on_waiver` has taken.
         self._waived: dict[str, Signed] = {}
         self._running = _ForkLock()
@@ -233,28 +259,59 @@ class ControlEngine:
                 self._failed("controls")
 
     def _tell_changes(self) -> None:
-        """Hand over each change of state, decay included; what is not taken is offered again next time."""
-        states = self.states()
-        if self._on_first is not None and not self._told:
+        """Show the states, decay included, and hand over each change; what is not taken is offered again next time."""
+        states, now = self.states(), self._clock.monotonic_ns()
+        if self._on_states is not None:
             try:
-                index = self._on_first(states)
+                self._on_states(states)
+            except Exception:  # noqa: BLE001 - a fault of telemetry must not stop the controls
+                self._failed("controls")
+        self._note(states, now)
+        self._hand_over(now)
+
+    def _note(self, states: dict[str, State], now_ns: int) -> None:
+        """Keep what changed for `_hand_over`."""
+        if not self._noted and self._on_first is not None:
+            self._first = states, now_ns
+        elif self._on_change is not None:
+            for name, state in states.items():
+                old = self._noted.get(name, "unknown")
+                if state != old:
+                    self._untold.append(_Change(name, old, state, self._results.get(name), now_ns))
+                    self._indices.pop(name, None)
+        self._noted = states
+        if len(self._untold) > _MOST_UNTOLD:
+            del self._untold[:-_MOST_UNTOLD]
+            self._failed("controls")
+
+    def _hand_over(self, now_ns: int) -> None:
+        if self._first is not None and self._on_first is not None:
+            states, noted_ns = self._first
+            try:
+                index = self._on_first(states, (now_ns - noted_ns) // 10**9)
             except Exception:  # noqa: BLE001 - the trail may be what is broken; controls must go on to say so
                 self._failed("controls")
-            else:
-                self._told = {name: (state, index) for name, state in states.items()}
-            return
-        if self._on_change is None:
-            return
-        for name, state in states.items():
-            old, _ = self._told.get(name, ("unknown", None))
-            if state == old:
+                return
+            self._first = None
+            changed = {change.name for change in self._untold}
+            self._indices.update({name: index for name in states if name not in changed})
+        refused: set[str] = set()
+        for change in self._untold.copy():
+            if self._on_change is None or change.name in refused:
                 continue
+            late_s = (now_ns - change.noted_ns) // 10**9
             try:
-                index = self._on_change(self.controls[name], old, state, self._results.get(name))
+                index = self._on_change(
+                    self.controls[change.name], change.old, change.new, change.result, late_s
+                )
             except Exception:  # noqa: BLE001 - as above
                 self._failed("controls")
+                refused.add(change.name)
             else:
-                self._told[name] = state, index
+                self._untold.remove(change)
+                self._indices[change.name] = index
+        for name in refused:
+            self._indices.pop(name, None)
 
     def _tell_waivers(self) -> None:
         """Hand over each waiver that began, ended or was replaced since; as `_tell_changes`."""
@@ -307,7 +364,7 @@ class ControlEngine:
                 control,
                 self._state(control, now),
                 self._results.get(name),
-                self._told.get(name, (None, None))[1],
+                self._indices.get(name),
                 self._is_required(control),
                 self._waiver(name),
                 self._documents.attestations.get(name),

@@ -1,8 +1,9 @@
 """Connects the control engine to the signals: what probes may look at, and where their results go.
 
-Each run of a probe counts in `<prefix>_compliance_checks_total{type,result}`; each change of state sets
-`healthobs_control_state{control,state}` and appends the audit entry `control.state_changed`
-(45 CFR 164.316(b)(1)(ii): what was found is kept). A process begins with one entry of all states,
+Each run of a probe counts in `<prefix>_compliance_checks_total{type,result}`; each round sets
+`healthobs_control_state{control,state}`, and each change of state appends the audit entry `control.state_changed`
+(45 CFR 164.316(b)(1)(ii): what was found is kept); one that the trail did not take at once says in `control.late_s` how many
+seconds before its entry it was seen. A process begins with one entry of all states,
 `control.states_observed`; the state at any moment is the last such entry and the changes after it. A waiver that begins to count, in
 a process, is the entry `control.waived`, and `control.waiver_ended` when it no longer does. Details are words of the code, ids of
 controls and numbers, in which no pattern finds anything.
@@ -10,18 +11,19 @@ controls and numbers, in which no pattern finds anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
 from healthobs.compliance.catalogue import library_controls, with_catalogue
-from healthobs.compliance.control import Control, ProbeContext, Result, State
+from healthobs.compliance.control import STATES, Control, ProbeContext, Result, State
 from healthobs.compliance.documents import Signed, read_folder
 from healthobs.compliance.engine import ControlEngine, CounterCheck
 from healthobs.compliance.requirements import SCOPES
 from healthobs.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
+    from healthobs.metrics.instruments import Instrument
     from healthobs.observability import Observability
 
 #: Kinds of redaction that contradict a declaration of scope. Other identifiers are not health information alone.
@@ -66,19 +68,16 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
             }
         ).index
 
-    def on_first(now: Mapping[str, State]) -> int | None:
-        for name, state in now.items():
-            if state != "unknown":
-                states.declare(name, "unknown").set(0)
-                states.declare(name, state).set(1)
+    def on_first(now: Mapping[str, State], late_s: int) -> int | None:
         known = sorted(set(now.values()) - {"unknown"})
         ids = {f"control.{state}": " ".join(name for name in now if now[name] == state) for state in known}
-        return record("control.states_observed", None, ids)
+        return record("control.states_observed", None, {**ids, **_late(late_s)})
 
-    def on_change(control: Control, old: State, new: State, _result: Result | None) -> int | None:
-        states.declare(control.id, old).set(0)
-        states.declare(control.id, new).set(1)
-        return record("control.state_changed", control.id, {"control.old": old, "control.new": new})
+    def on_change(
+        control: Control, old: State, new: State, _result: Result | None, late_s: int
+    ) -> int | None:
+        details = {"control.old": old, "control.new": new, **_late(late_s)}
+        return record("control.state_changed", control.id, details)
 
     def on_waiver(control: Control, old: Signed | None, new: Signed | None) -> int | None:
         details: dict[str, str | int] = {}
@@ -104,6 +103,7 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         excluded=_excluded(obs),
         required=settings.required_controls,
         on_result=on_result,
+        on_states=_shower(states),
         on_change=on_change,
         on_first=on_first,
         on_waiver=on_waiver,
@@ -112,6 +112,28 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
     for name, state in engine.states().items():
         states.declare(name, state).set(1)
     return engine
+
+
+def _shower(gauge: Instrument) -> Callable[[Mapping[str, State]], None]:
+    """Return what sets the gauge after each round.
+
+    Of a control that was ever something else than ``unknown`` every state is set, also those that this process never saw:
+    another one may have.
+    """
+    shown: set[str] = set()
+
+    def show(now: Mapping[str, State]) -> None:
+        shown.update(name for name, state in now.items() if state != "unknown")
+        for name in shown:
+            for state in STATES:
+                gauge.declare(name, state).set(int(state == now[name]))
+
+    return show
+
+
+def _late(seconds: int) -> dict[str, int]:
+    """Say how long before its entry something was seen; no time of day, as redaction may take one for a person's."""
+    return {"control.late_s": seconds} if seconds else {}
 
 
 def _excluded(obs: Observability) -> dict[str, CounterCheck]:
