@@ -538,6 +538,60 @@ class TestErasure:
         service.trail.append(READ)
         assert [entry["index"] for entry in service.trail.read(subject=PATIENT).entries] == [1]
 
+    @pytest.mark.parametrize("recorded", [False, True])
+    def test_sealed_entry_that_waits_comes_first(self, service: Service, recorded: bool) -> None:
+        """Forgetting merges the spool before, so that nothing in it brings the row back, also after a merge cut off."""
+        service.trail.append(READ)
+        back = service.lose_map()
+        service.trail.append_or_spool(CARE)
+        back()
+        spool = service.folder / "spool"
+        sealed = spool.read_bytes()
+        if recorded:
+            service.trail.append({"action": "service.begun"})
+            spool.write_bytes(sealed)
+        assert service.trail.forget(PATIENT)
+        service.trail.append({"action": "service.ended"})
+        assert (service.rows(), service.subjects.find(PATIENT), service.trail.refused_rows) == (0, None, 0)
+        assert len({body["subject"] for body in service.bodies()} - {None}) == 1
+        assert not service.trail.forget(PATIENT)
+
+    def test_nothing_is_forgotten_while_the_spool_waits(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where the store is down, or more was spooled during the merge, forgetting is refused and can be asked again."""
+        service.trail.append(READ)
+        back = service.lose_map()
+        service.trail.append_or_spool(CARE)
+        back()
+        log, spool, settled = service.folder / "audit.db", service.trail.spool, SubjectMap.settled
+        assert spool is not None
+        hidden = log.rename(service.folder / "hidden")
+        with pytest.raises(AuditWriteError):
+            service.trail.forget(PATIENT)
+        hidden.rename(log)
+        row = service.trail.new_key(), service.trail.encode({"action": "service.begun"})
+
+        def busy(*arguments: Any) -> bytes:
+            spool.add(*row)
+            return settled(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(SubjectMap, "settled", busy)
+            with pytest.raises(subjects.AuditError, match="wait in the spool"):
+                service.trail.forget(PATIENT)
+        assert service.rows() == 1
+        assert service.trail.forget(PATIENT)
+
+    def test_without_a_map(self, tmp_path: Path) -> None:
+        """A trail without a map has nobody to forget."""
+        with (
+            closing(open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")) as trail,
+            pytest.raises(subjects.AuditError, match="no map of subjects") as caught,
+        ):
+            trail.forget(PATIENT)
+        assert_no_phi(NEEDLES, str(caught.value))
+
     def test_bodies_by_identifier(self, service: Service) -> None:
         """Holding and erasing entries takes the identifier where the trail has the map."""
         service.trail.append(READ)

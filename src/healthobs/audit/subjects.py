@@ -131,7 +131,10 @@ class SubjectMap:
         return identifier
 
     def erase(self, token: str) -> bool:
-        """Forget, for good, whose `token` it is (or the token of that identifier); return whether it was known."""
+        """Forget whose `token` it is (or the token of that identifier); return whether it was known.
+
+        A trail's `forget` does it for good: it first merges the spool, in which a sealed entry would bring the row back.
+        """
         with self._connected() as connection:
             _begin(connection)
             statement = f"DELETE FROM subject {_ABOUT}"  # noqa: S608

@@ -372,6 +372,25 @@ class AuditTrail:
             return None
         return self.subjects.find(identifier)
 
+    def forget(self, subject: str) -> bool:
+        """Erase, for good, a subject's row in the map, after what waits in the spool was merged: a seal in it would bring it back.
+
+        Args:
+            subject: The identifier, or its token.
+
+        Returns:
+            Whether the map knew it.
+
+        Raises:
+            AuditError: There is no map, it cannot be used, or entries wait in the spool; nothing is erased.
+        """
+        if self.subjects is None:
+            raise AuditError("the audit trail has no map of subjects, so it can forget none")
+        self._merge(self._timeout_seconds)
+        if self.spool is not None and self.spool.waiting():
+            raise AuditError("entries still wait in the spool, so nobody is forgotten; try again")
+        return self.subjects.erase(subject)
+
     def checkpoint(self) -> Checkpoint:
         """Return the latest signed checkpoint; it covers every entry.
 
