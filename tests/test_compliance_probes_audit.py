@@ -40,14 +40,16 @@ class TestAuditProbes:
             ([], "unknown", 0),
             ([{"subject": CANARY_SUBJECT}], "unknown", 0),
             ([{"subject": "p-1", "actor": "dr-1"}], "pass", 1),
-            ([{"subject": "p-1", "outcome": "denied"}], "pass", 1),
+            ([{"subject": "p-1", "outcome": "denied"}] * 3, "unknown", 0),
+            ([{"subject": "p-1", "outcome": "denied"}, {"subject": "p-1", "actor": "dr-1"}], "pass", 1),
             ([{"subject": "p-1", "actor": "dr-1"}, {"subject": "p-2", "actor": ""}], "fail", 2),
+            ([{"subject": "p-2", "actor": ""}, {"subject": "p-1", "outcome": "denied"}], "fail", 1),
         ],
     )
     def test_actors(
         self, build: Callable[..., Service], drafts: list[dict[str, str]], state: str, n: int
     ) -> None:
-        """Entries about a person that were answered must name who acted; canaries and refusals need not."""
+        """Entries about a person that were answered must name who acted; canaries and refusals need not, and count for nothing."""
         service = build()
         for draft in drafts:
             service.trail.append({"action": "patient.read", **draft})

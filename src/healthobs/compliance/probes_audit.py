@@ -167,19 +167,22 @@ def names_actors(context: ProbeContext) -> Outcome:
     if context.audit is None:
         return NO_TRAIL
     entries = context.audit.read(limit=_LOOKED_AT).entries
-    about = [
+    answered = [
         entry
         for entry in entries
-        if entry.get("subject") not in (None, CANARY_SUBJECT) and entry["action"] != CANARY_ACTION
+        if entry["outcome"] == "ok"
+        and entry.get("subject") not in (None, CANARY_SUBJECT)
+        and entry["action"] != CANARY_ACTION
     ]
-    lacking = sum(entry["outcome"] == "ok" and not _actor(entry) for entry in about)
+    lacking = sum(not _actor(entry) for entry in answered)
+    of = f"{len(answered)} answered entries about a person"
     if lacking:
+        return Outcome("fail", f"{lacking} of {of} lack their actor", len(answered))
+    if not answered:
         return Outcome(
-            "fail", f"{lacking} of {len(about)} entries about a person lack their actor", len(about)
+            "unknown", f"of the newest {len(entries)} entries none is an answered one about a person", 0
         )
-    if not about:
-        return Outcome("unknown", f"none of the newest {len(entries)} entries is about a person", 0)
-    return Outcome("pass", f"each of {len(about)} entries about a person names its actor", len(about))
+    return Outcome("pass", f"each of {of} names its actor", len(answered))
 
 
 def _actor(entry: dict[str, Any]) -> str | None:
