@@ -52,7 +52,7 @@ class TestSettings:
         assert settings.frameworks == tuple(name.lower() for name in frameworks)
         assert settings.redaction_mode == "strict"
 
-    @pytest.mark.parametrize("frameworks", [("hippa",), ("sox", "hipaa "), ("",), (None,)])
+    @pytest.mark.parametrize("frameworks", [("hippa",), ("sox", "hipaa "), ("",)])
     def test_an_unknown_framework_is_refused(self, frameworks: Any) -> None:
         """A misspelt one must not switch `strict` off; the choices are named, the value is not."""
         with pytest.raises(ConfigurationError) as caught:
@@ -65,6 +65,88 @@ class TestSettings:
         with pytest.raises(ConfigurationError) as caught:
             Settings(**{name: "hipaa"})  # type: ignore[arg-type]
         assert caught.value.problems == (f"{name} must be a tuple of texts, not one text",)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "problem"),
+        [
+            ("service_name", None, "must be a text"),
+            ("prefix", 4711, "must be a text"),
+            ("audit_database_url", Path("4711"), "must be a text"),
+            ("tenant_header", b"4711", "must be a text"),
+            ("endpoints", "4711", "must be True or False"),
+            ("disabled", "false", "must be True or False"),
+            ("headers", 1, "must be True or False"),
+            ("ops_port", "4711", "must be a whole number"),
+            ("max_series", 1.5, "must be a whole number"),
+            ("max_stall_seconds", True, "must be a whole number"),
+            ("audit_key_file", 4711, "must be a path"),
+            ("audit_subjects_file", "", "must be a path"),
+            ("compliance_documents", b"4711", "must be a path"),
+            ("log_fields", {"trace_id": "4711"}, "must be a tuple of texts"),
+            ("allowed_keys", (4711,), "must be a tuple of texts"),
+            ("frameworks", (None,), "must be a tuple of texts"),
+            ("builtin_checks", None, "must be a tuple of texts"),
+            ("tenants", 4711, "must be a tuple of texts"),
+            ("log_level", 20, "must be one of debug, info, warning, error, critical"),
+            ("log_level", ["4711"], "must be one of debug, info, warning, error, critical"),
+            ("redaction", "Strict", "must be one of watch, mask, strict"),
+        ],
+    )
+    def test_another_type_is_refused(self, name: str, value: Any, problem: str) -> None:
+        """Nothing is taken for something else, nor fails later without its name; the value is not in the error."""
+        with pytest.raises(ConfigurationError) as caught:
+            Settings(**{name: value})
+        assert caught.value.problems == (f"{name} {problem}",)
+
+    def test_wrong_types_hide_no_other_problem(self) -> None:
+        """What has the wrong type is named beside what has a wrong value."""
+        with pytest.raises(ConfigurationError) as caught:
+            Settings(ops_port="9000", max_series=0, prefix="a-b", frameworks=None)  # type: ignore[arg-type]
+        assert [problem.split()[0] for problem in caught.value.problems] == [
+            "frameworks", "ops_port", "max_series", "prefix",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("name", [spec.name for spec in fields(Settings) if "Path" in str(spec.type)])
+    def test_a_path_may_be_a_text(self, name: str) -> None:
+        """Both say the same, from the environment too."""
+        given: dict[str, Any] = {name: "a/b"}
+        for settings in (Settings(**given), Settings.from_env({}, **given)):
+            assert getattr(settings, name) == Path("a/b")
+
+    def test_several_texts_are_kept_as_a_tuple(self) -> None:
+        """A list that its owner changes later does not change the settings."""
+        given = ["a"]
+        settings = Settings(allowed_keys=given)  # type: ignore[arg-type]
+        given.append("b")
+        assert settings.allowed_keys == ("a",)
+
+    @pytest.mark.parametrize("endpoint", ["localhost:4318", "grpc://h:4317", "http://", "http:h", "h/v1"])
+    def test_spans_go_to_a_url(self, endpoint: str) -> None:
+        """What the exporter could not send to is refused at the start, before every span is lost."""
+        for source in ({}, {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}):
+            with pytest.raises(ConfigurationError) as caught:
+                Settings.from_env(source, **({} if source else {"otlp_endpoint": endpoint}))
+            assert caught.value.problems == ("otlp_endpoint must be a URL of http:// or https://",)
+        assert Settings(otlp_endpoint="HTTPS://otel:4318/").otlp_endpoint == "HTTPS://otel:4318/"
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            ("postgresql://root:hunter2@db:5432/x", "postgresql://[masked]@db:5432/x"),
+            ("postgresql://root:hun@ter/2@db/x?sslmode=on", "postgresql://[masked]@db/x?[masked]"),
+            ("postgresql://db/x?user=root&password=hunter2", "postgresql://db/x?[masked]"),
+            ("root:hunter2@db/x", "[masked]@db/x"),
+            ("sqlite:///audit.db", "sqlite:///audit.db"),
+        ],
+    )
+    def test_shown_without_passwords(self, url: str, shown: str) -> None:
+        """Whoever prints settings, or has them in a traceback with locals, tells no password."""
+        settings = Settings(audit_database_url=url)
+        assert f"audit_database_url={shown!r}" in repr(settings)
+        assert repr(settings) == str(settings)
+        assert repr(settings).startswith("Settings(service_name='unknown_service', ")
+        told = repr(Settings(otlp_endpoint="https://me:hunter2@otel:4318"))
+        assert "otlp_endpoint='https://[masked]@otel:4318'" in told
 
     def test_every_framework_of_the_catalogue_may_be_named(self) -> None:
         """The catalogue and the settings know the same names."""
@@ -134,6 +216,19 @@ class TestFromEnv:
             "OTEL_SDK_DISABLED must be true or false",
             "HEALTHOBS_MAX_SERIES must be a whole number",
         )
+
+    def test_unreadable_variables_hide_no_other_problem(self) -> None:
+        """One start names what cannot be read and what is not allowed."""
+        environ = {
+            "HEALTHOBS_MAX_SERIES": "many",
+            "HEALTHOBS_REDACTION": "stric",
+            "HEALTHOBS_FRAMEWORKS": "hippa",
+        }
+        with pytest.raises(ConfigurationError) as caught:
+            Settings.from_env(environ, audit_retention_days=0)
+        assert [problem.split()[0] for problem in caught.value.problems] == [
+            "HEALTHOBS_MAX_SERIES", "frameworks", "redaction", "audit_retention_days",
+        ]  # fmt: skip
 
     @given(st.text(st.characters(codec="ascii", categories=["L"]), min_size=8))
     def test_no_value_is_echoed(self, secret: str) -> None:

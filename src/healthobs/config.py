@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from healthobs.exceptions import ConfigurationError
 
@@ -28,6 +28,10 @@ FRAMEWORKS = ("hipaa", "sox", "pci-dss", "fda-21cfr11", "hitech", "gdpr", "soc2"
 _TENANT, _MOST_TENANTS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"), 100
 _HEADER = re.compile(r"[A-Za-z0-9-]*")
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
+_ENDPOINT = re.compile(r"https?://[^/?#\s]\S*", re.IGNORECASE)
+#: Fields that may hold a password: in what stands before the host, or in the query.
+_URLS = ("audit_database_url", "otlp_endpoint")
+_SECRETS = re.compile(r"(?:(?<=://)|\A(?![\w+.-]*://)).*@|(?<=\?).+", re.DOTALL)
 
 
 def _env(name: str, default: Any = None, *, otel: str | None = None) -> Any:
@@ -38,6 +42,8 @@ def _env(name: str, default: Any = None, *, otel: str | None = None) -> Any:
 class Settings:
     """What an `Observability` is built from.
 
+    Its `repr` shows no password of a URL.
+
     Args:
         service_name: `service.name` of every signal.
         service_version: `service.version` of every signal.
@@ -45,7 +51,7 @@ class Settings:
         prefix: When set, HTTP and decorator metrics also appear under this name, and compliance and
             outbound metrics take it (`<prefix>_request_duration_seconds`).
         disabled: Switch all telemetry off (`OTEL_SDK_DISABLED`); audit, health and redaction of what others write go on.
-        otlp_endpoint: Where spans go (OTLP over HTTP, base URL); None exports nothing.
+        otlp_endpoint: Where spans go (OTLP over HTTP, base URL with ``http://`` or ``https://``); None exports nothing.
         trust_incoming: Continue an incoming `traceparent`; when False, link it from a new root. `init_app` takes
             a function that says so for each request.
         baggage: Names of W3C baggage entries that are read from trusted callers and passed on by
@@ -152,17 +158,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every field and report all problems at once."""
-        problems = self._check_tuples()
-        problems += [
-            f"{name.removesuffix('_mode')} must be one of {', '.join(get_args(choices))}"
-            for name, choices in (
-                ("log_level", LogLevel),
-                ("redaction_mode", RedactionMode),
-                ("audience", Audience),
-                ("audit_policy", AuditPolicy),
-            )
-            if getattr(self, name) not in get_args(choices)
-        ]
+        problems = self._take_types()
+        problems += self._unknown_words()
         if not all(name and other for name, _, other in (pair.partition("=") for pair in self.log_fields)):
             problems.append("log_fields must be pairs such as trace_id=dd.trace_id")
         if self.max_series < 1:
@@ -172,9 +169,7 @@ class Settings:
             for name in ("control_interval_seconds", "max_stall_seconds", "drain_delay_seconds")
             if getattr(self, name) < 0
         ]
-        if len(self.tenants) > _MOST_TENANTS or not all(
-            _TENANT.fullmatch(str(name)) for name in self.tenants
-        ):
+        if len(self.tenants) > _MOST_TENANTS or not all(_TENANT.fullmatch(name) for name in self.tenants):
             problems.append(
                 f"tenants must be at most {_MOST_TENANTS} names of letters, digits and . _ -, of up to 64"
             )
@@ -184,8 +179,8 @@ class Settings:
             problems.append("ops_port must be 1 to 65535, or 0 for none")
         if not _PREFIX.fullmatch(self.endpoint_prefix):
             problems.append("endpoint_prefix must be a path such as /_ops, without a slash at its end")
-        if not set(self.builtin_checks) <= set(BUILTIN_CHECKS):
-            problems.append(f"builtin_checks must be among {', '.join(BUILTIN_CHECKS)}")
+        if self.otlp_endpoint and not _ENDPOINT.fullmatch(self.otlp_endpoint):
+            problems.append("otlp_endpoint must be a URL of http:// or https://")
         if self.audit_policy == "spool" and self.audit_database_url and not self.audit_spool_file:
             problems.append(
                 "audit_policy spool needs audit_spool_file: without it care under break-glass is denied"
@@ -197,21 +192,40 @@ class Settings:
         if problems:
             raise ConfigurationError(*problems)
 
-    def _check_tuples(self) -> list[str]:
-        """Refuse a plain text in place of several, and frameworks that nobody knows; put those into lower case."""
-        # A text is a sequence too: of letters, which no later check would find.
-        problems = [
-            f"{spec.name} must be a tuple of texts, not one text"
-            for spec in fields(self)
-            if str(spec.type).startswith("tuple") and isinstance(getattr(self, spec.name), (str, bytes))
-        ]
-        if isinstance(self.frameworks, (str, bytes)):
-            return problems
-        named = tuple(str(name).lower() for name in self.frameworks)
-        if set(named) <= set(FRAMEWORKS):
-            object.__setattr__(self, "frameworks", named)
-        else:
-            problems.append(f"frameworks must be among {', '.join(FRAMEWORKS)}")
+    def _unknown_words(self) -> Iterator[str]:
+        """Yield what is wrong with fields of a closed vocabulary."""
+        if set(self.frameworks) - set(FRAMEWORKS):
+            yield f"frameworks must be among {', '.join(FRAMEWORKS)}"
+        if set(self.builtin_checks) - set(BUILTIN_CHECKS):
+            yield f"builtin_checks must be among {', '.join(BUILTIN_CHECKS)}"
+        words = {
+            "log_level": LogLevel,
+            "redaction": RedactionMode,
+            "audience": Audience,
+            "audit_policy": AuditPolicy,
+        }
+        for name, choices in words.items():
+            value = getattr(self, name)
+            if value not in get_args(choices) and not (name == "redaction" and value is None):
+                yield f"{name} must be one of {', '.join(get_args(choices))}"
+
+    def __repr__(self) -> str:
+        """Show every field, and of URLs nothing that may be a password."""
+        shown = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        shown |= {name: _without_secrets(shown[name]) for name in _URLS}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def _take_types(self) -> list[str]:
+        """Refuse what has another type than its field; paths may be given as texts, and several texts as a list."""
+        problems: list[str] = []
+        for spec in fields(self):
+            try:
+                value = _typed(str(spec.type), getattr(self, spec.name))
+            except ValueError as exc:
+                problems.append(f"{spec.name} {exc}")
+                value = spec.default  # nothing is made of it: the other checks go on
+            object.__setattr__(self, spec.name, value)
+        object.__setattr__(self, "frameworks", tuple(name.lower() for name in self.frameworks))
         return problems
 
     @property
@@ -247,9 +261,45 @@ class Settings:
                     except ValueError as exc:
                         problems.append(f"{variable} {exc}")
                     break
+        try:
+            settings = cls(**values)
+        except ConfigurationError as exc:
+            raise ConfigurationError(*problems, *exc.problems) from None
         if problems:
             raise ConfigurationError(*problems)
-        return cls(**values)
+        return settings
+
+
+def _typed(kind: str, value: Any) -> Any:
+    """Return `value` in the type that a field states; what cannot be has no part in the error."""
+    if value is None and kind.endswith("| None"):
+        return None
+    if kind == "bool" and type(value) is not bool:
+        raise ValueError("must be True or False")
+    if kind == "int" and type(value) is not int:
+        raise ValueError("must be a whole number")
+    if kind.startswith("str") and not isinstance(value, str):
+        raise ValueError("must be a text")
+    if kind.startswith("Path"):
+        if not value or not isinstance(value, (str, Path)):
+            raise ValueError("must be a path")
+        return Path(value)
+    if kind.startswith("tuple"):
+        # A text is a sequence too: of letters, which no later check would find.
+        if isinstance(value, (str, bytes)):
+            raise ValueError("must be a tuple of texts, not one text")
+        if not isinstance(value, (tuple, list, set, frozenset)):
+            raise ValueError("must be a tuple of texts")
+        texts = tuple(cast("Iterable[object]", value))
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("must be a tuple of texts")
+        return texts
+    return value
+
+
+def _without_secrets(url: str | None) -> str | None:
+    """Return `url` without what stands before its host and in its query, where passwords are."""
+    return url and _SECRETS.sub(lambda found: "[masked]@" if found[0].endswith("@") else "[masked]", url)
 
 
 def _parse(name: str, kind: str, text: str) -> Any:
