@@ -85,6 +85,22 @@ class TestBoard:
         assert health.readiness() == (503, {"ready": False, "checks": {"lifecycle": "draining"}})
         assert (health.liveness()[0], told) == (200, ["ready", "draining"])
 
+    def test_a_short_stall_is_no_silence(
+        self, board: Board, ticking: Time, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However short the stall that is tolerated, a worker has time for the round between two of its verdicts."""
+        health = Health("s", "1", ticking.clock(), progress=Progress(1, ticking.clock()))
+        mine, board.row = board.row, board.take()
+        now = time.monotonic_ns()
+        monkeypatch.setattr(time, "monotonic_ns", lambda: now)
+        board.write(ready=True, alive=True)
+        board.row = mine
+        statuses = []
+        for seconds in (2, 4, 5, 6):
+            monkeypatch.setattr(time, "monotonic_ns", lambda past=seconds: now + past * 10**9)
+            statuses.append(health.liveness()[0])
+        assert statuses == [200, 200, 200, 503]
+
     def test_a_silent_worker_has_stalled(
         self, board: Board, ticking: Time, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -21,7 +21,7 @@ import pytest
 from healthobs import Observability, Settings, _runtime, gunicorn, install
 from healthobs.exceptions import ConfigurationError
 from healthobs.health import Board
-from healthobs.lifecycle import Keeper, OpsServer, bind_ops, single, start
+from healthobs.lifecycle import Drain, Keeper, OpsServer, bind_ops, single, start
 from healthobs.lifecycle import keeper as keeper_module
 from healthobs.metrics import multiprocess
 from live_servers import until
@@ -159,6 +159,22 @@ class TestDrain:
         words, took = self.run("0.5", "handled")
         assert words == ["draining", "stopped", "flushed"]
         assert took >= 0.5
+
+    def test_two_drains_are_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that is installed over another announces with it, and the longer delay is that of both."""
+        kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+        seen: list[object] = []
+        monkeypatch.setattr(signal, "setitimer", lambda _timer, seconds: seen.append(seconds))
+        try:
+            signal.signal(signal.SIGTERM, lambda *_frame: seen.append("stopped"))
+            Drain(60, lambda: seen.append("first")).install()
+            Drain(5, lambda: seen.append("second")).install()
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGALRM)
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+        assert seen == ["first", "second", 60, 0, "stopped"]
 
     def test_a_second_term_is_now(self) -> None:
         """Who insists does not wait."""
@@ -398,8 +414,24 @@ class TestStart:
         for obs in (plain, asked):
             obs.close()
 
+    def test_a_worker_with_hooks_has_it_all(self, master: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the hooks have bound the port in the master, an application that starts itself takes nothing over."""
+        kept = signal.getsignal(signal.SIGTERM)
+        beats: list[None] = []
+        monkeypatch.setattr(Keeper, "start", lambda _keeper: beats.append(None))
+        with bind_ops("127.0.0.1", 0) as listener:
+            board = _runtime.process.board = Board()
+            board.row = board.take()
+            obs = Observability(Settings(ops_port=listener.getsockname()[1], drain_delay_seconds=60))
+            start(obs)
+            obs.close()
+        assert (beats, signal.getsignal(signal.SIGTERM)) == ([], kept)
+
     @pytest.mark.skipif(sys.platform != "linux", reason="the abstract namespace is Linux's")
-    def test_workers_of_a_supervisor_take_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("forked", [False, True])
+    def test_workers_of_a_supervisor_take_turns(
+        self, monkeypatch: pytest.MonkeyPatch, *, forked: bool
+    ) -> None:
         """One worker opens the ops port, the next waits until it is free; who is no worker does not wait."""
         opened: list[OpsServer] = []
         begin = OpsServer.start
@@ -408,17 +440,21 @@ class TestStart:
         monkeypatch.setattr(single, "_RETRY_SECONDS", 0.01)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        monkeypatch.setattr(single, "parent_process", object)
+        if forked:
+            monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn/25.0.0")
+        else:
+            monkeypatch.setattr(single, "parent_process", object)
         one, two = (Observability(Settings(ops_port=port, log_level="critical")) for _ in range(2))
         start(one)
         start(two)
-        assert [server.obs for server in opened] == [one]
+        assert [server.endpoints._obs for server in opened] == [one]
         monkeypatch.setattr(single, "parent_process", lambda: None)
+        monkeypatch.delenv("SERVER_SOFTWARE", raising=False)
         with pytest.raises(ConfigurationError, match="HEALTHOBS_OPS_PORT"):
             start(two)
         opened[0].shutdown()
         opened[0].server_close()
-        until(lambda: len(opened) == 2 and opened[1].obs is two)
+        until(lambda: len(opened) == 2 and opened[1].endpoints._obs is two)
         assert TestOpsPort.ask(port, "/health")[0] == 200
         opened[1].shutdown()
         opened[1].server_close()

@@ -27,6 +27,8 @@ from healthobs.health.decorators import pending
 from healthobs.health.progress import Progress
 
 Lifecycle = Literal["starting", "ready", "draining"]
+#: Workers write every two seconds, after checks that may take their time: silence below this says nothing.
+_SILENCE_NS = 5 * 10**9
 _GAUGE = {"ready": 1.0, "ok": 1.0, "degraded": 0.5}
 
 
@@ -205,11 +207,13 @@ class Health:
         return good and self._state == "ready", words
 
     def _others_failed(self) -> bool:
-        """Return whether another worker says that it has failed, or has been silent for as long as a stall."""
+        """Return whether another worker says that it has failed, or has been silent for as long as a stall, five seconds at least."""
         board = _runtime.process.board
         if board is None:
             return False
-        silent_ns = time.monotonic_ns() - self.progress.limit_ns if self.progress is not None else 0
+        silent_ns = 0
+        if self.progress is not None:
+            silent_ns = time.monotonic_ns() - max(self.progress.limit_ns, _SILENCE_NS)
         return any(not row.alive or row.beat_ns < silent_ns for row in board.others())
 
     def _ask(self, kind: Kind) -> dict[str, str]:

@@ -28,15 +28,22 @@ class Drain:
         self._delay = delay_seconds
         self._announce = announce
         self._begun = False
+        self._announced: Drain | None = None
         self._previous: _Handler = _exit
 
     def install(self) -> None:
         """Take over SIGTERM and SIGALRM (on the main thread).
 
+        Where another drain has them, both announce, and the longer delay is for both.
         Where nothing handles SIGTERM, the process would die of it, and what waits to be sent with it; it exits instead.
         """
         previous = signal.getsignal(signal.SIGTERM)
-        self._previous = previous if callable(previous) else _exit
+        earlier = getattr(previous, "__self__", None)
+        if isinstance(earlier, Drain):  # it announces too, and the delay is one
+            self._announced, self._previous = earlier, earlier._previous
+            self._delay, self._begun = max(self._delay, earlier._delay), earlier._begun
+        else:
+            self._previous = previous if callable(previous) else _exit
         signal.signal(signal.SIGALRM, self._stop)
         signal.signal(signal.SIGTERM, self._on_term)
 
@@ -45,8 +52,13 @@ class Drain:
             self._stop(number, frame)
             return
         self._begun = True
-        self._announce()
+        self._tell()
         signal.setitimer(signal.ITIMER_REAL, self._delay)
+
+    def _tell(self) -> None:
+        if self._announced is not None:
+            self._announced._tell()
+        self._announce()
 
     def _stop(self, _number: int, frame: FrameType | None) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -92,7 +92,6 @@ class OpsServer(ThreadingHTTPServer):
         self.socket = listener
         #: What keeps other workers of a supervisor off the port (`healthobs.lifecycle.start`).
         self.turn: socket.socket | None = None
-        self.obs: Observability = obs
         self.endpoints: Endpoints = Endpoints(obs, private=True)
 
     def start(self) -> None:

@@ -3,8 +3,9 @@
 `healthobs.asgi` calls it at the end of the lifespan's start-up. Elsewhere call it where the application starts, on the
 main thread, once the server has set its own signal handlers.
 
-Limits: of several workers (uvicorn's `--workers`, on Linux) one has the ops port and answers for itself; another takes
-it within a second of its end. What gunicorn's workers share (draining, verdicts) these do not.
+Limits: of several workers (uvicorn's `--workers`, gunicorn's without `healthobs.gunicorn`; on Linux) one has the ops port and answers for itself; another takes
+it within a second of its end. What `healthobs.gunicorn` lets workers
+share (draining, verdicts, the port over a SIGUSR2) these do not.
 """
 
 from __future__ import annotations
@@ -34,12 +35,16 @@ _RETRY_SECONDS = 0.5
 def start(obs: Observability) -> None:
     """Give this process what `obs.settings` asks for: `ops_port`, `drain_delay_seconds`; without either, nothing.
 
+    A worker that `healthobs.gunicorn` looks after has all that already, and gets nothing.
+
     Args:
         obs: Whose settings, checks and spans.
 
     Raises:
         ConfigurationError: The ops port cannot be bound.
     """
+    if process.board is not None and process.board.row is not None:
+        return
     settings = obs.settings
     if settings.ops_port:
         _open_ops(obs)
@@ -51,7 +56,9 @@ def start(obs: Observability) -> None:
 
 
 def _open_ops(obs: Observability) -> None:
-    if parent_process() is None or sys.platform != "linux":  # nobody to share it with
+    # gunicorn forks its workers by itself, but leaves its name in their environment.
+    worker = parent_process() is not None or os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
+    if not worker or sys.platform != "linux":  # nobody to share it with
         OpsServer(obs, bind_ops(obs.settings.ops_host, obs.settings.ops_port)).start()
     elif not _open_in_turn(obs):
         threading.Thread(target=_wait_for_turn, args=(obs,), name="healthobs-ops-turn", daemon=True).start()
