@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from healthobs import asgi, wsgi
 from healthobs._runtime import operations
+from healthobs.decorators.above import passed_over
 from healthobs.exceptions import ConfigurationError, HealthobsError
 from healthobs.logs.sinks import raw_sinks
 from healthobs.tracing import LazyExporter
@@ -77,6 +78,7 @@ def examine(
         *_absence(observed),
         *_doubles(layers, observed),
         *_shadowed(observed),
+        *_passed_over(observed),
         *_escapes(providers, observed),
         *_preload(server, providers),
         *_multiprocess(server, environ),
@@ -147,6 +149,17 @@ def _shadowed(observed: Sequence[Any]) -> Iterator[Finding]:
                 "shadowed_routes",
                 f"healthobs answers {', '.join(routes)}, and the application's own routes there are never asked",
                 "set Settings.endpoint_prefix, or remove those routes",
+            )
+
+
+def _passed_over(observed: Sequence[Any]) -> Iterator[Finding]:
+    for layer in observed:
+        views = passed_over(layer.own_views())
+        if views:
+            yield Finding(
+                "decorators_above_the_route",
+                f"decorators that stand above a route decorator never run: {', '.join(views)}",
+                "put them below the route decorator",
             )
 
 

@@ -14,6 +14,7 @@ from flask import Flask, Response, got_request_exception, request
 from healthobs import _runtime
 from healthobs._runtime import install, process
 from healthobs.compliance.selfcall import self_caller
+from healthobs.decorators.above import warn_of_passed_over
 from healthobs.exceptions import AuditWriteError, ConfigurationError
 from healthobs.observability import Observability
 from healthobs.problems import problem
@@ -42,7 +43,7 @@ def init_app(app: Flask, obs: Observability, **options: Unpack[Options]) -> Flas
 
     Warns:
         HealthobsWarning: A route that it has already is answered by an endpoint from now on;
-            `Settings.endpoint_prefix` moves the endpoints.
+            `Settings.endpoint_prefix` moves the endpoints. Or a decorator above a route decorator never runs.
 
     Example:
         >>> from flask import Flask
@@ -60,6 +61,7 @@ def init_app(app: Flask, obs: Observability, **options: Unpack[Options]) -> Flas
     got_request_exception.connect(_note_exception, app)
     middleware.framework = app
     middleware.endpoints.warn_of_shadowed(middleware.own_templates())
+    warn_of_passed_over(middleware.own_views())
     app.extensions[EXTENSION] = middleware
     app.error_handler_spec[None][None].setdefault(AuditWriteError, _unavailable)
     app.wsgi_app = middleware  # type: ignore[method-assign]

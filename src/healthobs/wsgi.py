@@ -83,6 +83,12 @@ class Middleware(Front[dict[str, Any], ResponseHook]):
         table = getattr(self.framework, "url_map", None)
         return [] if table is None else [str(rule.rule) for rule in table.iter_rules()]
 
+    def own_views(self) -> Iterator[tuple[str, Any]]:
+        """Yield template and function of the application's own routes, where it is Flask's and shows its table."""
+        table: Any = getattr(self.framework, "url_map", None)
+        for rule in () if table is None else table.iter_rules():
+            yield str(rule.rule), getattr(self.framework, "view_functions", {}).get(rule.endpoint)
+
     def _observed_routes(self) -> Iterator[tuple[str, str]]:
         table: Any = getattr(self.framework, "url_map", None)
         for rule in () if table is None else table.iter_rules():

@@ -16,6 +16,7 @@ from healthobs.asgi.routes import Routes, own_path
 from healthobs.asgi.selfcall import self_caller
 from healthobs.compliance.control import Call
 from healthobs.compliance.selfcall import CANARY, OWN
+from healthobs.decorators.above import warn_of_passed_over
 from healthobs.endpoints import Request
 from healthobs.exceptions import AuditWriteError, ConfigurationError
 from healthobs.front import Front, FrontOptions
@@ -90,6 +91,10 @@ class Middleware(Front[Scope, ResponseHook]):
     def own_templates(self) -> list[str]:
         """Return the templates of the application's own routes, as far as its table shows them."""
         return self._routes.templates()
+
+    def own_views(self) -> list[tuple[str, Any]]:
+        """Return template and function of the application's own routes, as far as its table shows them."""
+        return self._routes.views()
 
     def _observed_routes(self) -> list[tuple[str, str]]:
         unobserved = self.unobserved
@@ -352,7 +357,7 @@ def init_app(app: Any, obs: Observability, **options: Unpack[Options]) -> Any:
 
     Warns:
         HealthobsWarning: A route that it has already is answered by an endpoint from now on;
-            `Settings.endpoint_prefix` moves the endpoints.
+            `Settings.endpoint_prefix` moves the endpoints. Or a decorator above a route decorator never runs.
     """
     build = getattr(app, "build_middleware_stack", None)
     if build is None:
@@ -363,6 +368,7 @@ def init_app(app: Any, obs: Observability, **options: Unpack[Options]) -> Any:
         _runtime.install(obs)
     middleware = Middleware(app, obs, **options)
     middleware.endpoints.warn_of_shadowed(middleware.own_templates())
+    warn_of_passed_over(middleware.own_views())
     replaced: Any = app.__dict__.get("build_middleware_stack")
     app.build_middleware_stack = _Stack(build, middleware, replaced)
     app.middleware_stack = None

@@ -51,6 +51,13 @@ class Routes:
         """Return the template of every route in the table, mounts among them."""
         return [template for _, template in _walk(_inner(self._app), "", _MAX_DEPTH)]
 
+    def views(self) -> list[tuple[str, Any]]:
+        """Return the template of every route in the table and the function that answers there."""
+        return [
+            (template, getattr(route, "endpoint", None))
+            for route, template in _walk(_inner(self._app), "", _MAX_DEPTH)
+        ]
+
     def methods(self) -> Iterator[tuple[str, str]]:
         """Yield each method and template of the table, but for mounts."""
         for route, template in _walk(_inner(self._app), "", _MAX_DEPTH):

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, overload
 
 from healthobs import _callables, _runtime
 from healthobs.config import AuditPolicy, LogLevel
+from healthobs.decorators.above import note
 from healthobs.decorators.observer import Operation
 from healthobs.decorators.plan import Audited, Classified, Counted, Plan, Traced
 from healthobs.exceptions import InstrumentationError, LabelError, MetricNameError
@@ -32,6 +33,7 @@ def _apply(fn: Any, plan: Plan) -> Any:
         descriptor = cast("Any", fn)
         return type(descriptor)(_apply(descriptor.__func__, plan))
     _callables.check(fn)
+    note(fn, plan)
     # What audits or classifies has something to do where telemetry is switched off, too.
     gate: _callables.Gate = _runtime.process if plan.audited or plan.classified else _runtime.recording
     if plan.audited is not None and plan.audited.insists:

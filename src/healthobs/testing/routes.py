@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
+from healthobs.decorators.above import passed_over
 from healthobs.observability import Observability
 from healthobs.testing.purity import impurities, watching
 from healthobs.wsgi import Middleware
@@ -36,13 +37,18 @@ def check_app(app: Any, *, examples: Mapping[str, Mapping[str, Any]] | None = No
         examples: Values for a route's parameters, by the route's template.
 
     Raises:
-        AssertionError: With every signal that is missing, by route, and what a liveness probe opens.
+        AssertionError: With every signal that is missing, by route, what a liveness probe opens, and decorators
+            that no request meets.
     """
     middleware = app.wsgi_app
     if not isinstance(middleware, Middleware):
         raise AssertionError("healthobs is not the outermost middleware: call init_app last")
     adapter = app.url_map.bind("localhost")
     problems = _impure(middleware)
+    problems += [
+        f"{view}: above the route decorator, where it never runs"
+        for view in passed_over(middleware.own_views())
+    ]
     with _listening(middleware.obs) as seen:
         for rule in app.url_map.iter_rules():
             method = (
