@@ -38,6 +38,20 @@ class TestConstruction:
             obs.settings = Settings()  # type: ignore[misc]
         obs.close()
 
+    @pytest.mark.parametrize("given", [{"service_name": "4711"}, None, Settings])
+    def test_it_is_made_of_settings(self, given: Any) -> None:
+        """Anything else is refused by what is missing."""
+        with pytest.raises(ConfigurationError) as caught:
+            Observability(given)
+        assert caught.value.problems == ("settings must be a healthobs.Settings",)
+
+    @pytest.mark.parametrize("mode", ["json", None, ["own"]])
+    def test_modes_of_logs_are_a_closed_set(self, mode: Any) -> None:
+        """A word that nobody knows is not taken for `own`."""
+        with pytest.raises(ConfigurationError) as caught:
+            Observability(Settings(), logs=mode)
+        assert caught.value.problems == ("logs must be one of own, processor, off",)
+
     def test_settings_reach_every_part(self) -> None:
         """Service name, allowed keys and prefix arrive in log line, span resource and metrics."""
         settings = Settings(service_name="billing", allowed_keys=("patient_name",))

@@ -25,6 +25,7 @@ from django.urls import get_resolver
 from healthobs import _runtime, asgi, wsgi
 from healthobs._runtime import install, process
 from healthobs.exceptions import AuditWriteError, ConfigurationError
+from healthobs.front import check_arguments
 from healthobs.observability import Observability
 from healthobs.problems import problem
 
@@ -70,6 +71,7 @@ def init_app(application: Any, obs: Observability, **options: Any) -> WsgiMiddle
         HealthobsWarning: A route that it has already is answered by an endpoint from now on;
             `Settings.endpoint_prefix` moves the endpoints.
     """
+    check_arguments(application, obs, options)
     if not hasattr(application, _HOOKED[0]):
         raise ConfigurationError(
             "give init_app what Django's get_wsgi_application or get_asgi_application returned"

@@ -16,6 +16,7 @@ from healthobs._runtime import install, process
 from healthobs.compliance.selfcall import self_caller
 from healthobs.decorators.above import warn_of_passed_over
 from healthobs.exceptions import AuditWriteError, ConfigurationError
+from healthobs.front import check_arguments
 from healthobs.observability import Observability
 from healthobs.problems import problem
 from healthobs.wsgi import Middleware, Options
@@ -52,6 +53,7 @@ def init_app(app: Flask, obs: Observability, **options: Unpack[Options]) -> Flas
         >>> app.test_client().get("/health").json["status"]
         'healthy'
     """
+    check_arguments(app, obs, options)
     if EXTENSION in app.extensions:
         raise ConfigurationError("healthobs is on this application already: call init_app once")
     options["protected"] = tuple(options.get("protected", ()))  # bound twice, and an iterator gives once

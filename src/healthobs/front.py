@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 
 from opentelemetry.trace import Span
@@ -11,6 +12,7 @@ from opentelemetry.trace import Span
 from healthobs import _runtime
 from healthobs.compliance.control import Call, Route
 from healthobs.endpoints import Authorize, Endpoints
+from healthobs.exceptions import ConfigurationError
 from healthobs.http import HttpServer
 from healthobs.observability import Observability
 
@@ -50,6 +52,35 @@ class FrontOptions(TypedDict, Generic[Caller, Hook], total=False):
     #: Told the server span and what starts the response: under WSGI the status line and the headers, under ASGI the
     #: message.
     response_hook: Hook | None
+
+
+_FUNCTIONS = ("authorize", "trusted", "refused_tokens", "trust_incoming", "request_hook", "response_hook")
+
+
+def check_arguments(application: object, obs: object, options: Mapping[str, Any]) -> None:
+    """Refuse what no front end can be made of, before anything has changed.
+
+    Args:
+        application: What is to be observed.
+        obs: Where to record.
+        options: As of `FrontOptions`.
+
+    Raises:
+        ConfigurationError: With every problem found.
+    """
+    problems: list[str] = []
+    if isinstance(application, Observability):
+        problems.append("give first the application, then the Observability")
+    elif not isinstance(obs, Observability):
+        problems.append("give an Observability after the application: Observability(settings)")
+    for name in _FUNCTIONS:
+        given = options.get(name)
+        if given is not None and (
+            not callable(given) or iscoroutinefunction(given) or iscoroutinefunction(type(given).__call__)
+        ):
+            problems.append(f"{name} must be a function, and not one of async def")
+    if problems:
+        raise ConfigurationError(*problems)
 
 
 class Front(ABC, Generic[Caller, Hook]):

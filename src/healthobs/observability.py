@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO, get_args
 
 from healthobs._runtime import current_or_none, operations
 from healthobs.clock import Clock
@@ -93,6 +93,7 @@ class Observability:
         audit: AuditTrail | None = None,
         controls: Sequence[Control] = (),
     ) -> None:
+        _check_arguments(settings, logs)
         if tracer_provider is not None and (span_exporters or id_generator or simple_spans):
             raise ConfigurationError(
                 "an adopted tracer_provider has exporters and ids of its own: give one or the other"
@@ -101,8 +102,6 @@ class Observability:
             raise ConfigurationError(
                 "audit_policy spool needs an audit trail that was opened with a spool_file"
             )
-        if settings.capture_stdlib and logs == "processor":
-            raise ConfigurationError(CAPTURE_BESIDE_PROCESSOR)
         self.settings: Final = settings
         self.clock: Final = clock or Clock()
         self.redactor: Final = Redactor(
@@ -229,6 +228,19 @@ class Observability:
 
     def _count_redaction(self, signal: str, kind: str) -> None:
         self.metrics.count_redaction(signal, kind)
+
+
+def _check_arguments(settings: object, logs: object) -> None:
+    """Refuse what would be taken for something else."""
+    problems: list[str] = []
+    if not isinstance(settings, Settings):
+        problems.append("settings must be a healthobs.Settings")
+    elif settings.capture_stdlib and logs == "processor":
+        problems.append(CAPTURE_BESIDE_PROCESSOR)
+    if logs not in get_args(LogMode):
+        problems.append(f"logs must be one of {', '.join(get_args(LogMode))}")
+    if problems:
+        raise ConfigurationError(*problems)
 
 
 @cache

@@ -24,7 +24,7 @@ from healthobs.compliance.control import Call
 from healthobs.compliance.selfcall import CANARY, OWN, self_caller
 from healthobs.endpoints import Request
 from healthobs.exceptions import AuditWriteError
-from healthobs.front import Front, FrontOptions
+from healthobs.front import Front, FrontOptions, check_arguments
 from healthobs.headers import OWN_NAMES, settle
 from healthobs.http import IMPLIED, Exchange, new_request_id
 from healthobs.problems import Response
@@ -53,6 +53,7 @@ class Middleware(Front[dict[str, Any], ResponseHook]):
     """
 
     def __init__(self, app: WSGIApplication, obs: Observability, **options: Unpack[Options]) -> None:
+        check_arguments(app, obs, options)
         self.app: Final = app
         #: What another instrumentation may have marked as its own; a framework's application, when there is one.
         self.framework: object = app

@@ -19,7 +19,7 @@ from healthobs.compliance.selfcall import CANARY, OWN
 from healthobs.decorators.above import warn_of_passed_over
 from healthobs.endpoints import Request
 from healthobs.exceptions import AuditWriteError, ConfigurationError
-from healthobs.front import Front, FrontOptions
+from healthobs.front import Front, FrontOptions, check_arguments
 from healthobs.http import IMPLIED, Exchange, new_request_id
 from healthobs.problems import Response
 from healthobs.tracing import is_instrumented
@@ -48,6 +48,7 @@ class Middleware(Front[Scope, ResponseHook]):
     """
 
     def __init__(self, app: ASGIApp, obs: Observability, **options: Unpack[Options]) -> None:
+        check_arguments(app, obs, options)
         self.app: ASGIApp = app
         self._framework = app
         self._tenant_header = obs.settings.tenant_header.lower().encode()
@@ -359,6 +360,7 @@ def init_app(app: Any, obs: Observability, **options: Unpack[Options]) -> Any:
         HealthobsWarning: A route that it has already is answered by an endpoint from now on;
             `Settings.endpoint_prefix` moves the endpoints. Or a decorator above a route decorator never runs.
     """
+    check_arguments(app, obs, options)
     build = getattr(app, "build_middleware_stack", None)
     if build is None:
         raise ConfigurationError("this is no Starlette application: wrap it in healthobs.asgi.Middleware")
