@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from healthobs import AuditWriteError, Observability, Settings, _runtime, audited, observe, timed, traced
+from healthobs import AuditWriteError, Observability, Phi, Settings, _runtime, audited, observe, timed, traced
 from healthobs.audit import annotate, open_trail
 from healthobs.exceptions import ConfigurationError
+from healthobs.flask import init_app
 from healthobs.http import Exchange, HttpServer
 from healthobs.testing import Capture
 
@@ -296,6 +298,69 @@ class TestOrder:
 
         assert list(rows()) == []
         assert [entry["outcome"] for entry in trail.audit_entries] == ["ok"]
+
+
+class TestLate:
+    """What is said after the entry was written."""
+
+    def lost(self, capture: Capture) -> int:
+        """Return how often that was told."""
+        counted = capture.metric("healthobs_internal_errors_total", component="audit") or 0
+        lines = [line for line in capture.log_lines if line["event"] == "audit_annotation_lost"]
+        assert len(lines) == counted
+        return len(lines)
+
+    def test_body_of_a_streamed_response(self, trail: Capture) -> None:
+        """It runs after the view: neither subject nor what it reveals is in the entry, and somebody is told."""
+        app = Flask("ward")
+
+        @app.get("/rows")
+        @audited("rows.read")
+        def rows() -> Response:
+            annotate(actor="dr-1")
+
+            def body() -> Generator[str]:
+                annotate(subject="s-1")
+                yield Phi("x", "name").reveal("TREAT")
+
+            return Response(body())
+
+        with init_app(app, trail.obs).test_client().get("/rows") as response:
+            assert response.text == "x"
+        ((subject, details),) = [(entry["subject"], entry["details"]) for entry in trail.audit_entries]
+        assert (subject, details, self.lost(trail)) == (None, {}, 2)
+
+    def test_after_a_generators_first_item(self, trail: Capture) -> None:
+        """It is told too, and is not in the entry of the call around it."""
+
+        @audited("rows.read")
+        def rows() -> Generator[int]:
+            yield 1
+            annotate(subject="s-inner")
+            yield 2
+
+        @audited("ward.read")
+        def ward() -> list[int]:
+            found = list(rows())
+            annotate(actor="dr-1")
+            return found
+
+        assert ward() == [1, 2]
+        told = [(one["action"], one["subject"], one["actor"]["id"]) for one in trail.audit_entries]
+        assert told == [("rows.read", None, None), ("ward.read", None, "dr-1")]
+        assert self.lost(trail) == 1
+
+    def test_outside_of_audited_calls(self, trail: Capture) -> None:
+        """Where no entry was written, or an answer has not begun, nothing happens: a function can be used in both."""
+        annotate(subject="s-1")
+        with exchanging(trail) as exchange:
+            annotate(subject="s-1")
+            audited("a.b")(nothing)()
+            annotate(subject="s-1")
+            exchange.respond(200, "/x")
+            assert self.lost(trail) == 0
+            annotate(subject="s-1")
+        assert self.lost(trail) == 1
 
 
 class TestPolicy:

@@ -60,6 +60,29 @@ tenant: ContextVar[tuple[Any, str] | None] = ContextVar("healthobs.tenant", defa
 #: The audit draft of the innermost `@audited` call in this context, or None.
 audit_draft: ContextVar[Any] = ContextVar("healthobs.audit_draft", default=None)
 
+#: Stands in `audit_draft` for the draft of a generator whose entry was written before its first item.
+WRITTEN: Any = object()
+
+
+def open_draft() -> Any:
+    """Return the audit draft to tell something to; None when there is none, or its entry has been written.
+
+    What comes after that entry is counted as a fault of audit and told in a line `audit_annotation_lost`.
+    """
+    draft = audit_draft.get()
+    if draft is None:
+        answered = exchange.get()
+        # The body of a response is made after its view has returned, and with it the entry.
+        if not (getattr(answered, "is_recorded", False) and answered.status):
+            return None
+    elif draft is not WRITTEN:
+        return draft
+    obs = current_or_none()
+    if obs is not None:
+        obs.metrics.count_internal_error("audit")
+        obs.logs.emit("error", "audit_annotation_lost")
+    return None
+
 
 def activate(obs: Observability) -> None:
     """Open the gates of decorated functions that `obs` may have something to do with."""

@@ -315,6 +315,11 @@ class Exchange:
         """Remember the audit receipt for the response's header."""
         self._receipt = receipt
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether an audit entry of this request is in the trail."""
+        return self._receipt is not None
+
     def respond(self, status: int, route: str | None, *, stated: bool = False) -> list[tuple[str, str]]:
         """Note status and route template, and return the headers to add.
 

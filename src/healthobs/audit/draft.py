@@ -65,7 +65,8 @@ def annotate(**values: Any) -> None:
     """Set fields of the audit entry that the surrounding `@audited` call will write.
 
     `details` are merged key by key; every other field is replaced. Outside an audited call nothing happens,
-    so that a function can be used in both.
+    so that a function can be used in both. What comes after the entry was written, in the body of a streamed response
+    or after a generator's first item, is not in it: it is counted and logged (`audit_annotation_lost`).
 
     Args:
         **values: Fields of `AuditDraft`.
@@ -83,7 +84,7 @@ def annotate(**values: Any) -> None:
     details = values.get("details")
     if details is not None and not isinstance(details, Mapping):
         raise InstrumentationError("annotate(details=...) takes a mapping of names to values")
-    draft: AuditDraft | None = _runtime.audit_draft.get()
+    draft: AuditDraft | None = _runtime.open_draft()
     if draft is None:
         return
     for name, value in values.items():

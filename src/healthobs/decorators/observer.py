@@ -5,7 +5,7 @@ entry is the one of 45 CFR 164.312(b). The clock stops when the function returns
 that, and before the value reaches the caller.
 
 Limits: a generator's audit entry is appended before its first item is handed out, so what is annotated later
-is not in it.
+is not in it; it is counted and logged.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class ObservedCall:
 
     __slots__ = (
         "_binding", "_captured", "_context", "_draft", "_draft_token", "_inside", "_running", "_span", "_start_ns",
-        "_token", "_wall_ns",
+        "_token", "_wall_ns", "_written",
     )  # fmt: skip
 
     def __init__(self, binding: Binding, captured: dict[str, Any] | None) -> None:
@@ -139,7 +139,7 @@ class ObservedCall:
         self._token: Token[Context] | None = None
         self._draft: AuditDraft | None = None
         self._draft_token: Token[Any] | None = None
-        self._running = False
+        self._running = self._written = False
         self._wall_ns = self._start_ns = 0
         try:
             if binding.audited is not None or binding.plan.classified is not None:
@@ -181,6 +181,8 @@ class ObservedCall:
         # First: what is annotated must not reach the entry of the call around this one.
         if self._draft is not None:
             self._draft_token = _runtime.audit_draft.set(self._draft)
+        elif self._written:
+            self._draft_token = _runtime.audit_draft.set(_runtime.WRITTEN)
         if self._inside is not None:
             self._context = set_span_in_context(self._inside)
             self._token = attach(self._context)
@@ -198,6 +200,7 @@ class ObservedCall:
         self._leave()
         if self._draft is not None:
             self._append(None, None, OK)
+            self._written = True
 
     def _leave(self) -> None:
         # Not `opentelemetry.context.detach`: it logs an error when a coroutine is closed from elsewhere.

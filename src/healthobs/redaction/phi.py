@@ -69,7 +69,7 @@ class Phi(Generic[T]):
         """
         if _PURPOSE.fullmatch(purpose) is None:
             raise ValueError("purpose is a code such as 'TREAT', not free text")
-        draft: Any = _runtime.audit_draft.get()
+        draft: Any = _runtime.open_draft()
         if draft is not None:
             name = f"revealed.{self.kind}.{purpose}"
             before = draft.details.get(name)
