@@ -220,6 +220,45 @@ class TestEnds:
         assert [line["status"] for line in front.access()] == [500]
         assert front.total("http_server_request_duration_seconds_count", error_type="500") == 1
 
+    @pytest.mark.parametrize(
+        ("messages", "cancelled"),
+        [
+            ([{"type": "http.response.pathsend", "path": "/x"}], False),
+            ([{"type": "http.response.zerocopysend", "file": 1}], False),
+            ([{"type": "http.response.zerocopysend", "file": 1, "more_body": True}], True),
+            (
+                [
+                    {"type": "http.response.zerocopysend", "file": 1, "more_body": True},
+                    {"type": "http.response.body", "body": b"end"},
+                ],
+                False,
+            ),
+        ],
+    )
+    def test_a_file_that_the_server_sends(
+        self, front: FastApiFront, messages: list[dict[str, Any]], *, cancelled: bool
+    ) -> None:
+        """The server's extensions for files end a response as its last byte does: who goes away then cancels nothing."""
+
+        async def sends(_scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for message in messages:
+                await send(message)
+            front.second()
+            await receive()
+
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        async def send(_message: Any) -> None:
+            return None
+
+        asyncio.run(asgi.Middleware(sends, front.obs)(http_scope("GET", "/x"), receive, send))
+        error = "cancelled" if cancelled else ""
+        assert front.total("http_server_request_duration_seconds_count", error_type=error) == 1
+        (line,) = front.access()
+        assert (line["status"], line["duration_seconds"]) == (200, 1.0 if cancelled else 0.0)
+
     def test_cancellation(self, front: FastApiFront) -> None:
         """A cancelled request without an answer is 499 and cancelled, and goes on being cancelled."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -305,6 +306,51 @@ class TestOneMeasurement:
         body.close()  # type: ignore[attr-defined]
         assert closed == [True]
         assert len(kit.spans()) == len(kit.lines()) == 1
+
+    @pytest.mark.parametrize(
+        ("broken", "recorded"),
+        [
+            (("close",), "RuntimeError"),
+            (("iter",), "LookupError"),
+            (("iter", "close"), "LookupError"),
+            (("next", "close"), "LookupError"),
+        ],
+    )
+    def test_body_that_breaks_at_its_ends(self, broken: tuple[str, ...], recorded: str) -> None:
+        """A body is closed wherever it breaks, its close too is recorded, and the first of two exceptions names it."""
+        closed: list[bool] = []
+
+        class Body:
+            def __iter__(self) -> Iterator[bytes]:
+                if "iter" in broken:
+                    raise LookupError("one")
+                return self
+
+            def __next__(self) -> bytes:
+                if "next" in broken:
+                    raise LookupError("one")
+                raise StopIteration
+
+            def close(self) -> None:
+                closed.append(True)
+                if "close" in broken:
+                    raise RuntimeError("two")
+
+        def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Body:
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return Body()
+
+        kit = Kit(app)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(pytest.raises((LookupError, RuntimeError)))
+            body = kit.middleware(plain_environ(), lambda *_: lambda _data: None)
+            stack.callback(body.close)  # type: ignore[attr-defined]
+            list(body)
+        assert closed == [True]
+        (line,) = kit.lines()
+        assert (line["status"], line["exception_type"]) == (200, recorded)
+        assert (kit.spans()[0].attributes or {})["error.type"] == recorded
+        assert kit.sample("svc_active_requests") == 0
 
     def test_logs_and_exemplar_carry_the_trace_id(self) -> None:
         """Access line and exemplar name the trace of the span."""

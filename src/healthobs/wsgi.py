@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from contextvars import copy_context
 from http import HTTPStatus
 from types import TracebackType
@@ -210,7 +211,8 @@ class _Answer:
             self._iterator = iter(self._body)
         except BaseException as exc:
             self._exchange.error = exc
-            self._finish()
+            with suppress(Exception):  # what came first is told
+                self.close()
             raise
         return self
 
@@ -299,6 +301,9 @@ class _Answer:
             close = getattr(self._body, "close", None)
             if close is not None:
                 self._context.run(close)
+        except BaseException as exc:
+            self._exchange.error = self._exchange.error or exc
+            raise
         finally:
             self._finish()
 

@@ -1,4 +1,8 @@
-"""ASGI middleware (ASGI 3.0, HTTP 2.x) around any application: every response measured to its last byte."""
+"""ASGI middleware (ASGI 3.0, HTTP 2.x) around any application: every response measured to its last byte.
+
+Limits: a file that the server sends by itself (the extensions pathsend and zerocopysend) ends the response where it is
+handed over, and its bytes are not counted.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+#: What may carry the body, the server's extensions among it; of a file's bytes nothing is known here.
+_BODIES = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
 _READ = (b"traceparent", b"x-request-id", b"baggage")
 #: Told the server span and the message that starts the response.
 ResponseHook = Callable[[Span, Message], object]
@@ -260,7 +266,7 @@ class _Answer:
         except OSError:  # what ASGI 2.4 servers raise when the client is gone
             self._gone = True
             raise
-        if kind == "http.response.body":
+        if kind in _BODIES:
             length = len(message.get("body", b""))
             if length and self._streams:
                 self._streams = False
