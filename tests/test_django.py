@@ -10,6 +10,7 @@ import pytest
 from django.http import HttpResponse
 from django.test import override_settings
 from django.urls import include, path
+from django.views import View
 
 from fronts import DjangoAsgi, DjangoWsgi, Front
 from healthobs import HealthobsWarning, _runtime
@@ -54,6 +55,45 @@ def _view(request: Any) -> Any:
 
 def _urls(*patterns: Any) -> Any:
     return type("urls", (), {"urlpatterns": list(patterns)})
+
+
+class Claims(View):
+    """A class of views."""
+
+    def get(self, _request: Any, mrn: str) -> HttpResponse:
+        """Answer."""
+        return HttpResponse("x")
+
+    def post(self, _request: Any, mrn: str) -> HttpResponse:
+        """Answer."""
+        return HttpResponse("x")
+
+
+urlpatterns = [
+    path("claims/<mrn>", Claims.as_view()),
+    path("function", Claims().get),
+    path("ping", Claims().get),
+]
+
+
+class TestSeriesFromZero:
+    """`Settings.series_from_zero`."""
+
+    @BOTH
+    def test_there_before_the_first_request(self, make: type[Front]) -> None:
+        """A class of views has its methods at 0, a function GET, excluded paths nothing; a request counts on."""
+        front = make(series_from_zero=True, excluded=("/ping",))
+        routes = _urls(path("claims/<mrn>", Claims.as_view()), path("function", _view), path("ping", _view))
+        with override_settings(ROOT_URLCONF=routes):
+            name = "http_server_request_duration_seconds_count"
+            found = {
+                (labels["http_request_method"], labels["http_route"]) for labels, _ in front.samples(name)
+            }
+            assert found == {("GET", "/claims/<mrn>"), ("POST", "/claims/<mrn>"), ("GET", "/function")}
+            assert front.total(name) == 0
+            before = len(front.samples(name))
+            front.get("/claims/pt-4711")
+            assert (front.total(name), len(front.samples(name))) == (1, before)
 
 
 class TestExceptions:
@@ -158,6 +198,18 @@ class TestInitApp:
             init_app(front.app.app, front.obs)
         with pytest.raises(ConfigurationError, match="get_wsgi_application"):
             init_app(front.app, front.obs)
+
+    @BOTH
+    def test_refused_options_leave_nothing(self, make: type[Front]) -> None:
+        """An application that was refused for its options is as it was, and is taken with better ones."""
+        front = make()
+        application = remove_app(front.app)
+        with pytest.raises(TypeError, match="authorise"):
+            init_app(application, front.obs, authorise=None)
+        with pytest.raises(ConfigurationError, match="conf"):
+            init_app(application, front.obs, conf="secret")
+        front.app = init_app(application, front.obs)
+        assert front.get("/own").header("x-request-id")
 
     @BOTH
     def test_instrumented_already(self, make: type[Front], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 No entry of `MIDDLEWARE` is needed, so nothing of Django's own stands outside the measurement. The handler tells which
 route it resolved and Django's signal which exception it turned into a 500.
 
-Limits: a route written as a regular expression is shown as it is written. Two methods of Django's handlers are hooked, by
+Limits: a route written as a regular expression is shown as it is written. Which methods a function answers, Django does
+not know: `Settings.series_from_zero` takes GET. Two methods of Django's handlers are hooked, by
 name: `resolve_request` and `process_exception_by_middleware`.
 """
 
@@ -26,6 +27,7 @@ from healthobs import _runtime, asgi, wsgi
 from healthobs._runtime import install, process
 from healthobs.exceptions import AuditWriteError, ConfigurationError
 from healthobs.front import check_arguments
+from healthobs.http import IMPLIED
 from healthobs.observability import Observability
 from healthobs.problems import problem
 
@@ -39,7 +41,10 @@ class WsgiMiddleware(wsgi.Middleware):
 
     def own_templates(self) -> list[str]:
         """Return the templates of the application's own routes."""
-        return list(_walk(get_resolver()))
+        return [template for template, _ in _walk(get_resolver())]
+
+    def _observed_routes(self) -> Iterator[tuple[str, str]]:
+        return _methods(self.unobserved)
 
 
 class AsgiMiddleware(asgi.Middleware):
@@ -47,7 +52,10 @@ class AsgiMiddleware(asgi.Middleware):
 
     def own_templates(self) -> list[str]:
         """Return the templates of the application's own routes."""
-        return list(_walk(get_resolver()))
+        return [template for template, _ in _walk(get_resolver())]
+
+    def _observed_routes(self) -> list[tuple[str, str]]:
+        return list(_methods(self.unobserved))
 
 
 def init_app(application: Any, obs: Observability, **options: Any) -> WsgiMiddleware | AsgiMiddleware:
@@ -81,6 +89,9 @@ def init_app(application: Any, obs: Observability, **options: Any) -> WsgiMiddle
         raise ConfigurationError("healthobs is on this application already: call init_app once")
     if process.default is None:
         install(obs)
+    kind: Any = AsgiMiddleware if isinstance(application, ASGIHandler) else WsgiMiddleware
+    # Before the hooks: what it refuses must not leave them behind.
+    middleware: WsgiMiddleware | AsgiMiddleware = kind(application, obs, **options)
     resolve, answer = (getattr(application, name) for name in _HOOKED)
 
     def resolve_request(request: Any) -> Any:
@@ -98,8 +109,6 @@ def init_app(application: Any, obs: Observability, **options: Any) -> WsgiMiddle
     if any(name.startswith(_THEIRS) for name in settings.MIDDLEWARE):
         held[_FLAG] = True
     got_request_exception.connect(_note_exception, dispatch_uid=__name__)
-    kind: Any = AsgiMiddleware if isinstance(application, ASGIHandler) else WsgiMiddleware
-    middleware: WsgiMiddleware | AsgiMiddleware = kind(application, obs, **options)
     middleware.endpoints.warn_of_shadowed(middleware.own_templates())
     return middleware
 
@@ -127,10 +136,19 @@ def _unavailable() -> Any:
     return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
 
 
-def _walk(resolver: Any, prefix: str = "/") -> Iterator[str]:
+def _methods(unobserved: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Yield method and template of each observed route: what a class of views answers, of a function GET."""
+    for template, view in _walk(get_resolver()):
+        kind = getattr(view, "view_class", None)
+        names = ["get"] if kind is None else [name for name in kind.http_method_names if hasattr(kind, name)]
+        if template not in unobserved:
+            yield from ((method, template) for method in sorted({name.upper() for name in names} - IMPLIED))
+
+
+def _walk(resolver: Any, prefix: str = "/") -> Iterator[tuple[str, Any]]:
     for entry in resolver.url_patterns:
         template = f"{prefix}{entry.pattern}"
         if hasattr(entry, "url_patterns"):
             yield from _walk(entry, template)
         else:
-            yield template
+            yield template, entry.callback
