@@ -145,17 +145,17 @@ class Endpoints:
     def _answer(self, handler: Callable[[Request], Response], request: Request) -> Response:
         allowed = ("POST",) if request.path in self.posted else ("GET", "HEAD")
         if request.method not in allowed:
-            return _problem(405, "method_not_allowed", headers=[("Allow", ", ".join(allowed))])
+            return problem(405, "method_not_allowed", headers=[("Allow", ", ".join(allowed))])
         try:
             return handler(request)
         except _Refused as refused:
             headers = [("WWW-Authenticate", "Bearer")] if refused.status == 401 else []
-            return _problem(refused.status, refused.code, refused.errors, headers)
+            return problem(refused.status, refused.code, errors=refused.errors, headers=headers)
         except AuditError:
-            return _problem(503, "audit_unavailable")
+            return problem(503, "audit_unavailable")
         except Exception:  # noqa: BLE001 - a collector of somebody else's, a trail that cannot be decoded: no server logs it
             self._obs.metrics.count_internal_error("ops" if self._private else "endpoints")
-            return _problem(500, "internal_error")
+            return problem(500, "internal_error")
 
     def _liveness(self, request: Request) -> Response:
         status, body = self._obs.health.liveness()
@@ -359,9 +359,3 @@ def _shown(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _json(status: int, body: Mapping[str, Any], media: str = "application/json") -> Response:
     content = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
     return Response(status, [("Content-Type", media)], content)
-
-
-def _problem(
-    status: int, code: str, errors: Sequence[tuple[str, str]] = (), headers: Sequence[tuple[str, str]] = ()
-) -> Response:
-    return problem(status, code, errors=errors, headers=headers)

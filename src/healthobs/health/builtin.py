@@ -22,7 +22,7 @@ def register_builtin_checks(
     *,
     metrics: Callable[[], Iterable[object]] | None = None,
     export_failures: Callable[[], int] | None = None,
-    audit: Callable[[], object] | None = None,
+    audit: Callable[[], None] | None = None,
 ) -> None:
     """Register ``metrics``, ``tracing`` and ``audit_trail`` for the signals that a service has.
 
@@ -49,7 +49,7 @@ def register_builtin_checks(
     if export_failures is not None:
         health.register("tracing", _tracing_check(export_failures, health.clock), critical=False)
     if audit is not None:
-        health.register("audit_trail", _audit_check(audit), timeout=ANSWER_BUDGET_SECONDS)
+        health.register("audit_trail", audit, timeout=ANSWER_BUDGET_SECONDS)
 
 
 def http_dependency(
@@ -131,10 +131,3 @@ def _tracing_check(export_failures: Callable[[], int], clock: Clock) -> Callable
             raise Degraded
 
     return tracing
-
-
-def _audit_check(audit: Callable[[], object]) -> Callable[[], None]:
-    def audit_trail() -> None:
-        audit()
-
-    return audit_trail
