@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from healthobs.compliance.requirements import REQUIREMENTS
-from healthobs.config import FRAMEWORKS, Settings
-from healthobs.exceptions import ConfigurationError
+from healthobs.config import FRAMEWORKS, Settings, unknown_variables
+from healthobs.exceptions import ConfigurationError, HealthobsWarning
 
 
 class TestSettings:
@@ -216,6 +217,65 @@ class TestFromEnv:
             "OTEL_SDK_DISABLED must be true or false",
             "HEALTHOBS_MAX_SERIES must be a whole number",
         )
+
+    def test_a_variable_that_is_no_setting_is_told_of(self) -> None:
+        """A misspelt name is not ignored in silence; the warning has the names, and no value."""
+        environ = {"HEALTHOBS_MAX_SERIE": "4711", "HEALTHOBS_REGION": "4711", "OTHER_WARD": "4711"}
+        with pytest.warns(HealthobsWarning) as caught:
+            assert Settings.from_env(environ).max_series == 200
+        assert [str(warning.message) for warning in caught] == [
+            "no setting has these variables, which change nothing: HEALTHOBS_MAX_SERIE, HEALTHOBS_REGION"
+        ]
+        assert caught[0].filename == __file__
+
+    @pytest.mark.parametrize(
+        ("misspelt", "meant"),
+        [
+            ("HEALTHOBS_FRAMEWORK", "HEALTHOBS_FRAMEWORKS"),
+            ("HEALTHOBS_FRAMWORKS", "HEALTHOBS_FRAMEWORKS"),
+            ("HEALTHOBS_REDACT", "HEALTHOBS_REDACTION"),
+            ("HEALTHOBS_REDACTON", "HEALTHOBS_REDACTION"),
+            ("healthobs_frameworks", "HEALTHOBS_FRAMEWORKS"),
+        ],
+    )
+    def test_a_misspelt_variable_cannot_switch_strict_off(self, misspelt: str, meant: str) -> None:
+        """Where redaction depends on it, a name that is nearly right stops the start."""
+        with pytest.raises(ConfigurationError) as caught:
+            Settings.from_env({misspelt: "4711", "HEALTHOBS_MAX_SERIES": "many"})
+        assert caught.value.problems == (
+            f"{misspelt} is no setting: {meant} decides what is redacted",
+            "HEALTHOBS_MAX_SERIES must be a whole number",
+        )
+
+    @pytest.mark.parametrize(
+        "environ",
+        [
+            {"HEALTHOBS_SERVICE_HOST": "10.0.0.1", "HEALTHOBS_SERVICE_PORT": "80"},
+            {"HEALTHOBS_SERVICE_PORT_HTTP": "80", "HEALTHOBS_PORT": "tcp://10.0.0.1:80"},
+            {"HEALTHOBS_PORT_80_TCP": "tcp://10.0.0.1:80", "HEALTHOBS_PORT_80_TCP_ADDR": "10.0.0.1"},
+            {"HEALTHOBS_WARD_SERVICE_HOST": "10.0.0.1", "HEALTHOBS_WARD_PORT": "tcp://10.0.0.1:80"},
+            {"HEALTHOBS_TOKEN": "x", "HEALTHOBS_OPS_FD": "3", "HEALTHOBS_DATA_DIR": "x"},
+            {"HEALTHOBS_MUST_HAVE_SERVERS": "1", "HEALTHOBS_MISSPELT": ""},
+        ],
+    )
+    def test_variables_of_others_are_nobodys_mistake(self, environ: dict[str, str]) -> None:
+        """Kubernetes sets some for each Service of such a name, and the project reads some that are no settings."""
+        assert Settings.from_env(environ) == Settings()
+
+    def test_every_variable_that_the_project_reads_is_known(self) -> None:
+        """What code reads under the prefix is a setting, or named among the others."""
+        root = Path(__file__).resolve().parent.parent
+        folders = ("src", "reference_services", "tests", "bench")
+        files = [path for folder in folders for path in (root / folder).rglob("*.py")]
+        read = {
+            name
+            for path in files
+            for name in re.findall(
+                r'(?:environ\[|get\(|getenv\(|_FD = )"(HEALTHOBS_\w+)"', path.read_text(encoding="utf-8")
+            )
+        }
+        assert {"HEALTHOBS_DATA_DIR", "HEALTHOBS_OPS_FD", "HEALTHOBS_TOKEN"} < read
+        assert unknown_variables(dict.fromkeys(read, "x")) == []
 
     def test_unreadable_variables_hide_no_other_problem(self) -> None:
         """One start names what cannot be read and what is not allowed."""

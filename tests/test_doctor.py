@@ -172,6 +172,15 @@ class TestFindings:
             assert names(kept, sqlite_version=SOUND) == []
         obs.close()
 
+    def test_a_variable_that_is_no_setting(self) -> None:
+        """A misspelt variable is named, and its value is not."""
+        app = init_app(Flask("app"), Observability(Settings(), logs="off"))
+        (finding,) = examine(app, environ={"HEALTHOBS_WARD": "4711"}, sqlite_version=SOUND)
+        assert (finding.name, finding.seen) == (
+            "unknown_variables",
+            "no setting has these variables, which change nothing: HEALTHOBS_WARD",
+        )
+
     def test_without_healthobs(self) -> None:
         """An application that it is not on is told, and is nothing wrong."""
         (finding,) = examine(Flask("bare"), environ={}, sqlite_version=(3, 51, 2))

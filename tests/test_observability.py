@@ -52,6 +52,28 @@ class TestConstruction:
             Observability(Settings(), logs=mode)
         assert caught.value.problems == ("logs must be one of own, processor, off",)
 
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "audit_key_file",
+            "audit_spool_file",
+            "audit_subjects_file",
+            "audit_subjects_key_file",
+            "audit_policy",
+        ],
+    )
+    def test_parts_of_an_audit_trail_without_one_do_not_start(self, name: str, tmp_path: Path) -> None:
+        """Whoever names one believes that there is a trail; a trail that is passed has its own."""
+        given: Any = {name: "spool" if name == "audit_policy" else tmp_path / "4711"}
+        with pytest.raises(ConfigurationError) as caught:
+            Observability(Settings(**given))
+        assert caught.value.problems == (
+            f"{name} needs an audit trail: set audit_database_url, or pass Observability(audit=...)",
+        )
+        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s", spool_file=tmp_path / "spool")
+        Observability(Settings(**given), audit=trail).close()
+        trail.close()
+
     def test_settings_reach_every_part(self) -> None:
         """Service name, allowed keys and prefix arrive in log line, span resource and metrics."""
         settings = Settings(service_name="billing", allowed_keys=("patient_name",))

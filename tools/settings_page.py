@@ -15,7 +15,7 @@ HEADER = """# Settings
 
 `healthobs.Settings` is one frozen object, read once. Precedence: explicit argument, then `HEALTHOBS_*`, then the
 OpenTelemetry variable where there is one, then the default. Sampler, span limits and exporter options are read by the
-OpenTelemetry SDK from its own variables.
+OpenTelemetry SDK from its own variables. Another variable under `HEALTHOBS_` is warned of (`HealthobsWarning`).
 
 | Field | Meaning | Type | Default | Variables |
 | --- | --- | --- | --- | --- |

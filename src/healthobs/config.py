@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from healthobs.exceptions import ConfigurationError
+from healthobs.exceptions import ConfigurationError, HealthobsWarning
 
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 RedactionMode = Literal["watch", "mask", "strict"]
@@ -32,6 +34,29 @@ _ENDPOINT = re.compile(r"https?://[^/?#\s]\S*", re.IGNORECASE)
 #: Fields that may hold a password: in what stands before the host, or in the query.
 _URLS = ("audit_database_url", "otlp_endpoint")
 _SECRETS = re.compile(r"(?:(?<=://)|\A(?![\w+.-]*://)).*@|(?<=\?).+", re.DOTALL)
+
+
+#: Variables under the prefix that are read elsewhere: by commands and servers, the reference services, the tests.
+_READ_ELSEWHERE = frozenset(
+    f"HEALTHOBS_{name}"
+    for name in (
+        "DATA_DIR",
+        "IMAGE_SERVICE",
+        "MUST_HAVE_PEERS",
+        "MUST_HAVE_SERVERS",
+        "NPM",
+        "OPS_FD",
+        "TOKEN",
+    )
+)
+#: What Kubernetes sets for a Service whose name begins like ours.
+_SERVICE_LINK = re.compile(
+    r"HEALTHOBS(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
+)
+#: A misspelt one of these would switch `strict` off.
+_DECISIVE, _NEAR = ("FRAMEWORKS", "REDACTION"), 0.8
+#: What a warning and the doctor say, before the names.
+UNKNOWN = "no setting has these variables, which change nothing: "
 
 
 def _env(name: str, default: Any = None, *, otel: str | None = None) -> Any:
@@ -244,13 +269,24 @@ class Settings:
         Raises:
             ConfigurationError: With every problem found; values are named by variable, never echoed.
 
+        Warns:
+            HealthobsWarning: Variables under ``HEALTHOBS_`` are no settings. One that is nearly the name of ``HEALTHOBS_FRAMEWORKS``
+                or ``HEALTHOBS_REDACTION`` is a problem, for it would leave redaction weaker than was meant.
+
         Example:
             >>> Settings.from_env({"OTEL_SERVICE_NAME": "billing"}).service_name
             'billing'
         """
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = dict(overrides)
-        problems: list[str] = []
+        unknown = unknown_variables(environ)
+        meant = {name: _meant(name) for name in unknown}
+        problems = [
+            f"{name} is no setting: {near} decides what is redacted" for name, near in meant.items() if near
+        ]
+        ignored = [name for name in unknown if not meant[name]]
+        if ignored:
+            warnings.warn(UNKNOWN + ", ".join(ignored), HealthobsWarning, stacklevel=2)
         for spec in fields(cls):
             if spec.name in values:
                 continue
@@ -268,6 +304,31 @@ class Settings:
         if problems:
             raise ConfigurationError(*problems)
         return settings
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return the variables of `environ` that are named like settings, and are none; sorted.
+
+    Example:
+        >>> unknown_variables({"HEALTHOBS_FRAMEWORK": "hipaa", "HEALTHOBS_REDACTION": "mask", "HOME": "/"})
+        ['HEALTHOBS_FRAMEWORK']
+    """
+    known = _READ_ELSEWHERE.union(spec.metadata["env"] for spec in fields(Settings))
+    return sorted(
+        name
+        for name, value in environ.items()
+        if name.upper().startswith("HEALTHOBS_")
+        and value
+        and name not in known
+        and not _SERVICE_LINK.fullmatch(name)
+        and not (name.endswith("_PORT") and "://" in value)
+    )
+
+
+def _meant(variable: str) -> str:
+    """Return the decisive variable whose name is nearly that of `variable`, if any."""
+    near = get_close_matches(variable.upper().removeprefix("HEALTHOBS_"), _DECISIVE, 1, _NEAR)
+    return f"HEALTHOBS_{near[0]}" if near else ""
 
 
 def _typed(kind: str, value: Any) -> Any:

@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from healthobs import asgi, wsgi
 from healthobs._runtime import operations
+from healthobs.config import UNKNOWN, unknown_variables
 from healthobs.decorators.above import passed_over
 from healthobs.exceptions import ConfigurationError, HealthobsError
 from healthobs.logs.sinks import raw_sinks
@@ -85,6 +86,7 @@ def examine(
         *_sqlite(sqlite_version, observed),
         *_spools(observed),
         *_loggers(observed),
+        *_variables(environ),
     ]
 
 
@@ -274,6 +276,14 @@ def _loggers(observed: Sequence[Any]) -> Iterator[Finding]:
             "logs_escape_redaction",
             f"hipaa is declared, and these write unredacted: {', '.join(found)}",
             remedy,
+        )
+
+
+def _variables(environ: Mapping[str, str]) -> Iterator[Finding]:
+    unknown = unknown_variables(environ)
+    if unknown:
+        yield Finding(
+            "unknown_variables", UNKNOWN + ", ".join(unknown), "take the names that the settings' page lists"
         )
 
 

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     from healthobs.compliance import Control, ControlEngine
 
 
+#: Settings that are nothing without an audit trail.
+_OF_A_TRAIL = (
+    "audit_key_file", "audit_policy", "audit_spool_file", "audit_subjects_file", "audit_subjects_key_file",
+)  # fmt: skip
+
+
 class Observability:
     """Everything one service records with.
 
@@ -93,7 +99,7 @@ class Observability:
         audit: AuditTrail | None = None,
         controls: Sequence[Control] = (),
     ) -> None:
-        _check_arguments(settings, logs)
+        _check_arguments(settings, logs, audit)
         if tracer_provider is not None and (span_exporters or id_generator or simple_spans):
             raise ConfigurationError(
                 "an adopted tracer_provider has exporters and ids of its own: give one or the other"
@@ -230,13 +236,20 @@ class Observability:
         self.metrics.count_redaction(signal, kind)
 
 
-def _check_arguments(settings: object, logs: object) -> None:
+def _check_arguments(settings: object, logs: object, audit: object) -> None:
     """Refuse what would be taken for something else."""
     problems: list[str] = []
     if not isinstance(settings, Settings):
         problems.append("settings must be a healthobs.Settings")
-    elif settings.capture_stdlib and logs == "processor":
-        problems.append(CAPTURE_BESIDE_PROCESSOR)
+    else:
+        if settings.capture_stdlib and logs == "processor":
+            problems.append(CAPTURE_BESIDE_PROCESSOR)
+        if audit is None and settings.audit_database_url is None:
+            problems += (
+                f"{name} needs an audit trail: set audit_database_url, or pass Observability(audit=...)"
+                for name in _OF_A_TRAIL
+                if getattr(settings, name) not in (None, "deny", "alert")
+            )
     if logs not in get_args(LogMode):
         problems.append(f"logs must be one of {', '.join(get_args(LogMode))}")
     if problems:
