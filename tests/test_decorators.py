@@ -37,6 +37,7 @@ from healthobs import (
     traced,
     use,
 )
+from healthobs._callables import recall
 from healthobs.decorators.binding import _drops_with_parent
 from healthobs.http import Exchange, HttpServer
 from healthobs.testing import Capture
@@ -99,12 +100,30 @@ class TestObserve:
             (lambda: observe("x", audit="read the chart"), "needs an action"),
             (lambda: audited("a", policy="maybe"), "policy must be one of deny"),  # type: ignore[arg-type]
             (lambda: classified(conf="X"), "conf must be one of U"),
+            (lambda: classified(purpose="TREAT"), "purpose takes a sequence"),
+            (lambda: classified(frameworks="hipaa"), "frameworks takes a sequence"),
+            (
+                lambda: classified(purpose=["Treat für Ä"]),
+                "purpose takes codes such as 'TREAT', not free text$",
+            ),
+            (lambda: classified(purpose=[3]), "purpose takes codes"),  # type: ignore[list-item]
+            (
+                lambda: classified(frameworks=["HIPAA", "hippa"]),
+                "frameworks must be among hipaa, sox[^H]*soc2$",
+            ),
+            (lambda: classified(frameworks=["hipaa\n"]), "frameworks must be among"),
         ],
     )
     def test_misuse_raises_at_import(self, misuse: Any, says: str) -> None:
         """What cannot work is refused where it is written, with the remedy."""
         with pytest.raises(InstrumentationError, match=says):
             misuse()
+
+    def test_frameworks_are_in_lower_case(self) -> None:
+        """As in the settings."""
+        known = recall(classified(frameworks=["HIPAA"])(admit))
+        assert known is not None
+        assert known[1].classified.frameworks == ("hipaa",)
 
     def test_wrong_metric_name(self) -> None:
         """A counter's name must end in _total."""

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args, overload
 
 from healthobs import _callables, _runtime
-from healthobs.config import AuditPolicy, LogLevel
+from healthobs.config import FRAMEWORKS, AuditPolicy, LogLevel
 from healthobs.decorators.above import note
 from healthobs.decorators.observer import Operation
 from healthobs.decorators.plan import Audited, Classified, Counted, Plan, Traced
 from healthobs.exceptions import InstrumentationError, LabelError, MetricNameError
+from healthobs.redaction.phi import is_purpose
 
 _F = TypeVar("_F", bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]")
 Kind = Literal["internal", "client", "server", "producer", "consumer"]
@@ -277,11 +278,22 @@ def classified(
 
     Args:
         conf: HL7 v3 Confidentiality: U, L, M, N, R or V.
-        frameworks: Frameworks named in `Compliance`; default the settings'.
+        frameworks: Frameworks named in `Compliance`, of those that `Settings.frameworks` takes; default the settings'.
         purpose: HL7 v3 PurposeOfUse codes that the response may be used for.
+
+    Raises:
+        InstrumentationError: At import, when an argument is wrong.
     """
     _check("conf", conf, CONFIDENTIALITY)
-    part = Classified(conf, tuple(frameworks), tuple(purpose))
+    for argument, value in (("frameworks", frameworks), ("purpose", purpose)):
+        if isinstance(value, (str, bytes)):
+            raise InstrumentationError(f"{argument} takes a sequence of texts, not one text")
+    named, codes = tuple(str(name).lower() for name in frameworks), tuple(purpose)
+    if not set(named) <= set(FRAMEWORKS):
+        raise InstrumentationError(f"frameworks must be among {', '.join(FRAMEWORKS)}")
+    if not all(is_purpose(code) for code in codes):
+        raise InstrumentationError("purpose takes codes such as 'TREAT', not free text")
+    part = Classified(conf, named, codes)
 
     def decorate(fn: _F) -> _F:
         return cast("_F", _apply(fn, Plan(classified=part)))

@@ -28,6 +28,16 @@ _KIND = re.compile(r"[a-z][a-z_]{0,31}")
 _PURPOSE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
+def is_purpose(code: object) -> bool:
+    """Return whether `code` has the form of a purpose's code, such as ``TREAT``.
+
+    Example:
+        >>> is_purpose("TREAT"), is_purpose("treatment of John Smith")
+        (True, False)
+    """
+    return isinstance(code, str) and _PURPOSE.fullmatch(code) is not None
+
+
 class Revealed(int):
     """How often a kind of value was revealed for a purpose: a count of `Phi`, which an audit entry keeps as it is."""
 
@@ -67,7 +77,7 @@ class Phi(Generic[T]):
         Raises:
             ValueError: When `purpose` is not a code.
         """
-        if _PURPOSE.fullmatch(purpose) is None:
+        if not is_purpose(purpose):
             raise ValueError("purpose is a code such as 'TREAT', not free text")
         draft: Any = _runtime.open_draft()
         if draft is not None:
