@@ -223,6 +223,16 @@ class TestEncode:
         assert value not in raw
         assert raw.count("[PHI:") == 1
 
+    @pytest.mark.parametrize("purpose", ["treatment of Jane Roe", "", "Jane Roe"])
+    def test_purpose_is_a_code(self, draft: AuditDraft, purpose: str) -> None:
+        """Free text is refused where it is said, without its words, and a mark in an entry that comes otherwise."""
+        with pytest.raises(InstrumentationError, match=r"takes a code such as 'TREAT', not free text$"):
+            annotate(purpose=purpose, subject="s-1")
+        assert (draft.purpose, draft.subject) == (None, None)
+        assert encoded(purpose=purpose)["purpose"] == "[PHI:strict]"
+        annotate(purpose="TREAT")
+        assert encoded(purpose=draft.purpose)["purpose"] == "TREAT"
+
     def test_names_of_details_are_masked(self) -> None:
         """A name of a detail that is made of an identifier goes with its value."""
         raw = json.dumps(encoded(details={"078-05-1120": 1, "card 4111111111111111": True}))

@@ -98,6 +98,8 @@ class TestObserve:
             (lambda: audited(""), "needs an action"),
             (lambda: audited(admit), "needs an action"),  # type: ignore[arg-type]
             (lambda: observe("x", audit="read the chart"), "needs an action"),
+            (lambda: audited("audit.key"), "only the trail itself records"),
+            (lambda: observe("x", audit="audit.damage"), "only the trail itself records"),
             (lambda: audited("a", policy="maybe"), "policy must be one of deny"),  # type: ignore[arg-type]
             (lambda: classified(conf="X"), "conf must be one of U"),
             (lambda: classified(purpose="TREAT"), "purpose takes a sequence"),

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from healthobs import AuditWriteError, Observability, Phi, Settings, _runtime, audited, observe, timed, traced
 from healthobs.audit import annotate, open_trail
+from healthobs.audit.draft import FIELDS
 from healthobs.exceptions import ConfigurationError
 from healthobs.flask import init_app
 from healthobs.http import Exchange, HttpServer
@@ -392,6 +393,16 @@ class TestPolicy:
         """What the trail refuses counts as not recorded."""
         with pytest.raises(AuditWriteError):
             audited("a.b")(lambda: annotate(details={"share": 0.5}))()
+
+    @pytest.mark.parametrize("field", [name for name in FIELDS if name not in ("action", "details")])
+    @pytest.mark.parametrize("value", [4711, Phi("MRN-0012345", "mrn")])
+    def test_the_line_names_the_field(self, trail: Capture, field: str, value: object) -> None:
+        """What was wrong with a draft is in the line of the lost entry; the value is not."""
+        with pytest.raises(AuditWriteError, match="not answered"):
+            audited("a.b")(lambda: annotate(**{field: value}))()
+        (line,) = [line for line in trail.log_lines if line["event"] == "audit_entry_lost"]
+        assert line["exception_message"].startswith(f"the audit entry's {field} must be ")
+        assert trail.leaks("4711", "0012345") == ()
 
     def test_deny_replaces_an_exception_too(self, trail: Capture) -> None:
         """An error's answer may tell something as well."""

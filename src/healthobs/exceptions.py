@@ -3,7 +3,7 @@
 ```text
 HealthobsError (Exception)
 ├── ConfigurationError (ValueError)      bad settings or environment; names every problem at once
-├── InstrumentationError (TypeError)     a decorator misused; raised at import
+├── InstrumentationError (TypeError)     a decorator misused; raised at import (`annotate`: by the call)
 │   ├── MetricNameError (ValueError)     a metric name that Prometheus refuses or that is taken
 │   └── LabelError (ValueError)          a label that was not declared
 ├── RedactionError                       redaction let a canary pass at start; names the kinds
@@ -34,7 +34,7 @@ class ConfigurationError(HealthobsError, ValueError):
 
 
 class InstrumentationError(HealthobsError, TypeError):
-    """A decorator or instrument is misused; raised at import or start-up, never in a request."""
+    """A decorator or instrument is misused; raised at import or start-up, but for a wrong call of `annotate` or a metric."""
 
 
 class MetricNameError(InstrumentationError, ValueError):

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from healthobs import _runtime
 from healthobs.exceptions import InstrumentationError
+from healthobs.redaction.phi import is_purpose
 
 #: What a value in `details` may be. Floats are left out: RFC 8785 can write them, people cannot read them back.
 DetailValue = str | int | bool
@@ -72,7 +73,8 @@ def annotate(**values: Any) -> None:
         **values: Fields of `AuditDraft`.
 
     Raises:
-        InstrumentationError: A name that no draft has, or details that are no mapping.
+        InstrumentationError: A name that no draft has, details that are no mapping, or a purpose that is no code
+            but free text.
 
     Example:
         >>> annotate(subject="subject-17", details={"view": "clinician"})
@@ -82,6 +84,8 @@ def annotate(**values: Any) -> None:
             f"annotate() takes {', '.join(FIELDS)}; put further facts into details={{...}}"
         )
     details = values.get("details")
+    if isinstance(values.get("purpose"), str) and not is_purpose(values["purpose"]):
+        raise InstrumentationError("annotate(purpose=...) takes a code such as 'TREAT', not free text")
     if details is not None and not isinstance(details, Mapping):
         raise InstrumentationError("annotate(details=...) takes a mapping of names to values")
     draft: AuditDraft | None = _runtime.open_draft()

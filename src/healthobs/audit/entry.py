@@ -7,6 +7,7 @@ random salt makes a leaf useless for guessing the content, should the body be er
 Identifiers (actor, subject, resource, request) must be opaque: UUIDs and long hexadecimal tokens, with a short prefix
 or without, are recorded as they are; what a pattern finds in others is masked, as in `reason`, `details` and all other text.
 Text is cut after that, never before: no pattern finds half an identifier. What `Phi.reveal` counted stays under its name.
+A `purpose` that has not the form of a code is dropped for a mark.
 
 Limits: a name has no pattern. `action` and `outcome` are words of the code and are not looked at. Floats, nulls in
 details and nested details are refused.
@@ -20,7 +21,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from json.encoder import encode_basestring
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from opentelemetry import trace
 
@@ -29,7 +30,7 @@ from healthobs.audit.draft import FIELDS
 from healthobs.clock import rfc3339
 from healthobs.exceptions import AuditWriteError
 from healthobs.redaction import Redactor
-from healthobs.redaction.phi import Revealed
+from healthobs.redaction.phi import Revealed, is_purpose
 from healthobs.tenancy import stated
 
 #: Format of the entries that this release writes (`v` of the body).
@@ -185,19 +186,50 @@ def _word(draft: Mapping[str, object], name: str, default: str | None = None) ->
     value = draft.get(name)
     value = default if value is None else value
     if not isinstance(value, str) or not _WORD.fullmatch(value):
-        raise AuditWriteError(
-            f"the audit entry's {name} must be a short name such as 'patient.read': letters, digits and _ . : / -"
-        )
+        _refuse(name)
     return value
 
 
 def _masked(name: str, text: object, limit: int, redactor: Redactor) -> str:
     if not isinstance(text, str):
-        raise AuditWriteError(f"the audit entry's {name} must be text or None")
+        _refuse(name)
     text = _valid(text)
+    if name == "purpose" and not is_purpose(text):
+        return redactor.drop(text, signal="audit")
     if _SURROGATE.fullmatch(text) is not None:
         return text
     return _cut(redactor.text(text, signal="audit"), limit)
+
+
+def _refuse(name: str) -> NoReturn:
+    """Raise for a field that is not what it must be; a literal each, because log lines keep no other message."""
+    match name:
+        case "action":
+            raise AuditWriteError(
+                "the audit entry's action must be a short name such as 'patient.read': letters, digits and _ . : / -"
+            )
+        case "outcome":
+            raise AuditWriteError(
+                "the audit entry's outcome must be a short name such as 'ok': letters, digits and _ . : / -"
+            )
+        case "actor":
+            raise AuditWriteError("the audit entry's actor must be text or None; reveal a Phi first")
+        case "actor_kind":
+            raise AuditWriteError("the audit entry's actor_kind must be text or None; reveal a Phi first")
+        case "subject":
+            raise AuditWriteError("the audit entry's subject must be text or None; reveal a Phi first")
+        case "resource_type":
+            raise AuditWriteError("the audit entry's resource_type must be text or None; reveal a Phi first")
+        case "resource_id":
+            raise AuditWriteError("the audit entry's resource_id must be text or None; reveal a Phi first")
+        case "purpose":
+            raise AuditWriteError("the audit entry's purpose must be text or None; reveal a Phi first")
+        case "classification":
+            raise AuditWriteError("the audit entry's classification must be text or None; reveal a Phi first")
+        case "reason":
+            raise AuditWriteError("the audit entry's reason must be text or None; reveal a Phi first")
+        case _:
+            raise AuditWriteError("the audit entry's trace_id, span_id and request_id must be text or None")
 
 
 def _valid(text: str) -> str:

@@ -306,6 +306,11 @@ def _audited(action: str, resource_type: str | None = None, policy: AuditPolicy 
         raise InstrumentationError(
             "audited needs an action such as 'patient.read': letters, digits and _ . : / -"
         )
+    if action.startswith("audit."):
+        from healthobs.audit.governance import RESERVED
+
+        if action in RESERVED:
+            raise InstrumentationError("audited needs another action: only the trail itself records this one")
     if policy is not None:
         _check("policy", policy, POLICIES)
     return Audited(action, resource_type, policy)
