@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pickle
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -57,7 +58,7 @@ class TestStdlib:
         assert root.getvalue() == f"west [PHI:key] {span.get_span_context().trace_id:032x}\n"
 
     def test_exception(self, root: io.StringIO) -> None:
-        """A traceback is its type and an error id: no message of the caller's, no source, no locals."""
+        """A traceback is its type, an error id and places in the code: no message of the caller's, no source, no locals."""
         obs = Observability(Settings(), logs="processor")
         name = "Jane Roe"
         try:
@@ -65,9 +66,53 @@ class TestStdlib:
         except LookupError:
             logging.getLogger("app").exception("failed")
         obs.close()
-        first, second = root.getvalue().splitlines()
+        first, second, third = root.getvalue().splitlines()
         assert first == "ERROR|app|failed"
-        assert second.startswith("LookupError: error_id=")
+        assert re.fullmatch("LookupError: error_id=[0-9a-f]{32}", second)
+        assert re.fullmatch(r"  test_taking_over_logs:TestStdlib\.test_exception:\d+", third)
+
+    @pytest.mark.parametrize(
+        "settings", [Settings(), Settings(frameworks=("hipaa",), redaction="strict")], ids=["mask", "strict"]
+    )
+    def test_an_exception_with_a_literal_has_its_id_too(self, root: io.StringIO, settings: Settings) -> None:
+        """The id that leads to the trace stands beside the message, also past a second adoption."""
+        both = [Observability(settings, logs=mode) for mode in ("processor", "processor")]
+
+        def refuse() -> None:
+            raise ValueError("card expired")
+
+        try:
+            try:
+                refuse()
+            except ValueError as exc:
+                raise RuntimeError("payment refused") from exc
+        except RuntimeError:
+            logging.getLogger("app").exception("failed")
+        for obs in both:
+            obs.close()
+        _, told, *places = root.getvalue().splitlines()
+        assert re.fullmatch(r"RuntimeError: payment refused \(error_id=[0-9a-f]{32}\)", told)
+        assert [re.sub(r":\d+$", "", place) for place in places] == [
+            "  test_taking_over_logs:TestStdlib.test_an_exception_with_a_literal_has_its_id_too",
+            "  caused by ValueError",
+        ]
+
+    def test_an_exception_keeps_to_the_format(self, root: io.StringIO) -> None:
+        """A formatter that makes one line of exceptions still does."""
+
+        class OneLine(logging.Formatter):
+            def formatException(self, ei: Any) -> str:  # noqa: N802 - theirs
+                return super().formatException(ei).replace("\n", " |")
+
+        logging.getLogger().handlers[0].setFormatter(OneLine("%(message)s"))
+        obs = Observability(Settings(), logs="processor")
+        try:
+            raise LookupError
+        except LookupError:
+            logging.getLogger("app").exception("failed")
+        obs.close()
+        _, told = root.getvalue().splitlines()
+        assert ":TestStdlib.test_an_exception_keeps_to_the_format:" in told
 
     def test_names_of_fields_in_strict(self, root: io.StringIO) -> None:
         """Fields of the format stay, whoever sets them; a name made of data goes, in fields and in arguments."""

@@ -351,10 +351,18 @@ class _Told(Exception):  # noqa: N818 - rendered under the name of another
 
 
 def _substitute(facts: Mapping[str, Any]) -> Any:
-    """Return an `exc_info` that renders as the exception's type and what may be said of it; no source, no locals."""
-    told = facts.get("exception_message") or f"error_id={facts['error_id']}"
+    """Return an `exc_info` that renders as the exception's type and what may be said of it; no source, no locals.
+
+    Its places in the code are notes (PEP 678), which every formatter writes below it in its own way.
+    """
+    message = facts.get("exception_message")
+    identified = f"error_id={facts['error_id']}"
     kind = type(str(facts["exception_type"]).rpartition(".")[2], (_Told,), {"__module__": "builtins"})
-    return kind, kind(told), None
+    told = kind(f"{message} ({identified})" if message else identified)
+    causes = facts.get("exception_causes", ())
+    for place in (*facts["exception_frames"], *(f"caused by {cause}" for cause in causes)):
+        told.add_note(f"  {place}")
+    return kind, told, None
 
 
 def _declare(redactor: Redactor, chain: Sequence[Any]) -> set[str]:
