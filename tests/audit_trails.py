@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -43,6 +44,29 @@ def unmeasured() -> dict[str, str]:
     coverage's tracer takes a lock for each new file; a child forked while another thread holds it waits for ever.
     """
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+
+
+def copied(path: Path, target: Path) -> Path:
+    """Copy a log as it stands, with what is only in its write-ahead log yet."""
+    with (
+        contextlib.closing(sqlite3.connect(path)) as source,
+        contextlib.closing(sqlite3.connect(target)) as copy,
+    ):
+        source.backup(copy)
+    return target
+
+
+def in_files(path: Path | None) -> list[bytes]:
+    """Return the bytes of a database and of the logs that SQLite keeps beside it."""
+    assert path is not None
+    return [found.read_bytes() for found in path.parent.glob(f"{path.name}*") if found.suffix != ".key"]
+
+
+def put_back(old: Path, path: Path) -> None:
+    """Put a copy in the place of a log, whatever stands beside it."""
+    for suffix in ("-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    old.rename(path)
 
 
 def leaves(path: Path) -> list[bytes]:

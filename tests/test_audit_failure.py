@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.audit_trails import READ, MakeTrail, _damage
+from tests.audit_trails import READ, MakeTrail, _damage, copied, put_back
 
 from healthobs.audit import writer
 from healthobs.audit.sqlite import SqliteStore
@@ -131,9 +130,9 @@ class TestFailure:
         """A running service notices that its log went back, and signs no second history."""
         trail = make_trail()
         trail.append(READ)
-        shutil.copy(trail.path, tmp_path / "old")
+        old = copied(trail.path, tmp_path / "old")
         trail.append(READ)
-        (tmp_path / "old").rename(trail.path)
+        put_back(old, trail.path)
         with pytest.raises(AuditWriteError, match="healthobs audit verify"):
             trail.append(READ)
 

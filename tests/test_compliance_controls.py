@@ -11,7 +11,6 @@ import base64
 import io
 import json
 import re
-import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -23,6 +22,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from tests.audit_trails import copied, put_back
 from tests.controlled_service import HEALTHY, NOW, UNSEEN, Service, context
 
 from healthobs import Observability, Settings
@@ -94,12 +94,11 @@ def delete_tail(service: Service) -> None:
 
 
 def roll_back(service: Service) -> None:
-    copy = service.path.with_name("copy.db")
-    shutil.copy(service.path, copy)
+    copy = copied(service.path, service.path.with_name("copy.db"))
     service.trail.append({"action": "a.b"})
     service.engine.run()
     service.elapsed = CANARY_SECONDS
-    service.path.write_bytes(copy.read_bytes())
+    put_back(copy, service.path)
 
 
 def let_the_witness_be_silent(service: Service) -> None:

@@ -524,6 +524,22 @@ class TestDatabase:
         with pytest.raises(ConfigurationError, match="must name a file"):
             database.make_engine(url)
 
+    @pytest.mark.parametrize("gone", [True, False])
+    def test_file_taken_from_under_the_pool(self, tmp_path: Path, gone: bool) -> None:
+        """The check asks the file that has the name now, not one that a connection of the pool still holds."""
+        engine = database.make_engine(f"sqlite:///{tmp_path}/x.db")
+        database.migrate(engine, sa.MetaData())
+        database.check(engine)
+        (tmp_path / "x.db").rename(tmp_path / "kept.db")
+        for beside in tmp_path.glob("x.db-*"):  # SQLite would restore the file from them
+            beside.rename(tmp_path / f"kept.{beside.name}")
+        if not gone:
+            (tmp_path / "x.db").write_bytes(b"no database " * 512)
+        with pytest.raises(sa.exc.SQLAlchemyError):
+            database.check(engine)
+        assert (tmp_path / "x.db").exists() is not gone
+        engine.dispose()
+
 
 class TestOpenapi:
     """The description of a service."""

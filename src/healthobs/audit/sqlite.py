@@ -87,6 +87,19 @@ def wal_is_safe(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
     return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
 
 
+def forget(connection: sqlite3.Connection) -> None:
+    """Have what was taken away overwritten: in WAL mode it is still in the database, and in the log beside it.
+
+    Raises:
+        sqlite3.OperationalError: Somebody reads what was before for longer than the busy timeout.
+    """
+    ((busy, *_),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # else does nothing
+    if busy:
+        exc = sqlite3.OperationalError("what was taken away is still being read")
+        exc.sqlite_errorname = "SQLITE_BUSY"
+        raise exc
+
+
 def connect_pragmas(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> tuple[str, ...]:
     """Return the statements to run on every new connection of a durable database, in this order.
 
@@ -240,6 +253,10 @@ class SqliteConnection:
             yield
             for name in _LIFTED:
                 self.execute(GUARDS[name])
+        try:
+            forget(self._connection)
+        except sqlite3.Error as exc:
+            raise _store_error(exc) from None
 
     @contextmanager
     def attempting(self) -> Generator[None]:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from healthobs.audit.forking import ForkGate
 from healthobs.audit.keys import create_secret, read_secret, sync_directory
-from healthobs.audit.sqlite import BUSY_TIMEOUT_MILLIS, connect_pragmas
+from healthobs.audit.sqlite import BUSY_TIMEOUT_MILLIS, connect_pragmas, forget
 from healthobs.exceptions import AuditError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class SubjectMap:
             statement = f"DELETE FROM subject {_ABOUT}"  # noqa: S608
             erased = connection.execute(statement, self._named(token)).rowcount
             connection.execute("COMMIT")
+            forget(connection)
             return erased > 0
 
     def check(self) -> None:

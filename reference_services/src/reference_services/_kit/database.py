@@ -7,6 +7,7 @@ appear in exceptions (`hide_parameters`); PostgreSQL's own DETAIL text still can
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -50,13 +51,24 @@ def make_engine(url: str) -> Engine:
     path = Path(parsed.database)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=0o600)
-    engine = sa.create_engine(parsed, hide_parameters=True, pool_size=8, max_overflow=24)
+    address = f"{path.absolute().as_uri()}?mode=rw"  # a file that vanished is not made anew, and empty
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(address, uri=True, check_same_thread=False)
+
+    engine = sa.create_engine(parsed, creator=connect, hide_parameters=True, pool_size=8, max_overflow=24)
 
     @sa.event.listens_for(engine, "connect")
-    def _connect(dbapi_connection: Any, _record: object) -> None:
+    def _connect(dbapi_connection: Any, record: Any) -> None:
+        record.info["inode"] = path.stat().st_ino
         dbapi_connection.isolation_level = None
         for statement in connect_pragmas():
             dbapi_connection.execute(statement).close()
+
+    @sa.event.listens_for(engine, "checkout")
+    def _checkout(_connection: object, record: Any, _proxy: object) -> None:
+        if not path.exists() or path.stat().st_ino != record.info["inode"]:
+            raise sa.exc.DisconnectionError  # what is written to a file that has no name any more is lost
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

@@ -158,7 +158,9 @@ def break_database(services: Mapping[str, Service], evidence: Evidence) -> None:
     name, filename = BROKEN
     service = services[name]
     database = service.data_dir / filename
-    database.write_bytes(b"no database any more " * 512)
+    broken = database.with_name("broken")
+    broken.write_bytes(b"no database any more " * 512)
+    broken.rename(database)  # in place, SQLite could go on for long with what it holds in memory
     for suffix in ("-wal", "-journal", "-shm"):
         database.with_name(filename + suffix).unlink(missing_ok=True)
     deadline = time.monotonic() + CHECK_TIMEOUT_SECONDS
