@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import nox
@@ -30,6 +31,10 @@ if root := os.environ.get("PYENV_ROOT"):
 NEWER = [version for version in ("3.14", "3.15") if shutil.which(f"python{version}")]
 
 SERVICES = "./reference_services"
+
+#: An npm package that carries the source of SQLite 3.53, and its digest.
+SQLITE_SOURCE = "better-sqlite3@12.11.1"
+SQLITE_SHA256 = "ebf0ed75a7a59dbcb3b24bbd014ef49d9f15bc328e4adcbf516f2a8fadfa2835"
 
 #: Rooms whose tests must find planted faults: files under `src/healthobs`, and the tests that guard them.
 MUTATED = {
@@ -239,6 +244,29 @@ def exports(session: nox.Session) -> None:
     _locked(session)
     required = {"HEALTHOBS_NPM": "required"}
     session.run("python", "-m", "pytest", "-q", "tests/test_audit_export.py", "-m", "server", env=required)
+
+
+@nox.session
+def newest_sqlite(session: nox.Session) -> None:
+    """Run what stores with a SQLite whose WAL mode is used (`healthobs.audit.sqlite.wal_is_safe`), compiled from source."""
+    _locked(session)
+    folder = Path(session.create_tmp()).resolve()
+    with session.chdir(folder):
+        session.run("npm", "pack", "--silent", SQLITE_SOURCE, external=True)
+        (archive,) = folder.glob("*.tgz")
+        if sha256(archive.read_bytes()).hexdigest() != SQLITE_SHA256:
+            session.error("the package with SQLite's source is another than the one that is pinned")
+        session.run("tar", "xzf", archive.name, external=True)
+        source = "package/deps/sqlite3/sqlite3.c"
+        session.run("cc", "-O1", "-fPIC", "-shared", "-o", "libsqlite3.so.0", source, "-lm", external=True)
+    used = {"LD_LIBRARY_PATH": str(folder)}
+    check = "from healthobs.audit.sqlite import wal_is_safe; raise SystemExit(not wal_is_safe())"
+    session.run("python", "-c", check, env=used)
+    tests = sorted(
+        str(path) for kind in ("audit", "compliance") for path in Path("tests").glob(f"test_{kind}*.py")
+    )
+    more = ("tests/test_decorators_audit.py", "reference_services/tests")
+    session.run("python", "-m", "pytest", "-q", "-n", "auto", *tests, *more, *session.posargs, env=used)
 
 
 @nox.session
