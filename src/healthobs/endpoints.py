@@ -153,8 +153,10 @@ class Endpoints:
             return problem(refused.status, refused.code, errors=refused.errors, headers=headers)
         except AuditError:
             return problem(503, "audit_unavailable")
-        except Exception:  # noqa: BLE001 - a collector of somebody else's, a trail that cannot be decoded: no server logs it
-            self._obs.metrics.count_internal_error("ops" if self._private else "endpoints")
+        except Exception as exc:  # noqa: BLE001 - a collector of somebody else's, a trail that cannot be decoded: no server logs it
+            component = "ops" if self._private else "endpoints"
+            self._obs.metrics.count_internal_error(component)
+            self._obs.logs.fault(component, request.path, exc)
             return problem(500, "internal_error")
 
     def _liveness(self, request: Request) -> Response:
@@ -258,10 +260,13 @@ class Endpoints:
             raise _Refused(401, "credentials_required")
         try:
             principal = self._authorize(request, scope)
+            if principal is not None and not isinstance(getattr(principal, "subject", None), str):
+                raise TypeError("authorize must return a principal with a subject, or None")
         except InvalidCredentials:
             raise _Refused(401, "credentials_refused") from None
-        except Exception:  # noqa: BLE001 - a hook's fault, which may name the credentials, counts as no
+        except Exception as exc:  # noqa: BLE001 - a hook's fault, which may name the credentials, counts as no
             self._obs.metrics.count_internal_error("hook")
+            self._obs.logs.fault("hook", "authorize", exc)
             principal = None
         if principal is None:
             raise _Refused(403, "scope_required")

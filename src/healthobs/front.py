@@ -28,7 +28,8 @@ Hook = TypeVar("Hook", bound=Callable[..., object])
 class FrontOptions(TypedDict, Generic[Caller, Hook], total=False):
     """What every front end takes by name.
 
-    What a hook or one of the other functions raises is counted (component ``hook``), and counts as no.
+    What a hook or one of the other functions raises is counted (component ``hook``), logged the first time
+    (``telemetry_fault``), and counts as no.
     """
 
     #: Checks credentials for `/audit/trail` and compliance evidence.
@@ -112,6 +113,12 @@ class Front(ABC, Generic[Caller, Hook]):
         self._server = HttpServer(obs, conf=conf)
         self._trusted = trusted
         self._trust_incoming = trust_incoming
+        self._hooks = {
+            "trusted": trusted,
+            "trust_incoming": trust_incoming,
+            "request_hook": request_hook,
+            "response_hook": response_hook,
+        }
         self._defers: bool | None = None
         self._server.declare_later(self._observed_routes)
         _runtime.activate(obs)
@@ -142,11 +149,13 @@ class Front(ABC, Generic[Caller, Hook]):
         return self._trusted is not None and bool(self.safely(self._trusted, caller))
 
     def safely(self, hook: Callable[..., object], *arguments: Any) -> object:
-        """Return what `hook` says, or None when it raises, which is counted."""
+        """Return what `hook` says, or None when it raises, which is counted, and logged the first time."""
         try:
             return hook(*arguments)
-        except Exception:  # noqa: BLE001 - a hook's fault is not the caller's
+        except Exception as exc:  # noqa: BLE001 - a hook's fault is not the caller's
             self.obs.metrics.count_internal_error("hook")
+            part = next((name for name, given in self._hooks.items() if given is hook), "exchange")
+            self.obs.logs.fault("hook", part, exc)
             return None
 
     def take_off(self) -> None:

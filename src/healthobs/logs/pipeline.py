@@ -94,6 +94,7 @@ class Logs:
         self._stream = stream
         self._on_error = on_error
         self._second = (-1, "")
+        self._complained: set[tuple[str, str]] = set()
         self._capture: StdlibCapture | None = None
         self._adoption: LogAdoption | None = None
         self._forward: Forward | None = None
@@ -134,6 +135,19 @@ class Logs:
             self._write(line)
         except Exception:  # noqa: BLE001  # a fault of telemetry is not the caller's
             self._failed()
+
+    def fault(self, component: str, part: str, exc: BaseException) -> None:
+        """Write one line, ``telemetry_fault``, for the first fault of each part of `component`; never raises.
+
+        Args:
+            component: As it is counted (`healthobs_internal_errors_total`).
+            part: Which part of it, of a closed vocabulary.
+            exc: What was raised.
+        """
+        if (component, part) not in self._complained:
+            self._complained.add((component, part))
+            own = {"component": component, "part": part}
+            self.emit("error", "telemetry_fault", {"exc_info": exc}, own=own)
 
     def access(self, fields: Mapping[str, Any]) -> None:
         """Write the ``http_request`` line of one exchange, whose fields are safe already.
