@@ -200,11 +200,53 @@ class TestFindings:
     ) -> None:
         """What the server and libraries log must be taken up or processed where PHI is declared."""
         monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        monkeypatch.setattr(logging.getLogger("healthobs"), "level", logging.INFO)
         obs = Observability(Settings(**{"frameworks": ("hipaa",), **options}), **how)
         try:
             assert names(init_app(Flask("app"), obs)) == expected
         finally:
             obs.close()
+
+    @pytest.mark.parametrize(
+        ("level", "lowest", "mode", "expected"),
+        [
+            (logging.WARNING, "info", "processor", ["lines_below_level"]),
+            (logging.INFO, "debug", "processor", ["lines_below_level"]),
+            (logging.INFO, "info", "processor", []),
+            (logging.WARNING, "warning", "processor", []),
+            (logging.WARNING, "info", "own", []),
+        ],
+    )
+    def test_lines_that_the_set_up_drops(
+        self, level: int, lowest: Any, mode: Any, expected: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Access lines are of level info, which a root logger that nobody set drops in silence."""
+        logger = logging.getLogger("healthobs")
+        monkeypatch.setattr(logging.getLogger(), "level", level)
+        logger.manager._clear_cache()  # type: ignore[attr-defined]
+        obs = Observability(Settings(log_level=lowest), logs=mode)
+        try:
+            assert names(init_app(Flask("app"), obs)) == expected
+        finally:
+            obs.close()
+            monkeypatch.undo()
+            logger.manager._clear_cache()  # type: ignore[attr-defined]
+
+    def test_a_structlog_set_up_has_a_level_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where structlog prints, the levels of `logging` say nothing; where it writes through `logging`, they do."""
+        monkeypatch.setattr(logging.getLogger("healthobs"), "level", logging.WARNING)
+        factories: list[tuple[Any, list[str]]] = [
+            (structlog.PrintLoggerFactory(), []),
+            (structlog.stdlib.LoggerFactory(), ["lines_below_level"]),
+        ]
+        for factory, expected in factories:
+            structlog.configure(logger_factory=factory)
+            obs = Observability(Settings(), logs="processor")
+            try:
+                assert names(init_app(Flask("app"), obs)) == expected
+            finally:
+                obs.close()
+                structlog.reset_defaults()
 
     def test_a_handler_past_redaction(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A logger that keeps its own handler is named; one that has none is not."""

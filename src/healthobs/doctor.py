@@ -13,6 +13,7 @@ import argparse
 import ast
 import contextlib
 import importlib
+import logging
 import os
 import shlex
 import sqlite3
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import structlog
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -86,6 +88,7 @@ def examine(
         *_sqlite(sqlite_version, observed),
         *_spools(observed),
         *_loggers(observed),
+        *_dropped_lines(observed),
         *_variables(environ),
     ]
 
@@ -276,6 +279,22 @@ def _loggers(observed: Sequence[Any]) -> Iterator[Finding]:
             "logs_escape_redaction",
             f"hipaa is declared, and these write unredacted: {', '.join(found)}",
             remedy,
+        )
+
+
+def _dropped_lines(observed: Sequence[Any]) -> Iterator[Finding]:
+    """Look for healthobs' own lines that the set-up they go through drops by their level."""
+    obs = next((layer.obs for layer in observed if layer.obs.logs.mode == "processor"), None)
+    factory = structlog.get_config()["logger_factory"]
+    through_logging = not structlog.is_configured() or isinstance(factory, structlog.stdlib.LoggerFactory)
+    if obs is None or obs.settings.disabled or not through_logging:
+        return
+    logger, level = logging.getLogger("healthobs"), obs.settings.log_level.upper()
+    if not logger.isEnabledFor(logging.getLevelNamesMapping()[level]):
+        yield Finding(
+            "lines_below_level",
+            f"logs='processor', and logging drops lines of level {level.lower()}: access lines are of level info",
+            f"logging.getLogger('healthobs').setLevel(logging.{level}), or raise Settings.log_level",
         )
 
 
