@@ -307,3 +307,8 @@ class TestCommand:
         """Exit status 2."""
         assert main(["doctor", uri]) == 2
         assert "cannot be loaded" in capsys.readouterr().err
+
+    def test_a_module_that_is_missing_is_named(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """The name of a module is no data, and tells what to install."""
+        assert main(["doctor", "nothing_there:app"]) == 2
+        assert "(ModuleNotFoundError: nothing_there)" in capsys.readouterr().err

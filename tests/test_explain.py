@@ -109,3 +109,27 @@ def test_a_real_failure(capture: Capture, tmp_path: Path, capsys: pytest.Capture
     assert out.count(f"error_id: {access['error_id']}") == 2
     assert "4111 1111" not in out
     assert "visa-77" not in out
+
+
+@pytest.mark.parametrize(
+    ("given", "event"),
+    [
+        ("urn:uuid:0af76519-16cd-43dd-8448-eb211c80319c", "failed"),
+        ("URN:UUID:6A1F6B8E-0A4E-4B0E-9D35-2F1F5C0D9B11", "asked"),
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "traced"),
+    ],
+)
+def test_ids_as_others_write_them(
+    given: str, event: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A problem's `instance` and a whole `traceparent` lead where the ids in them lead."""
+    lines = [
+        {"event": "failed", "error_id": "0af7651916cd43dd8448eb211c80319c"},
+        {"event": "asked", "request_id": "6a1f6b8e-0a4e-4b0e-9d35-2f1f5c0d9b11"},
+        {"event": "traced", "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736"},
+    ]
+    path = tmp_path / "x.log"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cli.main(["explain", given, "--logs", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert [line["event"] for line in lines if f"  {line['event']}" in told] == [event]

@@ -336,6 +336,9 @@ def main(argv: list[str]) -> int:
     except HealthobsError as exc:  # its message tells the remedy, and quotes no value
         print(f"healthobs: {chosen.app} cannot be loaded ({type(exc).__name__}: {exc})", file=sys.stderr)  # noqa: T201
         return CANNOT_LOAD
+    except ModuleNotFoundError as exc:  # the name of a module is no data
+        print(f"healthobs: {chosen.app} cannot be loaded (ModuleNotFoundError: {exc.name})", file=sys.stderr)  # noqa: T201
+        return CANNOT_LOAD
     except Exception as exc:  # noqa: BLE001 - the application's own code runs here
         print(f"healthobs: {chosen.app} cannot be loaded ({type(exc).__name__})", file=sys.stderr)  # noqa: T201
         return CANNOT_LOAD

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 _IDS = ("error_id", "trace_id", "request_id", "span_id", "exception_fingerprint")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SHOWN_FIRST = ("timestamp", "service", "level", "event")
 
 Line = dict[str, Any]
@@ -39,6 +42,16 @@ def find(lines: Iterable[Line], identifier: str) -> tuple[list[Line], list[Line]
     return named, [line for line in known if line.get("trace_id") in traces and not _names(line, identifier)]
 
 
+def _ids(text: str) -> list[str]:
+    """Return the ids that `text` may mean: itself, the trace of a `traceparent`, a UUID with and without its dashes."""
+    text = text.strip().lower()
+    parent = _TRACEPARENT.fullmatch(text)
+    if parent is not None:
+        return [parent[1]]
+    bare = text.removeprefix("urn:uuid:")
+    return [bare, bare.replace("-", "")] if _UUID.fullmatch(bare) else [bare]
+
+
 def _names(line: Line, identifier: str) -> bool:
     return any(line.get(key) == identifier for key in _IDS)
 
@@ -48,7 +61,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="healthobs explain", description="Print what log files tell of one trace or failure."
     )
-    parser.add_argument("id", help="an error id, trace id, request id, span id or fingerprint")
+    parser.add_argument(
+        "id",
+        help="an error id (also as urn:uuid:…), trace id, traceparent, request id, span id or fingerprint",
+    )
     parser.add_argument(
         "--logs", nargs="+", required=True, metavar="FILE", help="files of JSON lines; - is standard input"
     )
@@ -63,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
             return 2
         lines += read
         skipped += left
-    named, others = find(lines, arguments.id.strip().lower())
+    named, others = max((find(lines, one) for one in _ids(arguments.id)), key=lambda found: len(found[0]))
     _report(named, others)
     if skipped:
         print(f"{skipped} lines were no JSON objects and were skipped")  # noqa: T201
