@@ -404,6 +404,12 @@ class TestPolicy:
         assert line["exception_message"].startswith(f"the audit entry's {field} must be ")
         assert trail.leaks("4711", "0012345") == ()
 
+    def test_the_line_has_no_action_that_is_none(self, trail: Capture) -> None:
+        """An action that the call set itself may be made of data."""
+        with pytest.raises(AuditWriteError, match="not answered"):
+            audited("a.b")(lambda: annotate(action="the chart of Ottoline"))()
+        assert trail.leaks("Ottoline") == ()
+
     def test_deny_replaces_an_exception_too(self, trail: Capture) -> None:
         """An error's answer may tell something as well."""
         break_trail(trail)

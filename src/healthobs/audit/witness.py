@@ -33,6 +33,7 @@ from healthobs.audit.checkpoint import (
     read_statement,
     split,
 )
+from healthobs.audit.forking import ForkGate
 from healthobs.audit.sqlite import connect_pragmas
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, ConfigurationError
@@ -96,6 +97,7 @@ class WitnessState:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._gate = ForkGate(lambda: None)
         with self.changing() as connection:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS latest (origin TEXT PRIMARY KEY, note TEXT NOT NULL)"
@@ -103,9 +105,12 @@ class WitnessState:
 
     @contextmanager
     def changing(self) -> Generator[sqlite3.Connection]:
-        """Give a connection inside a transaction that excludes every other, durable once it ends well."""
+        """Give a connection inside a transaction that excludes every other, durable once it ends well; no fork meanwhile."""
         try:
-            with contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
+            with (
+                self._gate,
+                contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as connection,
+            ):
                 for pragma in connect_pragmas():
                     connection.execute(pragma)
                 connection.execute("BEGIN IMMEDIATE")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from healthobs import _runtime
 from healthobs.decorators.binding import OK, Binding, spooled
+from healthobs.decorators.plan import ACTION
 from healthobs.exceptions import AuditWriteError
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ def refuse_without_trail(binding: Binding, action: str) -> None:
 
 def _alarm(binding: Binding, action: str, failure: Exception | None) -> None:
     binding.obs.metrics.count_internal_error("audit")
-    own = {"action": action, "policy": binding.policy}
+    given: object = action  # one that the call set itself may be anything
+    told = given if isinstance(given, str) and ACTION.match(given) else ""
+    own = {"action": told, "policy": binding.policy}
     binding.obs.logs.emit("error", "audit_entry_lost", {"exc_info": failure}, own=own)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -26,6 +27,10 @@ class Counted:
     documentation: str = ""
     amount: Callable[[Any], float] | None = None
     labels: tuple[tuple[str, Callable[[Any], Any]], ...] = ()
+
+
+#: An action of an audit entry, or an outcome.
+ACTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}\Z")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,16 @@ from healthobs import _callables, _runtime
 from healthobs.config import FRAMEWORKS, AuditPolicy, LogLevel
 from healthobs.decorators.above import note
 from healthobs.decorators.observer import Operation
-from healthobs.decorators.plan import Audited, Classified, Counted, Plan, Traced
+from healthobs.decorators.plan import ACTION, Audited, Classified, Counted, Plan, Traced
 from healthobs.exceptions import InstrumentationError, LabelError, MetricNameError
+from healthobs.headers import CONFIDENTIALITY
 from healthobs.redaction.phi import is_purpose
 
 _F = TypeVar("_F", bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]")
 Kind = Literal["internal", "client", "server", "producer", "consumer"]
 Labels = Mapping[str, Callable[[Any], Any]]
 POLICIES = get_args(AuditPolicy)
-CONFIDENTIALITY = tuple("ULMNRV")
 _COUNTER = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*_total\Z")
-_ACTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}\Z")
 _COUNTED = "Calls that succeeded"
 _LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*\Z")
 
@@ -302,7 +301,7 @@ def classified(
 
 
 def _audited(action: str, resource_type: str | None = None, policy: AuditPolicy | None = None) -> Audited:
-    if not isinstance(cast("object", action), str) or not _ACTION.match(action):
+    if not isinstance(cast("object", action), str) or not ACTION.match(action):
         raise InstrumentationError(
             "audited needs an action such as 'patient.read': letters, digits and _ . : / -"
         )

@@ -3,9 +3,9 @@
 `healthobs.asgi` calls it at the end of the lifespan's start-up. Elsewhere call it where the application starts, on the
 main thread, once the server has set its own signal handlers.
 
-Limits: of several workers (uvicorn's `--workers`, gunicorn's without `healthobs.gunicorn`; on Linux) one has the ops port and answers for itself; another takes
-it within a second of its end. What `healthobs.gunicorn` lets workers
-share (draining, verdicts, the port over a SIGUSR2) these do not.
+Limits: of several workers (uvicorn's `--workers`, gunicorn's without `healthobs.gunicorn`; on Linux) one has the ops port and
+answers for itself; another takes it within a second of its end. What `healthobs.gunicorn` lets workers share (draining, verdicts,
+the port over a SIGUSR2) these do not.
 """
 
 from __future__ import annotations
