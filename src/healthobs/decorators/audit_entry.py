@@ -87,8 +87,8 @@ def refuse_without_trail(binding: Binding, action: str) -> None:
 
 def _alarm(binding: Binding, action: str, failure: Exception | None) -> None:
     binding.obs.metrics.count_internal_error("audit")
-    given: object = action  # one that the call set itself may be anything
-    told = given if isinstance(given, str) and ACTION.match(given) else ""
+    # One that the call set itself may be anything.
+    told = action if isinstance(cast("object", action), str) and ACTION.match(action) else ""
     own = {"action": told, "policy": binding.policy}
     binding.obs.logs.emit("error", "audit_entry_lost", {"exc_info": failure}, own=own)
 
