@@ -237,17 +237,18 @@ class TestShared:
         server = HttpServer(strict.obs)
         server.declare([("GET", "/x")])
 
-        def series() -> dict[str, float]:
-            return {
-                f"{sample.labels['http_response_status_code']} {sample.labels['error_type']}": sample.value
+        def series() -> list[tuple[str, ...]]:
+            names = ("url_scheme", "http_response_status_code", "error_type", "network_protocol_version")
+            return [
+                (*(sample.labels[name] for name in names), f"{sample.value:g}")
                 for family in strict.obs.metrics.collect()
                 for sample in family.samples
                 if sample.name == "http_server_request_duration_seconds_count"
-            }
+            ]
 
-        assert series() == {"200 ": 0, "500 500": 0}
+        assert series() == [("http", "200", "", "1.1", "0"), ("http", "500", "500", "1.1", "0")]
         for status in (200, 500):
             exchange = Exchange(server, "GET", "http", ("host", "80"), "1.1", None, None)
             exchange.respond(status, "/x")
             exchange.finish(0)
-        assert series() == {"200 ": 1, "500 500": 1}
+        assert series() == [("http", "200", "", "1.1", "1"), ("http", "500", "500", "1.1", "1")]
