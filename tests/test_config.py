@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import healthobs
+import reference_services
 from healthobs.compliance.requirements import REQUIREMENTS
 from healthobs.config import FRAMEWORKS, Settings, unknown_variables
 from healthobs.exceptions import ConfigurationError, HealthobsWarning
@@ -265,8 +267,9 @@ class TestFromEnv:
     def test_every_variable_that_the_project_reads_is_known(self) -> None:
         """What code reads under the prefix is a setting, or named among the others."""
         root = Path(__file__).resolve().parent.parent
-        folders = ("src", "reference_services", "tests", "bench")
-        files = [path for folder in folders for path in (root / folder).rglob("*.py")]
+        installed = [Path(str(package.__file__)).parent for package in (healthobs, reference_services)]
+        folders = (*installed, *(root / name for name in ("reference_services", "tests", "bench")))
+        files = [path for folder in folders for path in folder.rglob("*.py")]
         read = {
             name
             for path in files
