@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode, use_span
 
-from healthobs import Settings
+from healthobs import Settings, headers
+from healthobs.audit import Receipt
 from healthobs.exceptions import ConfigurationError
 from healthobs.headers import CONFIDENTIALITY
 from healthobs.http import Exchange, HttpServer
@@ -119,11 +121,11 @@ class TestSignals:
     def test_response_names_its_trace(self, strict: Capture) -> None:
         """`traceresponse` is the server span's, the request id that of the access line."""
         exchange = begin(HttpServer(strict.obs))
-        headers = dict(exchange.respond(200, "/x"))
+        added = dict(exchange.respond(200, "/x"))
         exchange.finish(2)
         (line,) = strict.log_lines
-        assert headers["traceresponse"] == f"00-{line['trace_id']}-{line['span_id']}-01"
-        assert headers["X-Request-Id"] == line["request_id"]
+        assert added["traceresponse"] == f"00-{line['trace_id']}-{line['span_id']}-01"
+        assert added["X-Request-Id"] == line["request_id"]
         assert line["response_bytes"] == 2
 
     def test_route_as_far_as_known(self, strict: Capture) -> None:
@@ -142,6 +144,40 @@ class TestSignals:
         (span,) = strict.spans
         assert (span.name, (span.attributes or {})["http.request.method"]) == ("HTTP", "_OTHER")
 
+    def test_receipt(self, strict: Capture) -> None:
+        """The entry's place in the log is in a header of the answer; the entry is known to be there."""
+        exchange = begin(HttpServer(strict.obs))
+        assert not exchange.is_recorded
+        receipt = Receipt("healthobs.example/svc", 7, 8, b"r" * 32)
+        exchange.receipt(receipt)
+        assert exchange.is_recorded
+        assert headers.receipt(receipt.origin, 7, receipt.root) in exchange.respond(200, "/x")
+        exchange.finish(0)
+
+    def test_unavailable(self, strict: Capture) -> None:
+        """What takes the place of an answer without its entry names the trace."""
+        exchange = begin(HttpServer(strict.obs))
+        answer = exchange.unavailable()
+        exchange.respond(answer.status, "/x")
+        exchange.finish(len(answer.body))
+        told = json.loads(answer.body)
+        (line,) = strict.log_lines
+        assert (answer.status, told["trace_id"]) == (503, line["trace_id"])
+        assert ("Retry-After", "1") in answer.headers
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            *((known, known) for known in ("0.9", "1.0", "1.1", "2", "3", "")),
+            ("4", "_OTHER"),
+            ("x", "_OTHER"),
+        ],
+    )
+    def test_protocol_versions(self, strict: Capture, given: str, said: str) -> None:
+        """A version of HTTP is one of those that there are."""
+        Exchange(HttpServer(strict.obs), "GET", "http", ("host", "80"), given, None, None).finish(0)
+        assert (strict.spans[0].attributes or {})["network.protocol.version"] == said
+
 
 class TestSilent:
     """A request that the service makes to itself, for a control."""
@@ -152,19 +188,23 @@ class TestSilent:
         exchange = begin(server, silent=True)
         assert strict.metric("http_server_active_requests", **ACTIVE) is None
         assert exchange.progress is None
-        headers = dict(exchange.respond(200, "/x"))
+        added = dict(exchange.respond(200, "/x"))
         exchange.finish(0)
-        assert "X-Request-Id" in headers
-        assert "traceresponse" not in headers
+        assert "X-Request-Id" in added
+        assert "traceresponse" not in added
         assert (strict.spans, strict.log_lines) == ((), [])
         assert "http_server_request_duration_seconds_count" not in strict.telemetry()["metrics"]
 
     def test_any_other_makes_progress(self, strict: Capture) -> None:
         """Its begin and end are known to the watchdog."""
         exchange = begin(HttpServer(strict.obs))
-        assert exchange.progress is strict.obs.health.progress
-        assert exchange.progress is not None
+        progress = strict.obs.health.progress
+        assert exchange.progress is progress
+        assert progress is not None
+        strict.time.advance(3_600)
+        assert not progress.check()
         exchange.finish(0)
+        assert progress.check()
 
 
 class TestAnothersSpan:
@@ -178,11 +218,11 @@ class TestAnothersSpan:
         with tracer.start_as_current_span("server", kind=SpanKind.SERVER) as theirs:
             exchange.matched("/x")
             with tracer.start_as_current_span("inner", kind=SpanKind.CLIENT):
-                headers = dict(exchange.respond(200, "/x"))
+                added = dict(exchange.respond(200, "/x"))
         exchange.finish(0)
         seen = theirs.get_span_context()
         assert exchange.span.get_span_context() == seen
-        assert headers["traceresponse"] == f"00-{seen.trace_id:032x}-{seen.span_id:016x}-01"
+        assert added["traceresponse"] == f"00-{seen.trace_id:032x}-{seen.span_id:016x}-01"
         assert strict.log_lines[0]["span_id"] == f"{seen.span_id:016x}"
         assert strict.spans == ()
 
