@@ -40,7 +40,7 @@ SQLITE_SHA256 = "ebf0ed75a7a59dbcb3b24bbd014ef49d9f15bc328e4adcbf516f2a8fadfa283
 MUTATED = {
     "_callables.py": "test_callables* test_decorators*",
     "http.py": "test_exchange test_front_ends test_wsgi* test_asgi test_headers test_tenancy test_taking_over* test_series_from_zero",
-    "metrics/*.py": "test_metrics* test_tenancy",
+    "metrics/*.py": "test_metrics* test_tenancy test_series_from_zero",
     "health/*.py": "test_health test_health_*",
     "redaction/[!c]*.py": "test_redaction*",  # canary.py is data
     "audit/[!p]*.py": "test_audit*",

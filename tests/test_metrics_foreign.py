@@ -202,3 +202,26 @@ class TestForeignSeries:
         lines = of_app(shown(registry))
         assert sum(float(line.rpartition(" ")[2]) for line in lines) == sum(amount for *_, amount in rows)
         assert len({line.rpartition(" ")[0] for line in lines}) == len(lines)
+
+
+class TestMemory:
+    """What is remembered of values that were judged."""
+
+    @pytest.mark.parametrize(("wards", "judged"), [(["a"], ["a"]), (["a", "b"], ["a", "b", "a", "b"])])
+    def test_is_bounded(self, monkeypatch: pytest.MonkeyPatch, wards: list[str], judged: list[str]) -> None:
+        """A value is judged once, until there are too many of them; then all are forgotten before a scrape."""
+        monkeypatch.setattr(foreign, "_MOST_VALUES", 2)
+        seen: list[str] = []
+
+        def clean(_label: str, value: str) -> str:
+            seen.append(value)
+            return value
+
+        family = CounterMetricFamily("visits", "x", labels=["ward"])
+        for ward in wards:
+            family.add_metric([ward], 1)
+        series = foreign.ForeignSeries(clean)
+        for _ in range(2):
+            series.begin()
+            assert series.redact(family) is family
+        assert seen == judged
