@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _explain(exc: Exception) -> str:
     if isinstance(exc, urllib.error.HTTPError):
+        exc.close()
         return f"the service answered {exc.code}"
     if isinstance(exc, OSError):
         return f"the source cannot be read ({exc.strerror or type(exc).__name__})"
