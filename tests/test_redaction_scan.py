@@ -360,3 +360,27 @@ class TestWhatMutantsShowed:
     def test_the_shortest_address(self) -> None:
         """One character on each side of the sign is an e-mail address."""
         assert scan("ask a@b now")[0] == "ask [PHI:email] now"
+
+
+class TestEnds:
+    """Where a finding begins and ends, to the character."""
+
+    @pytest.mark.parametrize(
+        ("text", "left"),
+        [
+            ("see ftp://h/p x", "see [PHI:url] x"),
+            ("write to a@b now", "write to [PHI:email] now"),
+            ("x a@b@c y", "x [PHI:email] y"),
+            ("at @home", "at @home"),
+            ("a@ b", "a@ b"),
+            ("@ @", "@ @"),
+        ],
+    )
+    def test_exactly(self, text: str, left: str) -> None:
+        """What is no part of it stays; a sign alone is no address."""
+        assert scan(text)[0] == left
+
+    def test_in_a_long_text(self) -> None:
+        """The same where the text is longer than what is scanned."""
+        text, _ = scan("é 078-05-1120 b " + "c " * SCAN_LIMIT)
+        assert text.startswith("é [PHI:ssn] b c c ")
