@@ -395,14 +395,14 @@ class TestPolicy:
             audited("a.b")(lambda: annotate(details={"share": 0.5}))()
 
     @pytest.mark.parametrize("field", [name for name in FIELDS if name not in ("action", "details")])
-    @pytest.mark.parametrize("value", [4711, Phi("MRN-0012345", "mrn")])
+    @pytest.mark.parametrize("value", [["Ottoline"], Phi("MRN-0012345", "mrn")])
     def test_the_line_names_the_field(self, trail: Capture, field: str, value: object) -> None:
         """What was wrong with a draft is in the line of the lost entry; the value is not."""
         with pytest.raises(AuditWriteError, match="not answered"):
             audited("a.b")(lambda: annotate(**{field: value}))()
         (line,) = [line for line in trail.log_lines if line["event"] == "audit_entry_lost"]
         assert line["exception_message"].startswith(f"the audit entry's {field} must be ")
-        assert trail.leaks("4711", "0012345") == ()
+        assert trail.leaks("Ottoline", "0012345") == ()
 
     def test_the_line_has_no_action_that_is_none(self, trail: Capture) -> None:
         """An action that the call set itself may be made of data."""
