@@ -200,7 +200,7 @@ class TestTelemetry:
         (span,) = capture.spans
         assert span.name == name
         assert ("url.template" in (span.attributes or {})) == (name != "GET")
-        assert capture.leaks(NAME, "4711") == ()
+        assert capture.leaks(NAME, "/4711") == ()
 
     def test_a_made_up_method(self, server: Server, capture: Capture) -> None:
         """It reaches neither a name nor a label."""
