@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from healthobs.redaction import ExceptionFacts, describe_exception
+from healthobs.redaction import ExceptionFacts, describe_exception, failures
 from healthobs.redaction.failures import _raised_literal
 
 NEEDLE = "078-05-1120"
@@ -309,3 +309,25 @@ class TestWhatMutantsShowed:
         with pytest.raises(ZeroDivisionError) as caught:
             exec("def bare():\n    1 / 0\nbare()", {})
         assert describe_exception(caught.value).frames[-1] == "?:bare:2"
+
+
+class TestDepth:
+    """A traceback of many frames."""
+
+    def test_the_innermost_stay(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What raised is told, not who began."""
+        monkeypatch.setattr(failures, "_MAX_FRAMES", 2)
+
+        def third() -> None:
+            raise LookupError
+
+        def second() -> None:
+            third()
+
+        def first() -> None:
+            second()
+
+        with pytest.raises(LookupError) as caught:
+            first()
+        frames = describe_exception(caught.value).frames
+        assert [frame.split(":")[1].rpartition(".")[2] for frame in frames] == ["second", "third"]
