@@ -61,8 +61,14 @@ def hostile(services: Mapping[str, Service], evidence: Evidence) -> None:
             for number in range(HOSTILE_REQUESTS):
                 pool.request(f"BREW{chr(65 + number % 26)}", f"{service.url}/.env/{number}")
                 if number == 1:  # the first has been counted once the second is answered
-                    evidence.series_before[name] = Samples.parse(scrape(service)).series()
-            evidence.series_after[name] = Samples.parse(scrape(service)).series()
+                    evidence.series_before[name] = _series(service)
+            evidence.series_after[name] = _series(service)
+
+
+def _series(service: Service) -> int:
+    """Count the series but those of controls, whose round may come in between and is bounded by the catalogue."""
+    samples = Samples.parse(scrape(service))
+    return samples.series() - samples.series("healthobs_control_state")
 
 
 def scrape(service: Service) -> str:
