@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -327,6 +326,8 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
 
 def _meant(variable: str) -> str:
     """Return the decisive variable whose name is nearly that of `variable`, if any."""
+    from difflib import get_close_matches  # dear to import, and needed where something is misspelt
+
     near = get_close_matches(variable.upper().removeprefix("HEALTHOBS_"), _DECISIVE, 1, _NEAR)
     return f"HEALTHOBS_{near[0]}" if near else ""
 
