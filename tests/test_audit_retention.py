@@ -14,7 +14,8 @@ from tests.retention_bench import ALICE, BOB, YEAR, Bench, signed
 from healthobs.audit import governance
 from healthobs.audit import retention as retention_module
 from healthobs.audit.retention import RecordClass, Retention
-from healthobs.exceptions import AuditTamperedError, AuditWriteError, RetentionError
+from healthobs.audit.sqlite import connect_pragmas
+from healthobs.exceptions import AuditError, AuditTamperedError, AuditWriteError, RetentionError
 
 
 class TestErase:
@@ -43,6 +44,23 @@ class TestErase:
         assert b"the-needle" not in b"".join(in_files(bench.trail.path))
         shown = bench.trail.read(limit=10).entries[-1]
         assert (shown["index"], shown["action"], shown["unreadable"]) == (0, None, True)
+
+    def test_somebody_reads_on(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In WAL mode an erasure under a reader says that what was before is still there; done again after it, nothing is."""
+        wal = ("PRAGMA busy_timeout = 50", *connect_pragmas((3, 51, 3))[1:])
+        monkeypatch.setattr("healthobs.audit.sqlite.connect_pragmas", lambda: wal)
+        bench.trail.append({"action": "a.b", "resource_id": "the-needle", "subject": "s-9"})
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        with bench.trail.connected() as reader, reader.reading():
+            reader.execute("SELECT count(*) FROM entry")
+            with pytest.raises(AuditError, match="reads what was before"):
+                retention.erase(actor="dpo-1", reason="request", subject="s-9")
+            assert b"the-needle" in b"".join(in_files(bench.trail.path))
+            with pytest.raises(AuditError, match="do it again"):
+                retention.apply()
+        retention.apply()
+        assert b"the-needle" not in b"".join(in_files(bench.trail.path))
 
     def test_is_an_entry(self, bench: Bench) -> None:
         """Who erased what and why is on record, and appending goes on."""

@@ -173,7 +173,8 @@ class Retention:
         Raises:
             RetentionError: One of them is too young, held, or governs the trail; then none is erased.
             AuditTamperedError: An entry that was looked at is not what was recorded; then none is erased.
-            AuditError: The store or the map of subjects cannot be used; then none is erased.
+            AuditError: The store or the map of subjects cannot be used; then none is erased. Or, with SQLite in WAL mode,
+                somebody reads on what was before; `apply` overwrites it once that ended.
         """
         _check_range(entries)
         first, last = entries or (0, 2**62)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from healthobs.audit.keys import sync_directory
 from healthobs.audit.store import FORBIDDEN, Connection, Row, StoreError, holds_log
-from healthobs.exceptions import ConfigurationError
+from healthobs.exceptions import AuditError, ConfigurationError
 
 #: How long a statement waits for another connection's lock.
 BUSY_TIMEOUT_MILLIS = 5_000
@@ -91,13 +91,14 @@ def forget(connection: sqlite3.Connection) -> None:
     """Have what was taken away overwritten: in WAL mode it is still in the database, and in the log beside it.
 
     Raises:
-        sqlite3.OperationalError: Somebody reads what was before for longer than the busy timeout.
+        AuditError: Somebody reads what was before for longer than the busy timeout; it is to be called again then.
     """
     ((busy, *_),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # else does nothing
     if busy:
-        exc = sqlite3.OperationalError("what was taken away is still being read")
-        exc.sqlite_errorname = "SQLITE_BUSY"
-        raise exc
+        raise AuditError(
+            "it is erased, but stays in the log beside the database while somebody reads what was before;"
+            " end that reader and do it again"
+        )
 
 
 def connect_pragmas(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> tuple[str, ...]:

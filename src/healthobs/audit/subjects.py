@@ -134,6 +134,9 @@ class SubjectMap:
         """Forget whose `token` it is (or the token of that identifier); return whether it was known.
 
         A trail's `forget` does it for good: it first merges the spool, in which a sealed entry would bring the row back.
+
+        Raises:
+            AuditError: The file cannot be used, or somebody reads on what was in it; call it again then.
         """
         with self._connected() as connection:
             _begin(connection)
