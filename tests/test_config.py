@@ -40,13 +40,14 @@ class TestSettings:
         """An operator sees every problem of one start, not one a start."""
         with pytest.raises(ConfigurationError) as caught:
             Settings(
+                service_name=" ",
                 log_level="loud",  # type: ignore[arg-type]
                 max_series=0,
                 prefix="not a prefix",
                 audit_retention_days=0,
                 control_interval_seconds=-1,
             )
-        assert len(caught.value.problems) == 5
+        assert len(caught.value.problems) == 6
 
     @pytest.mark.parametrize("frameworks", [("HIPAA",), ["Hipaa", "PCI-DSS"]])
     def test_frameworks_are_kept_in_lower_case(self, frameworks: Any) -> None:

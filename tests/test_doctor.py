@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from healthobs import Observability, Settings, _runtime, audited
+from healthobs import Observability, Settings, audited
 from healthobs.cli import main
 from healthobs.doctor import examine
 from healthobs.flask import init_app
@@ -142,7 +142,6 @@ class TestFindings:
     def test_spool_without_a_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A function whose policy is `spool`, in a service whose trail has no spool."""
         monkeypatch.setattr("healthobs._runtime.operations", WeakSet[Any]())
-        monkeypatch.setattr("healthobs.doctor.operations", _runtime.operations)
         settings = Settings(audit_database_url=f"sqlite:///{tmp_path}/a.db", audit_key_file=tmp_path / "key")
         without = Observability(settings, logs="off")
         spooling = Observability(replace(settings, audit_spool_file=tmp_path / "spool"), logs="off")
@@ -158,7 +157,7 @@ class TestFindings:
 
     def test_vulnerable_sqlite(self, app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A release with the WAL-reset race is wrong only under a trail that is in WAL mode."""
-        monkeypatch.setattr("healthobs.doctor.operations", WeakSet[Any]())  # not what other tests decorated
+        monkeypatch.setattr("healthobs._runtime.operations", WeakSet[Any]())  # not what other tests decorated
         assert names(app, sqlite_version=(3, 51, 2)) == []
         obs = Observability(
             Settings(audit_database_url=f"sqlite:///{tmp_path}/a.db", audit_key_file=tmp_path / "key"),

@@ -8,16 +8,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from flask import Flask
 
 from asgi_calls import call_asgi
-from healthobs import Observability, Settings, asgi, observe
+from healthobs import Observability, Settings, _runtime, asgi, observe
 from healthobs.flask import init_app
 
 SETTINGS = Settings(service_name="svc", prefix="svc", series_from_zero=True, excluded=("/ping",))
@@ -201,3 +203,23 @@ class TestProcesses:
             'svc_operations_total{operation="x",outcome="error"} 0.0',
         ):
             assert line in done.stdout, line
+
+
+def test_decorated_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function decorated by another thread while operations are declared is no fault, and is declared as well."""
+    late: list[Callable[[], None]] = []
+
+    class Growing(weakref.WeakSet[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            for number, operation in enumerate(super().__iter__()):
+                yield operation
+                if number == 0 and not late:
+                    late.append(observe("came.late")(lambda: None))
+
+    monkeypatch.setattr("healthobs._runtime.operations", Growing(_runtime.operations))
+    obs = Observability(SETTINGS, logs="off")
+    text = obs.metrics.exposition(None)[1].decode()
+    assert late
+    assert 'operation="came.late"' in text
+    assert 'operation="never.called"' in text
+    obs.close()

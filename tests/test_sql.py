@@ -93,6 +93,18 @@ class TestSpans:
             remove()
             remove()
 
+    def test_observed_with_its_copy(self, capture: Capture, engine: Any) -> None:
+        """An engine and its copy with options are both observed: a statement on either, also one that fails, is one span."""
+        copy = engine.execution_options(logging_token="copy")
+        remove = observe_engine(copy)
+        for used in (engine, copy):
+            with used.connect() as connection:
+                connection.execute(text("select 1"))
+            with pytest.raises(OperationalError), used.connect() as connection:
+                connection.execute(text("select 1 from nowhere"))
+        assert [span.status.status_code for span in capture.spans] == [StatusCode.UNSET, StatusCode.ERROR] * 2
+        remove()
+
     def test_taken_off(self, capture: Capture) -> None:
         """After that there are no spans."""
         engine = create_engine("sqlite://", poolclass=StaticPool)

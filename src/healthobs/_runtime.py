@@ -51,6 +51,7 @@ override: ContextVar[Observability | None] = ContextVar("healthobs.override", de
 #: What the decorators of this process observe (`healthobs.decorators.observer.Operation`).
 operations: WeakSet[Any] = WeakSet()
 
+
 #: The HTTP exchange being answered in this context (a `healthobs.http.Exchange`), or None.
 exchange: ContextVar[Any] = ContextVar("healthobs.exchange", default=None)
 
@@ -62,6 +63,15 @@ audit_draft: ContextVar[Any] = ContextVar("healthobs.audit_draft", default=None)
 
 #: Stands in `audit_draft` for the draft of a generator whose entry was written before its first item.
 WRITTEN: Any = object()
+
+
+def all_operations() -> list[Any]:
+    """Return every operation that is still there, also where another thread decorates meanwhile."""
+    while True:
+        try:
+            return list(operations)
+        except RuntimeError:  # the set changed size
+            continue
 
 
 def open_draft() -> Any:

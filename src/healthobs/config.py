@@ -28,6 +28,13 @@ FRAMEWORKS = ("hipaa", "sox", "pci-dss", "fda-21cfr11", "hitech", "gdpr", "soc2"
 
 _TENANT, _MOST_TENANTS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"), 100
 _HEADER = re.compile(r"[A-Za-z0-9-]*")
+_LEAST = {
+    "max_series": 1,
+    "audit_retention_days": 1,
+    "control_interval_seconds": 0,
+    "max_stall_seconds": 0,
+    "drain_delay_seconds": 0,
+}
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 _ENDPOINT = re.compile(r"https?://[^/?#\s]\S*", re.IGNORECASE)
 #: Fields that may hold a password: in what stands before the host, or in the query.
@@ -186,12 +193,12 @@ class Settings:
         problems += self._unknown_words()
         if not all(name and other for name, _, other in (pair.partition("=") for pair in self.log_fields)):
             problems.append("log_fields must be pairs such as trace_id=dd.trace_id")
-        if self.max_series < 1:
-            problems.append("max_series must be at least 1")
+        if not self.service_name.strip():
+            problems.append("service_name must be a name, such as payment-gateway")
         problems += [
-            f"{name} must be 0 or more"
-            for name in ("control_interval_seconds", "max_stall_seconds", "drain_delay_seconds")
-            if getattr(self, name) < 0
+            f"{name} must be {'at least 1' if least else '0 or more'}"
+            for name, least in _LEAST.items()
+            if getattr(self, name) < least
         ]
         if len(self.tenants) > _MOST_TENANTS or not all(_TENANT.fullmatch(name) for name in self.tenants):
             problems.append(
@@ -209,8 +216,6 @@ class Settings:
             problems.append(
                 "audit_policy spool needs audit_spool_file: without it care under break-glass is denied"
             )
-        if self.audit_retention_days < 1:
-            problems.append("audit_retention_days must be at least 1")
         if self.prefix is not None and not self.prefix.isidentifier():
             problems.append("prefix must be a Prometheus name part such as 'payment_gateway'")
         if problems:

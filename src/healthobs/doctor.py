@@ -27,7 +27,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from healthobs import asgi, wsgi
-from healthobs._runtime import operations
+from healthobs._runtime import all_operations
 from healthobs.config import UNKNOWN, unknown_variables
 from healthobs.decorators.above import passed_over
 from healthobs.exceptions import ConfigurationError, HealthobsError
@@ -244,7 +244,7 @@ def _sqlite(version: tuple[int, ...], observed: Sequence[Any]) -> Iterator[Findi
 def _spools(observed: Sequence[Any]) -> Iterator[Finding]:
     """Look for care that would be denied while the store is down, because there is nowhere to spool."""
     trails = [layer.obs.audit for layer in observed if layer.obs.audit is not None]
-    parts = [operation.plan.audited for operation in list(operations)]
+    parts = [operation.plan.audited for operation in all_operations()]
     spooling = sorted({part.action for part in parts if part is not None and part.policy == "spool"})
     if spooling and any(trail.spool is None for trail in trails):
         yield Finding(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TextIO, get_args
 
-from healthobs._runtime import current_or_none, operations
+from healthobs._runtime import all_operations, current_or_none
 from healthobs.clock import Clock
 from healthobs.config import Settings
 from healthobs.exceptions import AuditError, ConfigurationError
@@ -229,7 +229,7 @@ class Observability:
         return build_engine(self, controls)
 
     def _declare_operations(self) -> None:
-        for operation in list(operations):
+        for operation in all_operations():
             operation.declare(self)
 
     def _count_redaction(self, signal: str, kind: str) -> None:

@@ -126,29 +126,38 @@ def _hooks(dialect: str) -> _Hooks:
     """Return what listens to an engine, by the name of the event."""
     system = {"postgresql": "postgresql", "mysql": "mysql", "sqlite": "sqlite"}.get(dialect, "other_sql")
 
-    def begin(connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def begin(
+        connection: Any, _cursor: Any, statement: str, _parameters: Any, context: Any, _many: bool
+    ) -> None:
         obs = current_or_none()
-        if obs is None:
+        spans: list[tuple[Any, Span]] = connection.info.setdefault(_SPANS, [])
+        if obs is None or (context is not None and spans and spans[-1][0] is context):
             return
-        spans: list[Span] = connection.info.setdefault(_SPANS, [])
-        spans.append(INVALID_SPAN)  # what ends pops, whether there is a span or not
+        spans.append((context, INVALID_SPAN))  # what ends pops, whether there is a span or not
         operation = _operation(statement)
         attributes = {
             "db.system.name": system,
             "db.operation.name": operation,
             "healthobs.db.shape": shape(statement, dialect),
         }
-        spans[-1] = obs.tracing.tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes)
+        span = obs.tracing.tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes)
+        spans[-1] = context, span
 
-    def end(connection: Any, *_rest: Any) -> None:
-        spans: list[Span] = connection.info.get(_SPANS, [])
-        if spans:
-            spans.pop().end()
+    def ended(connection: Any, context: Any) -> Span | None:
+        spans: list[tuple[Any, Span]] = connection.info.get(_SPANS, []) if connection is not None else []
+        return spans.pop()[1] if spans and spans[-1][0] is context else None
 
-    def fail(context: Any) -> None:
-        spans: list[Span] = context.connection.info.get(_SPANS, []) if context.connection is not None else []
-        if spans:
-            span, kind = spans.pop(), type(context.original_exception).__qualname__
+    def end(
+        connection: Any, _cursor: Any, _statement: str, _parameters: Any, context: Any, _many: bool
+    ) -> None:
+        span = ended(connection, context)
+        if span is not None:
+            span.end()
+
+    def fail(failure: Any) -> None:
+        span = ended(failure.connection, failure.execution_context)
+        if span is not None:
+            kind = type(failure.original_exception).__qualname__
             span.set_attribute("error.type", kind)
             span.set_status(Status(StatusCode.ERROR, kind))
             span.end()
