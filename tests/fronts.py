@@ -78,8 +78,15 @@ class Front:
 
     def access(self) -> list[dict[str, Any]]:
         """Return the access lines."""
+        return self._lines("http_request")
+
+    def faults(self) -> list[dict[str, Any]]:
+        """Return the lines about faults of telemetry."""
+        return self._lines("telemetry_fault")
+
+    def _lines(self, event: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.stream.getvalue().splitlines()]
-        return [line for line in lines if line["event"] == "http_request"]
+        return [line for line in lines if line["event"] == event]
 
     def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
         """Return labels and value of every sample of that name."""

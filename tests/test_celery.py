@@ -291,6 +291,12 @@ class TestInitApp:
         monkeypatch.setattr("healthobs.celery.job_binding", broken)
         assert observed.task(name="t")(_seven).apply().get() == 7
         assert capture.metric("healthobs_internal_errors_total", component="celery") == 1
+        (fault,) = [line for line in capture.log_lines if line["event"] == "telemetry_fault"]
+        assert (fault["component"], fault["part"], fault["exception_type"]) == (
+            "celery",
+            "begin",
+            "RuntimeError",
+        )
 
 
 class TestNoData:

@@ -399,6 +399,10 @@ def test_a_faulty_span_costs_the_span_alone(
     labels = {"method": "GET", "peer": "lab", "status": "200"}
     assert capture.metric("caller_outbound_request_duration_seconds_count", **labels) == 1
     assert capture.metric("healthobs_internal_errors_total", component="client") == 1
+    faults = [line for line in capture.log_lines if line["event"] == "telemetry_fault"]
+    assert [(line["component"], line["part"], line["exception_type"]) for line in faults] == [
+        ("client", moment, "RuntimeError")
+    ]
 
 
 class TestStreams:

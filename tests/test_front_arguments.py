@@ -117,9 +117,8 @@ class TestFaultsAreTold:
     @staticmethod
     def faults(front: Front) -> list[dict[str, Any]]:
         """Return the lines about faults."""
-        lines = [json.loads(line) for line in front.stream.getvalue().splitlines()]
         assert WHO not in front.stream.getvalue()
-        return [line for line in lines if line["event"] == "telemetry_fault"]
+        return front.faults()
 
     def test_hooks(self, front_end: str) -> None:
         """One line for each hook, with the type and place of what it raised."""

@@ -48,6 +48,8 @@ class TestFaultyProcessor:
         assert [line["status"] for line in front.access()] == [200]
         assert front.total("svc_request_duration_seconds_count") == 1
         assert front.total("healthobs_internal_errors_total", component="tracing") == 1
+        (fault,) = front.faults()
+        assert (fault["component"], fault["part"]) == ("tracing", moment.removeprefix("on_"))
         assert front.total("http_server_active_requests") == 0
         front.now_ns += 1_000_000 * 10**9
         assert front.get("/health").status == 200
@@ -263,6 +265,8 @@ class TestFaults:
         object.__setattr__(front.obs.clock, "monotonic_ns", broken)
         assert front.get("/patients/1").status == 200
         assert front.total("healthobs_internal_errors_total", component="http") == 1
+        (fault,) = front.faults()
+        assert (fault["component"], fault["part"]) == ("http", "begin")
 
     def test_audit_failure_is_a_503(self, make: Make) -> None:
         """What could not be recorded is not answered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,13 +75,19 @@ class TestSpans:
         def broken(*_arguments: object, **_options: object) -> None:
             raise RuntimeError
 
-        obs = Observability(Settings(), log_stream=io.StringIO())
+        obs = Observability(Settings(), log_stream=(told := io.StringIO()))
         provider: Any = obs.tracing.provider
         provider.add_span_processor(type("Faulty", (SpanProcessor,), {moment: broken})())
         with use(obs), engine.connect() as connection:
             assert [connection.execute(text("select 1")).scalar() for _ in range(2)] == [1, 1]
             assert [len(spans) for spans in connection.info.values()] == [0]
         assert b'healthobs_internal_errors_total{component="sql"} 2.0' in obs.metrics.exposition(None)[1]
+        (fault,) = [json.loads(line) for line in told.getvalue().splitlines()]
+        assert (fault["event"], fault["component"], fault["part"]) == (
+            "telemetry_fault",
+            "sql",
+            "before_cursor_execute" if moment == "on_start" else "after_cursor_execute",
+        )
         obs.close()
 
     def test_observed_twice(self, capture: Capture, engine: Any) -> None:

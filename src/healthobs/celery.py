@@ -128,8 +128,8 @@ class _Observer:
             return
         try:
             vars(task.request)[_RUN] = _Run(self.obs, self._binding(task.name), task.request)
-        except Exception:  # noqa: BLE001 - a fault of telemetry is not the task's
-            self.obs.metrics.count_internal_error("celery")
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the task's
+            self.obs.fault("celery", "begin", exc)
 
     def end(self, task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
         """End the run that is under way."""

@@ -155,8 +155,7 @@ class Endpoints:
             return problem(503, "audit_unavailable")
         except Exception as exc:  # noqa: BLE001 - a collector of somebody else's, a trail that cannot be decoded: no server logs it
             component = "ops" if self._private else "endpoints"
-            self._obs.metrics.count_internal_error(component)
-            self._obs.logs.fault(component, request.path, exc)
+            self._obs.fault(component, request.path, exc)
             return problem(500, "internal_error")
 
     def _liveness(self, request: Request) -> Response:
@@ -238,11 +237,10 @@ class Endpoints:
         header = request.headers.get("traceparent")
         remote = parse_traceparent(header) if header and self._obs.settings.trust_incoming else None
         context = Context() if remote is None else set_span_in_context(NonRecordingSpan(remote), Context())
-        faults = self._obs.metrics.count_internal_error
         try:
             span = self._obs.tracing.tracer.start_span(name, context)
-        except Exception:  # noqa: BLE001 - a processor or sampler of the process is not the reader's
-            faults("tracing")
+        except Exception as exc:  # noqa: BLE001 - a processor or sampler of the process is not the reader's
+            self._obs.fault("tracing", "start", exc)
             span = INVALID_SPAN
         try:
             with use_span(span, record_exception=False):
@@ -250,8 +248,8 @@ class Endpoints:
         finally:
             try:
                 span.end()
-            except Exception:  # noqa: BLE001 - as at its start
-                faults("tracing")
+            except Exception as exc:  # noqa: BLE001 - as at its start
+                self._obs.fault("tracing", "end", exc)
 
     def _principal(self, request: Request, scope: str) -> Principal:
         if self._authorize is None:
@@ -265,8 +263,7 @@ class Endpoints:
         except InvalidCredentials:
             raise _Refused(401, "credentials_refused") from None
         except Exception as exc:  # noqa: BLE001 - a hook's fault, which may name the credentials, counts as no
-            self._obs.metrics.count_internal_error("hook")
-            self._obs.logs.fault("hook", "authorize", exc)
+            self._obs.fault("hook", "authorize", exc)
             principal = None
         if principal is None:
             raise _Refused(403, "scope_required")

@@ -153,9 +153,8 @@ class Front(ABC, Generic[Caller, Hook]):
         try:
             return hook(*arguments)
         except Exception as exc:  # noqa: BLE001 - a hook's fault is not the caller's
-            self.obs.metrics.count_internal_error("hook")
             part = next((name for name, given in self._hooks.items() if given is hook), "exchange")
-            self.obs.logs.fault("hook", part, exc)
+            self.obs.fault("hook", part, exc)
             return None
 
     def take_off(self) -> None:

@@ -273,8 +273,8 @@ class Exchange:
                 links,
                 self._wall_ns,
             )
-        except Exception:  # noqa: BLE001 - a processor or sampler of the process: headers, sample and line go on
-            self._server.obs.metrics.count_internal_error("tracing")
+        except Exception as exc:  # noqa: BLE001 - a processor or sampler of the process: headers, sample and line go on
+            self._server.obs.fault("tracing", "start", exc)
             return INVALID_SPAN
 
     @property
@@ -415,8 +415,8 @@ class Exchange:
         try:
             self._end_span(span, status, error, facts, line.get("first_byte_seconds"))
             span.end(self._wall_ns + duration_ns)
-        except Exception:  # noqa: BLE001 - as at its start
-            obs.metrics.count_internal_error("tracing")
+        except Exception as exc:  # noqa: BLE001 - as at its start
+            obs.fault("tracing", "end", exc)
         if server.on:
             values = (self._method, self._scheme, self._route, code, error, self._protocol)
             child = server.duration.labels(*values, *((self.tenant,) if obs.settings.tenants else ()))

@@ -158,6 +158,17 @@ class Observability:
             raise AttributeError("an Observability is frozen: build another one with other settings")
         object.__setattr__(self, name, value)
 
+    def fault(self, component: str, part: str, exc: BaseException) -> None:
+        """Count a fault of telemetry, and log the first of each part as ``telemetry_fault``; never raises.
+
+        Args:
+            component: As it is counted (`healthobs_internal_errors_total`).
+            part: Which part of it, of a closed vocabulary.
+            exc: What was raised.
+        """
+        self.metrics.count_internal_error(component)
+        self.logs.fault(component, part, exc)
+
     def flush(self, timeout_seconds: float = 5.0) -> bool:
         """Export what is queued; return whether everything was sent in time.
 

@@ -163,22 +163,22 @@ def _hooks(dialect: str) -> _Hooks:
             span.end()
 
     return tuple(
-        (name, _guarded(hook))
+        (name, _guarded(name, hook))
         for name, hook in (
             ("before_cursor_execute", begin), ("after_cursor_execute", end), ("handle_error", fail)
         )
     )  # fmt: skip
 
 
-def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
+def _guarded(event: str, hook: Callable[..., None]) -> Callable[..., None]:
     """Return `hook` so that what it raises is counted, and is not the statement's."""
 
     def guarded(*arguments: Any) -> None:
         try:
             hook(*arguments)
-        except Exception:  # noqa: BLE001 - a processor or sampler of the process
+        except Exception as exc:  # noqa: BLE001 - a processor or sampler of the process
             obs = current_or_none()
             if obs is not None:
-                obs.metrics.count_internal_error("sql")
+                obs.fault("sql", event, exc)
 
     return guarded

@@ -75,8 +75,8 @@ class Middleware(Front[dict[str, Any], ResponseHook]):
             return self.app(environ, start_response)
         try:
             exchange = self._begin(environ)
-        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            self.obs.metrics.count_internal_error("http")
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            self.obs.fault("http", "begin", exc)
             return self.app(environ, start_response)
         return _Answer(self, exchange, environ, start_response).run()
 
@@ -235,8 +235,8 @@ class _Answer:
                 int(status[:3]), _route(self._environ), stated="healthobs.route" in self._environ
             )
             headers = self._with(headers, added)
-        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            middleware.obs.metrics.count_internal_error("http")
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            middleware.obs.fault("http", "respond", exc)
         if middleware.response_hook is not None:
             middleware.safely(middleware.response_hook, self._exchange.span, status, headers)
         write = self._start(status, headers) if exc_info is None else self._start(status, headers, exc_info)
@@ -311,8 +311,8 @@ class _Answer:
         self._closed = True
         try:
             self._exchange.finish(self._sent)
-        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            self._middleware.obs.metrics.count_internal_error("http")
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            self._middleware.obs.fault("http", "finish", exc)
 
     def _unavailable(self) -> Iterable[bytes]:
         """Answer 503 in place of what may not be answered without its audit entry."""

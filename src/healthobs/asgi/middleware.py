@@ -85,8 +85,8 @@ class Middleware(Front[Scope, ResponseHook]):
             return
         try:
             exchange = self._begin(scope)
-        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            self.obs.metrics.count_internal_error("http")
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            self.obs.fault("http", "begin", exc)
             await self.app(scope, receive, send)
             return
         await _Answer(self, exchange, scope, receive, send).run()
@@ -290,8 +290,8 @@ class _Answer:
             self._streams = all(name.lower() != "content-length" for name, _ in sent)
             stays, added = headers.settle(sent, added, restricted=self._exchange.restricted)
             return {**message, "headers": [*(raw if stays is sent else _bytes(stays)), *_bytes(added)]}
-        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            self._middleware.obs.metrics.count_internal_error("http")
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            self._middleware.obs.fault("http", "respond", exc)
             return message
 
     def _finish(self) -> None:
@@ -300,8 +300,8 @@ class _Answer:
         self._finished = True
         try:
             self._exchange.finish(self._sent)
-        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            self._middleware.obs.metrics.count_internal_error("http")
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            self._middleware.obs.fault("http", "finish", exc)
 
 
 def _reset(token: Token[Any]) -> None:

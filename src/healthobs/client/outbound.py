@@ -87,8 +87,8 @@ class Recorder:
                 shown = None if route is None else _shown(route, obs.redactor, declared=declared)
                 span = self._span(obs, method, shown, resend_count, wall_ns)
             return Recording(obs, self, method, span, wall_ns, monotonic_ns)
-        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            obs.metrics.count_internal_error("client")
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            obs.fault("client", "begin", exc)
             return None
 
     def _span(
@@ -109,8 +109,8 @@ class Recorder:
             return obs.tracing.tracer.start_span(
                 name, kind=SpanKind.CLIENT, attributes=attributes, start_time=wall_ns
             )
-        except Exception:  # noqa: BLE001 - a processor or sampler of the process: the sample goes on
-            obs.metrics.count_internal_error("client")
+        except Exception as exc:  # noqa: BLE001 - a processor or sampler of the process: the sample goes on
+            obs.fault("client", "start", exc)
             return INVALID_SPAN
 
     def instruments(self, obs: Observability) -> tuple[Instrument, Instrument | None]:
@@ -176,8 +176,8 @@ class Recording:
             elapsed_ns = max(0, self.obs.clock.monotonic_ns() - self.monotonic_ns)
             self._end_span(status, error, elapsed_ns)
             self._sample("" if status is None else str(status), error, elapsed_ns / 1e9)
-        except Exception:  # noqa: BLE001 - a fault of telemetry is not the caller's
-            self.obs.metrics.count_internal_error("client")
+        except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
+            self.obs.fault("client", "finish", exc)
 
     def _end_span(self, status: int | None, error: str, elapsed_ns: int) -> None:
         try:
@@ -188,8 +188,8 @@ class Recording:
                 self.span.set_attribute("error.type", error)
                 self.span.set_status(Status(StatusCode.ERROR, error if status is None else None))
             self.span.end(self.wall_ns + elapsed_ns)
-        except Exception:  # noqa: BLE001 - a processor of the process: the sample goes on
-            self.obs.metrics.count_internal_error("client")
+        except Exception as exc:  # noqa: BLE001 - a processor of the process: the sample goes on
+            self.obs.fault("client", "end", exc)
 
     def _sample(self, status: str, error: str, seconds: float) -> None:
         recorder, method = self.recorder, self.method
