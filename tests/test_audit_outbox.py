@@ -240,10 +240,10 @@ class TestOutbox:
             (twice, first),
             (None, second),
         ]
-        receipts = trail._writer().append_all(rows, 10)
+        receipts = trail._access.writer().append_all(rows, 10)
         assert [receipt and receipt.index for receipt in receipts] == [1, None, 2, None, 2, 3]
         with pytest.raises(AuditWriteError, match="key has another entry"):
-            trail._writer().append(first, 10, taken)
+            trail._access.writer().append(first, 10, taken)
         assert (trail.read().total, trail.verify().problems) == (4, ())
 
     @pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
@@ -331,7 +331,7 @@ class TestOutbox:
         assert forge_is_refused(Outbox(other, engine.begin), engine, other, FORGED["audit.release"])
         with engine.begin() as connection:
             connection.execute(sa.text("DELETE FROM healthobs_outbox"))
-        other.refused_rows = 0
+        other._sequencer.refused_rows = 0
         assert reused_key_holds_up_nobody(Outbox(other, engine.begin), engine, other)
         other.close()
         third = open_trail(postgres.url(postgres.database()), service="s", key_file=tmp_path / "third.pem")

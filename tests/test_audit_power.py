@@ -219,7 +219,7 @@ class TestPostgresSync:
     ) -> None:
         """With synchronous_commit on each commit follows a sync, with off it does not: the check of it matters."""
         trail = open_trail(postgres.url(postgres.database()), service="s", key_file=tmp_path / "key")
-        with closing(trail._place.connect()) as connection:
+        with closing(trail._access.place.connect()) as connection:
             connection.execute(f"SET synchronous_commit = {setting}")
             ((backend,),) = connection.execute("SELECT pg_backend_pid()")
             log = folder / "strace"

@@ -329,10 +329,10 @@ class TestForkWhileWalking:
         monkeypatch.setattr(SqliteConnection, "close", counted)
         with trail.connected() as connection:
             with connection.reading():
-                assert (store.head(connection)[0], trail._gate._inside) == (1, 1)
-            assert trail._gate._inside == 0
-            trail._gate.before()
-            trail._gate.after_in_parent()
+                assert (store.head(connection)[0], trail._access.gate._inside) == (1, 1)
+            assert trail._access.gate._inside == 0
+            trail._access.gate.before()
+            trail._access.gate.after_in_parent()
             assert len(closed) == 2, "the writer's connection and the walk's"
             trail.append({"action": "after"})
             assert store.head(connection)[0] == 2
@@ -348,9 +348,9 @@ class TestForkWhileWalking:
         step = verification._Run._entry
 
         def forked(run: Any, index: int, leaf: object, body: object) -> None:
-            assert trail._gate._inside == 0
-            trail._gate.before()
-            trail._gate.after_in_parent()
+            assert trail._access.gate._inside == 0
+            trail._access.gate.before()
+            trail._access.gate.after_in_parent()
             step(run, index, leaf, body)
 
         monkeypatch.setattr(verification._Run, "_entry", forked)

@@ -387,8 +387,8 @@ class TestTrailWithSpool:
             tried.append(len(list(rows)))
             raise AuditWriteError("hangs")
 
-        monkeypatch.setattr("healthobs.audit.trail.monotonic", lambda: now)
-        monkeypatch.setattr("healthobs.audit.turns.monotonic", lambda: now)
+        for module in ("trail", "merging", "sequencing", "turns"):
+            monkeypatch.setattr(f"healthobs.audit.{module}.monotonic", lambda: now)
         monkeypatch.setattr(Writer, "append_all", hang)
         waited = list[float]()
         for pause in (0, 0, 0, 60, 0):
@@ -516,7 +516,8 @@ class TestForged:
     def test_only_the_trail_tells_of_damage(self, trail: AuditTrail, tmp_path: Path) -> None:
         """An entry on damage is recorded once, from the line that the trail signed, and from no other."""
         assert trail.spool is not None
-        key, own = trail._damaged(3, [])
+        assert trail._merging is not None
+        key, own = trail._merging.damaged(3, 10)
         stem, _, signed = key.partition("+")
         other = own.replace(b'"lines":3', b'"lines":4')
         unknown = b64encode(bytes(68)).decode()

@@ -219,7 +219,7 @@ class TestWays:
     def test_search_finds_it_without_the_map(self, tmp_path: Path, way: str) -> None:
         """The planted fault: a trail without its map writes the identifier, and the search of the files is red."""
         planted = Service(tmp_path)
-        planted.trail.subjects = None
+        planted.trail._encoder.subjects = None
         planted.open = lambda: open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")  # type: ignore[method-assign]
         with pytest.raises(AssertionError, match="identifier as plain in"):
             (WAYS[way](planted), assert_no_phi(NEEDLES, tmp_path))
@@ -273,9 +273,9 @@ class TestReading:
 
     def test_entries_from_before_the_map(self, service: Service) -> None:
         """Entries that were recorded while there was no map are found beside those with the token."""
-        service.trail.subjects, kept = None, service.trail.subjects
+        service.trail._encoder.subjects, kept = None, service.trail.subjects
         service.trail.append(READ)
-        service.trail.subjects = kept
+        service.trail._encoder.subjects = kept
         service.trail.append(READ)
         assert [entry["index"] for entry in service.trail.read(subject=PATIENT).entries] == [1, 0]
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from healthobs.audit import keys, merkle, open_trail, store, tiles
 from healthobs.audit.checkpoint import Signer, Verifier
 from healthobs.audit.entry import encode
+from healthobs.audit.reader import inclusion
 from healthobs.audit.sqlite import SqliteConnection, SqliteStore
 from healthobs.audit.store import Row, insert
-from healthobs.audit.trail import inclusion
 from healthobs.exceptions import AuditError, AuditTamperedError
 from healthobs.redaction import Redactor
 from healthobs.testing import SteppingClock

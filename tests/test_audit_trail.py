@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import os
 import sqlite3
 import stat
 import subprocess
@@ -201,7 +200,7 @@ class TestAppend:
         with ThreadPoolExecutor(8) as pool, trail.path.with_name("audit.db.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             jobs = [pool.submit(trail.append, READ) for _ in range(8)]
-            queue = trail._writers[os.getpid()]._queue
+            queue = trail._access.writer()._queue
             _wait_until(lambda: queue.qsize() == 7)  # the writer has one, and waits for the lock
             fcntl.flock(lock, fcntl.LOCK_UN)
             receipts = [job.result() for job in jobs]
@@ -211,13 +210,13 @@ class TestAppend:
     def test_crowd_is_awaited(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
         """After a batch of many, two who come together wait while others do; one alone waits for nobody."""
         trail.append(READ)
-        ours, body, jobs, waits = trail._writers[os.getpid()], trail.encode(READ), list[writer._Job](), 0
+        ours, body, jobs, waits = trail._access.writer(), trail.encode(READ), list[writer._Job](), 0
 
         def come(count: int) -> list[int]:
             """Return the size of the log after the batch of each."""
-            trail._gate.before()  # so that the writer has the first when it finds the rest
+            trail._access.gate.before()  # so that the writer has the first when it finds the rest
             jobs[:] = [ours._enqueue(None, body) for _ in range(count)]
-            trail._gate.after_in_parent()
+            trail._access.gate.after_in_parent()
             return [receipt.size for job in jobs for receipt in [job.result(30)] if receipt is not None]
 
         def sleep(_seconds: float) -> None:
@@ -307,7 +306,7 @@ class TestClose:
     def test_what_waits_is_written(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
         """Entries that were handed over before the close are durable after it."""
         trail.append(READ)
-        ours, handed_over = trail._writers[os.getpid()], list[writer._Job]()
+        ours, handed_over = trail._access.writer(), list[writer._Job]()
         enqueue = ours._enqueue
 
         def noting(key: str | None, body: bytes) -> writer._Job:
@@ -328,7 +327,7 @@ class TestClose:
     def test_late_callers_are_refused(self, trail: AuditTrail) -> None:
         """Whoever comes after the end of the thread hears so, rather than wait."""
         trail.append(READ)
-        ours = trail._writers[os.getpid()]
+        ours = trail._access.writer()
         ours.stop()
         job = writer._Job(b"{}", None)
         ours._queue.put(job)
@@ -343,7 +342,7 @@ class TestClose:
         """A trail that is collected while its writer runs ends there too, without waiting for itself."""
         trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
         trail.append(READ)
-        ours = trail._writers[os.getpid()]
+        ours = trail._access.writer()
         ours._queue.put(cast("Any", _StopsWhenAsked(ours)))
         assert ours._thread is not None
         ours._thread.join(30)
@@ -354,7 +353,7 @@ class TestClose:
         """A trail that is dropped without a close leaves neither thread nor connection."""
         trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
         trail.append(READ)
-        thread = trail._writers[os.getpid()]._thread
+        thread = trail._access.writer()._thread
         assert thread is not None
         del trail
         gc.collect()

@@ -130,7 +130,7 @@ class TestAuditProbes:
     def test_drawn_after_a_pruning(self, build: Callable[..., Service]) -> None:
         """Entries that went with the beginning by order are not drawn; of those that went without one each is missing."""
         service = build()
-        service.trail._writer().append_all(
+        service.trail._access.writer().append_all(
             [(None, service.trail.encode({"action": "a.b"})) for _ in range(300)], 10
         )
         signers = [Signer(f"approver.example/{name}", Ed25519PrivateKey.generate()) for name in ("a", "b")]
@@ -185,7 +185,7 @@ class TestCanary:
         service = build()
         looked = context(audit=service.trail, clock=service.clock)
         body = {**json.loads(service.trail.encode(canary())), "time": time}
-        service.trail._writer().append(canonical(body).encode(), 10)
+        service.trail._access.writer().append(canonical(body).encode(), 10)
         assert (Recording()(looked).state, self.canaries(service)) == ("pass", 2)
 
     def test_another_process_that_cannot_append(self, build: Callable[..., Service]) -> None:

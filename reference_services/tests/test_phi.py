@@ -481,7 +481,7 @@ class TestSubjects:
         assert len(files) >= 4
         assert_no_phi({"id": key}, *files)
         assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-        phi.world.obs("phi-service").audit.subjects = None
+        phi.world.obs("phi-service").audit._encoder.subjects = None
         phi.call("GET", f"/patients/{key}")
         with pytest.raises(AssertionError, match=r"id as plain in phi.audit.db"):
             assert_no_phi({"id": key}, *files)

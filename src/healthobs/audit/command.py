@@ -17,10 +17,10 @@ from typing import Any
 
 from healthobs.audit import changes, export, governance, opening, store, tiles, verification
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
+from healthobs.audit.reader import consistency, inclusion
 from healthobs.audit.records import Checkpoint, Verification
 from healthobs.audit.sqlite import SqliteStore
 from healthobs.audit.store import Connection, StoreError
-from healthobs.audit.trail import consistency, inclusion
 from healthobs.exceptions import AuditTamperedError, HealthobsError
 
 GOOD, TAMPERED, UNKNOWN = 0, 1, 2

@@ -8,7 +8,7 @@ moments still make one consistent answer. Search is by scan.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -154,6 +154,23 @@ def pruned(connection: Connection) -> int:
     if there <= 0:
         return 0
     return max((order.below for order in governance.orders(connection) if order.below <= there), default=0)
+
+
+def erased_by(connection: Connection, indices: Collection[int]) -> dict[int, int]:
+    """Return those of `indices` whose bodies were ordered to go, and are gone, each with the entry that ordered it."""
+    gone = [
+        index
+        for index in indices
+        if (None,) in connection.execute("SELECT body FROM entry WHERE idx = ?", (index,))
+    ]
+    found = governance.orders(connection, min(gone, default=0)) if gone else []
+    return {
+        index: order.index
+        for order in found
+        for first, last in governance.erased([order])
+        for index in gone
+        if first <= index <= last
+    }
 
 
 def _entry(connection: Connection, index: int) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""One log as one process has it open: its writer, and connections for those who read.
+
+Each process has a writer of its own: after a fork the child finds none under its process id and starts afresh. Reads and
+writes are inside one gate (`healthobs.audit.forking`), so that nothing is open when the process forks.
+
+Limits: what a killed process left unfinished, the next opening of the store rolls back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from healthobs.audit.checkpoint import Signer
+from healthobs.audit.forking import ForkGate
+from healthobs.audit.store import Connection, Store
+from healthobs.audit.windows import Windows
+from healthobs.audit.writer import Writer
+from healthobs.exceptions import AuditWriteError
+
+
+class Access:
+    """What a trail has open. Safe in threads and forks.
+
+    Args:
+        place: Where the log is.
+        signer: Signs its checkpoints.
+    """
+
+    def __init__(self, place: Store, signer: Signer) -> None:
+        self.place: Store = place
+        self._signer = signer
+        self.closed: bool = False
+        #: One writer per process id.
+        self._writers: dict[int, Writer] = {}
+        #: Walks that are going on; whoever forks closes what they have open between two windows.
+        self._readers: set[Windows] = set()
+        # Neither gate nor finalizer may hold what they belong to.
+        writers, readers = self._writers, self._readers
+        self.gate: ForkGate = ForkGate(lambda: _release(writers, readers))
+        self._finalizer = weakref.finalize(self, _stop, writers)
+
+    def writer(self) -> Writer:
+        """Return this process's writer. Without a lock, because a fork may leave any lock held for ever.
+
+        Raises:
+            AuditWriteError: It was closed.
+        """
+        if self.closed:
+            raise AuditWriteError("the audit trail is closed; append before close()")
+        writer = self._writers.get(os.getpid())
+        if writer is None:
+            writer = self._writers.setdefault(os.getpid(), Writer(self.place, self._signer, self.gate))
+        return writer
+
+    @contextmanager
+    def connected(self, *, read_only: bool = True) -> Generator[Connection]:
+        """Give a connection for one task. One for reading lets forks in between statements."""
+        if read_only:
+            windows = Windows(lambda: self.place.connect(read_only=True), self.gate)
+            with contextlib.closing(windows):
+                with windows.window():
+                    self._readers.add(windows)
+                try:
+                    yield windows
+                finally:
+                    self._readers.discard(windows)
+            return
+        with self.gate, contextlib.closing(self.place.connect(read_only=read_only)) as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Write what waits and stop; reading goes on. Harmless twice."""
+        self.closed = True
+        self._finalizer()
+
+
+def _release(writers: dict[int, Writer], readers: set[Windows]) -> None:
+    writer = writers.get(os.getpid())
+    if writer is not None:
+        writer.release()
+    for windows in list(readers):
+        windows.release()
+
+
+def _stop(writers: dict[int, Writer]) -> None:
+    writer = writers.get(os.getpid())
+    if writer is not None:
+        writer.stop()
