@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from werkzeug.routing import RequestRedirect
 from healthobs import AuditError, ConfigurationError, current
 from healthobs.compliance import Control, Outcome
 from healthobs.exceptions import ClientError
+from healthobs.redaction import Redactor
 from reference_services import openapi as openapi_tool
 from reference_services import services
 from reference_services._kit import Kit, Model, Principal, Problem, ServiceSettings, database, launch
@@ -64,6 +67,18 @@ def keys() -> dict[str, Any]:
 
 def nothing() -> dict[str, str]:
     return {}
+
+
+def titles() -> Iterator[str]:
+    """Yield every text that a service's code gives a problem."""
+    makers = ("Problem", "invalid", "unavailable", "_refusal", "OAuthError")
+    for path in Path(services.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in makers
+            named = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("title")
+            if called or named:
+                texts = (part.value for part in ast.walk(node) if isinstance(part, ast.Constant))
+                yield from (text for text in texts if isinstance(text, str) and " " in text)
 
 
 class TestServiceSettings:
@@ -226,6 +241,13 @@ class TestProblems:
     def test_a_slash_too_many_is_not_found(self, client: Any) -> None:
         """The router does not redirect, which would echo the path."""
         assert client.get("/raise//problem").status_code == 404
+
+    def test_titles_pass_redaction(self) -> None:
+        """No title of a service looks like what redaction removes, so every caller reads it whole."""
+        made = set(titles())
+        assert len(made) > 50
+        redactor = Redactor("mask")
+        assert [title for title in made if redactor.text(title, signal="problem") != title] == []
 
 
 class TestResults:

@@ -59,7 +59,9 @@ class Authenticator:
         """
         kind, _, token = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not token:
-            raise self._refusal(401, "token_missing", "Send an access token as Authorization: Bearer.")
+            raise self._refusal(
+                401, "token_missing", "Send an access token (RFC 6750) in the Authorization header."
+            )
         try:
             claims = self._verifier.verify(token.strip())
         except TokenError as exc:
