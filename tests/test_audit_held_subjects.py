@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.retention_bench import ALICE, BOB, SHORT, YEAR, Bench, signed
 
-from healthobs.audit import governance, open_trail
+from healthobs.audit import AuditTrail, governance, holds, open_trail
 from healthobs.audit.retention import Retention
 from healthobs.audit.subjects import SubjectMap
 from healthobs.exceptions import AuditError, RetentionError
@@ -187,17 +187,17 @@ class TestDeed:
         mapped.switch_on()
         mapped.bench.time.advance(YEAR)
         retention = mapped.bench.retention()
-        asked, told = retention._held, list[int]()
+        asked, told = holds.held, list[int]()
 
-        def late(found: Any) -> Any:
-            held = asked(found)
+        def late(trail: AuditTrail, found: Any) -> Any:
+            held = asked(trail, found)
             if len(told) < 2:
                 told.append(
                     mapped.hold(PATIENT) if told else -1
                 )  # the first asks for the check, the second to do it
             return held
 
-        monkeypatch.setattr(retention, "_held", late)
+        monkeypatch.setattr(holds, "held", late)
         with pytest.raises(RetentionError, match="entry 0 came under legal hold meanwhile"):
             retention.erase(actor="dpo-1", reason="request", subject=PATIENT)
         assert (len(told), mapped.bench.verify().erased) == (2, 0)

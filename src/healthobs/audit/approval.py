@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from healthobs.audit.checkpoint import NoteError, Verifier, from_base64, split
-from healthobs.audit.governance import APPROVERS, PRUNE, Order
+from healthobs.audit.governance import APPROVERS, PRUNE, Order, prune_order
+from healthobs.exceptions import RetentionError
 
 #: Distinct keys that must sign.
 NEEDED = 2
@@ -84,6 +85,27 @@ def named_in(note: str, origin: str, before: Approvers) -> tuple[str, ...]:
     if before.index is not None and after != before.after:
         return ()
     return tuple(vkeys) if fits and distinct(vkeys) >= NEEDED else ()
+
+
+def first_kept(note: str, origin: str, approvers: Approvers) -> int:
+    """Return the index that an order to prune names, once two distinct approvers signed it.
+
+    Raises:
+        RetentionError: It is no order for this log, or lacks two approvers.
+    """
+    if not approvers.vkeys:
+        raise RetentionError("the log names no approvers; name them with healthobs audit approvers")
+    try:
+        text, _ = split(note)
+        _, named, number, end = text.split("\n")
+        below = int(number)
+    except (NoteError, ValueError):
+        raise RetentionError("the order is no signed note of title, origin and index") from None
+    if (named, end) != (origin, "") or text != prune_order(origin, below):
+        raise RetentionError("the order is for another log, or was altered")
+    if not approvers.approve(note):
+        raise RetentionError("the order lacks the signatures of two distinct approvers")
+    return below
 
 
 def judge(found: Iterable[Order], origin: str, pinned: Sequence[str] = ()) -> Judged:

@@ -12,55 +12,26 @@ PostgreSQL only the owner of the tables can erase and prune. Not legal advice: t
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from healthobs.audit import approval, governance
+from healthobs.audit import approval, disposal, governance, holds
 from healthobs.audit.approval import Approvers
-from healthobs.audit.checkpoint import NoteError, Signer, split
+from healthobs.audit.checkpoint import Signer
 from healthobs.audit.governance import RESERVED, Order, Range, prune_order
-from healthobs.audit.merkle import leaf_hash
+from healthobs.audit.holds import Held
 from healthobs.audit.records import Receipt
-from healthobs.audit.store import Connection, first_index, stored_bytes
-from healthobs.audit.subjects import is_token
 from healthobs.clock import Clock
-from healthobs.exceptions import AuditTamperedError, AuditWriteError, RetentionError
+from healthobs.exceptions import AuditWriteError, RetentionError
 
 if TYPE_CHECKING:
     from healthobs.audit.trail import AuditTrail
 
-_AT_ONCE = 2_000
 #: A detail's text is cut at that.
 _MAX_ORDER = 1_024
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """What the holds in force keep.
-
-    Args:
-        orders: The holds.
-        subjects: Every subject that entries about theirs may have.
-        tokens: Whether any token may be a held subject's, as nobody can say whose it is.
-    """
-
-    orders: list[Order]
-    subjects: frozenset[str]
-    tokens: bool
-
-    def keeps(self, index: int, subject: str | None) -> bool:
-        """Return whether the entry is held for certain."""
-        return subject in self.subjects or any(
-            first <= index <= last for hold in self.orders for first, last in hold.ranges
-        )
-
-    def may_keep(self, index: int, subject: str | None) -> bool:
-        """Return whether the entry is held, or may be."""
-        return self.keeps(index, subject) or (self.tokens and is_token(subject))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +108,8 @@ class Retention:
         _check_range(entries)
         if subject is None and entries is None:
             raise RetentionError("a hold names a subject or entries; without them it would hold nothing")
-        ranges = self._unrenamed(subject) + ([] if entries is None else [entries])
-        details = {"hold": name} | ({"ranges": _joined(ranges)} if ranges else {})
+        ranges = holds.unrenamed(self._trail, subject) + ([] if entries is None else [entries])
+        details = {"hold": name} | ({"ranges": holds.joined(ranges)} if ranges else {})
         return self._record(governance.HOLD, actor, reason, details, subject)
 
     def release(self, name: str, *, actor: str, reason: str) -> Receipt:
@@ -182,19 +153,19 @@ class Retention:
             raise RetentionError("an erasure names a subject or entries")
         with self._trail.connected() as connection:
             found = governance.orders(connection)
-            rows = _bodies(connection, first, last + 1)
+            rows = disposal.bodies(connection, first, last + 1)
             about = {subject, self._trail.token_of(subject)} - {None}
             chosen = [
                 (index, body)
                 for index, body in rows
                 if not about or (body["subject"] in about and body["action"] not in RESERVED)
             ]
-        self._check(chosen, found)
+        self._check(chosen, holds.held(self._trail, found))
         indices = tuple(index for index, _ in chosen)
         for text in governance.format_ranges(indices):
             self._record(governance.ERASE, actor, reason, {"ranges": text}, subject)
         if indices:
-            stays, _ = self._apply()
+            stays, _ = disposal.carry_out(self._trail)
             if not stays.isdisjoint(indices):
                 first = min(stays.intersection(indices))
                 raise RetentionError(f"entry {first} came under legal hold meanwhile, and stays")
@@ -267,16 +238,17 @@ class Retention:
         with self._trail.connected() as connection:
             found = governance.orders(connection)
             approvers = self._judged(found).approvers
-            below = self._approved(order, approvers)
-            self._check(_bodies(connection, 0, below), found, erasing=False)
-        if any(_begins(order, below) for order in governance.holds(found)):
+            below = approval.first_kept(order, self._trail.origin, approvers)
+            held = holds.held(self._trail, found)
+            self._check(disposal.bodies(connection, 0, below), held, erasing=False)
+        if held.begin_before(below):
             raise RetentionError("a hold in force was placed in an entry that would go; release it first")
         if not dry_run:
             if (approvers.index or 0) < below:
                 again = approval.appointment(self._trail.origin, approvers.vkeys, approvers.after)
                 self._name(again, approvers, actor, reason)
             self._record(governance.PRUNE, actor, reason, {"below": below, "order": order})
-            if self._apply()[1] < below:
+            if disposal.carry_out(self._trail)[1] < below:
                 raise RetentionError("a hold or other approvers came meanwhile; nothing was pruned")
         return below
 
@@ -289,101 +261,15 @@ class Retention:
         Raises:
             AuditError: The store cannot be written to, or not by this role; or who is held cannot be told from the map.
         """
-        self._apply()
-
-    def _apply(self) -> tuple[set[int], int]:
-        """Do what `apply` says, under the writers' lock, where no hold can come in between.
-
-        Returns:
-            Entries that were to be erased and stay because of a hold, and the first entry that is kept.
-        """
-        with self._trail.connected() as connection:
-            held = self._held(governance.orders(connection))
-        while True:
-            with self._trail.connected(read_only=False) as connection, connection.amending():
-                found = governance.orders(connection)
-                if governance.holds(found) == held.orders:
-                    return self._carry_out(connection, found, held)
-            # Another hold came: the map is asked before the lock, never under it, where no fork may happen.
-            held = self._held(found)
-
-    def _carry_out(self, connection: Connection, found: list[Order], held: _Held) -> tuple[set[int], int]:
-        stays: set[int] = set()
-        for first, last in governance.erased(found):
-            rows = [(index, body) for index, body in _bodies(connection, first, last + 1)]
-            kept = {index for index, body in rows if _stays(held, index, body)}
-            going = [(index,) for index, _ in rows if index not in kept]
-            connection.insert("UPDATE entry SET body = NULL WHERE idx = ?", going)
-            stays |= kept
-        there = first_index(connection)
-        faults = self._judged(found).faults
-        wanted = {order.below for order in found if order.below > there and order.index not in faults}
-        below = next(
-            (index for index in sorted(wanted, reverse=True) if _prunable(connection, held, index)), there
-        )
-        connection.execute("DELETE FROM entry WHERE idx < ?", (below,))
-        connection.execute("DELETE FROM checkpoint WHERE size < ?", (below,))
-        return stays, below
-
-    def _held(self, found: list[Order]) -> _Held:
-        """Return what the holds keep, by every name of their subjects: an entry may be older than the map, and so may a hold."""
-        orders = governance.holds(found)
-        named = {hold.subject for hold in orders if hold.subject is not None}
-        trail = self._trail
-        if trail.subjects is None:
-            return _Held(orders, frozenset(named), not all(map(is_token, named)))
-        others = [f(name) for name in named for f in (trail.token_of, trail.subjects.identifier)]
-        return _Held(orders, frozenset([*named, *filter(None, others)]), tokens=False)
-
-    def _unrenamed(self, subject: str | None) -> list[Range]:
-        """Return the entries that have the subject's identifier, from before there was a map.
-
-        Their numbers go on holding them when the map has forgotten the subject.
-        """
-        subjects = self._trail.subjects
-        if subjects is None or subject is None:
-            return []
-        identifier = subjects.identifier(subject) or subject
-        if is_token(identifier):  # nobody's: recorded as it is
-            return []
-        found: list[Range] = []
-        cursor: str | None = None
-        while True:
-            page = self._trail.read(subject=identifier, limit=1_000, cursor=cursor)
-            # Of one that was tampered with no subject is shown; it was found by what its body says now.
-            found += [
-                (entry["index"], entry["index"])
-                for entry in page.entries
-                if entry.get("subject", identifier) == identifier
-            ]
-            cursor = page.next_cursor
-            if cursor is None:
-                return found
+        disposal.carry_out(self._trail)
 
     def _judged(self, found: list[Order]) -> approval.Judged:
         return approval.judge(found, self._trail.origin)
 
-    def _approved(self, note: str, approvers: Approvers) -> int:
-        """Return the index that an order names, once two distinct approvers signed it."""
-        if not approvers.vkeys:
-            raise RetentionError("the log names no approvers; name them with healthobs audit approvers")
-        try:
-            text, _ = split(note)
-            _, origin, number, end = text.split("\n")
-            below = int(number)
-        except (NoteError, ValueError):
-            raise RetentionError("the order is no signed note of title, origin and index") from None
-        if (origin, end) != (self._trail.origin, "") or text != prune_order(origin, below):
-            raise RetentionError("the order is for another log, or was altered")
-        if not approvers.approve(note):
-            raise RetentionError("the order lacks the signatures of two distinct approvers")
-        return below
-
     def _check(
-        self, entries: Iterable[tuple[int, dict[str, Any]]], found: list[Order], *, erasing: bool = True
+        self, entries: Iterable[tuple[int, dict[str, Any]]], held: Held, *, erasing: bool = True
     ) -> None:
         now = self._clock.now()
-        held = self._held(found)
         for index, body in entries:
             if erasing and body["action"] in RESERVED:
                 raise RetentionError(f"entry {index} governs the trail and is never erased")
@@ -444,53 +330,3 @@ def _belongs(kept: RecordClass, action: str) -> bool:
 def _check_range(entries: Range | None) -> None:
     if entries is not None and not 0 <= entries[0] <= entries[1]:
         raise RetentionError("entries are named by the first and the last, such as 0 and 99")
-
-
-def _joined(ranges: list[Range]) -> str:
-    """Return ranges as an entry names them; where that is too long, close ones are joined, so that more is held."""
-    gap = 1
-    while True:
-        joined: list[Range] = []
-        for first, last in sorted(ranges):
-            if joined and first - joined[-1][1] <= gap:
-                joined[-1] = joined[-1][0], max(last, joined[-1][1])
-            else:
-                joined.append((first, last))
-        text = ",".join(f"{first}-{last}" for first, last in joined)
-        if len(text) <= governance.MAX_RANGES_TEXT or len(joined) == 1:
-            return text
-        gap *= 2
-
-
-def _stays(held: _Held, index: int, body: dict[str, Any]) -> bool:
-    return body["action"] in RESERVED or held.may_keep(index, body["subject"])
-
-
-def _begins(hold: Order, below: int) -> bool:
-    """Return whether the hold, or something that it names, is in an entry before `below`."""
-    return hold.index < below or any(first < below for first, _ in hold.ranges)
-
-
-def _prunable(connection: Connection, held: _Held, below: int) -> bool:
-    return not any(_begins(hold, below) for hold in held.orders) and not any(
-        held.may_keep(index, body["subject"]) for index, body in _bodies(connection, 0, below)
-    )
-
-
-def _bodies(connection: Connection, start: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Return the entries [start, end) whose bodies are still there.
-
-    Raises:
-        AuditTamperedError: One of them is not what its leaf says.
-    """
-    while rows := connection.execute(
-        "SELECT idx, leaf, body FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx LIMIT ?",
-        (start, end, _AT_ONCE),
-    ):
-        for index, leaf, body in rows:
-            stored = stored_bytes(body)
-            if stored is not None:
-                if leaf_hash(stored) != leaf:
-                    raise AuditTamperedError("the body is not what was recorded", index=index)
-                yield index, cast("dict[str, Any]", json.loads(stored))
-        start = rows[-1][0] + 1
