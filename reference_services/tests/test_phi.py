@@ -264,6 +264,16 @@ class TestRead:
         for name in ("first_name", "last_name", "date_of_birth"):
             assert record()[name] not in answer.get_data(as_text=True)
 
+    def test_researcher_reads_no_free_text(self, phi: Phi) -> None:
+        """What a clinician wrote beside a code stays with those who treat; the audit entry names it as withheld."""
+        written = {**record()["conditions"][0], "display": "Jane Real, SSN 123-45-6789, tel 617-555-2368"}
+        key = phi.create(record(conditions=[written])).get_json()["id"]
+        answer = phi.call("GET", f"/patients/{key}", role="researcher")
+        assert answer.get_json()["conditions"] == [{name: written[name] for name in ("code", "system")}]
+        assert "Jane" not in answer.get_data(as_text=True)
+        assert "conditions" in phi.entries("patient.read")[0]["details"]["withheld"]
+        assert phi.call("GET", f"/patients/{key}").get_json()["conditions"] == [written]
+
     @pytest.mark.parametrize(
         ("role", "purpose"),
         [

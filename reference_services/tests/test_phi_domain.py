@@ -15,6 +15,7 @@ from reference_services.phi import domain
 from reference_services.phi.crypto import SealError, Vault
 from reference_services.phi.domain import BILLING, FULL, POLICY, RECORD_FIELDS, RESEARCH, View
 
+ICD_10_CM = "http://hl7.org/fhir/sid/icd-10-cm"
 TODAY = date(2026, 11, 23)
 RECORD: dict[str, Any] = {
     "first_name": "Olivia",
@@ -82,7 +83,7 @@ class TestProject:
         assert shown(RESEARCH) == {
             "view": "deidentified",
             "gender": "female",
-            "conditions": RECORD["conditions"],
+            "conditions": [{"code": "I10", "system": ICD_10_CM}],
             "birth_year": 1970,
             "zip3": "102" if "102" not in domain.SMALL_ZIP3 else "000",
         }
@@ -93,7 +94,37 @@ class TestProject:
             "address",
             "telecom",
             "identifiers",
+            "conditions",
         }
+
+    @pytest.mark.parametrize("code", ["I10", "E78.5", "O24.419", "F32.A", "C7A.092", "S52.501A", "U07.1"])
+    def test_research_sees_codes(self, code: str) -> None:
+        """A code of the one known classification is shown, without the words beside it."""
+        written = {"code": code, "system": ICD_10_CM, "display": "Jane Real, tel 617-555-2368"}
+        assert shown(RESEARCH, conditions=[written])["conditions"] == [{"code": code, "system": ICD_10_CM}]
+
+    @pytest.mark.parametrize(
+        ("code", "system"),
+        [
+            ("I10 Jane Real", ICD_10_CM),
+            ("I10\n", ICD_10_CM),
+            ("I10.12345", ICD_10_CM),
+            ("i10", ICD_10_CM),
+            ("I\u0661\u0660", ICD_10_CM),
+            ("123-45-6789", ICD_10_CM),
+            ("", ICD_10_CM),
+            ("I10", "http://hl7.org/fhir/sid/icd-10"),
+            ("I10", "Jane Real, SSN 123-45-6789"),
+        ],
+    )
+    def test_research_sees_no_free_text(self, code: str, system: str) -> None:
+        """What is no code of the known classification is text that somebody wrote, and stays ((b)(2)(i)(R))."""
+        known = {"code": "I10", "system": ICD_10_CM, "display": "x"}
+        written = {"code": code, "system": system, "display": "x"}
+        assert shown(RESEARCH, conditions=[written, known])["conditions"] == [
+            {"code": "I10", "system": ICD_10_CM}
+        ]
+        assert shown(RESEARCH, conditions=[written])["conditions"] == []
 
     @pytest.mark.parametrize(
         ("born", "expected"),
@@ -156,6 +187,16 @@ class TestUndeclaredFields:
             domain, "_DERIVED", {**domain._DERIVED, "zip3": lambda record, _today: record["address"]}
         )
         assert domain.undeclared_fields(TODAY) == {"deidentified": ["address"]}
+
+    @pytest.mark.parametrize("member", ["code", "system", "display"])
+    def test_words_of_a_condition(self, monkeypatch: pytest.MonkeyPatch, member: str) -> None:
+        """A derivation that repeats what stands in a condition is found, whichever member it is."""
+
+        def repeating(record: Any, _today: date) -> Any:
+            return [{member: condition[member]} for condition in record["conditions"]]
+
+        monkeypatch.setattr(domain, "_DERIVED", {**domain._DERIVED, "conditions": repeating})
+        assert domain.undeclared_fields(TODAY) == {"deidentified": ["conditions"]}
 
 
 class TestVersions:

@@ -130,6 +130,14 @@ def minimum_necessary(service: Service, context: ProbeContext) -> Outcome:
 
 def _shows_more(view: domain.View, record: Mapping[str, Any], today: date) -> bool:
     """Tell whether a declared field repeats a value of a field that the view does not declare."""
-    shown = str(domain.project(view, "", 1, record, today))
+    shown = domain.project(view, "", 1, record, today)
+    own = (view.name, domain.ICD_10_CM)
+    values = [text for text in _texts(shown) if text not in own and not domain.is_code(text)]
     hidden = (_texts(value) for name, value in record.items() if name not in view.fields)
-    return any(text in shown for texts in hidden for text in texts if len(text) >= SHORTEST_SEARCHED)
+    return any(
+        text in value
+        for texts in hidden
+        for text in texts
+        for value in values
+        if len(text) >= SHORTEST_SEARCHED
+    )

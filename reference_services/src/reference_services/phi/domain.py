@@ -2,7 +2,9 @@
 
 Minimum necessary (45 CFR 164.502(b)) as data: role and purpose of use (HL7 v3 PurposeOfUse) select a view, a
 view lists its fields, and nothing is shown that no view lists. The research view is de-identified by the
-Safe Harbor method (45 CFR 164.514(b)(2)(i)). Limits: no consent, no break-glass.
+Safe Harbor method (45 CFR 164.514(b)(2)(i)): of a diagnosis it has the code, and no text that somebody wrote.
+
+Limits: no consent, no break-glass; a code is told by its form, in no table.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ SMALL_ZIP3 = frozenset(
     "036 059 063 102 203 556 692 790 821 823 830 831 878 879 884 890 893".split()  # noqa: SIM905
 )
 OLDEST_SHOWN_AGE = 89
+#: The one system whose codes research sees, as FHIR names it, and their form: too narrow to write a person into.
+ICD_10_CM = "http://hl7.org/fhir/sid/icd-10-cm"
+_CODE = re.compile(r"[A-Z][0-9][0-9AB](\.[0-9A-Z]{1,4})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class View:
     Args:
         name: Its name in answers and audit entries.
         fields: Fields shown as they are; ``id`` and ``version`` count as fields.
-        derived: Fields computed from the record.
+        derived: Fields computed from the record; one with the name of the record's own shows less than that.
         may_search: Whether a record may be looked up by an identifier (that re-identifies).
         may_write: Whether records may be made and changed.
     """
@@ -51,7 +56,7 @@ class View:
 
     @property
     def withheld(self) -> tuple[str, ...]:
-        """Names of the record's fields that this view does not show."""
+        """Names of the record's fields that this view does not show as they are."""
         return tuple(name for name in RECORD_FIELDS if name not in self.fields)
 
 
@@ -61,7 +66,7 @@ BILLING = View(
     ("id", "version", *(name for name in RECORD_FIELDS if name != "conditions")),
     may_search=True,
 )
-RESEARCH = View("deidentified", ("gender", "conditions"), ("birth_year", "age_group", "zip3"))
+RESEARCH = View("deidentified", ("gender",), ("conditions", "birth_year", "age_group", "zip3"))
 #: Nothing that is not in here is allowed.
 POLICY: Mapping[tuple[str, str], View] = MappingProxyType(
     {("clinician", "TREAT"): FULL, ("billing", "HPAYMT"): BILLING, ("researcher", "HRESCH"): RESEARCH}
@@ -105,8 +110,26 @@ def _zip3(record: Mapping[str, Any], today: date) -> str | None:  # noqa: ARG001
     return "000" if postal_code[:3] in SMALL_ZIP3 else postal_code[:3]
 
 
+def is_code(text: str) -> bool:
+    """Tell whether a text has the form of an ICD-10-CM code.
+
+    Example:
+        >>> is_code("E11.9"), is_code("E11.9, seen at home")
+        (True, False)
+    """
+    return _CODE.fullmatch(text) is not None
+
+
+def _codes(record: Mapping[str, Any], today: date) -> list[dict[str, str]]:  # noqa: ARG001 - one signature for all
+    return [
+        {"code": condition["code"], "system": ICD_10_CM}
+        for condition in record.get("conditions") or ()
+        if condition.get("system") == ICD_10_CM and is_code(condition.get("code", ""))
+    ]
+
+
 _DERIVED: Mapping[str, Callable[[Mapping[str, Any], date], Any]] = MappingProxyType(
-    {"birth_year": _birth_year, "age_group": _age_group, "zip3": _zip3}
+    {"birth_year": _birth_year, "age_group": _age_group, "zip3": _zip3, "conditions": _codes}
 )
 
 
@@ -114,10 +137,12 @@ def undeclared_fields(today: date) -> dict[str, list[str]]:
     """Return, by view, marker values that the view shows of a record but does not declare (none, if it works)."""
     record: dict[str, Any] = {name: f"marker-{name}" for name in RECORD_FIELDS}
     record |= {"date_of_birth": "1931-07-04", "address": {"line": "marker-line", "postal_code": "03601-4711"}}
+    known = {"code": "I10", "system": ICD_10_CM, "display": "x"}
+    record["conditions"] = [{**known, member: "marker-conditions"} for member in known]
     found: dict[str, list[str]] = {}
     for view in POLICY.values():
         text = str(project(view, "marker-id", 1, record, today))
-        secrets = {**record, "id": "marker-id", "address": "marker-line"}
+        secrets = {**record, "id": "marker-id", "address": "marker-line", "conditions": "marker-conditions"}
         leaks = [name for name, marker in secrets.items() if name not in view.fields and str(marker) in text]
         leaks += [
             name

@@ -58,6 +58,14 @@ class PatientRecord(Model):
     conditions: Annotated[list[Condition], Field(max_length=100)] = Field(default_factory=list)
 
 
+class ConditionView(Model):
+    """A diagnosis as a view shows it: research has the code alone."""
+
+    code: str
+    system: str
+    display: str | None = None
+
+
 class PatientView(Model):
     """What a caller's role and purpose of use show of a record; the rest is absent."""
 
@@ -73,7 +81,7 @@ class PatientView(Model):
     address: Address | None = None
     telecom: list[Contact] | None = None
     identifiers: list[Identifier] | None = None
-    conditions: list[Condition] | None = None
+    conditions: list[ConditionView] | None = None
     birth_year: int | None = None
     age_group: str | None = None
     zip3: str | None = None
