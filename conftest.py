@@ -24,18 +24,19 @@ PATIENCE_SECONDS = 30.0
 def _clean_process() -> Iterator[None]:
     from healthobs import _runtime
     from healthobs.health.decorators import pending
-    from healthobs.logs.adoption import Hook
+    from healthobs.logs.chain import StructlogChain
+    from healthobs.logs.hook import Hook
 
     process, recording = _runtime.process, _runtime.recording
     found = process.active, process.default, process.board, recording.active
-    adoptions = Hook.adoptions
+    adopted = {*StructlogChain.in_force, *Hook.filters}
     checks, pending._checks = pending._checks, {}
     process.active, process.default, process.board, recording.active = False, None, None, False
     try:
         yield
     finally:
-        for adoption in Hook.adoptions:  # of an `Observability` that was not closed
-            if adoption not in adoptions:
+        for adoption in (*StructlogChain.in_force, *Hook.filters):
+            if adoption not in adopted:  # of an `Observability` that was not closed
                 adoption.release()
         pending._checks = checks
         process.active, process.default, process.board, recording.active = found

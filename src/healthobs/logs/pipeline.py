@@ -20,9 +20,12 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 from healthobs.clock import Clock
 from healthobs.config import Settings
 from healthobs.exceptions import ConfigurationError
-from healthobs.logs.adoption import Forward, LogAdoption, exception_of, noting
+from healthobs.logs.adoption import LogAdoption
+from healthobs.logs.forwarding import Forward
+from healthobs.logs.noting import noting
 from healthobs.logs.records import Rendered, current_ids
 from healthobs.logs.stdlib import StdlibCapture
+from healthobs.logs.substitutes import exception_of
 from healthobs.redaction import Redactor, describe_exception
 from healthobs.tenancy import here
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import structlog
 
-from healthobs.logs.adoption import Hook, handlers
+from healthobs.logs.chain import StructlogChain
+from healthobs.logs.hook import Hook, handlers
 
 
 def raw_sinks() -> list[str]:
@@ -46,5 +47,5 @@ def _is_covered(handler: logging.Handler) -> bool:
 
 def _chains() -> Iterator[str]:
     steps: list[Any] = list(structlog.get_config()["processors"])
-    if structlog.is_configured() and not any(one.processor in steps for one in Hook.adoptions):
+    if structlog.is_configured() and not any(one.processor in steps for one in StructlogChain.in_force):
         yield "structlog's processors"

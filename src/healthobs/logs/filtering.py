@@ -1,0 +1,129 @@
+"""The filter that redacts records of the standard library, before the formatter of whichever handler writes them.
+
+It is put on every handler that there is, and on one that is added later with the first record that comes to it
+(`healthobs.logs.hook`).
+
+Limits: those of the hook, and what a formatter adds by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import weakref
+from collections.abc import MutableMapping
+from typing import Any, cast
+
+from healthobs.logs.fields import FieldRedactor
+from healthobs.logs.hook import Hook, handlers, reached
+from healthobs.logs.records import STANDARD, RenderedFields, Sealed, clean, note
+from healthobs.logs.stdlib import DONE, CapturingHandler
+from healthobs.logs.substitutes import exception_of
+from healthobs.redaction import Redactor
+
+#: Fields of a record that name what it comes from, and the names that Python gives by itself.
+_ORIGINS = ("threadName", "processName", "taskName")
+_GIVEN = re.compile(
+    r"MainThread|MainProcess|AnyIO worker thread|healthobs-[a-z0-9_-]{1,80}|(Dummy|Thread|ThreadPoolExecutor|Task|asyncio|(Spawn|Fork|ForkServer)?(Process|PoolWorker))"
+    r"[-_]\d{1,6}(?:[_:]\d{1,6})*( \([\w<>]+\))?"
+)
+#: A field in the format of a handler: ``%(name)s``, ``{name}`` or ``$name``.
+_FORMATTED = re.compile(r"[(${]([A-Za-z_]\w*)")
+
+
+class RecordFilter:
+    """Redacts what handlers write, until `release`.
+
+    Args:
+        redactor: Decides.
+        fields: Redacts the fields of a record.
+    """
+
+    def __init__(self, redactor: Redactor, fields: FieldRedactor) -> None:
+        self._redactor = redactor
+        self._fields = fields
+        self._handlers: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
+        for _logger, handler in handlers():
+            self._cover(handler)
+        Hook.add(self)
+
+    def release(self) -> None:
+        """Take the filter out again."""
+        Hook.remove(self)
+        for handler in list(self._handlers):
+            while self.filter in handler.filters:
+                handler.removeFilter(self.filter)
+
+    def cover(self, logger: logging.Logger, record: logging.LogRecord) -> None:
+        """Put the filter on each handler that `record` of `logger` comes to."""
+        note(record, self._redactor)
+        for handler in reached(logger):
+            if handler not in self._handlers:
+                self._cover(handler)
+
+    def _cover(self, handler: logging.Handler) -> None:
+        # A capturing one redacts by itself, and tells more of an exception.
+        if not isinstance(handler, CapturingHandler):
+            for name in _FORMATTED.findall(str(getattr(handler.formatter, "_fmt", ""))):
+                self._redactor.written(name)
+            handler.addFilter(self.filter)
+            self._handlers.add(handler)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Filter of the standard library: ids and redaction, in the record, before any formatter."""
+        fields = record.__dict__
+        if fields.get(DONE) == id(self._redactor):
+            return True
+        try:
+            self._redact(record, fields)
+        except Exception:  # noqa: BLE001  # fail closed: what cannot be redacted keeps only its place and level
+            record.msg, record.args, record.exc_info, record.exc_text = "[PHI:error]", None, None, None
+            for key in fields.keys() - STANDARD:
+                del fields[key]
+            fields.update(dict.fromkeys(_ORIGINS, "[PHI:error]"))
+        fields[DONE] = id(self._redactor)
+        return True
+
+    def _redact(self, record: logging.LogRecord, fields: MutableMapping[str, Any]) -> None:
+        if self._redactor.mode != "watch":
+            # uvicorn's second template, which would take the first one's place
+            fields.pop("color_message", None)
+            if record.name.startswith("celery."):
+                fields.pop("data", None)  # arguments, id and exception of the task
+        for key in fields.keys() - STANDARD:
+            self._fields.redact(fields, key)
+        for key in _ORIGINS:
+            name = fields.get(key)
+            if isinstance(name, str) and not _GIVEN.fullmatch(name):
+                fields[key] = self._redactor.name(name)
+        record.exc_text = None  # made of the exception again, or by a process whose exception is not here
+        exc = exception_of(record.exc_info)
+        if exc is not None:
+            self._fields.tell(fields, exc)
+        message: Any = record.msg
+        if not isinstance(message, dict):
+            self._redact_message(record)
+        elif not isinstance(message, RenderedFields):
+            # structlog's, on its way to its own formatter; redacted already when it is sealed
+            record.msg = cast("Any", self._mapping(cast("dict[str, object]", message)))
+        self._fields.add_ids(fields)
+
+    def _mapping(self, fields: dict[str, object]) -> dict[str, Any]:
+        redacted = self._redactor.mapping(fields)
+        event = fields.get("event")
+        return redacted | {"event": self._redactor.name(event)} if isinstance(event, str) else redacted
+
+    def _redact_message(self, record: logging.LogRecord) -> None:
+        if not isinstance(record.msg, str):
+            if self._redactor.mode != "watch":
+                record.msg, record.args = str(self._redactor.value("message", record.msg)), None
+            return
+        servers_own = isinstance(record.args, tuple) and record.name == "uvicorn.access"
+        template, arguments = clean(record, self._redactor)
+        message = template % arguments if arguments else template
+        judged = servers_own or record.name == "gunicorn.access" or isinstance(record.msg, Sealed)
+        whole = message if judged else self._redactor.text(message)
+        if arguments and whole is message:
+            record.msg, record.args = template, arguments
+        else:
+            record.msg, record.args = whole, None
