@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from gunicorn.http import errors
 
+from healthobs import Settings
 from healthobs.gunicorn_errors import handle_error, refusal
 from healthobs.testing import Capture
 
@@ -102,20 +103,24 @@ def test_a_malformed_request_is_not_quoted(server: tuple[int, Path], case: str) 
     assert SECRET.decode() not in log.read_text(encoding="utf-8", errors="replace")
 
 
+@pytest.mark.parametrize("frameworks", [(), ("hipaa",)])
 @pytest.mark.parametrize(
     ("exc", "level", "status"),
     [(errors.InvalidHeader(SECRET.decode()), "warning", 400), (KeyError(SECRET.decode()), "error", 500)],
 )
-def test_the_refusal_is_a_log_line_of_ours(exc: BaseException, level: str, status: int) -> None:
-    """With an `Observability` it is a redacted line like any other; the answer goes out all the same."""
+def test_the_refusal_is_a_log_line_of_ours(
+    exc: BaseException, level: str, status: int, frameworks: tuple[str, ...]
+) -> None:
+    """With an `Observability` it is a redacted line like any other, whose cause is code; the answer goes out all the same."""
     ours, theirs = socket.socketpair()
-    with Capture() as capture, ours, theirs:
+    with Capture(Settings(frameworks=frameworks)) as capture, ours, theirs:
         handle_error(SimpleNamespace(), None, theirs, ("", 0), exc)
         assert ours.recv(65536).startswith(f"HTTP/1.1 {status} ".encode())
     (line,) = capture.log_lines
-    shown = {name: line[name] for name in ("event", "level", "status", "error_type")}
+    shown = {name: line[name] for name in ("event", "logger", "level", "status", "error_type")}
     assert shown == {
         "event": "request_refused",
+        "logger": "healthobs.gunicorn",
         "level": level,
         "status": status,
         "error_type": type(exc).__name__,

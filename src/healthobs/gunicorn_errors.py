@@ -45,9 +45,9 @@ def handle_error(worker: Any, _request: Any, client: Any, _address: Any, exc: Ba
     if obs is None:
         worker.log.warning("request refused: %d %s", status, kind)
     else:
-        log = obs.logs.get_logger("healthobs.gunicorn")
-        report = log.error if status == 500 else log.warning
-        report("request_refused", status=status, error_type=kind, exc_info=exc if status == 500 else None)
+        level, raised = ("error", exc) if status == 500 else ("warning", None)
+        own = {"logger": "healthobs.gunicorn", "error_type": kind}
+        obs.logs.emit(level, "request_refused", {"status": status, "exc_info": raised}, own=own)
     with contextlib.suppress(OSError):  # the client has gone
         client.setblocking(True)
         client.settimeout(1)
