@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -41,3 +42,34 @@ class TestHooks:
         gunicorn.on_starting(SimpleNamespace(cfg=SimpleNamespace(workers=1)))
         with pytest.raises(ConfigurationError, match="PROMETHEUS_MULTIPROC_DIR"):
             gunicorn.on_starting(SimpleNamespace(cfg=SimpleNamespace(workers=2)))
+
+    @pytest.mark.parametrize(
+        ("reader", "ends"),
+        [
+            (None, False),
+            (SimpleNamespace(length=0), False),
+            (SimpleNamespace(length=64 * 1024 - 1), False),
+            (SimpleNamespace(length=64 * 1024), True),
+            (SimpleNamespace(parser=None), False),
+            (SimpleNamespace(parser=iter(())), True),
+        ],
+    )
+    def test_a_long_body_left_unread_ends_the_connection(self, reader: Any, *, ends: bool) -> None:
+        """The answer announces it, as long as more is unread than gunicorn throws away; see `test_gunicorn_connections`."""
+        request = SimpleNamespace(body=SimpleNamespace(reader=reader), should_close=lambda: False)
+        gunicorn.pre_request(None, request)
+        assert request.should_close() is ends
+        if ends:
+            reader.length = 0  # read after all
+            assert not request.should_close()
+            reader.length = 64 * 1024
+            request = SimpleNamespace(body=SimpleNamespace(reader=reader), should_close=lambda: True)
+            gunicorn.pre_request(None, request)
+            reader.length = 0
+            assert request.should_close()
+
+    def test_a_request_of_another_kind_is_left_alone(self) -> None:
+        """HTTP/2 requests have no connection of their own."""
+        request = SimpleNamespace()
+        gunicorn.pre_request(None, request)
+        assert vars(request) == {}

@@ -3,7 +3,7 @@
 gthread workers, no preload (an exporter used before the fork would share its socket). With more than one
 worker `PROMETHEUS_MULTIPROC_DIR` is set before prometheus_client is imported, because it chooses then.
 The hooks (`gunicorn --config python:healthobs.gunicorn`) bind the ops port, drain on SIGTERM, share the workers'
-board, flush, and merge dead workers' metric files; see `healthobs.lifecycle`.
+board, announce connections that gunicorn will end, flush, and merge dead workers' metric files; see `healthobs.lifecycle`.
 
 Reload: SIGHUP replaces the workers, SIGUSR2 the master too; port, directory and counts go on in both.
 
@@ -31,6 +31,8 @@ from healthobs.metrics import multiprocess
 
 GRACEFUL_TIMEOUT_SECONDS = 20
 _OPS_FD = "HEALTHOBS_OPS_FD"
+#: What gunicorn reads, and throws away, of a body that the application left unread; of a longer one it ends the connection.
+_THROWN_AWAY_BYTES = 64 * 1024
 
 
 def command(app_uri: str, *, host: str, port: int, workers: int = 1, threads: int = 16) -> list[str]:
@@ -162,6 +164,25 @@ def post_worker_init(worker: Any) -> None:
     if worker.healthobs_ops is not None:
         OpsServer(obs, worker.healthobs_ops).start()
     Keeper(obs, serving=lambda: bool(worker.alive), graceful_seconds=worker.cfg.graceful_timeout).start()
+
+
+def pre_request(_worker: Any, request: Any) -> None:
+    """Have an answer that leaves a long body unread say that its connection ends (worker); gunicorn ends it unannounced.
+
+    A client whose connection stays, as it was told, sends the next request into one that is closed (RFC 9112, 9.6).
+    """
+    reader = getattr(getattr(request, "body", None), "reader", None)
+    if _is_long(reader):
+        ends = request.should_close
+        request.should_close = lambda: ends() or _is_long(reader)
+
+
+def _is_long(reader: Any) -> bool:
+    """Tell whether more is unread than is thrown away; of a chunked body nobody knows before its end."""
+    length = getattr(reader, "length", None)
+    if isinstance(length, int):
+        return length >= _THROWN_AWAY_BYTES
+    return getattr(reader, "parser", None) is not None
 
 
 def worker_exit(_server: Any, _worker: Any) -> None:
