@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from healthobs import Observability, Settings
-from healthobs.endpoints import Endpoints, InvalidCredentials, Request
+from healthobs.endpoints import AuthorizationUnavailable, Endpoints, InvalidCredentials, Request
 from healthobs.problems import Response
 
 
@@ -74,6 +74,19 @@ class TestAuthorize:
         assert answer is not None
         assert (answer.status, b"Ottoline" in answer.body) == (403, False)
         assert b'healthobs_internal_errors_total{component="hook"} 1.0' in obs.metrics.exposition(None)[1]
+
+    @pytest.mark.parametrize("path", ["/audit/trail", "/compliance/status"])
+    def test_one_that_cannot_tell_now(self, obs: Observability, path: str) -> None:
+        """Its caller is to try again, and is not told that a right is lacking; nothing is shown and nothing a fault."""
+
+        def away(_request: Request, _scope: str) -> Someone | None:
+            raise AuthorizationUnavailable(retry_after_s=7)
+
+        answer = Endpoints(obs, away).handle(Request("GET", path, {}, {"authorization": "Bearer good"}))
+        assert answer is not None
+        assert (answer.status, json.loads(answer.body)["code"]) == (503, "authorization_unavailable")
+        assert dict(answer.headers)["Retry-After"] == "7"
+        assert b'healthobs_internal_errors_total{component="hook"} 1.0' not in obs.metrics.exposition(None)[1]
 
 
 class TestAuditTrail:

@@ -366,9 +366,13 @@ class TestTokens:
         other = make_bench("other")
         other.kit.jwks = down
         other.kit.get("/x", returns={200: None}, scope="x", summary="x")(nothing)
-        answer = other.client().get("/x", headers=token(other))
+        caller = other.client()
+        answer = caller.get("/x", headers=token(other))
         assert (answer.status_code, answer.get_json()["code"]) == (503, "keys_unavailable")
         assert answer.headers["Retry-After"] == "2"
+        for path, scope in (("/audit/trail", "audit:read"), ("/compliance/status", "compliance:read")):
+            asked = caller.get(path, headers=token(other, scope=scope))
+            assert (asked.status_code, asked.headers.get("Retry-After")) == (503, "2"), path
 
     def test_the_trail_needs_its_scope(self, client: Any, bench: Any) -> None:
         """`/audit/trail` is for callers with audit:read."""
@@ -625,7 +629,7 @@ class TestOpenapi:
             "get /health": "200 503",
             "get /readiness": "200 503",
             "get /metrics": "200",
-            "get /compliance/status": "200 403 409 422",
+            "get /compliance/status": "200 401 403 409 422 503",
             "get /audit/trail": "200 401 403 422 503",
         }
         parameter = made["paths"]["/it"]["put"]["parameters"]

@@ -58,7 +58,8 @@ class Principal(Protocol):
         ...
 
 
-#: Returns the caller when its credentials carry the scope, else None; raises `InvalidCredentials` for bad ones.
+#: Returns the caller when its credentials carry the scope, else None; raises `InvalidCredentials` for bad ones, and
+#: `AuthorizationUnavailable` while it cannot tell.
 Authorize = Callable[[Request, str], "Principal | None"]
 
 
@@ -66,9 +67,23 @@ class InvalidCredentials(Exception):  # noqa: N818 - an answer to credentials, n
     """Raised by an `Authorize` whose caller sent credentials that are not good: answered 401, not 403."""
 
 
+class AuthorizationUnavailable(Exception):  # noqa: N818 - an answer, as above
+    """Raised by an `Authorize` that cannot tell now, as it has no keys to verify with: answered 503, not 403.
+
+    Args:
+        retry_after_s: Whole seconds after which another try may find it able to (`Retry-After`).
+    """
+
+    def __init__(self, retry_after_s: int = 2) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__("whether the caller may cannot be told now")
+
+
 class _Refused(Exception):  # noqa: N818 - a response, not an error
-    def __init__(self, status: int, code: str, errors: Sequence[tuple[str, str]] = ()) -> None:
-        self.status, self.code, self.errors = status, code, errors
+    def __init__(
+        self, status: int, code: str, errors: Sequence[tuple[str, str]] = (), *headers: tuple[str, str]
+    ) -> None:
+        self.status, self.code, self.errors, self.headers = status, code, errors, headers
         super().__init__(code)
 
 
@@ -149,7 +164,8 @@ class Endpoints:
         try:
             return handler(request)
         except _Refused as refused:
-            headers = [("WWW-Authenticate", "Bearer")] if refused.status == 401 else []
+            challenge = [("WWW-Authenticate", "Bearer")] if refused.status == 401 else []
+            headers = [*challenge, *refused.headers]
             return problem(refused.status, refused.code, errors=refused.errors, headers=headers)
         except AuditError:
             return problem(503, "audit_unavailable")
@@ -262,6 +278,9 @@ class Endpoints:
                 raise TypeError("authorize must return a principal with a subject, or None")
         except InvalidCredentials:
             raise _Refused(401, "credentials_refused") from None
+        except AuthorizationUnavailable as away:
+            retry = ("Retry-After", str(away.retry_after_s))
+            raise _Refused(503, "authorization_unavailable", (), retry) from None
         except Exception as exc:  # noqa: BLE001 - a hook's fault, which may name the credentials, counts as no
             self._obs.fault("hook", "authorize", exc)
             principal = None

@@ -21,7 +21,7 @@ from healthobs._runtime import audit_draft
 from healthobs.audit import annotate
 from healthobs.client import Client
 from healthobs.compliance import Control
-from healthobs.endpoints import InvalidCredentials
+from healthobs.endpoints import AuthorizationUnavailable, InvalidCredentials
 from healthobs.endpoints import Request as EndpointRequest
 from healthobs.metrics import Instrument
 from reference_services._kit import database, errors, idempotency, keys, openapi, shared, witnessing
@@ -236,6 +236,8 @@ class Kit(Storage):
         except Problem as problem:
             if problem.status == 401:
                 raise InvalidCredentials from None
+            if problem.status == 503:
+                raise AuthorizationUnavailable from None
             return None
 
     # ---- one call

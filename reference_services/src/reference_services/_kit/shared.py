@@ -181,7 +181,7 @@ def paths(refs: Mapping[Any, Any]) -> dict[str, Any]:
         "/metrics": _get("Metrics", {200: {"text/plain": text, "application/openmetrics-text": text}}),
         "/compliance/status": _get(
             "Controls",
-            {200: controls, 409: controls, 403: problem, 422: problem},
+            {200: controls, 409: controls, 401: problem, 403: problem, 422: problem, 503: problem},
             description="409 when asked with `gate=1` and a required control is not shown. Evidence needs the "
             "scope `compliance:read`.",
             parameters=[_in_query("gate", {"type": "string", "enum": ["0", "1"]})],
