@@ -504,9 +504,13 @@ class TestAsgi:
         middleware = AsgiMiddleware(app, obs)
         scope = {"type": "http", "method": "GET", "path": "/health", "headers": [], "query_string": b""}
         idle = [engine.schedule.idle]
-        asyncio.run(middleware(scope, app, send))
-        idle.append(engine.schedule.idle)
-        engine.stop()
+
+        async def served() -> None:
+            await middleware(scope, app, send)
+            idle.append(engine.schedule.idle)
+            await asyncio.to_thread(engine.stop)  # as a server's shutdown does, while its loop still runs
+
+        asyncio.run(served())
         states = engine.run()
         obs.close()
         assert (idle, sent[0]["status"]) == ([True, False], 200)

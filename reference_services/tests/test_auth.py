@@ -270,9 +270,11 @@ class TestRevoke:
         """The denylist does not grow for ever."""
         from reference_services.auth.store import REVOKED, Store
 
-        store = Store(auth.world["auth-service"].extensions["reference_services"].engine)
-        store.revoke("old", 1_000, 1_000)
-        store.revoke("new", 10_000, 10_000)
+        kit = auth.world["auth-service"].extensions["reference_services"]
+        store = Store(kit.engine)
+        with kit.transaction() as connection:
+            store.revoke(connection, "old", 1_000, 1_000)
+            store.revoke(connection, "new", 10_000, 10_000)
         assert (store.is_revoked("old"), store.is_revoked("new")) == (False, True)
         assert REVOKED.name == "revoked_token"
 

@@ -8,14 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from healthobs import _runtime
 from healthobs.exceptions import InstrumentationError
 from healthobs.redaction.phi import is_purpose
 
+if TYPE_CHECKING:
+    from healthobs.audit.records import Receipt
+
 #: What a value in `details` may be. Floats are left out: RFC 8785 can write them, people cannot read them back.
 DetailValue = str | int | bool
+
+
+class Placed(Protocol):
+    """The row of an outbox that has the entry."""
+
+    def committed(self) -> bool:
+        """Return whether the transaction that it was written in was committed."""
+        ...
+
+    def settle(self) -> Receipt | None:
+        """Put it into the log; None when it waits for that beside its effect."""
+        ...
 
 
 @dataclass(slots=True)
@@ -51,6 +66,8 @@ class AuditDraft:
     classification: str | None = None
     reason: str | None = None
     details: dict[str, DetailValue] = field(default_factory=dict[str, DetailValue])
+    #: Where the entry was written in a transaction of the call's own (`Outbox.record`).
+    placed: Placed | None = field(default=None, init=False, repr=False, compare=False)
 
     def as_mapping(self) -> dict[str, object]:
         """Return the fields by name, as `AuditTrail.append` takes them."""
@@ -58,7 +75,7 @@ class AuditDraft:
 
 
 #: Names that a draft has and `annotate` takes.
-FIELDS = tuple(spec.name for spec in fields(AuditDraft))
+FIELDS = tuple(spec.name for spec in fields(AuditDraft) if spec.init)
 _KNOWN = frozenset(FIELDS)
 
 

@@ -12,14 +12,18 @@ with ``refused-``.
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
+from healthobs import _runtime
 from healthobs.audit.draft import AuditDraft
 from healthobs.audit.records import Receipt
 from healthobs.audit.trail import AuditTrail
+from healthobs.exceptions import AuditWriteError
 
 TABLE = "healthobs_outbox"
 #: Rows that one flush hands over at a time.
@@ -52,6 +56,8 @@ class Outbox:
     def __init__(self, trail: AuditTrail, begin: Callable[[], AbstractContextManager[Any]]) -> None:
         self._trail = trail
         self._begin = begin
+        #: The process that put into the log what was left before; None when something waits again.
+        self._caught_up: int | None = None
 
     def create_table(self) -> None:
         """Make the table where it is missing."""
@@ -75,6 +81,39 @@ class Outbox:
         key = self._trail.new_key()
         _execute(connection, _INSERT, (key, body.decode()))
         return key
+
+    def record(self, connection: Any) -> None:
+        """Write the entry of the `@audited` call under way into the caller's transaction, as the last thing in it.
+
+        The call puts it into the log when it ends, and answers with its receipt. Where the log does not take it then, the
+        call is answered all the same, because effect and entry are both durable: the entry waits, counted and logged
+        (``audit_entry_waiting``), and `ready` refuses the next effect. Where the transaction is rolled back, the call is
+        recorded as any other. Outside an audited call nothing happens.
+
+        Args:
+            connection: The one that the effect is written on.
+
+        Raises:
+            AuditWriteError: The entry is malformed; roll back.
+        """
+        draft = _runtime.audit_draft.get()
+        if not isinstance(draft, AuditDraft):
+            return
+        if isinstance(draft.placed, _Placed) and draft.placed.is_in(connection):
+            return  # by an earlier transaction of the call
+        body = self._trail.encode(draft)
+        draft.placed = _Placed(self, self._trail.new_key(), body)
+        _execute(connection, _INSERT, (draft.placed.key, body.decode()))
+
+    def ready(self) -> None:
+        """Put into the log what earlier calls or a killed process left; to be called before an effect begins.
+
+        Raises:
+            AuditWriteError: The log does not take it now; do not begin.
+        """
+        if self._caught_up != os.getpid():
+            self.flush()
+            self._caught_up = os.getpid()
 
     def flush(self) -> dict[str, Receipt]:
         """Put every committed row into the log, oldest first, and remove it here once it is durable there.
@@ -106,6 +145,37 @@ class Outbox:
                 self._trail.set_aside(len(rows) - len(done))
             if len(rows) < _AT_ONCE:
                 return receipts
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """The row of a call's entry."""
+
+    outbox: Outbox
+    key: str
+    body: bytes
+
+    def is_in(self, connection: Any) -> bool:
+        return bool(_execute(connection, f"SELECT 1 FROM {TABLE} WHERE id = ?", (self.key,)))  # noqa: S608
+
+    def committed(self) -> bool:
+        """Return whether the row is there, or in the log by somebody's flush."""
+        with self.outbox._begin() as connection:
+            if self.is_in(connection):
+                return True
+        return self.outbox._trail.has(self.key, self.body)
+
+    def settle(self) -> Receipt | None:
+        """Put it into the log; None when it waits for that beside its effect."""
+        outbox = self.outbox
+        try:
+            (receipt,) = outbox._trail.sequence([(self.key, self.body)])
+        except AuditWriteError:
+            outbox._caught_up = None
+            return None
+        with outbox._begin() as connection:
+            _execute(connection, f"DELETE FROM {TABLE} WHERE id = ?", (self.key,))  # noqa: S608
+        return receipt
 
 
 def _rows(connection: Any) -> list[tuple[Any, ...]]:

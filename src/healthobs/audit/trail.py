@@ -14,17 +14,18 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from healthobs.audit import attempts, sequencing
+from healthobs.audit import attempts, sequencing, store
 from healthobs.audit.access import Access
 from healthobs.audit.checkpoint import Signer, Verifier, open_checkpoint
 from healthobs.audit.draft import AuditDraft
 from healthobs.audit.encoding import Encoder, NoTokenError
 from healthobs.audit.merging import Merging
+from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.reader import LogReader
 from healthobs.audit.records import Receipt
 from healthobs.audit.sequencing import Sequencer
 from healthobs.audit.spool import Spool
-from healthobs.audit.store import Store
+from healthobs.audit.store import TAKEN, Store
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, AuditWriteError
 from healthobs.redaction import Redactor
@@ -159,6 +160,16 @@ class AuditTrail(LogReader):
         if not all(self.acceptable(key, body) for key, body in rows):
             raise AuditWriteError("a row of an outbox or spool is no entry that an application may record")
         return self._sequencer.put(rows, self._timeout_seconds)
+
+    def has(self, key: str, body: bytes) -> bool:
+        """Return whether the row of an outbox or spool is in the log.
+
+        Raises:
+            AuditError: The store cannot be read.
+        """
+        with self.connected() as connection:
+            index = store.sequenced(connection, key, leaf_hash(body))
+        return index is not None and index != TAKEN
 
     def acceptable(self, key: str, body: bytes) -> bool:
         """Return whether a row of an outbox or spool is an entry as `encode` makes it: canonical, no reserved action."""

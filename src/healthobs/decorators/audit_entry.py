@@ -20,7 +20,8 @@ from healthobs.exceptions import AuditWriteError
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from healthobs.audit.draft import AuditDraft
+    from healthobs.audit.draft import AuditDraft, Placed
+    from healthobs.audit.records import Receipt
 
 #: HL7 v3 PurposeOfUse codes of care that must not wait for the store: break the glass, emergency treatment.
 CARE = ("BTG", "ETREAT")
@@ -47,32 +48,49 @@ def append_entry(
     exchange = _runtime.exchange.get()
     if exchange is not None and exchange.silent and draft.outcome == "denied":
         return  # a control of this process asked without credentials and was refused: nobody's access
-    trail, failure = binding.obs.audit, None
     try:
-        if trail is not None:
-            entry = draft.as_mapping()
-            context = span.get_span_context()
-            if context.is_valid:
-                entry["trace_id"] = f"{context.trace_id:032x}"
-                entry["span_id"] = f"{context.span_id:016x}"
-            if binding.policy == "spool" and draft.purpose in CARE:
-                receipt = trail.append_or_spool(entry)
-            else:
-                receipt = trail.append(entry)
-            if receipt is None:
-                spooled(binding.obs.metrics).inc()
-                binding.obs.logs.emit("error", "audit_entry_spooled", {}, own={"action": draft.action})
-            elif exchange is not None:
-                exchange.receipt(receipt)
-            return
+        if draft.placed is not None and draft.placed.committed():
+            receipt = _settle(binding, draft.placed, draft.action)
+        else:
+            receipt = _append(binding, draft, span)
+        if receipt is not None and exchange is not None:
+            exchange.receipt(receipt)
+        return
     except Exception as raised:  # noqa: BLE001 - whatever it is, there is no durable entry
         failure = raised
-    _alarm(binding, draft.action, failure)
+    _alarm(binding, "audit_entry_lost", draft.action, failure)
     # An interrupt or a cancellation answers nothing: it goes on.
     if binding.policy != "alert" and (exc is None or isinstance(exc, Exception)):
         raise AuditWriteError(
             "the access could not be recorded, so it is not answered; see the log line audit_entry_lost"
         ) from failure
+
+
+def _append(binding: Binding, draft: AuditDraft, span: Span) -> Receipt | None:
+    """Append the entry; return None where it is in the spool."""
+    trail = binding.obs.audit
+    if trail is None:
+        raise AuditWriteError("there is no audit trail; set audit_database_url")
+    entry = draft.as_mapping()
+    context = span.get_span_context()
+    if context.is_valid:
+        entry["trace_id"] = f"{context.trace_id:032x}"
+        entry["span_id"] = f"{context.span_id:016x}"
+    if binding.policy != "spool" or draft.purpose not in CARE:
+        return trail.append(entry)
+    receipt = trail.append_or_spool(entry)
+    if receipt is None:
+        spooled(binding.obs.metrics).inc()
+        binding.obs.logs.emit("error", "audit_entry_spooled", {}, own={"action": draft.action})
+    return receipt
+
+
+def _settle(binding: Binding, placed: Placed, action: str) -> Receipt | None:
+    """Put the entry that is beside its effect into the log; return None where it waits."""
+    receipt = placed.settle()
+    if receipt is None:
+        _alarm(binding, "audit_entry_waiting", action, None)
+    return receipt
 
 
 def refuse_without_trail(binding: Binding, action: str) -> None:
@@ -81,16 +99,16 @@ def refuse_without_trail(binding: Binding, action: str) -> None:
     Raises:
         AuditWriteError: Always.
     """
-    _alarm(binding, action, None)
+    _alarm(binding, "audit_entry_lost", action, None)
     raise AuditWriteError("the access cannot be recorded, so it is not begun; set audit_database_url")
 
 
-def _alarm(binding: Binding, action: str, failure: Exception | None) -> None:
+def _alarm(binding: Binding, event: str, action: str, failure: Exception | None) -> None:
     binding.obs.metrics.count_internal_error("audit")
     # One that the call set itself may be anything.
     told = action if isinstance(cast("object", action), str) and ACTION.match(action) else ""
     own = {"action": told, "policy": binding.policy}
-    binding.obs.logs.emit("error", "audit_entry_lost", {"exc_info": failure}, own=own)
+    binding.obs.logs.emit("error", event, {"exc_info": failure}, own=own)
 
 
 def audit_outcome(result: Any, exc: BaseException | None, outcome: str) -> str:

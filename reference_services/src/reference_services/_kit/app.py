@@ -7,6 +7,7 @@ validate, authorise, audit and document in one place. Its database is in `storag
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,11 +19,13 @@ from werkzeug.exceptions import HTTPException
 from healthobs import Observability, audited, classified, tokens
 from healthobs import flask as healthobs_flask
 from healthobs._runtime import audit_draft
-from healthobs.audit import annotate
+from healthobs.audit import Outbox, annotate
 from healthobs.client import Client
 from healthobs.compliance import Control
+from healthobs.decorators.audit_entry import audit_outcome
 from healthobs.endpoints import AuthorizationUnavailable, InvalidCredentials
 from healthobs.endpoints import Request as EndpointRequest
+from healthobs.exceptions import AuditWriteError
 from healthobs.metrics import Instrument
 from reference_services._kit import database, errors, idempotency, keys, openapi, shared, witnessing
 from reference_services._kit.auth import Authenticator, Jwks, Principal, fetch_jwks
@@ -67,6 +70,8 @@ class Kit(Storage):
         self._owns_obs = obs is None
         self.obs = obs or Observability(self.settings.observability, controls=controls)
         self.clock = self.obs.clock
+        if self.obs.audit is not None:
+            self.outbox = Outbox(self.obs.audit, lambda: self.engine.begin())
         self.log = self.obs.logs.get_logger(info.name)
         self.operations: list[Operation] = []
         self._transport = transport
@@ -184,6 +189,9 @@ class Kit(Storage):
         version = self._schema_version
         if version is not None:
             self.obs.health.register("database", lambda: database.check(self.engine, version))
+            if self.outbox is not None:
+                with suppress(AuditWriteError):  # it is tried again before the first write
+                    self.outbox.ready()
         for name, check in (checks or {}).items():
             self.obs.health.register(name, check)
         for operation in self.operations:
@@ -285,6 +293,7 @@ class Kit(Storage):
             if not prepared:  # the remembered answer turned a day old since
                 operation.prepare(arguments)
             made = operation.response(operation.view(**arguments))
+            annotate(outcome=audit_outcome(made, None, "ok"))  # of a refusal that is to stay
             kept = tuple((name, value) for name, value in made.headers if name != "Content-Length")
             return idempotency.Answer(made.status_code, kept, made.get_data(), _audited())
 
@@ -297,10 +306,11 @@ class Kit(Storage):
                     prepared = True
             with self.transaction() as connection:
                 answer, replayed = self._idempotency.run(connection, slot, fingerprint, call)
+                if replayed:
+                    annotate(**answer.audited)
+                    annotate(details={"replayed": True})
         response = Response(answer.body, answer.status, list(answer.headers))
         if replayed:
-            annotate(**answer.audited)
-            annotate(details={"replayed": True})
             self._replays.labels(operation.rule).inc()
             response.headers["Idempotent-Replayed"] = "true"
         return response

@@ -10,6 +10,7 @@ from functools import cached_property
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from healthobs.audit import Outbox
 from reference_services._kit import database, idempotency
 from reference_services._kit.settings import ServiceSettings
 
@@ -27,6 +28,8 @@ class Storage:
     def __init__(self, settings: ServiceSettings) -> None:
         self.settings = settings
         self._schema_version: int | None = None
+        #: Keeps the audit entry of a write beside it; None without a trail.
+        self.outbox: Outbox | None = None
 
     @cached_property
     def engine(self) -> Engine:
@@ -43,6 +46,8 @@ class Storage:
         """Bring the database to `version`; adds the readiness check ``database``. See `database.migrate`."""
         database.migrate(self.engine, metadata, version=version, steps=steps)
         idempotency.METADATA.create_all(self.engine)
+        if self.outbox is not None:
+            self.outbox.create_table()
         self._schema_version = version
 
     @contextmanager
@@ -50,16 +55,24 @@ class Storage:
         """Give the connection of one write transaction: commits at the end, rolls back on an exception.
 
         Inside an idempotent route, and inside another `transaction`, it is the one already open, which
-        commits (with the remembered answer) when the outermost ends.
+        commits (with the remembered answer) when the outermost ends. With what it writes it commits the entry of the
+        audited call, so what is told of that call is told before.
+
+        Raises:
+            AuditWriteError: An earlier entry still waits for the log; nothing is begun.
         """
         held = _transaction.get()
         if held is not None and held.engine is self.engine:
             yield held
             return
+        if self.outbox is not None:
+            self.outbox.ready()
         with self.engine.begin() as connection:
             token = _transaction.set(connection)
             try:
                 yield connection
+                if self.outbox is not None:
+                    self.outbox.record(connection)
             finally:
                 _transaction.reset(token)
 

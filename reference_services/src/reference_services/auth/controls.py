@@ -39,7 +39,8 @@ def revocation_holds(service: Service) -> Outcome:
     token, claims = _issue(service, age_s=0)
     if service.valid_claims(token) is None:
         return Outcome("fail", "a canary token that was just issued is refused")
-    service.store.revoke(claims["jti"], claims["exp"], claims["iat"])
+    with service.kit.transaction() as connection:
+        service.store.revoke(connection, claims["jti"], claims["exp"], claims["iat"])
     if service.valid_claims(token) is not None:
         return Outcome("fail", "a canary token is accepted after it was revoked")
     return Outcome("pass", "a canary token was accepted, revoked, and refused")

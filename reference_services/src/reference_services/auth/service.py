@@ -115,8 +115,9 @@ class Service:
             if claims.client_id != client.client_id:
                 self.event("foreign_revocation")
                 raise _refused(OAuthError("invalid_grant", "the token was issued to another client"))
-            self.store.revoke(claims.jti, claims.exp, self.kit.clock.wall_ns() // 10**9)
             annotate(resource_id=claims.jti)
+            with self.kit.transaction() as connection:
+                self.store.revoke(connection, claims.jti, claims.exp, self.kit.clock.wall_ns() // 10**9)
             self.event("token_revoked")
         return None, 200, NO_STORE
 

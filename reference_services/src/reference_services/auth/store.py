@@ -88,11 +88,11 @@ class Store:
         with self._engine.begin() as connection:
             connection.execute(FAILURES.delete().where(FAILURES.c.slot == slot))
 
-    def revoke(self, jti: str, exp: int, now_s: int) -> None:
+    @staticmethod
+    def revoke(connection: Connection, jti: str, exp: int, now_s: int) -> None:
         """Put a token id on the denylist until it expires; entries that have expired go."""
-        with self._engine.begin() as connection:
-            connection.execute(REVOKED.delete().where(REVOKED.c.exp < now_s - LOCKOUT_NS // 10**9))
-            add_new(connection, REVOKED, jti=jti, exp=exp)
+        connection.execute(REVOKED.delete().where(REVOKED.c.exp < now_s - LOCKOUT_NS // 10**9))
+        add_new(connection, REVOKED, jti=jti, exp=exp)
 
     def is_revoked(self, jti: str) -> bool:
         """Tell whether a token id is on the denylist."""

@@ -91,12 +91,12 @@ class Service:
             validities = [domain.validity(item.flags, calibrated=calibrated) for item in batch]
             new, stored = store.ingest(connection, key, batch, validities)
             self._alarm(connection, key, [item for item in batch if item.key in new], calibrated=calibrated)
-        outcome |= domain.outcomes(read, new, stored)
-        others = ((index, code) for index, code in sorted(outcome.items()) if code not in _TAKEN)
-        rejected = [models.Rejected(index=index, code=code) for index, code in others]
+            outcome |= domain.outcomes(read, new, stored)
+            others = ((index, code) for index, code in sorted(outcome.items()) if code not in _TAKEN)
+            rejected = [models.Rejected(index=index, code=code) for index, code in others]
+            counted = {"accepted": len(new), "duplicate": len(outcome) - len(new) - len(rejected)}
+            annotate(details={**counted, "rejected": len(rejected)})
         self._count(body, outcome)
-        counted = {"accepted": len(new), "duplicate": len(outcome) - len(new) - len(rejected)}
-        annotate(details={**counted, "rejected": len(rejected)})
         return models.BatchResult(**counted, rejected=rejected)
 
     def alarms(self, query: models.AlarmQuery) -> models.Alarms:

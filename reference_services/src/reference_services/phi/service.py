@@ -94,11 +94,11 @@ class Service:
                 if not self.store.exists(connection, key):
                     raise _unknown()
                 patient = self.store.update(connection, key, expected, record)
-            if patient is None:
-                self.conflicts.inc()
-                raise Problem(
-                    412, "version_stale", "The record has changed; read it again and repeat the change."
-                )
+                if patient is None:
+                    self.conflicts.inc()
+                    raise Problem(
+                        412, "version_stale", "The record has changed; read it again and repeat the change."
+                    )
             return self.shown(view, patient), 200, {"ETag": domain.etag(patient.version)}
 
     def search(self, body: Search, principal: Principal) -> SearchResult:
