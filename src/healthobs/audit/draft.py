@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: What a value in `details` may be. Floats are left out: RFC 8785 can write them, people cannot read them back.
 DetailValue = str | int | bool
+#: HL7 v3 PurposeOfUse codes of care that must not wait for the store: break the glass, emergency treatment.
+CARE = ("BTG", "ETREAT")
 
 
 class Placed(Protocol):

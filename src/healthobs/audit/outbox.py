@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from healthobs import _runtime
-from healthobs.audit.draft import AuditDraft
+from healthobs.audit.draft import CARE, AuditDraft
 from healthobs.audit.records import Receipt
 from healthobs.audit.trail import AuditTrail
 from healthobs.exceptions import AuditWriteError
@@ -99,21 +99,47 @@ class Outbox:
         draft = _runtime.audit_draft.get()
         if not isinstance(draft, AuditDraft):
             return
-        if isinstance(draft.placed, _Placed) and draft.placed.is_in(connection):
+        if isinstance(draft.placed, _Placed) and _is_in(connection, draft.placed.key):
             return  # by an earlier transaction of the call
         body = self._trail.encode(draft)
-        draft.placed = _Placed(self, self._trail.new_key(), body)
-        _execute(connection, _INSERT, (draft.placed.key, body.decode()))
+        placed = draft.placed = _Placed(self, self._trail.new_key(), body)
+        _execute(connection, _INSERT, (placed.key, body.decode()))
 
     def ready(self) -> None:
         """Put into the log what earlier calls or a killed process left; to be called before an effect begins.
 
+        Care under break-glass (purpose BTG or ETREAT of the audited call) is not refused: its entry waits with the others.
+
         Raises:
             AuditWriteError: The log does not take it now; do not begin.
         """
-        if self._caught_up != os.getpid():
+        if self._caught_up == os.getpid():
+            return
+        try:
             self.flush()
+        except AuditWriteError:
+            if getattr(_runtime.audit_draft.get(), "purpose", None) not in CARE:
+                raise
+        else:
             self._caught_up = os.getpid()
+
+    def has(self, key: str, body: bytes) -> bool:
+        """Return whether a row was committed: it is in the table, or in the log by somebody's `flush`."""
+        with self._begin() as connection:
+            if _is_in(connection, key):
+                return True
+        return self._trail.has(key, body)
+
+    def settle(self, key: str, body: bytes) -> Receipt | None:
+        """Put one committed row into the log and remove it here; None where the log does not take it now, and it stays."""
+        try:
+            (receipt,) = self._trail.sequence([(key, body)])
+        except AuditWriteError:
+            self._caught_up = None
+            return None
+        with self._begin() as connection:
+            _execute(connection, f"DELETE FROM {TABLE} WHERE id = ?", (key,))  # noqa: S608
+        return receipt
 
     def flush(self) -> dict[str, Receipt]:
         """Put every committed row into the log, oldest first, and remove it here once it is durable there.
@@ -155,27 +181,17 @@ class _Placed:
     key: str
     body: bytes
 
-    def is_in(self, connection: Any) -> bool:
-        return bool(_execute(connection, f"SELECT 1 FROM {TABLE} WHERE id = ?", (self.key,)))  # noqa: S608
-
     def committed(self) -> bool:
         """Return whether the row is there, or in the log by somebody's flush."""
-        with self.outbox._begin() as connection:
-            if self.is_in(connection):
-                return True
-        return self.outbox._trail.has(self.key, self.body)
+        return self.outbox.has(self.key, self.body)
 
     def settle(self) -> Receipt | None:
         """Put it into the log; None when it waits for that beside its effect."""
-        outbox = self.outbox
-        try:
-            (receipt,) = outbox._trail.sequence([(self.key, self.body)])
-        except AuditWriteError:
-            outbox._caught_up = None
-            return None
-        with outbox._begin() as connection:
-            _execute(connection, f"DELETE FROM {TABLE} WHERE id = ?", (self.key,))  # noqa: S608
-        return receipt
+        return self.outbox.settle(self.key, self.body)
+
+
+def _is_in(connection: Any, key: str) -> bool:
+    return bool(_execute(connection, f"SELECT 1 FROM {TABLE} WHERE id = ?", (key,)))  # noqa: S608
 
 
 def _rows(connection: Any) -> list[tuple[Any, ...]]:

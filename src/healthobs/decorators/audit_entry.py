@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from healthobs import _runtime
+from healthobs.audit.draft import CARE
 from healthobs.decorators.binding import OK, Binding, spooled
 from healthobs.decorators.plan import ACTION
 from healthobs.exceptions import AuditWriteError
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from healthobs.audit.draft import AuditDraft, Placed
     from healthobs.audit.records import Receipt
-
-#: HL7 v3 PurposeOfUse codes of care that must not wait for the store: break the glass, emergency treatment.
-CARE = ("BTG", "ETREAT")
 
 
 def append_entry(
