@@ -60,9 +60,9 @@ GUARDS = {
     for table in _TABLES
 } | {"entry_no_gap": ("entry", "no_gap", "INSERT", "ROW", 1 + 2 + 4)}
 _DURABLE = {"synchronous_commit": ("on", "remote_apply"), "fsync": ("on",), "full_page_writes": ("on",)}
-_LOCK = (
-    f"SELECT {', '.join(f'current_setting({name!r})' for name in _DURABLE)} FROM log WHERE one = 1 FOR UPDATE"  # noqa: S608
-)
+#: Read with `current_setting`; see `refuse_loss`.
+DURABILITY = f"SELECT {', '.join(f'current_setting({name!r})' for name in _DURABLE)}"
+_LOCK = f"{DURABILITY} FROM log WHERE one = 1 FOR UPDATE"
 
 
 def prepare(owner_url: str, application_role: str) -> None:
@@ -87,15 +87,50 @@ def prepare(owner_url: str, application_role: str) -> None:
             connection.execute(sql.SQL(grant).format(role).as_string())  # pyright: ignore[reportArgumentType]
 
 
+def options_of(url: str, whose: str) -> dict[str, object]:
+    """Return how to connect to what `url` names.
+
+    Args:
+        url: ``postgresql://...`` as libpq or SQLAlchemy has it.
+        whose: What the error says before ``URL``.
+
+    Raises:
+        ConfigurationError: The URL is malformed.
+    """
+    try:
+        options = conninfo_to_dict(url.replace("postgresql+psycopg://", "postgresql://", 1))
+    except psycopg.Error:
+        raise ConfigurationError(f"{whose} URL is no valid postgresql:// URL") from None
+    defaults = {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": 2_000 * CONNECT_SECONDS}
+    return {**defaults, **options, "client_encoding": "UTF8"}
+
+
+def code_of(exc: Exception) -> str:
+    """Return the code and name of what failed: the server's DETAIL quotes values, connection errors name hosts and users."""
+    code = getattr(exc, "sqlstate", None)
+    return f"{code} {type(exc).__name__}" if code else type(exc).__name__
+
+
+def refuse_loss(found: Row) -> None:
+    """Return when the settings of `DURABILITY` lose nothing.
+
+    Raises:
+        AuditError: One does.
+    """
+    for (name, wanted), value in zip(_DURABLE.items(), found, strict=True):
+        if value not in wanted:
+            raise AuditError(
+                f"PostgreSQL runs with {name}={value}, so what it confirms can be lost; set it to {wanted[0]}"
+            )
+
+
 @contextmanager
 def _translated() -> Generator[None]:
-    """Keep the server's texts back: its DETAIL quotes values, its connection errors name hosts and users."""
     try:
         yield
     except psycopg.Error as exc:
-        code = f"{exc.sqlstate} {type(exc).__name__}" if exc.sqlstate else type(exc).__name__
         refused = isinstance(exc, (psycopg.IntegrityError, errors.InsufficientPrivilege))
-        raise StoreError(code, refused=refused) from None
+        raise StoreError(code_of(exc), refused=refused) from None
 
 
 class PostgresStore:
@@ -111,12 +146,7 @@ class PostgresStore:
     path: Path | None = None
 
     def __init__(self, url: str) -> None:
-        try:
-            options = conninfo_to_dict(url.replace("postgresql+psycopg://", "postgresql://", 1))
-        except psycopg.Error:
-            raise ConfigurationError("the audit database URL is no valid postgresql:// URL") from None
-        defaults = {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": 2_000 * CONNECT_SECONDS}
-        self._options = {**defaults, **options, "client_encoding": "UTF8"}
+        self._options = options_of(url, "the audit database")
 
     def connect(self, *, read_only: bool = False) -> PostgresConnection:
         """Open a connection.
@@ -232,11 +262,7 @@ class PostgresConnection:
         rows = self.execute(_LOCK)
         if not rows:
             raise AuditError("the log was never begun; open the trail once before it is used")
-        for (name, wanted), found in zip(_DURABLE.items(), rows[0], strict=True):
-            if found not in wanted:
-                raise AuditError(
-                    f"PostgreSQL runs with {name}={found}, so what it confirms can be lost; set it to {wanted[0]}"
-                )
+        refuse_loss(rows[0])
 
     def tables(self) -> set[str]:
         """Return the names of the tables in the schema."""
