@@ -88,6 +88,7 @@ pytest_plugins = [
     "tests.retention_bench",
     "tests.set_ups",
     "tests.small_world",
+    "tests.subject_places",
 ]
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],

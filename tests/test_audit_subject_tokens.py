@@ -18,7 +18,7 @@ import pytest
 
 from audit_trails import unmeasured
 from healthobs import Observability, Settings, audited, use
-from healthobs.audit import AuditTrail, Outbox, annotate, open_trail, subjects
+from healthobs.audit import AuditTrail, Outbox, annotate, open_trail, subject_rows, subjects
 from healthobs.audit.command import main as command
 from healthobs.audit.retention import RecordClass, Retention
 from healthobs.audit.subjects import SubjectMap
@@ -29,6 +29,7 @@ from healthobs.endpoints import Endpoints, Request
 from healthobs.exceptions import AuditWriteError, ConfigurationError
 from healthobs.redaction import Redactor
 from healthobs.testing import Capture, assert_no_phi
+from subject_places import FilePlace
 
 #: No pattern of redaction finds it, so only the map keeps it out of the log.
 PATIENT = "Quixote-of-Barataria"
@@ -42,7 +43,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from healthobs.audit.subjects import SubjectMap
 
-subjects = SubjectMap(Path(sys.argv[1]))
+place, key = sys.argv[1:]
+subjects = SubjectMap(place if "://" in place else Path(place), Path(key))
 print("ready", flush=True)
 sys.stdin.readline()
 names = [f"patient-{number // 4}" for number in range(40)]
@@ -53,30 +55,31 @@ with ThreadPoolExecutor(4) as pool:
 #: Forks in the middle of an erasure; the child then records an entry about somebody who is new.
 ERASING = """
 import os, sys, threading
+from contextlib import contextmanager
 from pathlib import Path
 from healthobs.audit import open_trail
 from healthobs.audit.subjects import SubjectMap
 
-folder = Path(sys.argv[1])
-subjects = SubjectMap(folder / "subjects.db")
+folder, place, key = Path(sys.argv[1]), *sys.argv[2:]
+subjects = SubjectMap(place if "://" in place else Path(place), Path(key))
 trail = open_trail(f"sqlite:///{folder}/audit.db", service="s", subjects=subjects, timeout_seconds=0.5)
 trail.append({"action": "parent", "subject": "patient-1"})
-inside, named, order = threading.Event(), subjects._named, []
+inside, rows, order = threading.Event(), subjects._rows, []
+connected = rows._connected
 
-def slow(identifier):
-    inside.set()
-    threading.Event().wait(0.3)
-    return named(identifier)
+@contextmanager
+def slow(*more):
+    with connected(*more) as connection:
+        inside.set()
+        threading.Event().wait(0.3)
+        yield connection
+        order.append("erased")
 
-def erase():
-    subjects.erase("patient-1")
-    order.append("erased")
-
-subjects._named = slow
-thread = threading.Thread(target=erase)
+rows._connected = slow
+thread = threading.Thread(target=subjects.erase, args=("patient-1",))
 thread.start()
 inside.wait()
-del subjects._named
+del rows._connected
 wait, begin = os.pipe()
 child = os.fork()
 if child == 0:
@@ -97,8 +100,9 @@ from pathlib import Path
 from healthobs.audit import open_trail
 from healthobs.audit.subjects import SubjectMap
 
-folder = Path(sys.argv[1])
-trail = open_trail(f"sqlite:///{folder}/audit.db", service="s", subjects=SubjectMap(folder / "subjects.db"))
+folder, place, key = Path(sys.argv[1]), *sys.argv[2:]
+subjects = SubjectMap(place if "://" in place else Path(place), Path(key))
+trail = open_trail(f"sqlite:///{folder}/audit.db", service="s", subjects=subjects)
 stop = threading.Event()
 
 def work(thread):
@@ -124,11 +128,11 @@ print(set(statuses))
 
 
 class Service:
-    """A trail with its map and spool in one folder."""
+    """A trail in one folder, with its spool and its map, which may be elsewhere."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.file = folder / "subjects.db"
+    def __init__(self, place: FilePlace) -> None:
+        self.place = place
+        self.folder = place.folder
         self.trail = self.open()
 
     def open(self) -> AuditTrail:
@@ -136,7 +140,7 @@ class Service:
             f"sqlite:///{self.folder}/audit.db",
             service="s",
             spool_file=self.folder / "spool",
-            subjects=SubjectMap(self.file),
+            subjects=self.place.open(),
         )
 
     @property
@@ -151,18 +155,16 @@ class Service:
 
     def rows(self) -> int:
         """Return how many subjects the map knows."""
-        with closing(sqlite3.connect(self.file)) as connection:
-            return int(connection.execute("SELECT count(*) FROM subject").fetchone()[0])
+        return int(self.place.execute("SELECT count(*) FROM subject")[0][0])
 
     def lose_map(self) -> Callable[[], object]:
         """Take the map away; return what puts it back."""
-        kept = self.file.rename(self.folder / "kept")
-        return lambda: kept.rename(self.file)
+        return self.place.lose()
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(tmp_path)
+def service(place: FilePlace) -> Iterator[Service]:
+    made = Service(place)
     yield made
     made.trail.close()
 
@@ -218,7 +220,7 @@ class TestWays:
     @pytest.mark.parametrize("way", WAYS)
     def test_search_finds_it_without_the_map(self, tmp_path: Path, way: str) -> None:
         """The planted fault: a trail without its map writes the identifier, and the search of the files is red."""
-        planted = Service(tmp_path)
+        planted = Service(FilePlace(tmp_path))
         planted.trail._encoder.subjects = None
         planted.open = lambda: open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")  # type: ignore[method-assign]
         with pytest.raises(AssertionError, match="identifier as plain in"):
@@ -279,13 +281,13 @@ class TestReading:
         service.trail.append(READ)
         assert [entry["index"] for entry in service.trail.read(subject=PATIENT).entries] == [1, 0]
 
-    def test_endpoint(self, tmp_path: Path) -> None:
+    def test_endpoint(self, tmp_path: Path, place: FilePlace) -> None:
         """`GET /audit/trail?subject=` takes the identifier, and what it answers does not have it."""
         settings = Settings(
             endpoints=True,
             control_interval_seconds=0,
             audit_database_url=f"sqlite:///{tmp_path}/audit.db",
-            audit_subjects_file=tmp_path / "subjects.db",
+            **place.settings,
         )
         with Capture(settings) as capture:
             assert capture.obs.audit is not None
@@ -337,7 +339,7 @@ class TestFaults:
         service.trail.append({"action": "service.begun"})
         assert [body["action"] for body in service.bodies()] == ["service.begun"]
 
-    def test_nothing_leaves_under_deny(self, tmp_path: Path) -> None:
+    def test_nothing_leaves_under_deny(self, tmp_path: Path, place: FilePlace) -> None:
         """A function whose entry gets no token is not answered, and no signal tells of whom."""
 
         @audited("patient.read", policy="deny")
@@ -345,11 +347,9 @@ class TestFaults:
             annotate(subject=PATIENT)
             return "record"
 
-        settings = Settings(
-            audit_database_url=f"sqlite:///{tmp_path}/audit.db", audit_subjects_file=tmp_path / "subjects.db"
-        )
+        settings = Settings(audit_database_url=f"sqlite:///{tmp_path}/audit.db", **place.settings)
         with Capture(settings) as capture:
-            (tmp_path / "subjects.db").unlink()
+            place.lose()
             with pytest.raises(AuditWriteError, match="not answered"):
                 read()
             assert [line["event"] for line in capture.log_lines] == ["audit_entry_lost"]
@@ -368,7 +368,7 @@ class TestFaults:
         service.lose_map()
         with pytest.raises(AuditWriteError):
             service.trail.append(READ)
-        assert not service.file.exists()
+        assert not service.place.is_there()
 
     def test_readiness_and_control_tell(self, service: Service) -> None:
         """The health check of the trail and the probe of H-312.b fail while the map cannot be used."""
@@ -382,29 +382,32 @@ class TestFaults:
         back()
         service.trail.health()
 
-    def test_damaged_map(self, service: Service) -> None:
+    def test_damaged_map(self, tmp_path: Path) -> None:
         """Readiness fails on a file that is there and is no map."""
-        service.file.write_bytes(b"no database" * 100)
-        with pytest.raises(subjects.AuditError, match="subject map"):
+        service = Service(FilePlace(tmp_path))
+        service.place.file.write_bytes(b"no database" * 100)
+        with closing(service.trail), pytest.raises(subjects.AuditError, match="subject map"):
             service.trail.health()
 
-    def test_known_subject_waits_for_no_writer(self, service: Service) -> None:
+    def test_known_subject_waits_for_no_writer(self, tmp_path: Path) -> None:
         """While another process writes, a known subject has its token; a new one waits as long as it is told."""
+        service = Service(FilePlace(tmp_path))
         token = service.subjects.token(PATIENT)
-        with closing(sqlite3.connect(service.file, isolation_level=None)) as other:
+        with (
+            closing(service.trail),
+            closing(sqlite3.connect(service.place.file, isolation_level=None)) as other,
+        ):
             other.execute("BEGIN IMMEDIATE")
             assert service.subjects.token(PATIENT) == token
             with pytest.raises(subjects.AuditError, match="SQLITE_BUSY"):
                 service.subjects.token("somebody-new", wait_seconds=0)
 
-    def test_without_its_key(self, tmp_path: Path) -> None:
+    def test_without_its_key(self, service: Service) -> None:
         """A service whose map lost its key does not start."""
-        made = Service(tmp_path)
-        made.trail.append(READ)
-        made.trail.close()
-        (tmp_path / "subjects.db.key").unlink()
+        service.trail.append(READ)
+        service.place.key.unlink()
         with pytest.raises(ConfigurationError, match="key file is missing"):
-            made.open()
+            service.open()
 
 
 class TestCare:
@@ -496,15 +499,15 @@ class TestCare:
         trail.append(READ)
         merged = [body["subject"] for body in service.bodies()]
         assert merged[-1] == service.subjects.find(PATIENT)
-        assert [service.subjects.identifier(token) for token in merged[:-1]] in ([], [None])
+        assert [service.subjects.identifier(token or "") for token in merged[:-1]] in ([], [None])
 
-    def test_policy_of_a_function(self, tmp_path: Path) -> None:
+    def test_policy_of_a_function(self, tmp_path: Path, place: FilePlace) -> None:
         """Under the policy `spool` care is answered with an alarm while the map is away, all else is denied."""
         settings = Settings(
             audit_policy="spool",
             audit_database_url=f"sqlite:///{tmp_path}/audit.db",
             audit_spool_file=tmp_path / "spool",
-            audit_subjects_file=tmp_path / "subjects.db",
+            **place.settings,
         )
 
         @audited("patient.read")
@@ -513,14 +516,14 @@ class TestCare:
             return "record"
 
         with Capture(settings) as capture:
-            (tmp_path / "subjects.db").rename(tmp_path / "kept")
+            back = place.lose()
             assert read("BTG") == "record"
             with pytest.raises(AuditWriteError):
                 read("TREAT")
             events = [line["event"] for line in capture.log_lines]
             assert events == ["audit_entry_spooled", "audit_entry_lost"]
             assert_no_phi(NEEDLES, tmp_path, json.dumps(capture.telemetry()))
-            (tmp_path / "kept").rename(tmp_path / "subjects.db")
+            back()
 
 
 class TestErasure:
@@ -614,21 +617,22 @@ class TestAtOnce:
             list(pool.map(service.trail.append, [READ] * 24))
         assert {body["subject"] for body in service.bodies()} == {service.subjects.find(PATIENT)}
 
-    def test_another_was_first(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_another_was_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Who finds no token, and then waits for another process that makes it, takes that one."""
-        others, begin = SubjectMap(service.file), subjects._begin
+        place = FilePlace(tmp_path)
+        mine, others, begin = place.open(), place.open(), subject_rows._begin
 
         def late(connection: sqlite3.Connection) -> None:
             monkeypatch.undo()
             others.token(PATIENT)
             begin(connection)
 
-        monkeypatch.setattr(subjects, "_begin", late)
-        assert service.subjects.token(PATIENT) == others.find(PATIENT)
+        monkeypatch.setattr(subject_rows, "_begin", late)
+        assert mine.token(PATIENT) == others.find(PATIENT)
 
-    def test_processes(self, tmp_path: Path) -> None:
+    def test_processes(self, place: FilePlace) -> None:
         """Processes of several threads that make map and key, and ask for the same new subjects, get the same tokens."""
-        command = [sys.executable, "-c", ASKING, str(tmp_path / "subjects.db")]
+        command = [sys.executable, "-c", ASKING, str(place.place), str(place.key)]
         asking = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             for _ in range(3)
@@ -641,17 +645,17 @@ class TestAtOnce:
         assert len(set(answers)) == 1
         assert len(set(answers[0].split())) == 10
 
-    def test_forked_during_an_erasure(self, tmp_path: Path) -> None:
+    def test_forked_during_an_erasure(self, place: FilePlace) -> None:
         """A fork waits for who uses the map without the trail, too, and the child finds it free."""
-        command = [sys.executable, "-c", ERASING, str(tmp_path)]
+        command = [sys.executable, "-c", ERASING, str(place.folder), str(place.place), str(place.key)]
         done = subprocess.run(
             command, capture_output=True, text=True, env=unmeasured(), timeout=60, check=True
         )
         assert done.stdout == "['erased', 'forked'] 0\n"
 
-    def test_forked_while_others_ask(self, tmp_path: Path) -> None:
+    def test_forked_while_others_ask(self, place: FilePlace) -> None:
         """A fork in the middle of a busy map leaves the child no lock that nobody will release."""
-        command = [sys.executable, "-c", FORKING, str(tmp_path)]
+        command = [sys.executable, "-c", FORKING, str(place.folder), str(place.place), str(place.key)]
         done = subprocess.run(
             command, capture_output=True, text=True, env=unmeasured(), timeout=60, check=True
         )

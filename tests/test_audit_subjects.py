@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.audit_trails import in_files
+from tests.subject_places import FilePlace
 
 from healthobs.audit.subjects import SubjectMap
 from healthobs.exceptions import AuditError, ConfigurationError
@@ -18,28 +19,31 @@ IDENTIFIER = "MRN-00123-NEEDLE"
 
 
 @pytest.fixture
-def subjects(tmp_path: Path) -> SubjectMap:
-    return make(tmp_path)
-
-
-def make(directory: Path) -> SubjectMap:
-    return SubjectMap(directory / "subjects.db", directory / "subjects.key")
+def subjects(place: FilePlace) -> SubjectMap:
+    return place.open()
 
 
 class TestSubjectMap:
     """One function looks up or creates; erasing makes unlinkable."""
 
-    def test_stable(self, subjects: SubjectMap, tmp_path: Path) -> None:
+    def test_stable(self, subjects: SubjectMap, place: FilePlace) -> None:
         """An identifier keeps its token, in this process and the next; the token leads back."""
         token = subjects.token(IDENTIFIER)
-        assert make(tmp_path).token(IDENTIFIER) == token
-        assert make(tmp_path).identifier(token) == IDENTIFIER
+        assert place.open().token(IDENTIFIER) == token
+        assert place.open().identifier(token) == IDENTIFIER
         assert subjects.token("another") != token
 
-    def test_not_derived(self, tmp_path: Path) -> None:
+    def test_not_derived(self, subjects: SubjectMap, place: FilePlace) -> None:
         """The same identifier under the same key file has another token in another map: chance made it."""
-        first = SubjectMap(tmp_path / "a.db", tmp_path / "key").token(IDENTIFIER)
-        assert SubjectMap(tmp_path / "b.db", tmp_path / "key").token(IDENTIFIER) != first
+        assert place.another().open().token(IDENTIFIER) != subjects.token(IDENTIFIER)
+
+    @pytest.mark.parametrize("strange", ["a\0b", "a\udc80b", "a%s'?b", ""])
+    def test_odd_text(self, subjects: SubjectMap, strange: str) -> None:
+        """An identifier with characters that a database treats apart, or refuses, is one as any other; asked for as a token it is none."""
+        token = subjects.token(strange)
+        assert (subjects.token(strange), subjects.find(strange)) == (token, token)
+        assert (subjects.identifier(token), subjects.identifier(strange)) == (strange, None)
+        assert subjects.erase(strange)
 
     def test_erased(self, subjects: SubjectMap) -> None:
         """After the erasure the token is nobody's, and the subject's next token is a new one."""
@@ -49,8 +53,17 @@ class TestSubjectMap:
         assert subjects.token(IDENTIFIER) != token
         assert not subjects.erase(token)
 
-    def test_nothing_readable_in_the_file(self, subjects: SubjectMap, tmp_path: Path) -> None:
+    def test_nothing_readable_in_the_rows(self, subjects: SubjectMap, place: FilePlace) -> None:
+        """The rows hold no identifier, sealed or hashed without the key."""
+        subjects.token(IDENTIFIER)
+        (row,) = place.execute("SELECT token, lookup, sealed FROM subject")
+        assert IDENTIFIER.encode() not in b"".join(
+            part if isinstance(part, bytes) else part.encode() for part in row
+        )
+
+    def test_nothing_readable_in_the_file(self, tmp_path: Path) -> None:
         """The file holds no identifier, and of an erased row not even the sealed bytes."""
+        subjects = FilePlace(tmp_path).open()
         token = subjects.token(IDENTIFIER)
         with sqlite3.connect(tmp_path / "subjects.db") as connection:
             (sealed,) = connection.execute("SELECT sealed FROM subject").fetchone()
@@ -65,57 +78,59 @@ class TestSubjectMap:
             content = b"".join(in_files(tmp_path / "subjects.db"))
         assert (sealed in content, token.encode() in content) == (False, False)
 
-    def test_moved_row_is_noticed(self, subjects: SubjectMap, tmp_path: Path) -> None:
+    def test_moved_row_is_noticed(self, subjects: SubjectMap, place: FilePlace) -> None:
         """A sealed identifier put under another token does not open: each is sealed for its own."""
         one, two = subjects.token("one"), subjects.token("two")
-        with sqlite3.connect(tmp_path / "subjects.db") as connection:
-            connection.execute(
-                "UPDATE subject SET sealed = (SELECT sealed FROM subject WHERE token = ?) WHERE token = ?",
-                (one, two),
-            )
-        connection.close()
+        moved = "UPDATE subject SET sealed = (SELECT sealed FROM subject WHERE token = ?) WHERE token = ?"
+        place.execute(moved, one, two)
         with pytest.raises(AuditError, match="altered"):
             subjects.identifier(two)
 
-    def test_other_key(self, subjects: SubjectMap, tmp_path: Path) -> None:
+    def test_other_key(self, subjects: SubjectMap, place: FilePlace, tmp_path: Path) -> None:
         """With another key the map is not opened, so that nobody gets a second token; with its own it is."""
         token = subjects.token(IDENTIFIER)
-        SubjectMap(tmp_path / "other.db", tmp_path / "other.key")
+        place.another().open(tmp_path / "other.key")
         with pytest.raises(AuditError, match="key file is another"):
-            SubjectMap(tmp_path / "subjects.db", tmp_path / "other.key")
-        assert make(tmp_path).token(IDENTIFIER) == token
+            place.open(tmp_path / "other.key")
+        assert place.open().token(IDENTIFIER) == token
 
-    def test_lost_key(self, subjects: SubjectMap, tmp_path: Path) -> None:
-        """A map with rows gets no new key in place of one that is gone; an empty one does."""
-        key = tmp_path / "subjects.key"
-        token = subjects.token(IDENTIFIER)
-        key.unlink()
+    def test_lost_key(self, subjects: SubjectMap, place: FilePlace) -> None:
+        """A map with rows gets no new key in place of one that is gone."""
+        subjects.token(IDENTIFIER)
+        place.key.unlink()
         with pytest.raises(ConfigurationError, match="key file is missing"):
-            make(tmp_path)
-        assert not key.exists()
-        subjects.erase(token)
-        assert make(tmp_path).token(IDENTIFIER) != token
+            place.open()
+        assert not place.key.exists()
 
-    def test_altered_row_does_not_lock_the_others_out(self, subjects: SubjectMap, tmp_path: Path) -> None:
+    def test_lost_key_of_an_empty_file(self, tmp_path: Path) -> None:
+        """A file without rows gets a new key."""
+        place = FilePlace(tmp_path)
+        subjects = place.open()
+        token = subjects.token(IDENTIFIER)
+        subjects.erase(token)
+        place.key.unlink()
+        assert place.open().token(IDENTIFIER) != token
+
+    def test_altered_row_does_not_lock_the_others_out(self, subjects: SubjectMap, place: FilePlace) -> None:
         """A map in which one row was altered still opens, by another row."""
         one, two = subjects.token("one"), subjects.token("two")
-        with sqlite3.connect(tmp_path / "subjects.db") as connection:
-            connection.execute("UPDATE subject SET sealed = x'00' WHERE token = ?", (one,))
-        connection.close()
-        assert make(tmp_path).identifier(two) == "two"
+        place.execute("UPDATE subject SET sealed = ? WHERE token = ?", b"\0", one)
+        assert place.open().identifier(two) == "two"
 
     def test_at_once(self, subjects: SubjectMap) -> None:
         """Callers that ask for one identifier at once get one token."""
         with ThreadPoolExecutor(8) as pool:
             assert len(set(pool.map(subjects.token, [IDENTIFIER] * 8))) == 1
 
-    def test_files_are_their_owners(self, subjects: SubjectMap, tmp_path: Path) -> None:
+    def test_files_are_their_owners(self, tmp_path: Path) -> None:
         """Map and key are 0600; a key that others can read is refused, as is one of the wrong length."""
+        place = FilePlace(tmp_path)
+        place.open()
         for name in ("subjects.db", "subjects.key"):
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
         (tmp_path / "subjects.key").chmod(0o644)
         with pytest.raises(ConfigurationError, match="chmod 600"):
-            make(tmp_path)
+            place.open()
         for content in (b"", b"!", b"AAAA"):
             key = tmp_path / "short.key"
             key.write_bytes(content)
@@ -123,9 +138,27 @@ class TestSubjectMap:
             with pytest.raises(ConfigurationError, match="32 bytes"):
                 SubjectMap(tmp_path / "x.db", key)
 
-    def test_unusable(self, subjects: SubjectMap, tmp_path: Path) -> None:
+    def test_unusable(self, tmp_path: Path) -> None:
         """A damaged file is an error without any value in it."""
+        subjects = FilePlace(tmp_path).open()
         (tmp_path / "subjects.db").write_bytes(b"no database" * 100)
         with pytest.raises(AuditError, match="cannot be used") as caught:
             subjects.token(IDENTIFIER)
         assert "NEEDLE" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "url", ["mysql://hunter2@db/x", "hunter2", "sqlite:///", "postgresql://hunter2@db:x:y/z?what"]
+    )
+    def test_url_that_names_no_map(self, tmp_path: Path, url: str) -> None:
+        """A URL of nothing is refused without being quoted."""
+        with pytest.raises(ConfigurationError, match="the subject map's URL") as caught:
+            SubjectMap(url, tmp_path / "key")
+        assert "hunter2" not in str(caught.value)
+
+    def test_url_of_a_file(self, tmp_path: Path) -> None:
+        """A file may be named by a URL, too, as the log's is."""
+        token = FilePlace(tmp_path).open().token(IDENTIFIER)
+        assert (
+            SubjectMap(f"sqlite:///{tmp_path}/subjects.db", tmp_path / "subjects.key").find(IDENTIFIER)
+            == token
+        )

@@ -341,8 +341,12 @@ def _is_resting_wal(path: Path) -> bool:
         return file.read(20)[18:] == b"\x02\x02"
 
 
-def path_of(url: str) -> Path:
+def path_of(url: str, whose: str = "the audit database") -> Path:
     """Return the file that ``sqlite:///PATH`` names (an absolute path has four slashes).
+
+    Args:
+        url: It.
+        whose: What the error says before ``URL``.
 
     Raises:
         ConfigurationError: Another scheme, or no file.
@@ -353,7 +357,5 @@ def path_of(url: str) -> Path:
     """
     scheme, _, path = url.partition(":///")
     if scheme != "sqlite" or path in ("", ":memory:"):
-        raise ConfigurationError(
-            "the audit database URL must be sqlite:///PATH and name a file, or postgresql://..."
-        )
+        raise ConfigurationError(f"{whose} URL must be sqlite:///PATH and name a file, or postgresql://...")
     return Path(path)

@@ -4,9 +4,10 @@
 token is random, and the map from identifier to token (AES-256-GCM, NIST SP 800-38D) is kept apart from the log,
 whose entries carry tokens only. Whoever erases a subject's row makes its entries about nobody.
 
-A trail with a map (`Settings.audit_subjects_file`) puts the token into each entry before it is written anywhere.
+A trail with a map (`Settings.audit_subjects_file`, `audit_subjects_url`) puts the token into each entry before it is written anywhere.
 
-Limits: one SQLite file on a local disk, for the processes of one machine; where a service has tenants, an identifier
+Limits: one SQLite file on a local disk, for the processes of one machine, or a schema in PostgreSQL, for replicas that
+have one key (`healthobs.audit.subject_rows_postgres`); where a service has tenants, an identifier
 must be one person's over all of them. Identifiers are found by a keyed hash
 (HMAC-SHA-256), which with the key file lets one test a guess; without it nothing can be told. What was erased may
 live on in backups, and nobody can say any more whom entries are about once the map itself is lost.
@@ -16,21 +17,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import hmac
 import json
 import os
 import re
-import sqlite3
 import uuid
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from healthobs.audit.forking import ForkGate
-from healthobs.audit.keys import create_secret, read_secret, sync_directory
-from healthobs.audit.sqlite import BUSY_TIMEOUT_MILLIS, connect_pragmas, forget
+from healthobs.audit.keys import create_secret, read_secret
+from healthobs.audit.subject_rows import MARK, WAIT_SECONDS, About, Row, rows_of
 from healthobs.exceptions import AuditError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -39,29 +36,21 @@ if TYPE_CHECKING:
 Fields = Mapping[str, object]
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
-#: Rows that an opening tries the key on; one that opens is enough, because any may have been altered.
-_TRIED = 20
-WAIT_SECONDS = BUSY_TIMEOUT_MILLIS / 1_000
-_TABLE = (
-    "CREATE TABLE IF NOT EXISTS subject (token TEXT PRIMARY KEY, lookup BLOB NOT NULL UNIQUE,"
-    " sealed BLOB NOT NULL)"
-)
 _TOKEN = re.compile(r"s-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_ABOUT = "WHERE lookup = ? OR token = ?"
 
 
 class SubjectMap:
     """The map of one service.
 
     Args:
-        path: Its SQLite file, made when missing; not the log's.
+        place: Its SQLite file, made when missing, not the log's; or a URL: ``sqlite:///PATH``, ``postgresql://...``.
         key_file: 32 random bytes as base64, made 0600 when missing and the map is empty; default the file's name
             and ``.key``. Keep it away from the log and its backups.
 
     Raises:
-        ConfigurationError: The key file cannot be used or is missing though the map has rows, or cryptography is
-            not installed.
-        AuditError: The file cannot be used, or the key is not that of its rows.
+        ConfigurationError: The URL is malformed, or the key file cannot be used, is not named or is missing though
+            the map has rows, or cryptography or psycopg is not installed.
+        AuditError: The map cannot be used, or the key is not that of its rows.
 
     Example:
         >>> subjects = SubjectMap(directory / "subjects.db", directory / "subjects.key")
@@ -72,21 +61,25 @@ class SubjectMap:
         (True, None, False)
     """
 
-    def __init__(self, path: Path, key_file: Path | None = None) -> None:
-        self._path = path
-        #: Its own: within a trail's, a fork that waits at this one first would keep both waiting.
-        self._gate = ForkGate(lambda: None)
-        with self._connected(make=True) as connection:
-            _begin(connection)
-            connection.execute(_TABLE)
-            connection.execute("COMMIT")
-            rows = connection.execute("SELECT token, sealed FROM subject LIMIT ?", (_TRIED,)).fetchall()
+    def __init__(self, place: Path | str, key_file: Path | None = None) -> None:
+        self._rows = rows_of(place)
+        if key_file is None:
+            if self._rows.path is None:
+                raise ConfigurationError(
+                    "a subject map in PostgreSQL needs audit_subjects_key_file: name the key that its replicas share"
+                )
+            key_file = self._rows.path.with_name(self._rows.path.name + ".key")
+        self._key_file = key_file
+        self._rows.open(self._unlocked)
+
+    def _unlocked(self, tried: list[tuple[str, bytes]]) -> bytes:
         # With another key each identifier would get a second token, and a patient's entries two subjects.
-        self._cipher, self._index_key = _keys(key_file or path.with_name(path.name + ".key"), make=not rows)
-        if rows and all(self._opened(*row) is None for row in rows):
+        self._cipher, self._index_key = _keys(self._key_file, make=not tried)
+        if tried and all(self._opened(*row) is None for row in tried):
             raise AuditError(
                 "the subject map's rows were altered, or the key file is another one; restore its own"
             )
+        return self._sealed(MARK, "")
 
     def token(self, identifier: str, *, wait_seconds: float = WAIT_SECONDS) -> str:
         """Return the token of `identifier`; a new random one when it has none yet. A token of the map is its own.
@@ -96,24 +89,19 @@ class SubjectMap:
             wait_seconds: How long to wait for others that write.
 
         Raises:
-            AuditError: The file cannot be used; the message has nothing of the identifier.
+            AuditError: The map cannot be used; the message has nothing of the identifier.
         """
-        with self._connected(wait_seconds) as connection:
-            token = self._known(connection, identifier)
-            if token is None:
-                _begin(connection)
-                token = self._known(connection, identifier) or self._added(connection, identifier)
-                connection.execute("COMMIT")
-            return token
+        token = self._rows.token(self._about(identifier), lambda: self._new(identifier), wait_seconds)
+        assert token is not None  # noqa: S101 - one is made where there is none
+        return token
 
     def find(self, identifier: str) -> str | None:
         """Return what `token` would, but None where that would make one.
 
         Raises:
-            AuditError: The file cannot be used.
+            AuditError: The map cannot be used.
         """
-        with self._connected() as connection:
-            return self._known(connection, identifier)
+        return self._rows.token(self._about(identifier), None, WAIT_SECONDS)
 
     def identifier(self, token: str) -> str | None:
         """Return whose `token` it is; None when it is unknown or was erased.
@@ -121,11 +109,10 @@ class SubjectMap:
         Raises:
             AuditError: The row was altered, or sealed with another key.
         """
-        with self._connected() as connection:
-            row = connection.execute("SELECT sealed FROM subject WHERE token = ?", (token,)).fetchone()
-        if row is None:
+        sealed = self._rows.sealed(_plain(token))
+        if sealed is None:
             return None
-        identifier = self._opened(token, row[0])
+        identifier = self._opened(token, sealed)
         if identifier is None:
             raise AuditError("the subject's row was altered, or the key file is another one")
         return identifier
@@ -138,29 +125,25 @@ class SubjectMap:
         Raises:
             AuditError: The file cannot be used, or somebody reads on what was in it; call it again then.
         """
-        with self._connected() as connection:
-            _begin(connection)
-            statement = f"DELETE FROM subject {_ABOUT}"  # noqa: S608
-            erased = connection.execute(statement, self._named(token)).rowcount
-            connection.execute("COMMIT")
-            forget(connection)
-            return erased > 0
+        return self._rows.erase(self._about(token))
 
     def check(self) -> None:
         """Return when a token could be made now, as far as can be told without making one.
 
         Raises:
-            AuditError: The file cannot be used.
+            AuditError: The map cannot be used.
         """
-        with self._connected() as connection:
-            _begin(connection)
-            connection.execute("SELECT 1 FROM subject LIMIT 1")
+        self._rows.check()
+
+    def close(self) -> None:
+        """Close what is open in this process; the next call opens it again."""
+        self._rows.close()
 
     def about(self, fields: Fields, wait_seconds: float) -> Fields:
         """Return the fields of an entry with the token in place of the subject, also where the resource is the subject itself.
 
         Raises:
-            AuditError: The file cannot be used.
+            AuditError: The map cannot be used.
         """
         subject = fields.get("subject")
         if not isinstance(subject, str):
@@ -168,7 +151,7 @@ class SubjectMap:
         return _renamed(fields, self.token(subject, wait_seconds=wait_seconds))
 
     def stand_in(self, fields: Fields) -> tuple[Fields, str]:
-        """Return what `about` does with a token for now, and the identifier sealed for `settled`, without the file."""
+        """Return what `about` does with a token for now, and the identifier sealed for `settled`, without its rows."""
         token = _new_token()
         sealed = self._sealed(token, str(fields["subject"]))
         return _renamed(fields, token), base64.urlsafe_b64encode(sealed).decode()
@@ -177,7 +160,7 @@ class SubjectMap:
         """Return an entry about a `stand_in` with the subject's token in its place; any other as it is.
 
         Raises:
-            AuditError: The file cannot be used.
+            AuditError: The map cannot be used.
         """
         subject: str = json.loads(body)["subject"] or ""
         try:
@@ -188,18 +171,12 @@ class SubjectMap:
             return body
         return body.replace(subject.encode(), self.token(identifier, wait_seconds=wait_seconds).encode())
 
-    def _known(self, connection: sqlite3.Connection, identifier: str) -> str | None:
-        row = connection.execute(f"SELECT token FROM subject {_ABOUT}", self._named(identifier)).fetchone()  # noqa: S608
-        return None if row is None else str(row[0])
+    def _about(self, identifier: str) -> About:
+        return self._lookup(identifier), _plain(identifier)
 
-    def _named(self, identifier: str) -> tuple[bytes, str]:
-        return self._lookup(identifier), identifier.encode("utf-8", "replace").decode()
-
-    def _added(self, connection: sqlite3.Connection, identifier: str) -> str:
+    def _new(self, identifier: str) -> Row:
         token = _new_token()
-        row = (token, self._lookup(identifier), self._sealed(token, identifier))
-        connection.execute("INSERT INTO subject VALUES (?, ?, ?)", row)
-        return token
+        return token, self._lookup(identifier), self._sealed(token, identifier)
 
     def _lookup(self, identifier: str) -> bytes:
         return hmac.digest(self._index_key, _bytes(identifier), "sha256")
@@ -217,38 +194,6 @@ class SubjectMap:
         except (InvalidTag, ValueError):
             return None
 
-    @contextmanager
-    def _connected(
-        self, wait_seconds: float = WAIT_SECONDS, *, make: bool = False
-    ) -> Generator[sqlite3.Connection]:
-        """Give a connection for one task, with no fork meanwhile; what it leaves uncommitted is rolled back.
-
-        The file is made by an opening alone: in place of one that vanished an empty one would give second tokens.
-        """
-        try:
-            if make and not self._path.exists():
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-                sync_directory(self._path.parent)
-            address = f"{self._path.absolute().as_uri()}?mode=rw"
-            with (
-                self._gate,
-                contextlib.closing(
-                    sqlite3.connect(address, timeout=wait_seconds, isolation_level=None, uri=True)
-                ) as connection,
-            ):
-                yield connection
-        except (sqlite3.Error, OSError) as exc:
-            name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
-            raise AuditError(f"the subject map cannot be used ({name}); check its file and disk") from None
-
-
-def _begin(connection: sqlite3.Connection) -> None:
-    """Begin to write durably; who only reads, as most do, need not set all that."""
-    # The first of the pragmas is the timeout.
-    for statement in (*connect_pragmas()[1:], "PRAGMA secure_delete = ON", "BEGIN IMMEDIATE"):
-        connection.execute(statement)
-
 
 def _renamed(fields: Fields, token: str) -> Fields:
     same = "resource_id" if fields.get("resource_id") == fields["subject"] else "subject"
@@ -263,6 +208,11 @@ def _new_token() -> str:
 def is_token(subject: object) -> bool:
     """Return whether `subject` has the form of a token, of this map or another, known or erased."""
     return isinstance(subject, str) and _TOKEN.fullmatch(subject) is not None
+
+
+def _plain(text: str) -> str:
+    """Return what may be a token as any database takes it; an error of its would quote an identifier."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "?")
 
 
 def _bytes(identifier: str) -> bytes:
