@@ -203,6 +203,20 @@ class TestFromEnv:
         assert Settings.from_env({**policy, "HEALTHOBS_AUDIT_SPOOL_FILE": "spool"}).audit_policy == "spool"
         assert Settings(audit_policy="spool").audit_database_url is None
 
+    def test_one_map_of_subjects(self) -> None:
+        """A trail has one map, and what replicas share has a key that is named; no value is quoted."""
+        url = "postgresql://me:hunter2@db/x"
+        with pytest.raises(ConfigurationError) as caught:
+            Settings(audit_subjects_file=Path("4711"), audit_subjects_url=url)
+        assert caught.value.problems == (
+            "audit_subjects_file and audit_subjects_url exclude each other: a trail has one map",
+            "audit_subjects_url in PostgreSQL needs audit_subjects_key_file, which its replicas share",
+        )
+        variables = {"HEALTHOBS_AUDIT_SUBJECTS_URL": url, "HEALTHOBS_AUDIT_SUBJECTS_KEY_FILE": "k"}
+        assert Settings.from_env(variables).audit_subjects_url == url
+        assert "hunter2" not in repr(Settings.from_env(variables))
+        assert Settings(audit_subjects_url="sqlite:///map.db").audit_subjects_key_file is None
+
     def test_empty_is_unset(self) -> None:
         """An empty variable counts as absent, as the OpenTelemetry specification has it."""
         assert Settings.from_env({"OTEL_SERVICE_NAME": ""}).service_name == "unknown_service"

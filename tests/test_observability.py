@@ -59,12 +59,14 @@ class TestConstruction:
             "audit_spool_file",
             "audit_subjects_file",
             "audit_subjects_key_file",
+            "audit_subjects_url",
             "audit_policy",
         ],
     )
     def test_parts_of_an_audit_trail_without_one_do_not_start(self, name: str, tmp_path: Path) -> None:
         """Whoever names one believes that there is a trail; a trail that is passed has its own."""
-        given: Any = {name: "spool" if name == "audit_policy" else tmp_path / "4711"}
+        texts = {"audit_policy": "spool", "audit_subjects_url": "sqlite:///4711"}
+        given: Any = {name: texts.get(name, tmp_path / "4711")}
         with pytest.raises(ConfigurationError) as caught:
             Observability(Settings(**given))
         assert caught.value.problems == (

@@ -38,7 +38,7 @@ _LEAST = {
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 _ENDPOINT = re.compile(r"https?://[^/?#\s]\S*", re.IGNORECASE)
 #: Fields that may hold a password: in what stands before the host, or in the query.
-_URLS = ("audit_database_url", "otlp_endpoint")
+_URLS = ("audit_database_url", "audit_subjects_url", "otlp_endpoint")
 _SECRETS = re.compile(r"(?:(?<=://)|\A(?![\w+.-]*://)).*@|(?<=\?).+", re.DOTALL)
 
 
@@ -139,8 +139,10 @@ class Settings:
         audit_spool_file: Where entries wait while the store is down, under ``spool``; created 0600.
         audit_subjects_file: Encrypted map (`healthobs.audit.subjects`) from which each entry gets a random token in place of
             its subject; created 0600, on a local disk, and never the audit database. None records subjects as given.
-        audit_subjects_key_file: Its key, created 0600 when missing; default the map's name and ``.key``. Keep it away
-            from the audit database and its backups.
+        audit_subjects_url: The map in a database instead, which replicas share: ``postgresql://...``, the schema
+            ``healthobs_subjects`` (or ``sqlite:///PATH``).
+        audit_subjects_key_file: The map's key, created 0600 when missing and the map is new; default the file's name and
+            ``.key``, with PostgreSQL none. Keep it away from the audit database and its backups.
         audit_retention_days: Retention stated by `/audit/trail`.
     """
 
@@ -184,6 +186,7 @@ class Settings:
     audit_policy: AuditPolicy = _env("HEALTHOBS_AUDIT_POLICY", "deny")
     audit_spool_file: Path | None = _env("HEALTHOBS_AUDIT_SPOOL_FILE")
     audit_subjects_file: Path | None = _env("HEALTHOBS_AUDIT_SUBJECTS_FILE")
+    audit_subjects_url: str | None = _env("HEALTHOBS_AUDIT_SUBJECTS_URL")
     audit_subjects_key_file: Path | None = _env("HEALTHOBS_AUDIT_SUBJECTS_KEY_FILE")
     audit_retention_days: int = _env("HEALTHOBS_AUDIT_RETENTION_DAYS", 2555)
 
@@ -212,14 +215,20 @@ class Settings:
             problems.append("endpoint_prefix must be a path such as /_ops, without a slash at its end")
         if self.otlp_endpoint and not _ENDPOINT.fullmatch(self.otlp_endpoint):
             problems.append("otlp_endpoint must be a URL of http:// or https://")
-        if self.audit_policy == "spool" and self.audit_database_url and not self.audit_spool_file:
-            problems.append(
-                "audit_policy spool needs audit_spool_file: without it care under break-glass is denied"
-            )
+        problems += self._of_the_trail()
         if self.prefix is not None and not self.prefix.isidentifier():
             problems.append("prefix must be a Prometheus name part such as 'payment_gateway'")
         if problems:
             raise ConfigurationError(*problems)
+
+    def _of_the_trail(self) -> Iterator[str]:
+        """Yield what is wrong with the settings of the audit trail."""
+        if self.audit_policy == "spool" and self.audit_database_url and not self.audit_spool_file:
+            yield "audit_policy spool needs audit_spool_file: without it care under break-glass is denied"
+        if self.audit_subjects_file and self.audit_subjects_url:
+            yield "audit_subjects_file and audit_subjects_url exclude each other: a trail has one map"
+        if (self.audit_subjects_url or "").startswith("postgresql") and not self.audit_subjects_key_file:
+            yield "audit_subjects_url in PostgreSQL needs audit_subjects_key_file, which its replicas share"
 
     def _unknown_words(self) -> Iterator[str]:
         """Yield what is wrong with fields of a closed vocabulary."""

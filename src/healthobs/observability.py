@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 #: Settings that are nothing without an audit trail.
 _OF_A_TRAIL = (
     "audit_key_file", "audit_policy", "audit_spool_file", "audit_subjects_file", "audit_subjects_key_file",
+    "audit_subjects_url",
 )  # fmt: skip
 
 
@@ -191,6 +192,8 @@ class Observability:
         if self._owns_audit and self.audit is not None:
             with contextlib.suppress(AuditError):
                 self.audit.close()
+            if self.audit.subjects is not None:
+                self.audit.subjects.close()
 
     def _open_audit(self) -> AuditTrail | None:
         url = self.settings.audit_database_url
@@ -212,12 +215,12 @@ class Observability:
         )
 
     def _open_subjects(self) -> SubjectMap | None:
-        path = self.settings.audit_subjects_file
-        if path is None:
+        place = self.settings.audit_subjects_url or self.settings.audit_subjects_file
+        if place is None:
             return None
         from healthobs.audit.subjects import SubjectMap
 
-        return SubjectMap(path, self.settings.audit_subjects_key_file)
+        return SubjectMap(place, self.settings.audit_subjects_key_file)
 
     def _damage_alarm(self) -> Callable[[int], None]:
         logs = self.logs
