@@ -122,6 +122,26 @@ class TestServiceSettings:
         kept = ServiceSettings.from_env(bench.info, named).observability
         assert (kept.audit_database_url, str(kept.audit_key_file)) == ("sqlite:///a", "/b")
 
+    def test_map_of_subjects_is_where_the_log_is(self, bench: Any) -> None:
+        """Who holds PHI has a map: in a file beside a log in a file, in the database that replicas share beside theirs, or as it is told."""
+        info, server = replace(bench.info, frameworks=("hipaa",)), {"AUDIT_DATABASE_URL": "postgresql://db/a"}
+
+        def mapped(**environ: str) -> tuple[str | None, ...]:
+            made = ServiceSettings.from_env(info, {"HEALTHOBS_DATA_DIR": "/d", **environ}).observability
+            places = made.audit_subjects_file, made.audit_subjects_url, made.audit_subjects_key_file
+            return tuple(None if place is None else str(place) for place in places)
+
+        assert mapped() == ("/d/bench.subjects.db", None, None)
+        assert mapped(**server) == (None, "postgresql://db/a", "/d/bench.subjects.key")
+        key = {"HEALTHOBS_AUDIT_SUBJECTS_KEY_FILE": "/k"}
+        assert mapped(**server, **key) == (None, "postgresql://db/a", "/k")
+        assert mapped(**server, **key, HEALTHOBS_AUDIT_SUBJECTS_URL="postgresql://db/b") == (
+            None,
+            "postgresql://db/b",
+            "/k",
+        )
+        assert mapped(**server, HEALTHOBS_AUDIT_SUBJECTS_FILE="/m") == ("/m", None, None)
+
     @pytest.mark.parametrize("value", ["0", "65536", "x", "-1", "٣", "9" * 5000])
     def test_wrong_numbers(self, bench: Any, value: str) -> None:
         """All wrong numbers are named at once, without their value."""

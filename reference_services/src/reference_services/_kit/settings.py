@@ -26,6 +26,7 @@ PEERS: Mapping[str, tuple[str, int]] = MappingProxyType(
         "auth-service": ("AUTH_SERVICE_URL", 8085),
     }
 )
+_MAPS = ("HEALTHOBS_AUDIT_SUBJECTS_FILE", "HEALTHOBS_AUDIT_SUBJECTS_URL")
 _WHOLE_NUMBERS = (("PORT", 1, 65535), ("OPS_PORT", 0, 65535), ("WORKERS", 1, 64), ("THREADS", 1, 256))
 
 
@@ -166,8 +167,12 @@ def _observability(info: ServiceInfo, environ: Mapping[str, str], data_dir: Path
         if not environ.get("HEALTHOBS_AUDIT_KEY_FILE"):
             default_key = data_dir / f"{info.prefix}.audit.key"
             overrides["audit_key_file"] = Path(environ.get("AUDIT_KEY_FILE") or default_key)
-        # Replicas that share an audit database over several machines must be given a map that they share, too.
-        given = environ.get("HEALTHOBS_AUDIT_SUBJECTS_FILE") or not url.startswith("sqlite:")
-        if "hipaa" in info.frameworks and not given:
-            overrides["audit_subjects_file"] = data_dir / f"{info.prefix}.subjects.db"
+        if "hipaa" in info.frameworks and not any(map(environ.get, _MAPS)):
+            in_file = url.startswith("sqlite:")
+            if in_file:
+                overrides["audit_subjects_file"] = data_dir / f"{info.prefix}.subjects.db"
+            else:  # replicas that share an audit database share the map, in a schema of its own beside it
+                overrides["audit_subjects_url"] = url
+            if not in_file and not environ.get("HEALTHOBS_AUDIT_SUBJECTS_KEY_FILE"):
+                overrides["audit_subjects_key_file"] = data_dir / f"{info.prefix}.subjects.key"
     return Settings.from_env(environ, **overrides)
