@@ -136,6 +136,30 @@ class TestReplay:
         assert (answer.status_code, answer.get_json()["code"]) == (422, "idempotency_key_reused")
         assert stored(bench) == 1
 
+    def test_members_that_are_not_remembered(self, bench: Any) -> None:
+        """Of such a member its stand-in decides whether a request is the same, or nothing does."""
+        kit = bench.kit
+        kit.migrate(METADATA)
+        kit.post(
+            "/payments", body=Payment, returns={201: Paid}, summary="Pay", idempotent=True,
+            remembered={"amount": lambda amount: amount % 10, "note": None},
+        )(lambda body: Paid(id=body.amount, note=body.note))  # fmt: skip
+        client = bench.client()
+        first = pay(client, 5, note="a")
+        assert pay(client, 15, note="b").data == pay(client, 5).data == first.data
+        assert pay(client, 6, note="a").get_json()["code"] == "idempotency_key_reused"
+
+    def test_only_members_of_the_body_have_a_stand_in(self, bench: Any) -> None:
+        """A name that the body does not have is a slip that would let a secret through: it stops the start."""
+        with pytest.raises(
+            TypeError, match="remembered= of POST /payments names what the body does not have"
+        ):
+            bench.kit.post("/payments", body=Payment, returns={}, summary="x", remembered={"amont": None})(
+                pay
+            )
+        with pytest.raises(TypeError):
+            bench.kit.post("/payments", returns={}, summary="x", remembered={"amount": None})(pay)
+
     def test_another_route(self, client: Any) -> None:
         """Keys of different routes do not meet."""
         pay(client, 5)

@@ -18,6 +18,7 @@ import pytest
 from healthobs.clock import Clock
 from healthobs.compliance import ProbeContext
 from reference_services._kit import ServiceSettings
+from reference_services._kit.idempotency import Idempotency
 from reference_services.payment_gateway import cards, domain, store
 from reference_services.payment_gateway.api import INFO, create_app
 from reference_services.payment_gateway.controls import CANARY, controls
@@ -400,6 +401,27 @@ class TestIdempotency:
         )
         assert len(gateway.database("SELECT * FROM payment")) == 1
         assert gateway.sample("transactions_total", status="captured", compliance_type="pci") == 1
+
+    def test_memory_of_a_card(self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Neither number nor code goes into the fingerprint of a request, keyed or not (PCI DSS 3.3.1, 3.5.1)."""
+        digested: list[bytes] = []
+        digest = Idempotency.fingerprint
+
+        def noting(memory: Idempotency, canonical: bytes) -> str:
+            digested.append(canonical)
+            return digest(memory, canonical)
+
+        monkeypatch.setattr(Idempotency, "fingerprint", noting)
+        first = gateway.post("/tokens", CARD, key="k")
+        again = gateway.post("/tokens", {**CARD, "cvc": "111", "number": "4242 4242 4242 4242"}, key="k")
+        assert (again.status_code, again.data) == (201, first.data)
+        assert again.headers["Idempotent-Replayed"] == "true"
+        (stored,) = gateway.database("SELECT fingerprint FROM token")
+        kept = {"exp_month": 12, "exp_year": 2035, "number": stored[0]}
+        assert [json.loads(canonical)[3] for canonical in digested] == [kept, kept]
+        assert [form for form in cards.written_forms(NUMBER) if form in b"".join(digested)] == []
+        other = gateway.post("/tokens", {**CARD, "number": "5555555555554444"}, key="k")
+        assert refusal(other)[:2] == (422, "idempotency_key_reused")
 
     def test_declined_is_replayed(self, gateway: Gateway) -> None:
         """A decline is an outcome too: it is not tried again."""

@@ -3,7 +3,8 @@
 The row that remembers the answer commits in the transaction of the business write, so a crash leaves both or
 neither. A second request waits for the first one's transaction, or gets 409 when it meets it in the same
 process. Key, client and body are stored only as HMAC, the answer only encrypted (AES-256-GCM), because
-either may hold protected health information. Answers are kept 24 hours. An error raised from the view rolls
+either may hold protected health information. The key of the HMAC lies beside it, so what has few values, or may be
+kept in no form, stays out of it (`Operation.remembered`). Answers are kept 24 hours. An error raised from the view rolls
 everything back and is not remembered, so the caller may try again; an error that the view returns is.
 """
 

@@ -66,6 +66,8 @@ class Operation:
         conf: HL7 v3 confidentiality of the answer; default: the service's.
         form: Whether the body is a form and not JSON.
         idempotent: Whether `Idempotency-Key` is required.
+        remembered: By member of the body, what tells two requests with one key apart in its place; None leaves it out.
+            For what may not be stored in any form, a keyed hash included (PCI DSS 3.3.1).
         before: Called with what its signature names of the view's arguments, when the request is authenticated and
             valid but no transaction is open: the place to ask other services. An answer that is remembered is
             given without it (two requests with one key that meet in different processes may both call it).
@@ -91,6 +93,9 @@ class Operation:
     conf: str | None = None
     form: bool = False
     idempotent: bool = False
+    remembered: Mapping[str, Callable[[Any], object] | None] = field(
+        default_factory=dict[str, Callable[[Any], object] | None]
+    )
     before: View | None = None
     headers: Sequence[Header] = ()
     problems: Sequence[int] = ()
@@ -104,7 +109,7 @@ class Operation:
         """Read the signatures once.
 
         Raises:
-            TypeError: `before` asks for what the view does not.
+            TypeError: `before` asks for what the view does not, or `remembered` names what the body does not have.
         """
         object.__setattr__(self, "wanted", _parameters(self.view))
         object.__setattr__(self, "wanted_before", _parameters(self.before) if self.before else frozenset())
@@ -112,6 +117,9 @@ class Operation:
             raise TypeError(
                 f"before= of {self.method} {self.rule} asks for more than the view; name it there"
             )
+
+        if not self.remembered.keys() <= (set() if self.body is None else self.body.model_fields.keys()):
+            raise TypeError(f"remembered= of {self.method} {self.rule} names what the body does not have")
 
     def default_status(self) -> int:
         """Return the status of a result that names none: the lowest success that is declared."""
@@ -181,14 +189,18 @@ def _encode(payload: Any) -> bytes:
 def canonical_request(operation: Operation, principal: Principal | None) -> bytes:
     """Return what decides the current request's answer, in one form that equal requests share.
 
-    That is method, path, query, body, the headers that the route reads, and the caller's roles: an answer made for
-    one purpose of use, or one role, is never repeated for another.
+    That is method, path, query, body (as far as the operation lets it be remembered), the headers that the route
+    reads, and the caller's roles: an answer made for one purpose of use, or one role, is never repeated for another.
     """
     raw = request.get_data(cache=True)
     try:
         body = json.loads(raw)
     except ValueError:
         body = raw.decode("latin-1")
+    for name in operation.remembered.keys() & (body.keys() if isinstance(body, dict) else ()):
+        given, stand_in = body.pop(name), operation.remembered[name]
+        if stand_in is not None:
+            body[name] = stand_in(given)
     read = [request.headers.get(header.name) for header in operation.headers]
     roles = [] if principal is None else sorted(principal.roles)
     content = [request.method, request.path, sorted(request.args.items(multi=True)), body, read, roles]

@@ -26,7 +26,8 @@ def create_app(kit: Kit, service: Service) -> Flask:
     """Add the routes."""
     kit.post(
         "/tokens", body=models.CardInput, returns={201: models.Token}, scope="payment:write", audit="card.tokenise",
-        resource_type="token", idempotent=True, summary="Turn a card into a token",
+        resource_type="token", idempotent=True, remembered={"cvc": None, "number": service.fingerprint},
+        summary="Turn a card into a token",
     )(service.tokenise)  # fmt: skip
     for way, body, summary in (
         ("process", models.PaymentRequest, "Make a payment"),

@@ -3,7 +3,8 @@
 ISO/IEC 7812-1 (Luhn digit, lengths by issuer range). Only numbers that Stripe publishes for testing are
 taken unless told otherwise, so that no real card can get in; what they do is documented with them
 (docs.stripe.com/testing). A card is kept as a keyed fingerprint, its brand and last four digits (PCI DSS
-4.0.1, 3.4.1 and 3.5.1.1); the security code is checked for its length and kept nowhere (3.3.1).
+4.0.1, 3.4.1 and 3.5.1.1); the security code is checked for its length and kept nowhere (3.3.1), not even as part of
+the fingerprint that tells a repeated request.
 
 Limits: fingerprint key and database together let their holder find a number by trying them all.
 """
@@ -83,6 +84,11 @@ class Card:
         return self.outcome
 
 
+def fingerprint(number: str, key: bytes) -> str:
+    """Return what stands for a card's number, however it was typed: the one thing made of all its digits that is kept."""
+    return hmac.digest(key, _digits(number).encode(), "sha256").hex()
+
+
 def luhn(digits: str) -> bool:
     """Tell whether the last digit is the right check digit (ISO/IEC 7812-1 annex B).
 
@@ -126,7 +132,7 @@ def read_card(
     Raises:
         CardError: The card is not acceptable.
     """
-    digits = re.sub(r"(?<=\d)[ -](?=\d)", "", number)
+    digits = _digits(number)
     if not (digits.isascii() and digits.isdecimal() and _SHORTEST <= len(digits) <= _LONGEST) or not luhn(
         digits
     ):
@@ -141,8 +147,12 @@ def read_card(
         raise CardError("cvc", "cvc_invalid")
     if (exp_year, exp_month) < now:
         raise CardError("exp_year", "card_expired")
-    fingerprint = hmac.digest(key, digits.encode(), "sha256").hex()
-    return Card(fingerprint, brand, digits[-4:], exp_month, exp_year, TEST_CARDS.get(digits, APPROVED))
+    outcome = TEST_CARDS.get(digits, APPROVED)
+    return Card(fingerprint(digits, key), brand, digits[-4:], exp_month, exp_year, outcome)
+
+
+def _digits(number: str) -> str:
+    return re.sub(r"(?<=\d)[ -](?=\d)", "", number)
 
 
 def holds_card_number(text: str) -> bool:
