@@ -343,7 +343,7 @@ class TestForkWhileWalking:
         trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
         for number in range(5):
             trail.append({"action": "read", "resource_id": str(number)})
-        monkeypatch.setattr(verification, "_AT_ONCE", 1)
+        monkeypatch.setattr(store, "AT_ONCE", 1)
         monkeypatch.setattr(forking, "MAX_WAIT_SECONDS", 0.0)
         step = verification._Run._entry
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.audit_trails import in_files
 from tests.retention_bench import ALICE, BOB, YEAR, Bench, signed
 
-from healthobs.audit import disposal, governance
+from healthobs.audit import governance, store
 from healthobs.audit.retention import RecordClass, Retention
 from healthobs.audit.sqlite import connect_pragmas
 from healthobs.exceptions import AuditError, AuditTamperedError, AuditWriteError, RetentionError
@@ -229,7 +229,7 @@ class TestPeriods:
 
     def test_in_pieces(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """A log longer than what is read at once is looked at whole."""
-        monkeypatch.setattr(disposal, "_AT_ONCE", 2)
+        monkeypatch.setattr(store, "AT_ONCE", 2)
         bench.add(7)
         bench.time.advance(YEAR)
         assert bench.retention().erase(actor="a", reason="r", entries=(0, 6)) == tuple(range(7))

@@ -418,7 +418,7 @@ class TestVerify:
 
     def test_in_pieces(self, long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A log longer than what is read at once verifies as one."""
-        monkeypatch.setattr(verification, "_AT_ONCE", 7)
+        monkeypatch.setattr(store, "AT_ONCE", 7)
         verdict = verify(long, _vkey(long))
         assert (verdict.ok, verdict.size) == (True, LONG)
 
@@ -465,7 +465,7 @@ class TestVerify:
         trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
         for _ in range(3):
             trail.append({"action": "a"})
-        monkeypatch.setattr(verification, "_AT_ONCE", 1)
+        monkeypatch.setattr(store, "AT_ONCE", 1)
         original = verification._Run._entry
 
         def entry_and_more(run: verification._Run, index: int, leaf: object, body: object) -> None:

@@ -16,13 +16,11 @@ from healthobs.audit import approval, governance, holds
 from healthobs.audit.governance import Order
 from healthobs.audit.holds import Held
 from healthobs.audit.merkle import leaf_hash
-from healthobs.audit.store import Connection, first_index, stored_bytes
+from healthobs.audit.store import Connection, entries, first_index, stored_bytes
 from healthobs.exceptions import AuditTamperedError
 
 if TYPE_CHECKING:
     from healthobs.audit.trail import AuditTrail
-
-_AT_ONCE = 2_000
 
 
 def carry_out(trail: AuditTrail) -> tuple[set[int], int]:
@@ -82,14 +80,9 @@ def bodies(connection: Connection, start: int, end: int) -> Iterator[tuple[int, 
     Raises:
         AuditTamperedError: One of them is not what its leaf says.
     """
-    while rows := connection.execute(
-        "SELECT idx, leaf, body FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx LIMIT ?",
-        (start, end, _AT_ONCE),
-    ):
-        for index, leaf, body in rows:
-            stored = stored_bytes(body)
-            if stored is not None:
-                if leaf_hash(stored) != leaf:
-                    raise AuditTamperedError("the body is not what was recorded", index=index)
-                yield index, cast("dict[str, Any]", json.loads(stored))
-        start = rows[-1][0] + 1
+    for index, leaf, body in entries(connection, start - 1, end - 1):
+        stored = stored_bytes(body)
+        if stored is not None:
+            if leaf_hash(stored) != leaf:
+                raise AuditTamperedError("the body is not what was recorded", index=index)
+            yield index, cast("dict[str, Any]", json.loads(stored))

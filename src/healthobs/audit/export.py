@@ -13,12 +13,11 @@ from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from healthobs.audit import reading
+from healthobs.audit import reading, store
 from healthobs.audit.fhir import audit_event
 from healthobs.audit.records import InclusionProof
 from healthobs.audit.store import Connection
 
-_AT_ONCE = 1_000
 COLUMNS = (
     "index", "time", "service", "action", "outcome", "actor", "actor_kind", "subject", "resource_type",
     "resource_id", "purpose", "classification", "reason", "details", "trace_id", "span_id", "request_id", "hash", "tenant",
@@ -27,13 +26,7 @@ COLUMNS = (
 
 def entries(connection: Connection) -> Iterator[dict[str, Any]]:
     """Return every entry as pages show it, oldest first."""
-    last = -(2**63)
-    while rows := connection.execute(
-        "SELECT idx, leaf, body FROM entry WHERE idx > ? ORDER BY idx LIMIT ?", (last, _AT_ONCE)
-    ):
-        for row in rows:
-            yield reading.decoded(*row)
-        last = rows[-1][0]
+    return (reading.decoded(*row) for row in store.entries(connection))
 
 
 def fhir(connection: Connection) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ Limits: whoever owns the tables may drop the guards, which verification then rep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,10 @@ FORBIDDEN = {
 FORMAT = 1
 #: No index: another entry has the key.
 TAKEN = -1
+#: Rows that a walk reads at a time.
+AT_ONCE = 2_000
+#: What a database can number: somebody may have tampered with it.
+LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
 Row = tuple[Any, ...]
 
@@ -170,6 +174,25 @@ def first_index(connection: Connection) -> int:
     """Return the first entry that is there: 0, unless entries were pruned."""
     ((first,),) = connection.execute("SELECT min(idx) FROM entry")
     return 0 if first is None else first
+
+
+def entries(connection: Connection, after: int = LOWEST, last: int = HIGHEST) -> Iterator[Row]:
+    """Yield index, leaf and body of each entry beyond `after` up to `last`, in order, piece by piece."""
+    return _walk(
+        connection, "SELECT idx, leaf, body FROM entry WHERE idx > ? AND idx <= ? ORDER BY idx", after, last
+    )
+
+
+def checkpoints(connection: Connection, last: int) -> Iterator[Row]:
+    """Yield size and note of each checkpoint up to the size `last`, in order, piece by piece."""
+    statement = "SELECT size, note FROM checkpoint WHERE size > ? AND size <= ? ORDER BY size"
+    return _walk(connection, statement, LOWEST, last)
+
+
+def _walk(connection: Connection, statement: str, after: int, last: int) -> Iterator[Row]:
+    while rows := connection.execute(f"{statement} LIMIT ?", (after, last, AT_ONCE)):
+        yield from rows
+        after = rows[-1][0]
 
 
 def stored_bytes(body: object) -> bytes | None:

@@ -12,7 +12,7 @@ prunings is believed unless they are pinned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from heapq import merge
 
 from healthobs.audit import approval, governance, store
@@ -24,8 +24,6 @@ from healthobs.audit.store import Connection, StoreError
 
 #: Problems that are listed; one is enough to fail, and a ruined file must not flood the report.
 MAX_PROBLEMS = 50
-_AT_ONCE = 2_000
-_LOWEST = -(2**63)
 #: The hashes that are kept of a tile where they are as many as they should, and how many entries there are by now.
 _TILE = """SELECT CASE WHEN length(hashes) = width * 32 THEN hashes END,
     (SELECT coalesce(max(idx) + 1, 0) FROM entry) FROM tile WHERE level = ? AND n = ?"""
@@ -192,9 +190,11 @@ class _Run:
             )
         by_size = sorted(known, key=lambda checkpoint: checkpoint.size)  # merge takes what is in order
         outside = ((checkpoint.size, checkpoint) for checkpoint in by_size)
-        checkpoints = merge(self._signed(signed_size), outside, key=lambda pair: pair[0])
+        checkpoints = merge(
+            store.checkpoints(self._connection, signed_size), outside, key=lambda pair: pair[0]
+        )
         due = next(checkpoints, None)
-        for index, leaf, body in self._rows(size):
+        for index, leaf, body in store.entries(self._connection, last=size - 1):
             if index < expected:
                 self._problem(index, "the entry is numbered out of order")
                 self._tree = None
@@ -248,24 +248,6 @@ class _Run:
             self._tree = CompactRange(first, kept.peaks)
         self._good_size = self._good_outside = first
         return first
-
-    def _rows(self, size: int) -> Iterator[tuple[int, object, object]]:
-        last = _LOWEST
-        while rows := self._connection.execute(
-            "SELECT idx, leaf, body FROM entry WHERE idx > ? AND idx < ? ORDER BY idx LIMIT ?",
-            (last, size, _AT_ONCE),
-        ):
-            yield from rows
-            last = rows[-1][0]
-
-    def _signed(self, highest: int) -> Iterator[tuple[int, object]]:
-        last = _LOWEST
-        while rows := self._connection.execute(
-            "SELECT size, note FROM checkpoint WHERE size > ? AND size <= ? ORDER BY size LIMIT ?",
-            (last, highest, _AT_ONCE),
-        ):
-            yield from rows
-            last = rows[-1][0]
 
     def _entry(self, index: int, leaf: object, body: object) -> None:
         self._entries += 1
