@@ -72,7 +72,7 @@ class Bench:
 
     def add(self, count: int, action: str = "patient.read", **fields: object) -> None:
         """Append entries in one batch, as another process with the key would."""
-        with self.trail.connected(read_only=False) as connection, connection.writing():
+        with self.trail.changing() as connection, connection.writing():
             size, _ = store.head(connection)
             tree = store.load_range(connection, size)
             rows: list[tuple[int, bytes, str]] = []

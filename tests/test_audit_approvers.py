@@ -113,7 +113,7 @@ class TestApprovers:
         bench.trail.append_own({"action": governance.APPROVERS, "details": {"order": signed(text, *by)}})
         order = signed(bench.retention().order(256), EVE, CAROL)
         bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 256, "order": order}})
-        with bench.trail.connected(read_only=False) as connection, connection.amending():
+        with bench.trail.changing() as connection, connection.amending():
             connection.execute("DELETE FROM entry WHERE idx < 256")
         said = list(map(str, bench.verify().problems))
         assert said[:2] == [f"entry 301: {CHANGED}", f"entry 302: {UNSIGNED}"]

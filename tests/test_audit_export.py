@@ -319,7 +319,7 @@ class TestAuditEvent:
 
     def test_erased_is_left_out(self, trail: AuditTrail) -> None:
         """An entry without its body makes no event; the others do."""
-        with trail.connected(read_only=False) as connection, connection.amending():
+        with trail.changing() as connection, connection.amending():
             connection.execute("UPDATE entry SET body = NULL WHERE idx = 0")
         assert len(events(trail)) == 2 * len(ACTIONS)
 

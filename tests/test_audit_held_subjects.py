@@ -160,7 +160,7 @@ class TestNames:
     def test_tampered_entry_is_held(self, mapped: Mapped) -> None:
         """An entry that somebody changed keeps nobody from placing a hold, which has it among its own."""
         mapped.bench.trail.append(READ)
-        with mapped.bench.trail.connected(read_only=False) as connection, connection.amending():
+        with mapped.bench.trail.changing() as connection, connection.amending():
             connection.execute("UPDATE entry SET body = replace(body, 'client-1', 'client-2')")
         mapped.switch_on()
         mapped.hold(PATIENT)

@@ -105,7 +105,7 @@ def forge_is_refused(outbox: Outbox, engine: sa.Engine, trail: AuditTrail, forge
 def key_without_entry_is_refused(trail: AuditTrail, index: int) -> bool:
     """Return whether a row that was marked as done by somebody else is refused, and not acknowledged."""
     key = trail.new_key()
-    with trail.connected(read_only=False) as connection, connection.writing():
+    with trail.changing() as connection, connection.writing():
         store.insert_sequenced(connection, [(key, index)])
     with pytest.raises(AuditWriteError, match="not the one that an outbox"):
         trail.sequence([(key, trail.encode(WRITE))])
@@ -222,7 +222,7 @@ class TestOutbox:
         """A row that somebody marked as recorded, which it is not, is kept aside; those behind it are recorded."""
 
         def mark(key: str) -> None:
-            with trail.connected(read_only=False) as connection, connection.writing():
+            with trail.changing() as connection, connection.writing():
                 store.insert_sequenced(connection, [(key, 7)])
 
         assert taken_key_holds_up_nobody(outbox, engine, trail, mark)

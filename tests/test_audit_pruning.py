@@ -76,7 +76,7 @@ class TestPrune:
         bench.time.advance(YEAR)
         bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
         assert bench.verify().ok
-        with bench.trail.connected(read_only=False) as connection, connection.amending():
+        with bench.trail.changing() as connection, connection.amending():
             for guard in ("tile_no_update", "tile_no_delete"):
                 connection.execute(f"DROP TRIGGER {guard}")
             connection.execute(statement)
@@ -107,7 +107,7 @@ class TestPrune:
         bench.add(300)
         details = {"below": 256} if order is None else {"below": 256, "order": signed(order, ALICE, BOB)}
         bench.trail.append_own({"action": governance.PRUNE, "details": details})
-        with bench.trail.connected(read_only=False) as connection, connection.amending():
+        with bench.trail.changing() as connection, connection.amending():
             connection.execute("DELETE FROM entry WHERE idx < 256")
         assert "entry 300: the pruning names no order for this log and entry" in map(
             str, bench.verify().problems
@@ -167,7 +167,7 @@ class TestPrune:
         bench.time.advance(YEAR)
         bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
         key = bench.trail.new_key()
-        with bench.trail.connected(read_only=False) as connection, connection.writing():
+        with bench.trail.changing() as connection, connection.writing():
             store.insert_sequenced(connection, [(key, 7)])
         assert bench.trail.hand_over([(key, bench.trail.encode({"action": "chart.read"}))]) == [None]
 

@@ -85,7 +85,7 @@ class TestErase:
         bench.add(6)
         bench.time.advance(YEAR)
         bench.retention().erase(actor="dpo-1", reason="request", entries=(1, 2))
-        with bench.trail.connected(read_only=False) as connection, connection.amending():
+        with bench.trail.changing() as connection, connection.amending():
             connection.execute("UPDATE entry SET body = NULL WHERE idx = 4")
         verdict = bench.verify()
         assert [str(problem) for problem in verdict.problems] == ["entry 4: the body is missing"]
@@ -101,7 +101,7 @@ class TestErase:
         bench.add(2)
         bench.trail.append_own({"action": governance.ERASE, "details": {"ranges": "0-99"}})
         bench.add(2)
-        with bench.trail.connected(read_only=False) as connection, connection.amending():
+        with bench.trail.changing() as connection, connection.amending():
             connection.execute("UPDATE entry SET body = NULL WHERE idx IN (0, 3)")
         assert bench.verify().first_bad_index == 3
 
@@ -150,7 +150,7 @@ class TestTampered:
         bench.add(300)
         bench.appoint()
         bench.retention().hold("case-1", actor="counsel", reason="litigation", subject="s-1")
-        with bench.trail.connected(read_only=False) as connection, connection.amending():
+        with bench.trail.changing() as connection, connection.amending():
             connection.execute(
                 """UPDATE entry SET body = replace(replace(body, 'time":"2020', 'time":"1999'), '"s-1"', '"s-2"')
                 WHERE idx < 300"""

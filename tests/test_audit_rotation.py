@@ -74,7 +74,7 @@ class TestRotation:
         bench.add(3)
         origin, vkey = bench.trail.origin, bench.trail.vkey
         thief = Signer(origin, Ed25519PrivateKey.generate())
-        with bench.trail.connected(read_only=False) as connection, connection.writing():
+        with bench.trail.changing() as connection, connection.writing():
             size, _ = store.head(connection)
             tree = store.load_range(connection, size)
             draft: dict[str, object] = {

@@ -23,7 +23,7 @@ def seen(bench: Bench) -> CompactRange:
 
 
 def damage(bench: Bench, *statements: str) -> None:
-    with bench.trail.connected(read_only=False) as connection, connection.amending():
+    with bench.trail.changing() as connection, connection.amending():
         for statement in statements:
             connection.execute(statement)
 

@@ -55,7 +55,7 @@ class TestConnectPragmas:
 
     def test_every_connection_is_set(self, make_trail: MakeTrail) -> None:
         """The statements are run on each connection that may write."""
-        with make_trail().connected(read_only=False) as connection:
+        with make_trail().changing() as connection:
             told = [connection.execute(f"PRAGMA {name}")[0][0] for name in ("journal_mode", "foreign_keys")]
         assert told == ["wal" if wal_is_safe() else "truncate", 1]
 

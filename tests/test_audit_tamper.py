@@ -407,7 +407,7 @@ class TestVerify:
         for _ in range(FULL):
             nodes += tree.append(leaf)
         signer = Signer(trail.origin, keys.load(tmp_path / "audit.db.key"))
-        with trail.connected(read_only=False) as connection, connection.writing():
+        with trail.changing() as connection, connection.writing():
             rows = ((index, leaf, body.decode()) for index in range(FULL))
             store.insert(connection, rows, nodes, FULL, signer.checkpoint(FULL, tree.root()).note)
         trail.close()

@@ -123,7 +123,7 @@ class TestTamper:
         trail = open_trail(postgres.url(postgres.database()), service="s", key_file=tmp_path / "key")
         trail.sequence([(trail.new_key(), trail.encode({"action": "a"})) for _ in range(300)])
         assert trail.verify().problems == ()
-        with trail.connected(read_only=False) as connection, connection.writing():
+        with trail.changing() as connection, connection.writing():
             connection.execute(f"INSERT INTO tile SELECT level, n, width + 1, hashes || {ZEROS} FROM tile")
         said = [problem.what for problem in trail.verify().problems]
         assert said == ["the kept tile 0 of level 1 is not that of the entries"]

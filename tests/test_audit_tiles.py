@@ -54,7 +54,7 @@ def build(base: Path, size: int) -> tuple[Path, str]:
         nodes += tree.append(leaf)
         rows.append((index, leaf, body.decode()))
     signer = Signer(trail.origin, keys.load(base / "audit.db.key"))
-    with trail.connected(read_only=False) as connection, connection.writing():
+    with trail.changing() as connection, connection.writing():
         insert(connection, rows, nodes, tree.size, signer.checkpoint(tree.size, tree.root()).note)
     trail.close()
     assert trail.path is not None
@@ -220,7 +220,7 @@ class TestExport:
         assert check()
         trail.sequence([(trail.new_key(), trail.encode({"action": "a"})) for _ in range(300)])
         assert (check(), (tmp_path / "tiles/tile/entries/001.p/44").exists()) == (True, True)
-        with trail.connected(read_only=False) as connection, connection.amending():
+        with trail.changing() as connection, connection.amending():
             connection.execute("UPDATE entry SET body = NULL WHERE idx = 299")
         assert not check()
         (tmp_path / "tiles/tile/entries/001.p/44").unlink()

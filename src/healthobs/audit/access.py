@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.forking import ForkGate
-from healthobs.audit.store import Connection, Store
+from healthobs.audit.store import Connection, ReadConnection, Store
 from healthobs.audit.windows import Windows
 from healthobs.audit.writer import Writer
 from healthobs.exceptions import AuditWriteError
@@ -57,19 +57,21 @@ class Access:
         return writer
 
     @contextmanager
-    def connected(self, *, read_only: bool = True) -> Generator[Connection]:
-        """Give a connection for one task. One for reading lets forks in between statements."""
-        if read_only:
-            windows = Windows(lambda: self.place.connect(read_only=True), self.gate)
-            with contextlib.closing(windows):
-                with windows.window():
-                    self._readers.add(windows)
-                try:
-                    yield windows
-                finally:
-                    self._readers.discard(windows)
-            return
-        with self.gate, contextlib.closing(self.place.connect(read_only=read_only)) as connection:
+    def connected(self) -> Generator[ReadConnection]:
+        """Give a connection for one task that reads; it lets forks in between statements."""
+        windows = Windows(lambda: self.place.connect(read_only=True), self.gate)
+        with contextlib.closing(windows):
+            with windows.window():
+                self._readers.add(windows)
+            try:
+                yield windows
+            finally:
+                self._readers.discard(windows)
+
+    @contextmanager
+    def changing(self) -> Generator[Connection]:
+        """Give a connection for one task that may write; no fork happens meanwhile."""
+        with self.gate, contextlib.closing(self.place.connect()) as connection:
             yield connection
 
     def close(self) -> None:

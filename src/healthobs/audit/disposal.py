@@ -16,7 +16,7 @@ from healthobs.audit import approval, governance, holds
 from healthobs.audit.governance import Order
 from healthobs.audit.holds import Held
 from healthobs.audit.merkle import leaf_hash
-from healthobs.audit.store import Connection, entries, first_index, stored_bytes
+from healthobs.audit.store import Connection, ReadConnection, entries, first_index, stored_bytes
 from healthobs.exceptions import AuditTamperedError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def carry_out(trail: AuditTrail) -> tuple[set[int], int]:
     with trail.connected() as connection:
         held = holds.held(trail, governance.orders(connection))
     while True:
-        with trail.connected(read_only=False) as connection, connection.amending():
+        with trail.changing() as connection, connection.amending():
             found = governance.orders(connection)
             if governance.holds(found) == held.orders:
                 return _erased(connection, found, held), _pruned(connection, found, held, trail.origin)
@@ -68,13 +68,13 @@ def _pruned(connection: Connection, found: list[Order], held: Held, origin: str)
     return below
 
 
-def _prunable(connection: Connection, held: Held, below: int) -> bool:
+def _prunable(connection: ReadConnection, held: Held, below: int) -> bool:
     return not held.begin_before(below) and not any(
         held.may_keep(index, body["subject"]) for index, body in bodies(connection, 0, below)
     )
 
 
-def bodies(connection: Connection, start: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def bodies(connection: ReadConnection, start: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """Return the entries [start, end) whose bodies are still there.
 
     Raises:

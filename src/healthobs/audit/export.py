@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from healthobs.audit import reading, store
 from healthobs.audit.fhir import audit_event
 from healthobs.audit.records import InclusionProof
-from healthobs.audit.store import Connection
+from healthobs.audit.store import ReadConnection
 
 COLUMNS = (
     "index", "time", "service", "action", "outcome", "actor", "actor_kind", "subject", "resource_type",
@@ -24,17 +24,17 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def entries(connection: Connection) -> Iterator[dict[str, Any]]:
+def entries(connection: ReadConnection) -> Iterator[dict[str, Any]]:
     """Return every entry as pages show it, oldest first."""
     return (reading.decoded(*row) for row in store.entries(connection))
 
 
-def fhir(connection: Connection) -> Iterator[dict[str, Any]]:
+def fhir(connection: ReadConnection) -> Iterator[dict[str, Any]]:
     """Return an AuditEvent for every entry that can be read."""
     return (audit_event(entry) for entry in entries(connection) if not entry.get("unreadable"))
 
 
-def csv(connection: Connection, out: TextIO) -> None:
+def csv(connection: ReadConnection, out: TextIO) -> None:
     """Write every entry as a line of CSV (RFC 4180), under a line of names.
 
     A cell that a spreadsheet would take for a formula begins with an apostrophe.

@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, cast
 
 from healthobs.audit.merkle import TILE_HEIGHT, leaf_hash
-from healthobs.audit.store import Connection, stored_bytes
+from healthobs.audit.store import ReadConnection, stored_bytes
 from healthobs.redaction import Redactor
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def damage_statement(origin: str, key: str, body: bytes) -> str:
     return f"{_DAMAGE_TITLE}\n{origin}\n{key}\n{sha256(body).hexdigest()}\n"
 
 
-def orders(connection: Connection, start: int = 0) -> list[Order]:
+def orders(connection: ReadConnection, start: int = 0) -> list[Order]:
     """Return the governing entries from `start` on whose bodies are what their leaves say, oldest first."""
     rows = connection.execute(
         "SELECT idx, leaf, body FROM entry WHERE idx >= ? AND body LIKE ? ORDER BY idx",

@@ -16,7 +16,7 @@ from healthobs.audit.access import Access
 from healthobs.audit.checkpoint import Verifier, open_checkpoint
 from healthobs.audit.merkle import CompactRange
 from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof, Page, Verification
-from healthobs.audit.store import Connection
+from healthobs.audit.store import ReadConnection
 
 
 class LogReader:
@@ -164,12 +164,12 @@ class LogReader:
         with self.connected() as connection:
             return consistency(connection, old, new)
 
-    def connected(self, *, read_only: bool = True) -> AbstractContextManager[Connection]:
-        """Give a connection for one task; for `healthobs.audit` only. One for reading lets forks in between statements."""
-        return self._access.connected(read_only=read_only)
+    def connected(self) -> AbstractContextManager[ReadConnection]:
+        """Give a connection for one task that reads; for `healthobs.audit` only. It lets forks in between statements."""
+        return self._access.connected()
 
 
-def inclusion(connection: Connection, index: int, size: int | None) -> InclusionProof:
+def inclusion(connection: ReadConnection, index: int, size: int | None) -> InclusionProof:
     """Return an inclusion proof from the log behind `connection`; see `LogReader.inclusion_proof`."""
     size = _size(connection, size)
     if 0 <= index < store.first_index(connection):
@@ -179,14 +179,14 @@ def inclusion(connection: Connection, index: int, size: int | None) -> Inclusion
     return InclusionProof(index, size, leaf, path)
 
 
-def consistency(connection: Connection, old: int, new: int | None) -> ConsistencyProof:
+def consistency(connection: ReadConnection, old: int, new: int | None) -> ConsistencyProof:
     """Return a consistency proof from the log behind `connection`; see `LogReader.consistency_proof`."""
     new = _size(connection, new)
     path = merkle.consistency_path(old, new, store.tree(connection, new).subtree)
     return ConsistencyProof(old, new, path)
 
 
-def _size(connection: Connection, size: int | None) -> int:
+def _size(connection: ReadConnection, size: int | None) -> int:
     total, _ = store.head(connection)
     if size is not None and size > total:
         raise ValueError("the size is more than the log has")

@@ -17,7 +17,7 @@ from healthobs.audit import governance, store
 from healthobs.audit.entry import canonical
 from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.records import Page
-from healthobs.audit.store import Connection
+from healthobs.audit.store import ReadConnection
 from healthobs.clock import rfc3339
 
 MAX_LIMIT = 1_000
@@ -35,7 +35,7 @@ _LITERAL = str.maketrans({"!": "!!", "%": "!%", "_": "!_"})
 
 
 def page(
-    connection: Connection,
+    connection: ReadConnection,
     *,
     start: datetime | str | None,
     end: datetime | str | None,
@@ -125,7 +125,7 @@ def _time(moment: datetime | str, name: str) -> str:
 
 
 def _matching(
-    connection: Connection, size: int, wanted: _Filter | None, before: int | None, limit: int
+    connection: ReadConnection, size: int, wanted: _Filter | None, before: int | None, limit: int
 ) -> tuple[list[int], int]:
     """Return up to `limit` matching indices below `before`, newest first, and how many match in all."""
     below = size if before is None else min(before, size)
@@ -148,7 +148,7 @@ def _matching(
     return found, total
 
 
-def pruned(connection: Connection) -> int:
+def pruned(connection: ReadConnection) -> int:
     """Return how many entries went by order with the beginning; one that went without leaves a visible hole."""
     there = store.first_index(connection)
     if there <= 0:
@@ -156,7 +156,7 @@ def pruned(connection: Connection) -> int:
     return max((order.below for order in governance.orders(connection) if order.below <= there), default=0)
 
 
-def erased_by(connection: Connection, indices: Collection[int]) -> dict[int, int]:
+def erased_by(connection: ReadConnection, indices: Collection[int]) -> dict[int, int]:
     """Return those of `indices` whose bodies were ordered to go, and are gone, each with the entry that ordered it."""
     gone = [
         index
@@ -173,7 +173,7 @@ def erased_by(connection: Connection, indices: Collection[int]) -> dict[int, int
     }
 
 
-def _entry(connection: Connection, index: int) -> dict[str, Any]:
+def _entry(connection: ReadConnection, index: int) -> dict[str, Any]:
     rows = connection.execute("SELECT leaf, body FROM entry WHERE idx = ?", (index,))
     leaf, body = rows[0] if rows else (None, None)
     return decoded(index, leaf, body)

@@ -51,27 +51,11 @@ class StoreError(AuditError):
         super().__init__(f"the audit store cannot be used ({code}); check the database and its disk")
 
 
-class Connection(Protocol):
-    """A connection for one user at a time; whatever the database raises comes as a `StoreError`."""
+class ReadConnection(Protocol):
+    """A connection for one reader at a time; whatever the database raises comes as a `StoreError`."""
 
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
         """Run one statement and return its rows."""
-        ...
-
-    def insert(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
-        """Run one statement for each row of parameters."""
-        ...
-
-    def writing(self) -> AbstractContextManager[None]:
-        """Exclude every other writer, then commit durably at the end, or roll back on an exception."""
-        ...
-
-    def amending(self) -> AbstractContextManager[None]:
-        """As `writing`, with the guards against changes lifted until its end; only for `healthobs.audit.retention`."""
-        ...
-
-    def attempting(self) -> AbstractContextManager[None]:
-        """Exclude every other writer unless that takes long, and roll back at the end."""
         ...
 
     def reading(self) -> AbstractContextManager[None]:
@@ -82,16 +66,40 @@ class Connection(Protocol):
         """Return the names of the tables that are there."""
         ...
 
-    def damage(self) -> str | None:
-        """Return what the database finds wrong with its own structure, without any value; None when nothing."""
-        ...
-
     def missing_guards(self) -> tuple[str, ...]:
         """Return the names of guards that are gone or were altered."""
         ...
 
     def foreign_triggers(self) -> int:
         """Return how many triggers and rules there are that are no guards: one could drop or change what is written."""
+        ...
+
+    def close(self) -> None:
+        """Close it and give back every lock."""
+        ...
+
+
+class Connection(ReadConnection, Protocol):
+    """A connection for one user at a time, who may write."""
+
+    def insert(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
+        """Run one statement for each row of parameters."""
+        ...
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Exclude every other writer, then commit durably at the end, or roll back on an exception."""
+        ...
+
+    def amending(self) -> AbstractContextManager[None]:
+        """As `writing`, with the guards against changes lifted until its end; only for `healthobs.audit.disposal`."""
+        ...
+
+    def attempting(self) -> AbstractContextManager[None]:
+        """Exclude every other writer unless that takes long, and roll back at the end."""
+        ...
+
+    def damage(self) -> str | None:
+        """Return what the database finds wrong with its own structure, without any value; None when nothing."""
         ...
 
     @property
@@ -101,10 +109,6 @@ class Connection(Protocol):
 
     def usable(self) -> bool:
         """Return whether this still is a connection to the store, as far as can be told without a statement."""
-        ...
-
-    def close(self) -> None:
-        """Close it and give back every lock."""
         ...
 
 
@@ -125,7 +129,7 @@ class Store(Protocol):
         ...
 
 
-def holds_log(connection: Connection) -> bool:
+def holds_log(connection: ReadConnection) -> bool:
     """Return whether the tables of a log are there.
 
     Raises:
@@ -137,7 +141,7 @@ def holds_log(connection: Connection) -> bool:
     return bool(tables)
 
 
-def read_log(connection: Connection) -> tuple[str, str] | None:
+def read_log(connection: ReadConnection) -> tuple[str, str] | None:
     """Return origin and vkey of the log in this database; None when none was begun yet.
 
     Raises:
@@ -162,7 +166,7 @@ def begin_log(connection: Connection, origin: str, vkey: str, note: str) -> None
     connection.execute("INSERT INTO checkpoint (size, note) VALUES (0, ?)", (note,))
 
 
-def head(connection: Connection) -> tuple[int, str | None]:
+def head(connection: ReadConnection) -> tuple[int, str | None]:
     """Return the number of entries and the latest checkpoint's note."""
     ((top, note),) = connection.execute(
         "SELECT (SELECT max(idx) FROM entry), (SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1)"
@@ -170,26 +174,26 @@ def head(connection: Connection) -> tuple[int, str | None]:
     return (0 if top is None else top + 1), note
 
 
-def first_index(connection: Connection) -> int:
+def first_index(connection: ReadConnection) -> int:
     """Return the first entry that is there: 0, unless entries were pruned."""
     ((first,),) = connection.execute("SELECT min(idx) FROM entry")
     return 0 if first is None else first
 
 
-def entries(connection: Connection, after: int = LOWEST, last: int = HIGHEST) -> Iterator[Row]:
+def entries(connection: ReadConnection, after: int = LOWEST, last: int = HIGHEST) -> Iterator[Row]:
     """Yield index, leaf and body of each entry beyond `after` up to `last`, in order, piece by piece."""
     return _walk(
         connection, "SELECT idx, leaf, body FROM entry WHERE idx > ? AND idx <= ? ORDER BY idx", after, last
     )
 
 
-def checkpoints(connection: Connection, last: int) -> Iterator[Row]:
+def checkpoints(connection: ReadConnection, last: int) -> Iterator[Row]:
     """Yield size and note of each checkpoint up to the size `last`, in order, piece by piece."""
     statement = "SELECT size, note FROM checkpoint WHERE size > ? AND size <= ? ORDER BY size"
     return _walk(connection, statement, LOWEST, last)
 
 
-def _walk(connection: Connection, statement: str, after: int, last: int) -> Iterator[Row]:
+def _walk(connection: ReadConnection, statement: str, after: int, last: int) -> Iterator[Row]:
     while rows := connection.execute(f"{statement} LIMIT ?", (after, last, AT_ONCE)):
         yield from rows
         after = rows[-1][0]
@@ -204,7 +208,7 @@ def stored_bytes(body: object) -> bytes | None:
     return body if isinstance(body, bytes) else b""
 
 
-def leaves(connection: Connection, start: int, end: int) -> list[bytes]:
+def leaves(connection: ReadConnection, start: int, end: int) -> list[bytes]:
     """Return the leaves [start, end).
 
     Raises:
@@ -221,7 +225,7 @@ def leaves(connection: Connection, start: int, end: int) -> list[bytes]:
     return [leaf for _, leaf in rows]
 
 
-def tiles(connection: Connection) -> merkle.Fetch:
+def tiles(connection: ReadConnection) -> merkle.Fetch:
     """Return what reads tiles of the log: leaves from the entries, each tile above them from one row."""
 
     def fetch(level: int, number: int, width: int) -> bytes:
@@ -237,12 +241,12 @@ def tiles(connection: Connection) -> merkle.Fetch:
     return fetch
 
 
-def tree(connection: Connection, size: int) -> merkle.TileTree:
+def tree(connection: ReadConnection, size: int) -> merkle.TileTree:
     """Return the tree of the first `size` entries, read by tiles."""
     return merkle.TileTree(size, tiles(connection))
 
 
-def load_range(connection: Connection, size: int) -> merkle.CompactRange:
+def load_range(connection: ReadConnection, size: int) -> merkle.CompactRange:
     """Return the right edge of the tree of the first `size` entries."""
     subtree = tree(connection, size).subtree
     return merkle.CompactRange(size, [subtree(start, end) for start, end in merkle.peak_bounds(size)])
@@ -264,7 +268,7 @@ def insert(
     connection.execute("INSERT INTO checkpoint (size, note) VALUES (?, ?)", (size, note))
 
 
-def keeps(connection: Connection, rows: Sequence[tuple[int, bytes, str]], size: int, note: str) -> bool:
+def keeps(connection: ReadConnection, rows: Sequence[tuple[int, bytes, str]], size: int, note: str) -> bool:
     """Return whether the log ends with the entries `rows` and the checkpoint over all, whatever triggers did to them."""
     stored = connection.execute(
         "SELECT idx, leaf, body FROM entry WHERE idx >= ?"
@@ -288,7 +292,7 @@ def _grown(
     return [(level, n, len(hashes) // merkle.HASH_BYTES, hashes) for (level, n), hashes in grown.items()]
 
 
-def sequenced(connection: Connection, key: str, leaf: bytes) -> int | None:
+def sequenced(connection: ReadConnection, key: str, leaf: bytes) -> int | None:
     """Return the index under which the row `key` of an outbox or spool is in the log.
 
     Returns:

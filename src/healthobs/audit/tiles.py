@@ -15,7 +15,7 @@ from pathlib import Path
 from healthobs.audit import merkle, store
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.records import Checkpoint, Problem, Verification
-from healthobs.audit.store import Connection
+from healthobs.audit.store import ReadConnection
 from healthobs.exceptions import AuditError
 
 _WIDTH = merkle.TILE_WIDTH
@@ -37,7 +37,7 @@ def tile_path(level: int | str, number: int, width: int = _WIDTH) -> str:
     return f"tile/{level}/{'/'.join(reversed(parts))}{partial}"
 
 
-def export(connection: Connection, checkpoint: Checkpoint, directory: Path) -> int:
+def export(connection: ReadConnection, checkpoint: Checkpoint, directory: Path) -> int:
     """Write the log as of `checkpoint` into `directory`, and return the number of files.
 
     Args:
@@ -69,7 +69,7 @@ def _tiles(size: int, first: int = 0) -> Iterable[tuple[int, int, int]]:
             yield level, number, min(_WIDTH, nodes - number * _WIDTH)
 
 
-def _bundle(connection: Connection, start: int, width: int) -> bytes:
+def _bundle(connection: ReadConnection, start: int, width: int) -> bytes:
     rows = connection.execute(
         "SELECT body FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx", (start, start + width)
     )

@@ -10,6 +10,7 @@ Limits: the trail signs for itself: keep checkpoints elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from healthobs.audit.reader import LogReader
 from healthobs.audit.records import Receipt
 from healthobs.audit.sequencing import Sequencer
 from healthobs.audit.spool import Spool
-from healthobs.audit.store import TAKEN, Store
+from healthobs.audit.store import TAKEN, Connection, Store
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, AuditWriteError
 from healthobs.redaction import Redactor
@@ -239,7 +240,7 @@ class AuditTrail(LogReader):
             raise AuditError("the audit trail is closed")
         if self.subjects is not None:
             self.subjects.check()
-        with self.connected(read_only=False) as connection:
+        with self.changing() as connection:
             size, note = attempts.append(connection)
         if open_checkpoint(note or "", self._verifier).size != size:
             raise AuditError("the audit trail's entries are not those of its latest checkpoint")
@@ -252,8 +253,12 @@ class AuditTrail(LogReader):
         Raises:
             AuditError: The store cannot be written to, so nothing can be said.
         """
-        with self.connected(read_only=False) as connection:
+        with self.changing() as connection:
             return attempts.accepted_changes(connection)
+
+    def changing(self) -> AbstractContextManager[Connection]:
+        """Give a connection for one task that may write; for `healthobs.audit` only. No fork happens meanwhile."""
+        return self._access.changing()
 
     def close(self) -> None:
         """Write what waits and stop; appending afterwards raises, reading does not. Harmless twice."""

@@ -20,7 +20,7 @@ from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.governance import Order, Range
 from healthobs.audit.merkle import HASH_BYTES, TILE_HEIGHT, TILE_WIDTH, CompactRange, leaf_hash
 from healthobs.audit.records import Checkpoint, Problem, Verification
-from healthobs.audit.store import Connection, StoreError
+from healthobs.audit.store import ReadConnection, StoreError
 
 #: Problems that are listed; one is enough to fail, and a ruined file must not flood the report.
 MAX_PROBLEMS = 50
@@ -30,7 +30,7 @@ _TILE = """SELECT CASE WHEN length(hashes) = width * 32 THEN hashes END,
 
 
 def verify(
-    connection: Connection, verifier: Verifier, known: Sequence[str] = (), approvers: Sequence[str] = ()
+    connection: ReadConnection, verifier: Verifier, known: Sequence[str] = (), approvers: Sequence[str] = ()
 ) -> Verification:
     """Return the verdict on the log behind `connection`.
 
@@ -49,7 +49,7 @@ def verify(
 
 
 def extend(
-    connection: Connection, verifier: Verifier, before: CompactRange
+    connection: ReadConnection, verifier: Verifier, before: CompactRange
 ) -> tuple[Verification, CompactRange | None]:
     """Verify what came since a log was verified: guards, that it still is that log, new entries, the latest checkpoint.
 
@@ -87,7 +87,7 @@ def extend(
     return verdict, None if problems else tree
 
 
-def guard_problems(connection: Connection) -> list[Problem]:
+def guard_problems(connection: ReadConnection) -> list[Problem]:
     """Return which guards are missing, and whether there are triggers that are none."""
     problems = [
         Problem(None, f"the guard {name} is missing or altered") for name in connection.missing_guards()
@@ -109,7 +109,7 @@ class _Run:
     """One verification: walks the entries once, in order, beside checkpoints and kept nodes."""
 
     def __init__(
-        self, connection: Connection, verifier: Verifier, known: Sequence[str], approvers: Sequence[str]
+        self, connection: ReadConnection, verifier: Verifier, known: Sequence[str], approvers: Sequence[str]
     ) -> None:
         self._connection = connection
         self._verifier = verifier

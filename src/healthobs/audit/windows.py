@@ -4,17 +4,17 @@ Each statement, or short transaction, is inside the fork gate (`healthobs.audit.
 closes what is open here, and the next statement opens it again. A walk over a whole log keeps no fork, and so no
 append, waiting.
 
-Limits: reads only. One statement is one window, however long it takes.
+Limits: one statement is one window, however long it takes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 from healthobs.audit.forking import ForkGate
-from healthobs.audit.store import Connection, Row
+from healthobs.audit.store import ReadConnection, Row
 
 
 class Windows:
@@ -25,15 +25,15 @@ class Windows:
         gate: What each window is inside of.
     """
 
-    def __init__(self, connect: Callable[[], Connection], gate: ForkGate) -> None:
+    def __init__(self, connect: Callable[[], ReadConnection], gate: ForkGate) -> None:
         self._connect = connect
         self._gate = gate
         self._held = False
         self._pid = 0
-        self._connection: Connection | None = None
+        self._connection: ReadConnection | None = None
 
     @contextmanager
-    def window(self) -> Generator[Connection]:
+    def window(self) -> Generator[ReadConnection]:
         """Give the open connection, and no fork meanwhile."""
         if self._held:  # a gate that a fork waits at lets nobody in, not even who is inside already
             yield self._opened()
@@ -45,7 +45,7 @@ class Windows:
             finally:
                 self._held = False
 
-    def _opened(self) -> Connection:
+    def _opened(self) -> ReadConnection:
         if self._connection is None or self._pid != os.getpid():
             self._connection, self._pid = self._connect(), os.getpid()
         return self._connection
@@ -72,11 +72,6 @@ class Windows:
         with self.window() as connection:
             return connection.tables()
 
-    def damage(self) -> str | None:
-        """Return what the database itself finds wrong."""
-        with self.window() as connection:
-            return connection.damage()
-
     def missing_guards(self) -> tuple[str, ...]:
         """Return the names of guards that are not there."""
         with self.window() as connection:
@@ -87,41 +82,7 @@ class Windows:
         with self.window() as connection:
             return connection.foreign_triggers()
 
-    def usable(self) -> bool:
-        """Return whether the store under the name is still the one that was opened."""
-        with self.window() as connection:
-            return connection.usable()
-
-    @property
-    def forbidden(self) -> Mapping[str, str]:
-        """Statements that must be refused."""
-        with self.window() as connection:
-            return connection.forbidden
-
     def close(self) -> None:
         """Close it."""
         with self._gate:
             self.release()
-
-    def insert(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
-        """Let the store refuse to write."""
-        with self.window() as connection:
-            connection.insert(statement, rows)
-
-    @contextmanager
-    def writing(self) -> Generator[None]:
-        """Let the store refuse to write."""
-        with self.window() as connection, connection.writing():
-            yield
-
-    @contextmanager
-    def amending(self) -> Generator[None]:
-        """Let the store refuse to write."""
-        with self.window() as connection, connection.amending():
-            yield
-
-    @contextmanager
-    def attempting(self) -> Generator[None]:
-        """Let the store refuse to write."""
-        with self.window() as connection, connection.attempting():
-            yield
