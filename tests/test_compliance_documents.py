@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from healthobs import ConfigurationError, Settings
 from healthobs.audit.checkpoint import Signer
 from healthobs.compliance import Document
-from healthobs.compliance.documents import NO_DOCUMENTS, Signed, judge, read, read_folder, sign
+from healthobs.compliance.documents import NO_DOCUMENTS, Signed, counting, judge, read, read_folder, sign
 from healthobs.testing import Capture
 
 OFFICER = Signer("privacy-officer", Ed25519PrivateKey.generate())
@@ -133,8 +133,8 @@ class TestRead:
 class TestFolder:
     """`read_folder`."""
 
-    def test_newest_counts_and_the_rest_is_counted(self, tmp_path: Path) -> None:
-        """Of several about one control the newest counts; what is refused is counted; other files are not read."""
+    def test_all_of_a_control_and_the_rest_is_counted(self, tmp_path: Path) -> None:
+        """Several about one control are kept, oldest first; what is refused is counted; other files are not read."""
         newer = replace(TRAINED, issued="2026-06-01", expires="2026-12-31")
         for name, document, signer in (
             ("1.json", newer, OFFICER),
@@ -146,16 +146,46 @@ class TestFolder:
             (tmp_path / name).write_text(sign(document, signer))
         (tmp_path / "6.json").mkdir()
         documents = read_folder(tmp_path, [OFFICER.vkey])
-        assert {name: signed.document for name, signed in documents.attestations.items()} == {
-            "H-308.5": newer
+        assert {name: [each.document for each in held] for name, held in documents.attestations.items()} == {
+            "H-308.5": [TRAINED, newer]
         }
-        assert {name: signed.document for name, signed in documents.waivers.items()} == {"HDR": WAIVER}
+        assert [each.document for each in documents.waivers["HDR"]] == [WAIVER]
+        assert documents.waivers.keys() == {"HDR"}
         assert documents.refused == 2
 
     def test_none(self, tmp_path: Path) -> None:
         """No folder, and one that is not there, hold nothing."""
         assert read_folder(None, [OFFICER.vkey]) == NO_DOCUMENTS
         assert read_folder(tmp_path / "none", [OFFICER.vkey]) == NO_DOCUMENTS
+
+
+class TestCounting:
+    """`counting`: which of several documents about one control."""
+
+    @pytest.mark.parametrize(
+        ("days", "chosen"),
+        [
+            ((("2026-01-01", "2026-12-31"), ("2026-11-24", "2027-12-31")), 0),  # the renewal is not yet
+            ((("2026-01-01", "2026-12-31"), ("2026-11-01", "2026-11-22")), 0),  # the newer one is over
+            ((("2026-01-01", "2026-12-31"), ("2026-11-23", "2027-12-31")), 1),  # both hold
+            ((("2026-01-01", "2026-12-31"), ("2026-01-01", "2027-12-31")), 1),  # both hold, one longer
+            ((("2025-01-01", "2025-12-31"), ("2026-11-24", "2027-12-31")), 0),  # a gap between them
+            ((("2025-01-01", "2025-12-31"), ("2026-01-01", "2026-11-22")), 1),  # both are over
+            ((("2026-11-24", "2026-12-31"), ("2026-12-01", "2027-12-31")), 0),  # neither is yet
+        ],
+    )
+    def test_choice(self, days: tuple[tuple[str, str], ...], chosen: int) -> None:
+        """The newest that holds; where none does the newest that is over; else the next to come."""
+        held = [
+            Signed(replace(TRAINED, issued=issued, expires=expires), "privacy-officer")
+            for issued, expires in days
+        ]
+        assert counting(held, TODAY) is held[chosen]
+        assert counting(held[::-1], TODAY) is held[chosen]
+
+    def test_none(self) -> None:
+        """Of none none."""
+        assert counting((), TODAY) is None
 
 
 class TestJudge:

@@ -25,9 +25,10 @@ WAIVER = Document("waiver", "C-1", "2026-11-01", "2026-11-23", "mended in releas
 
 def signed(*documents: Document, refused: int = 0) -> Documents:
     """Return what a folder with these documents holds."""
-    kinds: dict[str, dict[str, Signed]] = {"attestation": {}, "waiver": {}}
+    kinds: dict[str, dict[str, tuple[Signed, ...]]] = {"attestation": {}, "waiver": {}}
     for document in documents:
-        kinds[document.kind][document.control] = Signed(document, "privacy-officer")
+        kind = kinds[document.kind]
+        kind[document.control] = (*kind.get(document.control, ()), Signed(document, "privacy-officer"))
     return Documents(kinds["attestation"], kinds["waiver"], refused)
 
 
@@ -78,6 +79,41 @@ class TestGate:
         world.time.elapsed = 24 * 3600
         seen.append((world.engine.run()["A-1"], world.engine.gate_open()))
         assert seen == [("attested", True), ("fail", False)]
+
+    def test_renewal_counts_from_its_first_day(self) -> None:
+        """A renewal that lies beside what it renews takes nothing away before its first day, and counts from it without a round."""
+        control = World.control("A-1", probe=None, required=False)
+        held = [
+            DOCUMENT,
+            WAIVER,
+            replace(DOCUMENT, issued="2026-11-24", expires="2026-11-25"),
+            replace(WAIVER, issued="2026-11-24", expires="2026-11-25"),
+            replace(WAIVER, issued="2026-11-20", expires="2026-11-22"),  # newer than the first, and over
+        ]
+        world = World(control, World.control("C-1"), documents=lambda: signed(*held))
+        world.outcomes["C-1"] = Outcome("fail", "seen")
+        seen: list[Any] = []
+        for day in range(4):
+            world.time.elapsed = day * 24 * 3600
+            waived = world.engine.status()["controls"][1]["waived_until"]
+            seen.append((world.engine.run()["A-1"], waived, world.engine.gate_open()))
+        assert seen == [
+            ("attested", None, True),  # no round had read the folder
+            ("attested", "2026-11-25", True),
+            ("attested", "2026-11-25", True),
+            ("fail", None, False),
+        ]
+
+    def test_first_attestation_that_is_not_yet(self) -> None:
+        """What is to be attested from some day on is nothing before it, and no more required than without."""
+        control = World.control("A-1", probe=None, required=False)
+        later = replace(DOCUMENT, issued="2026-11-24", expires="2026-11-25")
+        world = World(control, World.control("C-1"), documents=lambda: signed(later))
+        seen: list[Any] = []
+        for day in (0, 1, 3):
+            world.time.elapsed = day * 24 * 3600
+            seen.append((world.engine.run()["A-1"], world.engine.gate_open()))
+        assert seen == [("unknown", True), ("attested", True), ("fail", False)]
 
     def test_attestation_replaces_no_probe(self, world: World) -> None:
         """What a probe sees counts, whatever somebody declares."""

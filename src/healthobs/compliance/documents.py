@@ -89,10 +89,10 @@ class Signed(NamedTuple):
 
 
 class Documents(NamedTuple):
-    """What a folder holds: per control the newest attestation and waiver, and how many files count for nothing."""
+    """What a folder holds: per control its attestations and waivers, oldest first, and how many files count for nothing."""
 
-    attestations: Mapping[str, Signed]
-    waivers: Mapping[str, Signed]
+    attestations: Mapping[str, tuple[Signed, ...]]
+    waivers: Mapping[str, tuple[Signed, ...]]
     refused: int
 
 
@@ -147,7 +147,7 @@ def read(content: bytes, vkeys: Sequence[str]) -> Signed:
 
 
 def read_folder(folder: Path | None, vkeys: Sequence[str]) -> Documents:
-    """Return what the files ``*.json`` of a folder hold; of several about one control the newest counts.
+    """Return what the files ``*.json`` of a folder hold; of several about one control `counting` says which counts.
 
     Args:
         folder: Where they are; None holds nothing.
@@ -163,11 +163,31 @@ def read_folder(folder: Path | None, vkeys: Sequence[str]) -> Documents:
                 found.append(read(file.read(_MAX_BYTES), vkeys))
         except (OSError, ConfigurationError):
             refused += 1
-    found.sort(key=lambda signed: (signed.document.issued, signed.document.expires))
-    by_kind: dict[Kind, dict[str, Signed]] = {"attestation": {}, "waiver": {}}
-    for signed in found:
-        by_kind[signed.document.kind][signed.document.control] = signed
+    by_kind: dict[Kind, dict[str, tuple[Signed, ...]]] = {"attestation": {}, "waiver": {}}
+    for signed in sorted(found, key=_age):
+        held = by_kind[signed.document.kind]
+        held[signed.document.control] = (*held.get(signed.document.control, ()), signed)
     return Documents(by_kind["attestation"], by_kind["waiver"], refused)
+
+
+def _age(signed: Signed) -> tuple[str, str]:
+    return signed.document.issued, signed.document.expires
+
+
+def counting(several: Sequence[Signed], today: date) -> Signed | None:
+    """Return which of several documents of a kind about one control counts.
+
+    The newest that holds today; where none does the newest that is over, and else the next to come: a renewal takes
+    nothing away before its first day, and one that is over nothing from one that holds.
+
+    Args:
+        several: The documents.
+        today: The day (UTC).
+    """
+    begun = [signed for signed in several if signed.document.issued <= today.isoformat()]
+    if not begun:
+        return min(several, key=_age, default=None)
+    return max([signed for signed in begun if signed.document.holds(today)] or begun, key=_age)
 
 
 def judge(signed: Signed | None, today: date) -> Outcome:

@@ -30,7 +30,7 @@ from healthobs.compliance.control import (
     Route,
     State,
 )
-from healthobs.compliance.documents import NO_DOCUMENTS, Documents, Signed, judge
+from healthobs.compliance.documents import NO_DOCUMENTS, Documents, Signed, counting, judge
 from healthobs.compliance.report import Row, evidence_digest, report
 from healthobs.compliance.schedule import Schedule
 from healthobs.exceptions import ConfigurationError
@@ -235,7 +235,7 @@ class ControlEngine:
                 return Outcome("fail", f"declared: {control.scope} is not in scope; but {contradiction}")
             return Outcome("not-applicable", f"declared: {control.scope} is not in scope")
         if control.probe is None:
-            signed = self._documents.attestations.get(control.id)
+            signed = self._attestation(control.id)
             return None if signed is None else judge(signed, self._clock.now().date())
         outcome = control.probe(context)
         if outcome.state not in STATES or outcome.state == "attested":
@@ -367,7 +367,7 @@ class ControlEngine:
                 self._indices.get(name),
                 self._is_required(control),
                 self._waiver(name),
-                self._documents.attestations.get(name),
+                self._attestation(name),
             )
             for name, control in self.controls.items()
         ]
@@ -375,16 +375,17 @@ class ControlEngine:
 
     def _is_required(self, control: Control) -> bool:
         """Return whether the gate asks for it; what somebody once attested must go on being attested."""
-        return (
-            control.required
-            or control.id in self._required
-            or (control.probe is None and control.id in self._documents.attestations)
-        )
+        signed = self._attestation(control.id) if control.probe is None else None
+        begun = signed is not None and signed.document.issued <= self._clock.now().date().isoformat()
+        return control.required or control.id in self._required or begun
+
+    def _attestation(self, name: str) -> Signed | None:
+        return counting(self._documents.attestations.get(name, ()), self._clock.now().date())
 
     def _waiver(self, name: str) -> Signed | None:
         """Return the waiver of a control that holds today."""
-        signed = self._documents.waivers.get(name)
         today = self._clock.now().date()
+        signed = counting(self._documents.waivers.get(name, ()), today)
         return signed if signed is not None and signed.document.holds(today) else None
 
     def gate_failures(self) -> tuple[str, ...]:
