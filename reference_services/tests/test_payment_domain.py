@@ -375,3 +375,37 @@ class TestControlsSeeFaults:
         assert store.unbalanced(connection) == 0
         connection.execute(store.LEDGER.update().where(store.LEDGER.c.account == "revenue").values(minor=-1))
         assert store.unbalanced(connection) == 1
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "DELETE FROM ledger",
+            "DELETE FROM ledger WHERE account = 'revenue'",
+            "UPDATE payment SET amount = 1",
+            "UPDATE payment SET currency = 'EUR'",
+            "UPDATE payment SET status = 'authorized'",
+            "DELETE FROM payment",
+            "UPDATE ledger SET minor = -minor",
+            "UPDATE ledger SET account = 'receivable:other' WHERE account = 'receivable:processor'",
+            "INSERT INTO ledger VALUES ('small', 'fees', 'USD', 0)",
+            "INSERT INTO ledger VALUES ('large', 'receivable:processor', 'USD', 5), ('large', 'revenue', 'USD', -5)",
+        ],
+    )
+    def test_ledger_of_other_payments(self, connection: sa.Connection, statement: str) -> None:
+        """The ledger is the double entry of each captured payment, in its amount and currency, and nothing else."""
+        store.happen(connection, "small", Status.AUTHORIZED, Event.CAPTURE)
+        connection.exec_driver_sql(statement)
+        assert store.unbalanced(connection) == 1
+
+    def test_payments_that_are_not_as_audited(self, connection: sa.Connection) -> None:
+        """Of captures that somebody else knows, those are counted that are gone, or have another amount or currency."""
+        store.happen(connection, "small", Status.AUTHORIZED, Event.CAPTURE)
+        known = {"small": (999_999, "USD")}
+        assert store.captured_otherwise(connection, {}) == 0
+        assert store.captured_otherwise(connection, known) == 0
+        assert (
+            store.captured_otherwise(connection, known | {"large": (1_000_000, "USD"), "gone": (1, "USD")})
+            == 2
+        )
+        assert store.captured_otherwise(connection, {"small": (1, "USD")}) == 1
+        assert store.captured_otherwise(connection, {"small": (999_999, "EUR")}) == 1

@@ -598,6 +598,13 @@ class TestReadiness:
         gateway.database("UPDATE ledger SET minor = 1 WHERE account = 'revenue'")
         assert not service.ledger_balances()
 
+    def test_emptied(self, gateway: Gateway) -> None:
+        """So does a ledger without the entries of a captured payment."""
+        service = gateway.world["payment-gateway"].extensions["payment-gateway"]
+        gateway.post("/charge", gateway.bill(100))
+        gateway.database("DELETE FROM ledger")
+        assert not service.ledger_balances()
+
 
 class TestControls:
     """The service's own controls pass on a sound service and fail on each sabotage from outside."""
@@ -607,7 +614,7 @@ class TestControls:
         """Run one control and return its state and how much it looked at."""
         service = gateway.world["payment-gateway"].extensions["payment-gateway"]
         obs = gateway.world.obs("payment-gateway")
-        context = ProbeContext(settings=obs.settings, clock=obs.clock, redactor=obs.redactor)
+        context = ProbeContext(settings=obs.settings, clock=obs.clock, redactor=obs.redactor, audit=obs.audit)
         made = {control.id: control for control in controls(lambda: service)}
 
         def once(name: str) -> tuple[str, int | None]:
@@ -638,6 +645,8 @@ class TestControls:
             ("DELETE FROM approval", "S-dual"),
             ("UPDATE payment SET amount = 10000000", "S-dual"),
             ("UPDATE approval SET decision = 'reject'", "S-dual"),
+            ("DELETE FROM ledger", "S-dual"),
+            ("UPDATE payment SET amount = 1", "S-dual"),
             ("UPDATE token SET brand = '4242424242424242'", "C-3.5.db"),
         ],
     )
@@ -646,6 +655,24 @@ class TestControls:
         gateway.decide(gateway.held(), "approver")
         gateway.database(statement)
         assert run(control)[0] == "fail"
+
+    @pytest.mark.parametrize(
+        "statements",
+        [
+            ("DELETE FROM ledger", "DELETE FROM approval", "DELETE FROM payment"),
+            (
+                "UPDATE payment SET amount = 1",
+                "UPDATE ledger SET minor = CASE WHEN minor < 0 THEN -1 ELSE 1 END",
+            ),
+        ],
+    )
+    def test_nothing_left_of_it(self, gateway: Gateway, run: Any, statements: tuple[str, ...]) -> None:
+        """A payment that was destroyed, or made smaller in all places, is missed: the audit trail tells of it."""
+        gateway.decide(gateway.held(), "approver")
+        assert run("S-dual") == ("pass", 1)
+        for statement in statements:
+            gateway.database(statement)
+        assert run("S-dual") == ("fail", 1)
 
     def test_only_the_one_concerned(self, gateway: Gateway, run: Any) -> None:
         """A card number in the database says nothing about approvals."""

@@ -1,11 +1,12 @@
 """What payment-gateway observes about itself, beside the library's controls.
 
 * S-sod, separation of duties, and S-dual, dual control (15 U.S.C. 7262): what is stored is counted, and the
-  rule in force is put to the test.
+  rule in force is put to the test. Thresholds are judged by amounts, so the ledger and the audit trail must tell the same.
 * C-3.5.db (PCI DSS 4.0.1, 3.5.1): a canary card goes the way of any card; then what is stored is searched.
 
 Limits: the files are searched for the canary in every written form, for other published cards in plain; of each
-file the first `MAX_SEARCHED_BYTES`; of a PostgreSQL database only the canary's row is seen.
+file the first `MAX_SEARCHED_BYTES`; of a PostgreSQL database only the canary's row is seen. Of the trail the newest
+thousand entries of each way to a capture are looked at.
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ from healthobs.compliance import Control, Outcome, control
 from reference_services.payment_gateway import cards, domain, lifecycle, money, store
 
 if TYPE_CHECKING:
+    from healthobs.audit.trail import AuditTrail
     from reference_services.payment_gateway.service import Service
 
+_DUAL = (
+    "every payment beyond a threshold has the approvers it needs, each threshold is in force, and the ledger and the "
+    "audit trail tell of the same captured amounts"
+)
 _NO_CARD = "a canary card leaves no number in its row, and no published card is in any file of the service"
 CANARY = "4000056655665556"
 MAX_SEARCHED_BYTES = 16 * 1024 * 1024
@@ -29,7 +35,7 @@ def controls(service: Callable[[], Service]) -> tuple[Control, ...]:
     """Return the controls of the service that `service` returns once it exists."""
     return (
         control("S-sod")(lambda _context: separation_of_duties(service())),
-        control("S-dual")(lambda _context: dual_control(service())),
+        control("S-dual", criterion=_DUAL)(lambda context: dual_control(service(), context.audit)),
         control("C-3.5", part="db", criterion=_NO_CARD, valid_for_s=900, every_s=60)(
             lambda _context: no_card_stored(service())
         ),
@@ -50,10 +56,17 @@ def separation_of_duties(service: Service) -> Outcome:
     return Outcome("fail", "a self-approval was let through", decisions)
 
 
-def dual_control(service: Service) -> Outcome:
-    """Count payments beyond a threshold that lack an approver, and try each threshold."""
+def dual_control(service: Service, trail: AuditTrail | None) -> Outcome:
+    """Count payments beyond a threshold that lack an approver, and amounts that differ; try each threshold."""
+    told = _captured(trail)  # first: what it tells of was stored before
     with service.kit.reading() as connection:
         large, lacking = store.under_approved(connection)
+        unentered, otherwise = store.unbalanced(connection), store.captured_otherwise(connection, told)
+    if unentered:
+        return Outcome("fail", f"{unentered} payments are not in the ledger as they were captured", unentered)
+    if otherwise:
+        text = f"{otherwise} payments are gone that the audit trail tells of, or have another amount"
+        return Outcome("fail", text, otherwise)
     if lacking:
         return Outcome("fail", f"{lacking} of {large} large payments lack an approver", large)
     for currency in money.CURRENCIES:
@@ -62,6 +75,20 @@ def dual_control(service: Service) -> Outcome:
         if asked != [1, 2]:
             return Outcome("fail", f"the thresholds of {currency} are not in force", large)
     return Outcome("pass", f"{large} large payments have their approvers", large)
+
+
+def _captured(trail: AuditTrail | None) -> dict[str, tuple[int, str]]:
+    """Return amount and currency of each payment that the newest entries of the audit trail say was captured."""
+    entries = [
+        entry
+        for action in ("payment.process", "payment.charge", "payment.decide")
+        for entry in (() if trail is None else trail.read(action=action, limit=1_000).entries)
+        if entry["details"].get("status") == lifecycle.Status.CAPTURED.value and entry.get("outcome") == "ok"
+    ]
+    return {
+        entry["resource"]["id"]: (entry["details"]["amount_minor"], entry["details"]["currency"])
+        for entry in entries
+    }
 
 
 def no_card_stored(service: Service) -> Outcome:

@@ -138,7 +138,7 @@ class Service:
         return models.Alerts(total_alerts=total, active_alerts=shown)
 
     def ledger_balances(self) -> bool:
-        """Tell whether the entries of every payment sum to zero."""
+        """Tell whether the ledger is the double entry of each captured payment, and nothing else."""
         with self.kit.reading() as connection:
             return store.unbalanced(connection) == 0
 

@@ -6,6 +6,7 @@ SQLAlchemy Core inside the caller's transaction. A change of status names the st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -153,9 +154,28 @@ def pending(connection: Connection) -> int:
 
 
 def unbalanced(connection: Connection) -> int:
-    """Count the payments whose ledger entries do not sum to zero."""
-    entries = sa.select(LEDGER.c.payment_id).group_by(LEDGER.c.payment_id)
-    return count(connection, entries.having(sa.func.sum(LEDGER.c.minor) != 0).subquery())
+    """Count the captured payments that the ledger does not hold in their amount and currency, and others that it holds."""
+    captured, held = PAYMENTS.c.status == Status.CAPTURED.value, PAYMENTS.c.id == LEDGER.c.payment_id
+    double = ledger_entries(1)
+    right = [
+        sa.func.sum(LEDGER.c.minor).filter(LEDGER.c.account == name) == share * PAYMENTS.c.amount
+        for name, share in double
+    ]
+    of_currency = sa.func.count().filter(LEDGER.c.currency == PAYMENTS.c.currency) == len(double)
+    entered = sa.and_(sa.func.count(LEDGER.c.payment_id) == len(double), of_currency, *right)
+    payments = sa.select(PAYMENTS.c.id).select_from(PAYMENTS.outerjoin(LEDGER, held)).where(captured)
+    wrong = payments.group_by(PAYMENTS.c.id).having(sa.func.coalesce(entered, sa.false()) == sa.false())
+    known = sa.exists().where(held, captured)
+    others = sa.select(LEDGER.c.payment_id).where(~known).distinct()
+    return count(connection, wrong.subquery()) + count(connection, others.subquery())
+
+
+def captured_otherwise(connection: Connection, audited: Mapping[str, tuple[int, str]]) -> int:
+    """Count those of `audited` (id -> amount, currency) that are not captured payments, or of another amount."""
+    query = sa.select(PAYMENTS.c.id, PAYMENTS.c.amount, PAYMENTS.c.currency)
+    query = query.where(PAYMENTS.c.status == Status.CAPTURED.value, PAYMENTS.c.id.in_(audited))
+    stored = {row.id: (row.amount, row.currency) for row in connection.execute(query)}
+    return sum(stored.get(key) != told for key, told in audited.items())
 
 
 def self_approved(connection: Connection) -> tuple[int, int]:

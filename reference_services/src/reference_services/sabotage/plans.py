@@ -252,6 +252,15 @@ SABOTAGES: tuple[Sabotage, ...] = (
         act=_sql("payment_gateway.db", "DELETE FROM approval"),
     ),
     Sabotage(
+        name="an amount is made smaller than the threshold",
+        control="S-dual", service=PAYMENT, on="database",
+        act=_sql("payment_gateway.db", "UPDATE payment SET amount = 1"),
+    ),
+    Sabotage(
+        name="the ledger is emptied",
+        control="S-dual", service=PAYMENT, on="database", act=_sql("payment_gateway.db", "DELETE FROM ledger"),
+    ),
+    Sabotage(
         name="a core dump with a card number is left behind",
         control="C-3.5.db", service=PAYMENT, on="file", act=_core_dump,
     ),
