@@ -5,20 +5,19 @@ A field typed `Phi[str]` cannot reach a log line, a span or an error text by acc
 audit entry of the call (45 CFR 164.502(b), minimum necessary; 164.312(b)).
 
 A dataclass, named tuple or pydantic model with a marked field, ``name: Annotated[str, PHI("name")]``, reaches
-telemetry as its fields with the marked ones masked; without any mark such an object is masked whole.
+telemetry as its fields with the marked ones masked; without any mark such an object is masked whole
+(`healthobs.redaction.marks`).
 
 Limits: it is a guard against accidents, not against code that reads private attributes. It is no `str`
 subclass on purpose: `"".join`, regular expressions and C code see through those. A mark does not change what
-`str` and `repr` of the object show. Annotations that cannot be resolved leave the object masked whole.
+`str` and `repr` of the object show.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
-from typing import Any, Generic, NoReturn, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 from healthobs import _runtime
 
@@ -140,39 +139,3 @@ class PHI:
     def __post_init__(self) -> None:
         """Check the kind."""
         Phi(None, self.kind)
-
-
-def marked_fields(value: object) -> dict[str, object] | None:
-    """Return the fields of an object of a class with marks, the marked ones as `Phi`; None for any other object."""
-    kinds = _marks(cast("Any", type(value)))
-    if not kinds:
-        return None
-    read = {name: getattr(value, name) for name in _field_names(value)}
-    return {name: Phi(item, kinds[name]) if name in kinds else item for name, item in read.items()}
-
-
-def _field_names(value: object) -> Iterator[str]:
-    kind: Any = type(value)
-    # pydantic's models, dataclasses, named tuples; none of them needs to be imported.
-    for holder in ("model_fields", "__dataclass_fields__", "_fields"):
-        yield from cast("Mapping[str, object] | tuple[str, ...]", getattr(kind, holder, ()))
-
-
-@lru_cache(maxsize=1024)
-def _marks(kind: type) -> Mapping[str, str]:
-    """Return the kind of each marked field of a class."""
-    try:
-        hints = get_type_hints(kind, include_extras=True)
-    except Exception:  # noqa: BLE001 - a name that cannot be resolved: then the object is masked whole
-        return {}
-    found = {name: mark for name, hint in hints.items() if (mark := _mark(hint)) is not None}
-    return {name: mark.kind for name, mark in found.items()}
-
-
-def _mark(hint: object) -> PHI | None:
-    """Return the mark in an annotation, however deep: ``list[Annotated[str, PHI("name")]] | None``."""
-    for part in (*getattr(hint, "__metadata__", ()), *get_args(hint)):
-        mark = part if isinstance(part, PHI) else _mark(part)
-        if mark is not None:
-            return mark
-    return None

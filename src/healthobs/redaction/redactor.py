@@ -14,7 +14,8 @@ from uuid import UUID
 
 from healthobs.redaction.keys import ALLOWED, LABELS, WORDS, Action, classify
 from healthobs.redaction.literals import Literals
-from healthobs.redaction.phi import Phi, marked_fields
+from healthobs.redaction.marks import marked_fields
+from healthobs.redaction.phi import Phi
 from healthobs.redaction.scan import scan
 
 _MAX_DEPTH = 4
