@@ -229,9 +229,13 @@ def _sqlite(version: tuple[int, ...], observed: Sequence[Any]) -> Iterator[Findi
     trails = [layer.obs.audit for layer in observed if layer.obs.audit is not None]
     if not trails:
         return
-    from healthobs.audit.sqlite import wal_is_safe  # where there is a trail, the extra `audit` is installed
+    from healthobs.audit.sqlite import (
+        is_wal,
+        wal_is_safe,
+    )  # where there is a trail, the extra `audit` is installed
 
-    if not wal_is_safe(version) and any(_is_wal(trail.path) for trail in trails):
+    files = [trail.path for trail in trails if trail.path is not None and trail.path.is_file()]
+    if not wal_is_safe(version) and any(map(is_wal, files)):
         yield Finding(
             "vulnerable_sqlite",
             f"the audit trail is in WAL mode, in which SQLite {'.'.join(map(str, version))} can lose an acknowledged "
@@ -252,13 +256,6 @@ def _spools(observed: Sequence[Any]) -> Iterator[Finding]:
             f"the policy spool is that of {', '.join(spooling)}, and the audit trail has no spool",
             "set Settings.audit_spool_file, or care under break-glass is denied while the audit store is down",
         )
-
-
-def _is_wal(path: Path | None) -> bool:
-    if path is None or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(20)[18:] == b"\x02\x02"
 
 
 def _loggers(observed: Sequence[Any]) -> Iterator[Finding]:

@@ -333,12 +333,16 @@ def _inode(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _is_resting_wal(path: Path) -> bool:
-    """Return whether this is a copy in WAL mode at rest, for which SQLite would make files beside it."""
-    if any(path.with_name(path.name + suffix).exists() for suffix in ("-wal", "-journal")):
-        return False
+def is_wal(path: Path) -> bool:
+    """Return whether the file says that it is in WAL mode (https://sqlite.org/fileformat.html §1.3.3)."""
     with path.open("rb") as file:
         return file.read(20)[18:] == b"\x02\x02"
+
+
+def _is_resting_wal(path: Path) -> bool:
+    """Return whether this is a copy in WAL mode at rest, for which SQLite would make files beside it."""
+    beside = (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal"))
+    return not any(file.exists() for file in beside) and is_wal(path)
 
 
 def path_of(url: str, whose: str = "the audit database") -> Path:
