@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy.engine import Connection
 
 from healthobs.clock import Clock
-from reference_services._kit.database import insert
+from reference_services._kit.database import add_new
 from reference_services._kit.problems import Problem
 
 KEEP_NS = 24 * 3600 * 1_000_000_000
@@ -149,7 +149,7 @@ class Idempotency:
         """
         now = self._clock.wall_ns()
         connection.execute(ANSWERS.delete().where(ANSWERS.c.created_ns < now - KEEP_NS))
-        if not self._claim(connection, slot, fingerprint, now):
+        if not add_new(connection, ANSWERS, slot=slot, fingerprint=fingerprint, created_ns=now):
             return self._recall(connection, slot, fingerprint), True
         answer = call()
         nonce = secrets.token_bytes(_NONCE_BYTES)
@@ -159,13 +159,6 @@ class Idempotency:
 
     def _digest(self, data: bytes) -> str:
         return hmac.new(self._hmac_key, data, hashlib.sha256).hexdigest()
-
-    @staticmethod
-    def _claim(connection: Connection, slot: str, fingerprint: str, now: int) -> bool:
-        """Insert the row unless it is there; RETURNING, since a driver's row count can be -1 here."""
-        row = insert(connection, ANSWERS).values(slot=slot, fingerprint=fingerprint, created_ns=now)
-        statement = row.on_conflict_do_nothing().returning(ANSWERS.c.slot)
-        return connection.execute(statement).first() is not None
 
     def _recall(self, connection: Connection, slot: str, fingerprint: str) -> Answer:
         row = connection.execute(sa.select(ANSWERS).where(ANSWERS.c.slot == slot)).one()
