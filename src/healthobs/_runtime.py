@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -92,6 +92,14 @@ def open_draft() -> Any:
         obs.metrics.count_internal_error("audit")
         obs.logs.emit("error", "audit_annotation_lost")
     return None
+
+
+def reset(token: Token[Any]) -> None:
+    """Give a context variable its value from before, but for a coroutine that was closed in another context."""
+    try:  # not contextlib.suppress: every observed call passes here
+        token.var.reset(token)
+    except ValueError:  # that context keeps nothing of ours
+        return
 
 
 def activate(obs: Observability) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextvars import Token
 from typing import TYPE_CHECKING, Any, Unpack
 from urllib.parse import parse_qs
 
@@ -219,9 +218,9 @@ class _Answer:
         finally:
             self._exchange.cancelled |= self._gone
             self._finish()
-            _reset(span_token)
-            _reset(exchange_token)
-            _reset(obs_token)
+            _runtime.reset(span_token)
+            _runtime.reset(exchange_token)
+            _runtime.reset(obs_token)
 
     async def _call(self) -> None:
         middleware = self._middleware
@@ -302,13 +301,6 @@ class _Answer:
             self._exchange.finish(self._sent)
         except Exception as exc:  # noqa: BLE001 - a fault of telemetry is not the caller's
             self._middleware.obs.fault("http", "finish", exc)
-
-
-def _reset(token: Token[Any]) -> None:
-    try:
-        token.var.reset(token)
-    except ValueError:  # the server closed the coroutine in another context, which keeps nothing of ours
-        return
 
 
 def _bytes(pairs: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from healthobs.observability import Observability
 
 _CANCELLATIONS = (asyncio.CancelledError, GeneratorExit)
-_override, _process = _runtime.override, _runtime.process
+_override, _process, _reset = _runtime.override, _runtime.process, _runtime.reset
 
 
 class Operation:
@@ -349,10 +349,3 @@ def _elsewhere() -> tuple[Context, tuple[Link, ...]]:
     """Return an empty context, and a link to the span that is current here."""
     here = get_current_span().get_span_context()
     return Context(), (Link(here),) if here.is_valid else ()
-
-
-def _reset(token: Token[Any]) -> None:
-    try:  # not contextlib.suppress: every call passes here
-        token.var.reset(token)
-    except ValueError:  # closed in another context than it ran in, which keeps nothing of ours
-        return
