@@ -30,10 +30,9 @@ from healthobs.front import check_arguments
 from healthobs.http import IMPLIED
 from healthobs.observability import Observability
 from healthobs.problems import problem
+from healthobs.tracing.foreign import INSTRUMENTED, PACKAGE
 
 _HOOKED = ("resolve_request", "process_exception_by_middleware")
-_FLAG = "_is_instrumented_by_opentelemetry"
-_THEIRS = "opentelemetry.instrumentation."
 
 
 class WsgiMiddleware(wsgi.Middleware):
@@ -106,8 +105,8 @@ def init_app(application: Any, obs: Observability, **options: Any) -> WsgiMiddle
         return _unavailable() if isinstance(exception, AuditWriteError) else response
 
     held.update(zip(_HOOKED, (resolve_request, process_exception_by_middleware), strict=True))
-    if any(name.startswith(_THEIRS) for name in settings.MIDDLEWARE):
-        held[_FLAG] = True
+    if any(name.startswith(PACKAGE) for name in settings.MIDDLEWARE):
+        held[INSTRUMENTED] = True
     got_request_exception.connect(_note_exception, dispatch_uid=__name__)
     middleware.endpoints.warn_of_shadowed(middleware.own_templates())
     return middleware
@@ -117,7 +116,7 @@ def remove_app(middleware: WsgiMiddleware | AsgiMiddleware) -> Any:
     """Take healthobs off again, and return Django's application, whose answers are as before `init_app`."""
     application: Any = middleware.app
     held: dict[str, Any] = vars(application)
-    for name in (*_HOOKED, _FLAG):
+    for name in (*_HOOKED, INSTRUMENTED):
         held.pop(name, None)
     middleware.take_off()
     return application

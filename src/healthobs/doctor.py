@@ -34,11 +34,11 @@ from healthobs.exceptions import ConfigurationError, HealthobsError
 from healthobs.logs.sinks import raw_sinks
 from healthobs.tracing import LazyExporter
 from healthobs.tracing.adoption import exporters, layers, opaque, redacts, sdk_provider
+from healthobs.tracing.foreign import INSTRUMENTED, PACKAGE
 
 OK, FINDINGS, CANNOT_LOAD = 0, 1, 2
 _MAX_LAYERS = 64
 _INSIDE = ("wsgi_app", "app", "_app", "wsgi", "application", "build_middleware_stack", "middleware")
-_FLAG = "_is_instrumented_by_opentelemetry"
 
 
 class Finding(NamedTuple):
@@ -111,7 +111,7 @@ def _layers(app: Any) -> Iterator[Any]:
 
 def _is_foreign(layer: Any) -> bool:
     kind = f"{layer.__class__.__module__}.{layer.__class__.__name__}"
-    return kind.startswith("opentelemetry.instrumentation.") and "Middleware" in kind
+    return kind.startswith(PACKAGE) and "Middleware" in kind
 
 
 def _absence(observed: Sequence[Any]) -> Iterator[Finding]:
@@ -131,7 +131,7 @@ def _doubles(layers: Sequence[Any], observed: Sequence[Any]) -> Iterator[Finding
             f"healthobs is on the application {len(observed)} times",
             "keep one: init_app, or Middleware",
         )
-    foreign = sum(map(_is_foreign, layers)) + any(getattr(layer, _FLAG, False) for layer in layers)
+    foreign = sum(map(_is_foreign, layers)) + any(getattr(layer, INSTRUMENTED, False) for layer in layers)
     if foreign > 1:
         yield Finding(
             "double_instrumentation",

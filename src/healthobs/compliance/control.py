@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from healthobs.clock import Clock
 from healthobs.config import Settings
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 State = Literal["pass", "fail", "partial", "not-applicable", "unknown", "attested"]
 Method = Literal["probe", "measure", "config", "sample", "attestation"]
-STATES: tuple[State, ...] = ("pass", "fail", "partial", "not-applicable", "unknown", "attested")
-METHODS: tuple[Method, ...] = ("probe", "measure", "config", "sample", "attestation")
+STATES: tuple[State, ...] = get_args(State)
+METHODS: tuple[Method, ...] = get_args(Method)
 #: States in which a required control lets the gate open.
 ACCEPTED: frozenset[State] = frozenset({"pass", "attested", "not-applicable"})
 #: Audit subject and action of what probes write, so that it never counts as a business event.

@@ -7,8 +7,9 @@ from typing import Any
 from opentelemetry.context import get_current
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, get_current_span
 
-_PACKAGE = "opentelemetry.instrumentation."
-_FLAG = "_is_instrumented_by_opentelemetry"
+#: Where OpenTelemetry's instrumentations are, and what they set on an application.
+PACKAGE = "opentelemetry.instrumentation."
+INSTRUMENTED = "_is_instrumented_by_opentelemetry"
 _OURS = "healthobs"
 _MAX_DEPTH = 16
 
@@ -23,7 +24,7 @@ def is_instrumented(app: Any) -> bool:
     for _ in range(_MAX_DEPTH):
         if app is None:
             return False
-        if getattr(app, _FLAG, False) or _is_theirs(app):
+        if getattr(app, INSTRUMENTED, False) or _is_theirs(app):
             return True
         app = getattr(app, "app", None) or getattr(app, "wsgi", None)
     return False
@@ -31,7 +32,7 @@ def is_instrumented(app: Any) -> bool:
 
 def _is_theirs(layer: Any) -> bool:
     module: object = getattr(layer, "__module__", None)
-    return isinstance(module, str) and module.startswith(_PACKAGE)
+    return isinstance(module, str) and module.startswith(PACKAGE)
 
 
 def enclosing_span() -> SpanContext | None:
