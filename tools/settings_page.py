@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from healthobs.config import Settings
+from healthobs.config import Settings, variables
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/reference/settings.md"
 HEADER = """# Settings
@@ -34,9 +34,9 @@ def page() -> str:
     told = meanings()
     rows = []
     for spec in fields(Settings):
-        variables = ", ".join(f"`{name}`" for name in (spec.metadata["env"], spec.metadata["otel"]) if name)
+        names = ", ".join(f"`{name}`" for name in variables(spec.name))
         kind = str(spec.type).replace("|", "\\|")
-        rows.append(f"| `{spec.name}` | {told[spec.name]} | `{kind}` | `{spec.default!r}` | {variables} |")
+        rows.append(f"| `{spec.name}` | {told[spec.name]} | `{kind}` | `{spec.default!r}` | {names} |")
     return HEADER + "\n".join(rows) + "\n\nThe class: {py:class}`healthobs.config.Settings`.\n"
 
 

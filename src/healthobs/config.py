@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -65,8 +65,13 @@ _DECISIVE, _NEAR = ("FRAMEWORKS", "REDACTION"), 0.8
 UNKNOWN = "no setting has these variables, which change nothing: "
 
 
-def _env(name: str, default: Any = None, *, otel: str | None = None) -> Any:
-    return field(default=default, metadata={"env": name, "otel": otel})
+#: Standard variables, by the field that they set where its own does not.
+_OTEL = {
+    "service_name": "OTEL_SERVICE_NAME",
+    "disabled": "OTEL_SDK_DISABLED",
+    "otlp_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "log_level": "OTEL_LOG_LEVEL",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,49 +151,49 @@ class Settings:
         audit_retention_days: Retention stated by `/audit/trail`.
     """
 
-    service_name: str = _env("HEALTHOBS_SERVICE_NAME", "unknown_service", otel="OTEL_SERVICE_NAME")
-    service_version: str = _env("HEALTHOBS_SERVICE_VERSION", "0.0.0")
-    environment: str = _env("HEALTHOBS_ENVIRONMENT", "development")
-    prefix: str | None = _env("HEALTHOBS_PREFIX")
-    disabled: bool = _env("HEALTHOBS_DISABLED", False, otel="OTEL_SDK_DISABLED")
-    otlp_endpoint: str | None = _env("HEALTHOBS_OTLP_ENDPOINT", otel="OTEL_EXPORTER_OTLP_ENDPOINT")
-    trust_incoming: bool = _env("HEALTHOBS_TRUST_INCOMING", True)
-    baggage: tuple[str, ...] = _env("HEALTHOBS_BAGGAGE", ())
-    tenants: tuple[str, ...] = _env("HEALTHOBS_TENANTS", ())
-    tenant_header: str = _env("HEALTHOBS_TENANT_HEADER", "")
-    excluded: tuple[str, ...] = _env("HEALTHOBS_EXCLUDED", ())
-    log_level: LogLevel = _env("HEALTHOBS_LOG_LEVEL", "info", otel="OTEL_LOG_LEVEL")
-    log_fields: tuple[str, ...] = _env("HEALTHOBS_LOG_FIELDS", ())
-    capture_stdlib: bool = _env("HEALTHOBS_CAPTURE_STDLIB", False)
-    redaction: RedactionMode | None = _env("HEALTHOBS_REDACTION")
-    allowed_keys: tuple[str, ...] = _env("HEALTHOBS_ALLOWED_KEYS", ())
-    max_series: int = _env("HEALTHOBS_MAX_SERIES", 200)
-    series_from_zero: bool = _env("HEALTHOBS_SERIES_FROM_ZERO", False)
-    exemplars: bool = _env("HEALTHOBS_EXEMPLARS", True)
-    headers: bool = _env("HEALTHOBS_HEADERS", False)
-    audience: Audience = _env("HEALTHOBS_AUDIENCE", "trusted")
-    frameworks: tuple[str, ...] = _env("HEALTHOBS_FRAMEWORKS", ())
-    trace_response: bool = _env("HEALTHOBS_TRACE_RESPONSE", False)
-    endpoints: bool = _env("HEALTHOBS_ENDPOINTS", False)
-    endpoint_prefix: str = _env("HEALTHOBS_ENDPOINT_PREFIX", "")
-    builtin_checks: tuple[str, ...] = _env("HEALTHOBS_BUILTIN_CHECKS", BUILTIN_CHECKS)
-    max_stall_seconds: int = _env("HEALTHOBS_MAX_STALL_SECONDS", 0)
-    drain_delay_seconds: int = _env("HEALTHOBS_DRAIN_DELAY_SECONDS", 0)
-    ops_port: int = _env("HEALTHOBS_OPS_PORT", 0)
-    ops_host: str = _env("HEALTHOBS_OPS_HOST", "127.0.0.1")
-    control_interval_seconds: int = _env("HEALTHOBS_CONTROL_INTERVAL_SECONDS", 60)
-    required_controls: tuple[str, ...] = _env("HEALTHOBS_REQUIRED_CONTROLS", ())
-    out_of_scope: tuple[str, ...] = _env("HEALTHOBS_OUT_OF_SCOPE", ())
-    compliance_documents: Path | None = _env("HEALTHOBS_COMPLIANCE_DOCUMENTS")
-    compliance_keys: tuple[str, ...] = _env("HEALTHOBS_COMPLIANCE_KEYS", ())
-    audit_database_url: str | None = _env("HEALTHOBS_AUDIT_DATABASE_URL")
-    audit_key_file: Path | None = _env("HEALTHOBS_AUDIT_KEY_FILE")
-    audit_policy: AuditPolicy = _env("HEALTHOBS_AUDIT_POLICY", "deny")
-    audit_spool_file: Path | None = _env("HEALTHOBS_AUDIT_SPOOL_FILE")
-    audit_subjects_file: Path | None = _env("HEALTHOBS_AUDIT_SUBJECTS_FILE")
-    audit_subjects_url: str | None = _env("HEALTHOBS_AUDIT_SUBJECTS_URL")
-    audit_subjects_key_file: Path | None = _env("HEALTHOBS_AUDIT_SUBJECTS_KEY_FILE")
-    audit_retention_days: int = _env("HEALTHOBS_AUDIT_RETENTION_DAYS", 2555)
+    service_name: str = "unknown_service"
+    service_version: str = "0.0.0"
+    environment: str = "development"
+    prefix: str | None = None
+    disabled: bool = False
+    otlp_endpoint: str | None = None
+    trust_incoming: bool = True
+    baggage: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
+    tenant_header: str = ""
+    excluded: tuple[str, ...] = ()
+    log_level: LogLevel = "info"
+    log_fields: tuple[str, ...] = ()
+    capture_stdlib: bool = False
+    redaction: RedactionMode | None = None
+    allowed_keys: tuple[str, ...] = ()
+    max_series: int = 200
+    series_from_zero: bool = False
+    exemplars: bool = True
+    headers: bool = False
+    audience: Audience = "trusted"
+    frameworks: tuple[str, ...] = ()
+    trace_response: bool = False
+    endpoints: bool = False
+    endpoint_prefix: str = ""
+    builtin_checks: tuple[str, ...] = BUILTIN_CHECKS
+    max_stall_seconds: int = 0
+    drain_delay_seconds: int = 0
+    ops_port: int = 0
+    ops_host: str = "127.0.0.1"
+    control_interval_seconds: int = 60
+    required_controls: tuple[str, ...] = ()
+    out_of_scope: tuple[str, ...] = ()
+    compliance_documents: Path | None = None
+    compliance_keys: tuple[str, ...] = ()
+    audit_database_url: str | None = None
+    audit_key_file: Path | None = None
+    audit_policy: AuditPolicy = "deny"
+    audit_spool_file: Path | None = None
+    audit_subjects_file: Path | None = None
+    audit_subjects_url: str | None = None
+    audit_subjects_key_file: Path | None = None
+    audit_retention_days: int = 2555
 
     def __post_init__(self) -> None:
         """Check every field and report all problems at once."""
@@ -303,8 +308,8 @@ class Settings:
         for spec in fields(cls):
             if spec.name in values:
                 continue
-            for variable in (spec.metadata["env"], spec.metadata["otel"]):
-                if variable and environ.get(variable, "") != "":
+            for variable in variables(spec.name):
+                if environ.get(variable, "") != "":
                     try:
                         values[spec.name] = _parse(spec.name, str(spec.type), environ[variable])
                     except ValueError as exc:
@@ -319,6 +324,12 @@ class Settings:
         return settings
 
 
+def variables(name: str) -> tuple[str, ...]:
+    """Return the variables that set the field `name`; the first that is set wins."""
+    own = f"HEALTHOBS_{name.upper()}"
+    return (own, _OTEL[name]) if name in _OTEL else (own,)
+
+
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """Return the variables of `environ` that are named like settings, and are none; sorted.
 
@@ -326,7 +337,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
         >>> unknown_variables({"HEALTHOBS_FRAMEWORK": "hipaa", "HEALTHOBS_REDACTION": "mask", "HOME": "/"})
         ['HEALTHOBS_FRAMEWORK']
     """
-    known = _READ_ELSEWHERE.union(spec.metadata["env"] for spec in fields(Settings))
+    known = _READ_ELSEWHERE.union(variables(spec.name)[0] for spec in fields(Settings))
     return sorted(
         name
         for name, value in environ.items()
