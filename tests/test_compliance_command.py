@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -160,6 +161,96 @@ class TestStatus:
         path.write_bytes(content)
         assert run("status", path) == 2
         assert capsys.readouterr().err.startswith("healthobs compliance: ")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda status: status.update(controls=5),
+            lambda status: status.update(controls=[{}]),
+            lambda status: status.update(controls=[5]),
+            lambda status: status["controls"][0].update(state="good"),
+            lambda status: status["controls"][0].update(state=["pass"]),
+            lambda status: status["controls"][0].update(required="no"),
+            lambda status: status["controls"][0].update(waived_until=5),
+            lambda status: status["controls"][0].update(id=["S-1"]),
+            lambda status: status["controls"][0].update(evidence=5),
+            lambda status: status["controls"][0].pop("observed_at"),
+            lambda status: status.update(counts={}),
+            lambda status: status.update(counts=5),
+            lambda status: status.pop("disclaimer"),
+        ],
+    )
+    @pytest.mark.parametrize("options", [[], ["--gate"], ["--gate", "--json"]])
+    def test_other_shape(
+        self,
+        service: Any,
+        tmp_path: Path,
+        change: Any,
+        options: list[str],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """A status of another shape is no shut gate: it is 2, with a reason, and nothing is printed of it."""
+        _, obs = service
+        status = obs.controls.status()
+        change(status)
+        path = tmp_path / "status.json"
+        path.write_text(json.dumps(status))
+        assert run("status", path, *options) == 2
+        assert capsys.readouterr() == ("", "healthobs compliance: the source is no compliance status\n")
+
+    def test_too_deep(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Nor is JSON that nobody can read a shut gate."""
+        path = tmp_path / "status.json"
+        path.write_text("[" * 200_000)
+        assert run("status", path, "--gate") == 2
+        assert capsys.readouterr().err == "healthobs compliance: the source is no JSON document\n"
+
+    @pytest.mark.parametrize(
+        "source", ["http://127.0.0.1:port/", "http://[::1/", "http://", "http://exa mple/", "https://\u2028/"]
+    )
+    def test_no_url(self, source: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """What is no URL is 2, with a reason."""
+        assert run("status", source, "--gate") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("healthobs compliance: the source ")
+
+    @pytest.mark.parametrize(
+        "answer", [b"SSH-2.0-x\r\n", b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}"]
+    )
+    def test_no_http(self, answer: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+        """So is a server that does not speak HTTP, or breaks off."""
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+
+            def serve() -> None:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            status = run("status", f"http://127.0.0.1:{listening.getsockname()[1]}", "--gate")
+            thread.join()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert (status, line[:35]) == (
+            2,
+            "healthobs compliance: the source is"
+            if answer[-2:] == b"{}"
+            else "healthobs compliance: the source ca",
+        )
+
+    @pytest.mark.parametrize("token", ["se\ncret", "secr\u20ac", "\u0000secret"])
+    def test_token_that_cannot_be_sent(
+        self, service: Any, tmp_path: Path, token: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A token that is none is named as that, and never printed."""
+        url, _ = service
+        (tmp_path / "token").write_text(token)
+        assert run("status", url, "--gate", "--token-file", tmp_path / "token") == 2
+        assert capsys.readouterr() == (
+            "",
+            "healthobs compliance: the token is none: letters, digits and -._~+/= only\n",
+        )
 
     @pytest.mark.parametrize("source", ["/none/such.json", "http://127.0.0.1:9/"])
     def test_cannot_be_read(self, source: str, capsys: pytest.CaptureFixture[str]) -> None:

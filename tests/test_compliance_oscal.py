@@ -125,6 +125,13 @@ class TestExport:
         result = of(assessment_results({**status, "controls": rows}, published=PUBLISHED))
         assert ("findings" in result, "attestations" in result, result["start"]) == (False, False, PUBLISHED)
 
+    def test_evidence_of_another_shape(self, status: dict[str, Any]) -> None:
+        """Evidence or an attestation that is no object is none."""
+        for member in ("evidence", "attestation"):
+            wrong = {**status, "controls": [{**status["controls"][0], member: "x"}]}
+            with pytest.raises(ConfigurationError, match="compliance:read"):
+                assessment_results(wrong, published=PUBLISHED)
+
     @pytest.mark.parametrize("wrong", [{}, {"controls": [{"id": "C-1"}]}, {"controls": None}])
     def test_no_evidence(self, wrong: dict[str, Any]) -> None:
         """A status without evidence is refused, and told how to get one."""

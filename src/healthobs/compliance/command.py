@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
+from http.client import HTTPException
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -33,6 +35,10 @@ GOOD, SHUT, CANNOT_SAY = 0, 1, 2
 SABOTAGE_GROUP = "healthobs.sabotage"
 _TIMEOUT_SECONDS = 10.0
 _MAX_BYTES = 8 * 2**20
+#: What a bearer token may be (RFC 6750 §2.1).
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+#: Members that the rows of every status have.
+_ROW = frozenset({"id", "cite", "title", "state", "required", "observed_at", "waived_until"})
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         return cast("int", chosen.run(chosen))
     except BrokenPipeError:  # nobody reads the output any more
         raise
-    except (ConfigurationError, OSError, ValueError) as exc:
+    except (ConfigurationError, OSError, ValueError, HTTPException, RecursionError) as exc:
         print(f"healthobs compliance: {_explain(exc)}", file=sys.stderr)  # noqa: T201
         return CANNOT_SAY
 
@@ -95,7 +101,10 @@ def _explain(exc: Exception) -> str:
         return f"the service answered {exc.code}"
     if isinstance(exc, OSError):
         return f"the source cannot be read ({exc.strerror or type(exc).__name__})"
-    return "the source is no JSON document" if isinstance(exc, json.JSONDecodeError) else str(exc)
+    if isinstance(exc, ConfigurationError):
+        return str(exc)
+    # What is left quotes what it was given.
+    return f"the source cannot be read ({type(exc).__name__})"
 
 
 def _load(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -108,14 +117,43 @@ def _load(arguments: argparse.Namespace) -> dict[str, Any]:
         token = os.environ.get("HEALTHOBS_TOKEN", "")
         if arguments.token_file is not None:
             token = cast("Path", arguments.token_file).read_text("utf-8")
-        if token.strip():
-            request.add_header("Authorization", f"Bearer {token.strip()}")
+        if token := token.strip():
+            if not _TOKEN.fullmatch(token):
+                raise ConfigurationError("the token is none: letters, digits and -._~+/= only")
+            request.add_header("Authorization", f"Bearer {token}")
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as above
             content = answer.read(_MAX_BYTES)
-    status: Any = json.loads(content)
-    if not isinstance(status, dict) or "controls" not in status:
+    try:
+        status: Any = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ConfigurationError("the source is no JSON document") from None
+    if not _is_status(status):
         raise ConfigurationError("the source is no compliance status")
     return cast("dict[str, Any]", status)
+
+
+def _is_status(status: Any) -> bool:
+    """Return whether it has all that is read of one."""
+    try:
+        return (
+            isinstance(status["disclaimer"], str)
+            and isinstance(status["controls"], list)
+            and set(STATES) <= status["counts"].keys()
+            and all(map(_is_row, status["controls"]))
+        )
+    except (LookupError, TypeError, AttributeError):
+        return False
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        row.keys() >= _ROW
+        and isinstance(row["id"], str)
+        and row["state"] in STATES
+        and isinstance(row["required"], bool)
+        and isinstance(row["waived_until"], str | None)
+        and isinstance(row.get("evidence"), dict | None)
+    )
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ def assessment_results(status: Mapping[str, Any], *, published: str) -> dict[str
     try:
         controls: Sequence[Mapping[str, Any]] = status["controls"]
         return {"assessment-results": _results(status, controls, published)}
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise ConfigurationError(
             "this is no compliance status with evidence: ask /compliance/status with a token that has compliance:read"
         ) from None
