@@ -305,6 +305,7 @@ class TestVerify:
             trail.close()
             for name in ("audit.db", "audit.db.lock"):
                 (tmp_path / name).rename(tmp_path / f"{action}-{name}")
+            key.with_name("audit.db.key.logs").unlink()
         second = tmp_path / "a.false-audit.db"
         assert verify(second, trail.vkey, histories[1]).ok
         verdict = verify(second, trail.vkey, histories[0])

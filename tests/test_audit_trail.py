@@ -79,6 +79,32 @@ class TestOpenTrail:
             make_trail()
         assert not key.exists()
 
+    @pytest.mark.parametrize(
+        "gone", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["removed", "emptied"]
+    )
+    def test_a_log_that_is_gone_is_not_begun_anew(
+        self, make_trail: MakeTrail, tmp_path: Path, gone: Callable[[Path], object]
+    ) -> None:
+        """A key whose log was there and is not any more begins no other in its place, until somebody says so."""
+        origin = make_trail().origin
+        make_trail().close()
+        gone(tmp_path / "audit.db")
+        with pytest.raises(ConfigurationError, match="is gone; restore it"):
+            make_trail()
+        elsewhere = open_trail(f"sqlite:///{tmp_path}/b.db", service="s", key_file=tmp_path / "audit.db.key")
+        elsewhere.close()
+        noted = tmp_path / "audit.db.key.logs"
+        lines = noted.read_text().splitlines()
+        assert lines == [f"{origin} {tmp_path}/audit.db", f"{elsewhere.origin} {tmp_path}/b.db"]
+        noted.write_text(lines[1])
+        assert make_trail().origin != origin
+
+    def test_a_key_in_a_folder_of_others(self, make_trail: MakeTrail, tmp_path: Path) -> None:
+        """Where nothing can be written beside the key, as beside a mounted secret, the trail opens all the same."""
+        (tmp_path / "audit.db.key.logs").mkdir()
+        make_trail().close()
+        assert make_trail().append(READ).index == 0
+
     def test_other_key_is_refused(self, make_trail: MakeTrail, tmp_path: Path) -> None:
         """A log does not go on under another key."""
         make_trail().close()

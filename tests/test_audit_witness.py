@@ -332,7 +332,7 @@ class TestWitnesses:
         bench.trail.append({"action": "a.true"})
         bench.client("w1").ask()
         bench.trail.close()
-        for name in ("audit.db", "audit.db.lock"):
+        for name in ("audit.db", "audit.db.lock", "audit.db.key.logs"):
             (bench.directory / name).unlink()
         bench.trail = bench.open()
         for size in (1, 2):

@@ -70,6 +70,19 @@ def witnessed(tmp_path: Path) -> Iterator[Witnessed]:
 class TestInOneProcess:
     """What a log's control says, and what its peers keep."""
 
+    @pytest.mark.parametrize("told", [True, False])
+    def test_a_log_that_was_begun_anew(self, witnessed: Witnessed, told: bool) -> None:
+        """A log that was deleted while its service was down does not start as another one, also where the key forgot it."""
+        witnessed.integrity()
+        witnessed.world.close()
+        folder = witnessed.base / PHI
+        (folder / "phi.audit.db").unlink()
+        if not told:
+            (folder / "phi.audit.key.logs").unlink()
+        witnessed.world = witnessed.start()
+        with pytest.raises(ConfigurationError, match="is gone; restore it" if told else "names another log"):
+            witnessed.world.obs(PHI)
+
     def test_every_peer_cosigns(self, witnessed: Witnessed) -> None:
         """The log is self-witnessed, and partial as nobody independent saw it; each peer shows what it cosigned."""
         state, text = witnessed.integrity()

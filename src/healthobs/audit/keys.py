@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Group may read (a mounted secret with a group id); nothing else, and nobody else anything.
 _TOO_OPEN = 0o037
+#: Ends the name of the file beside a key that says which logs it began, and where.
+BEGUN = ".logs"
 _PEM = re.compile(rb"-----BEGIN [A-Z ]+-----\r?\n.*?-----END [A-Z ]+-----\r?\n?", re.DOTALL)
 
 
@@ -96,6 +98,37 @@ def retire(path: Path) -> int:
     current, *earlier = load_all(path)
     _replace(path, _pem(current))
     return len(earlier)
+
+
+def begun(path: Path, place: str) -> str | None:
+    """Return the origin of the log that the key in `path` began at `place`, as far as anybody wrote it down."""
+    for line in _begun_lines(path):
+        origin, _, where = line.partition(" ")
+        if where == place:
+            return origin
+    return None
+
+
+def note_begun(path: Path, place: str, origin: str) -> None:
+    """Write down beside the key in `path` that it signs the log of that origin at `place`, where the folder may be written to."""
+    if begun(path, place) == origin:
+        return
+    lines = [line for line in _begun_lines(path) if line.partition(" ")[2] != place]
+    with contextlib.suppress(ConfigurationError):  # a mounted secret
+        _replace(
+            _begun_file(path), os.fsencode("".join(f"{line}\n" for line in (*lines, f"{origin} {place}")))
+        )
+
+
+def _begun_file(path: Path) -> Path:
+    return path.with_name(path.name + BEGUN)
+
+
+def _begun_lines(path: Path) -> list[str]:
+    try:
+        return os.fsdecode(_begun_file(path).read_bytes()).splitlines()
+    except OSError:
+        return []
 
 
 def read_secret(path: Path) -> bytes:

@@ -50,7 +50,8 @@ def open_trail(
         subjects: Map from which each entry gets the token of its subject; without it, subjects are recorded as given.
 
     Raises:
-        ConfigurationError: URL, key file or origin cannot be used, or cryptography is not installed.
+        ConfigurationError: URL, key file or origin cannot be used, cryptography is not installed, or the log that the key
+            began there is gone.
         AuditError: The file is no audit trail, or of a newer format.
     """
     place = store_of(url)
@@ -61,6 +62,7 @@ def open_trail(
             )
         key_file = place.path.with_name(place.path.name + ".key")
     signer, previous = _initialise(place, key_file, service, origin)
+    keys.note_begun(key_file, place.name, signer.name)
     trail = AuditTrail(
         place,
         signer,
@@ -104,6 +106,11 @@ def _initialise(place: Store, key_file: Path, service: str, origin: str | None) 
         known = store.read_log(connection)
         if known is not None:
             return _known_signer(connection, known, key_file, origin)
+        if keys.begun(key_file, place.name) is not None:
+            raise ConfigurationError(
+                "the audit trail that this key file began here is gone; restore it, or take its line out of the file"
+                f" {keys.BEGUN} beside the key to begin another"
+            )
         log_id = secrets.token_hex(4)
         signer = Signer(origin or f"healthobs.example/{service}/{log_id}", keys.load_or_create(key_file))
         note = signer.checkpoint(0, merkle.EMPTY_ROOT).note

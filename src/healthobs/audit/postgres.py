@@ -147,6 +147,8 @@ class PostgresStore:
 
     def __init__(self, url: str) -> None:
         self._options = options_of(url, "the audit database")
+        where = (str(self._options.get(part, "")) for part in ("host", "port", "dbname"))
+        self.name: str = "postgresql:" + ":".join(where)
 
     def connect(self, *, read_only: bool = False) -> PostgresConnection:
         """Open a connection.

@@ -137,6 +137,7 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         self.path: Path | None = path
+        self.name: str = str(path.absolute())
         self._path = path
 
     def connect(self, *, read_only: bool = False) -> SqliteConnection:

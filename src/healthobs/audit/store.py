@@ -120,6 +120,11 @@ class Store(Protocol):
         """The database file, where it is one."""
         ...
 
+    @property
+    def name(self) -> str:
+        """Where it is, without credentials."""
+        ...
+
     def connect(self, *, read_only: bool = False) -> Connection:
         """Open a connection; one that is read only changes nothing, not even beside the file."""
         ...

@@ -38,7 +38,7 @@ def witness(kit: Kit) -> Witness | None:
     """Have the log of `kit` witnessed by the services that `WITNESSES_FILE` names; return what witnesses theirs.
 
     Raises:
-        ConfigurationError: The file is not as above, or names a service that is none of the peers.
+        ConfigurationError: The file is not as above, names a service that is none of the peers, or another log of this one.
     """
     path, trail = kit.settings.environ.get("WITNESSES_FILE"), kit.obs.audit
     if not path or trail is None:
@@ -48,11 +48,18 @@ def witness(kit: Kit) -> Witness | None:
         peers = {f"{kit.settings.peers[name]}{WITNESS}": name for name in known if name != kit.info.name}
         asked = [WitnessPeer(known[name]["witness"], url) for url, name in peers.items()]
         logs = {log.name: log for log in (Verifier(known[name]["log"]) for name in peers.values())}
+        own = Verifier(known[kit.info.name]["log"]).name if kit.info.name in known else trail.origin
     except (OSError, ValueError, LookupError, TypeError, NoteError):
         raise ConfigurationError(
             "WITNESSES_FILE must name a JSON file with the vkeys of the log and the witness of each service;"
             " write it anew with reference_services._kit.witnessing.public_keys"
         ) from None
+
+    if own != trail.origin:
+        raise ConfigurationError(
+            "WITNESSES_FILE names another log of this service than the one that is here; restore that log,"
+            " or have it witnessed as a new one by writing the file anew"
+        )
 
     def send(url: str, body: bytes) -> tuple[int, bytes]:
         prefix, _, last = url.rpartition("/")
