@@ -401,6 +401,68 @@ class TestTokens:
         assert client.get("/audit/trail", headers=token(bench, scope="audit:read")).status_code == 200
 
 
+class TestRefusals:
+    """The audit entry of a call that is refused says who wanted what."""
+
+    ID = "00000000-0000-4000-8000-00000000ca7a"
+    SURROGATE = "pay_" + "0123456789abcdef" * 2
+
+    @pytest.fixture
+    def client(self, bench: Any) -> Any:
+        """Give a service with records that are named by their path."""
+        bench.kit.jwks = keys
+        options = {"returns": {200: None}, "scope": "thing:read", "audit": "thing.read", "summary": "x"}
+        bench.kit.get("/things/<uuid:thing_id>", **options)(nothing)
+        bench.kit.get("/persons/<uuid:person_id>", person=True, **options)(nothing)
+        bench.kit.get("/payments/<payment_id>", **options)(nothing)
+        bench.kit.get("/of/<kind>/<uuid:thing_id>/parts", **options)(nothing)
+        bench.kit.get("/kinds/<kind>", **options)(nothing)
+        return bench.client()
+
+    @pytest.mark.parametrize(
+        ("headers", "status", "actor"),
+        [("none", 401, None), ("garbage", 401, None), ("low", 403, "client-1"), ("good", 200, "client-1")],
+    )
+    def test_who_and_what(
+        self, client: Any, bench: Any, headers: str, status: int, actor: str | None
+    ) -> None:
+        """The caller is in it once the token is verified, what the path names whatever becomes of the token."""
+        sent = {
+            "none": {},
+            "garbage": {"Authorization": "Bearer x"},
+            "low": token(bench, scope="other:read"),
+            "good": token(bench),
+        }[headers]
+        assert client.get(f"/things/{self.ID}", headers=sent).status_code == status
+        (entry,) = bench.obs.audit.read(action="thing.read").entries
+        assert (entry["actor"]["id"], entry["resource"]["id"], entry["subject"]) == (actor, self.ID, None)
+        assert entry["outcome"] == ("ok" if status == 200 else "denied")
+
+    @pytest.mark.parametrize(
+        ("path", "found"),
+        [
+            (f"/of/kind/{ID}/parts", ID),
+            (f"/payments/{SURROGATE}", SURROGATE),
+            ("/payments/JaneDoe", None),
+            ("/payments/pay_jane", None),
+            (f"/payments/{SURROGATE}-jane", None),
+            ("/kinds/JaneDoe", None),
+        ],
+    )
+    def test_only_what_can_be_an_id(self, client: Any, bench: Any, path: str, found: str | None) -> None:
+        """A path is a caller's text: of it only an identifier that says nothing of its own goes into an entry."""
+        assert client.get(path).status_code == 401
+        (entry,) = bench.obs.audit.read(action="thing.read").entries
+        assert entry["resource"]["id"] == found
+
+    def test_a_person_is_the_subject(self, client: Any, bench: Any) -> None:
+        """Where the record is a person, the entry is about that person."""
+        assert client.get(f"/persons/{self.ID}").status_code == 401
+        (entry,) = bench.obs.audit.read(action="thing.read").entries
+        assert entry["subject"] == entry["resource"]["id"]
+        assert bench.obs.audit.read(subject=self.ID).total == 1
+
+
 class TestPeers:
     """Calls to other services."""
 

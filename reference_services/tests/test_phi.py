@@ -301,7 +301,11 @@ class TestRead:
         assert phi.client.get(f"/patients/{key}").status_code == 401
         other = phi.world.bearer("device:read", role="clinician")
         assert phi.client.get(f"/patients/{key}", headers=other).status_code == 403
-        assert [entry["outcome"] for entry in phi.entries("patient.read")] == ["denied", "denied"]
+        entries = phi.entries("patient.read")
+        assert [entry["outcome"] for entry in entries] == ["denied", "denied"]
+        assert [entry["actor"]["id"] for entry in entries] == ["clinician", None]
+        assert {entry["subject"] for entry in entries} == {phi.token(key)}
+        assert {entry["resource"]["id"] for entry in entries} == {phi.token(key)}
 
     def test_unknown(self, phi: Phi) -> None:
         """No such record; and a path that is no id reaches no record at all."""

@@ -240,7 +240,9 @@ class Kit(Storage):
 
     def _authorize(self, asked: EndpointRequest, scope: str) -> Principal | None:
         try:
-            return self.authenticator.authenticate(asked.headers.get("authorization"), scope)
+            principal = self.authenticator.verify(asked.headers.get("authorization"))
+            self.authenticator.require(principal, scope)
+            return principal
         except Problem as problem:
             if problem.status == 401:
                 raise InvalidCredentials from None
@@ -270,9 +272,11 @@ class Kit(Storage):
 
     def _answer(self, operation: Operation, path: Mapping[str, Any]) -> Response:
         principal = None
+        annotate(**operation.named(path))
         if operation.scope is not None:
-            principal = self.authenticator.authenticate(request.headers.get("Authorization"), operation.scope)
+            principal = self.authenticator.verify(request.headers.get("Authorization"))
             annotate(actor=principal.subject, actor_kind="client")
+            self.authenticator.require(principal, operation.scope)
         arguments = operation.arguments(principal, path)
         if operation.idempotent:
             return self._answer_once(operation, principal, arguments)

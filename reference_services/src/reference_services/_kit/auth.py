@@ -39,6 +39,8 @@ class Principal:
 class Authenticator:
     """Turns an `Authorization` header into a `Principal`, or into the right refusal.
 
+    Who it is and what it may are asked apart, so that the audit entry of a refusal can say who was refused.
+
     Args:
         realm: Name in `WWW-Authenticate`.
         fetch: Gets the issuer's JWKS document.
@@ -51,11 +53,11 @@ class Authenticator:
         self._realm = realm
         self._verifier = tokens.Verifier(fetch, issuer=issuer, audience=audience, clock=clock)
 
-    def authenticate(self, authorization: str | None, scope: str) -> Principal:
-        """Return who sent `authorization`, when the token is good and carries `scope`.
+    def verify(self, authorization: str | None) -> Principal:
+        """Return who sent `authorization`, whatever it allows.
 
         Raises:
-            Problem: 401 no or no good token, 403 scope missing, 503 the issuer's keys cannot be had.
+            Problem: 401 no or no good token, 503 the issuer's keys cannot be had.
         """
         kind, _, token = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not token:
@@ -76,7 +78,15 @@ class Authenticator:
                 (),
                 {"Retry-After": "2"},
             ) from None
-        if scope not in claims.scopes:
+        return Principal(claims.sub, claims.client_id, frozenset(claims.scopes), tuple(claims.roles))
+
+    def require(self, principal: Principal, scope: str) -> None:
+        """Refuse a caller whose token lacks `scope`.
+
+        Raises:
+            Problem: 403.
+        """
+        if scope not in principal.scopes:
             raise self._refusal(
                 403,
                 "scope_missing",
@@ -84,7 +94,6 @@ class Authenticator:
                 error="insufficient_scope",
                 scope=scope,
             )
-        return Principal(claims.sub, claims.client_id, frozenset(claims.scopes), tuple(claims.roles))
 
     def forged(self, scopes: Iterable[str]) -> str:
         """Return a token with these scopes that is good but for its signature; see `healthobs.tokens.Verifier.forged`."""

@@ -18,6 +18,8 @@ from reference_services._kit.auth import Principal
 from reference_services._kit.problems import Problem
 
 View = Callable[..., Any]
+#: A UUID, or 32 hexadecimal digits after a short prefix.
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[a-z]{1,8}_[0-9a-f]{32}")
 #: A parameter in a Flask rule.
 PARAMETER = re.compile(r"<(?:(?P<kind>[a-z]+)(?:\([^)]*\))?:)?(?P<name>[a-z_]+)>")
 #: What a view may return: a model, a plain mapping, None, or one of them with status and headers.
@@ -62,7 +64,8 @@ class Operation:
         query: Model of the query parameters.
         scope: Scope that the caller's token needs; None leaves the route open.
         audit: Action of the audit entry that each call makes, refused ones included.
-        resource_type: Kind of record that the entry is about.
+        resource_type: Kind of record that the entry is about; which one, a path parameter whose name ends in ``_id`` says.
+        person: Whether that record is a person: then it is the entry's subject too.
         conf: HL7 v3 confidentiality of the answer; default: the service's.
         form: Whether the body is a form and not JSON.
         idempotent: Whether `Idempotency-Key` is required.
@@ -78,6 +81,7 @@ class Operation:
         on_problem: Renders errors in another vocabulary (RFC 6749 §5.2, FHIR); default problem+json.
         wanted: Names of the view's parameters.
         wanted_before: Names of the parameters of `before`.
+        record: Name of the path parameter that says which record it is.
     """
 
     method: str
@@ -90,6 +94,7 @@ class Operation:
     scope: str | None = None
     audit: str | None = None
     resource_type: str | None = None
+    person: bool = False
     conf: str | None = None
     form: bool = False
     idempotent: bool = False
@@ -104,6 +109,7 @@ class Operation:
     on_problem: Callable[[Problem], Response] | None = None
     wanted: frozenset[str] = field(init=False)
     wanted_before: frozenset[str] = field(init=False)
+    record: str | None = field(init=False)
 
     def __post_init__(self) -> None:
         """Read the signatures once.
@@ -111,6 +117,8 @@ class Operation:
         Raises:
             TypeError: `before` asks for what the view does not, or `remembered` names what the body does not have.
         """
+        names = [found["name"] for found in PARAMETER.finditer(self.rule)]
+        object.__setattr__(self, "record", next((name for name in names if name.endswith("_id")), None))
         object.__setattr__(self, "wanted", _parameters(self.view))
         object.__setattr__(self, "wanted_before", _parameters(self.before) if self.before else frozenset())
         if not self.wanted_before <= self.wanted:
@@ -124,6 +132,17 @@ class Operation:
     def default_status(self) -> int:
         """Return the status of a result that names none: the lowest success that is declared."""
         return min(status for status in self.returns if status < 400)
+
+    def named(self, path: Mapping[str, Any]) -> dict[str, str]:
+        """Return what the audit entry says of the record that the path names, whether or not there is one.
+
+        It is known before anybody is asked who calls, so that a refusal tells what was reached for. A path is a caller's
+        text: only what has the form of an id of ours is taken from it.
+        """
+        said = str(path.get(self.record or "", ""))
+        if not _ID.fullmatch(said):
+            return {}
+        return {"resource_id": said, "subject": said} if self.person else {"resource_id": said}
 
     def arguments(self, principal: Principal | None, path: Mapping[str, Any]) -> dict[str, Any]:
         """Read and validate the request, and return what the view's signature asks for.

@@ -183,7 +183,6 @@ class Service:
         row = by_id(connection, store.RECORDS[kind], record_id, lock=lock)
         if row is None:
             raise Problem(404, "record_unknown", "There is no such record.")
-        annotate(resource_id=record_id)
         return row
 
     def _calibrated(self, connection: Connection, device_id: str) -> bool:

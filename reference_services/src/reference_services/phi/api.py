@@ -42,11 +42,11 @@ def create_app(kit: Kit, views: service.Service) -> Flask:
     )(views.create)  # fmt: skip
     kit.get(
         "/patients/<uuid:patient_id>", returns={200: PatientView}, scope="patient:read", audit="patient.read",
-        resource_type="patient", headers=(PURPOSE,), summary="Show a record",
+        resource_type="patient", person=True, headers=(PURPOSE,), summary="Show a record",
     )(views.read)  # fmt: skip
     kit.put(
         "/patients/<uuid:patient_id>", body=PatientRecord, returns={200: PatientView}, scope="patient:write",
-        audit="patient.update", resource_type="patient", before=views.admit_change, headers=(PURPOSE, IF_MATCH),
+        audit="patient.update", resource_type="patient", person=True, before=views.admit_change, headers=(PURPOSE, IF_MATCH),
         problems=(409, 412, 428), summary="Replace a record (If-Match)",
     )(views.update)  # fmt: skip
     kit.post(

@@ -65,7 +65,6 @@ class Service:
     ) -> tuple[PatientView, int, dict[str, str]] | Response:
         """Show one record; `HEAD` tells only whether it exists, for any purpose."""
         key = str(patient_id)
-        annotate(subject=key, resource_id=key)
         if request.method == "HEAD":
             return self._exists(key)
         with self.accessing(principal) as view, self.kit.reading() as connection:
@@ -74,9 +73,8 @@ class Service:
                 raise _unknown()
             return self.shown(view, patient), 200, {"ETag": domain.etag(patient.version)}
 
-    def admit_change(self, patient_id: uuid.UUID, body: PatientRecord, principal: Principal) -> None:
+    def admit_change(self, body: PatientRecord, principal: Principal) -> None:
         """Refuse a change that may not be made, before a transaction is open."""
-        annotate(subject=str(patient_id), resource_id=str(patient_id))
         with self.accessing(principal, last=False) as view:
             _require(view.may_write)
             self._expected_version()
