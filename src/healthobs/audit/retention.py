@@ -119,7 +119,9 @@ class Retention:
             RetentionError: No hold of that name is in force.
         """
         if name not in {str(order.details["hold"]) for order in self.holds()}:
-            raise RetentionError("no hold of that name is in force; see healthobs audit hold --list")
+            raise RetentionError(
+                "no hold of that name is in force; healthobs audit hold and the file lists them"
+            )
         return self._record(governance.RELEASE, actor, reason, {"hold": name})
 
     def holds(self) -> list[Order]:

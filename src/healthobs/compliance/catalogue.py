@@ -52,7 +52,9 @@ def library_controls(
         dear("H-312.b")(Recording()),
         dear("H-312.c")(Integrity()),
         control("H-312.d")(refuses_bad_tokens),
-        control("H-514", required=False)(masks_identifiers),  # no pattern finds a name, so it cannot pass
+        control("H-514", required=False)(
+            masks_identifiers
+        ),  # a name in free text has no pattern, so in mask it cannot pass
         Control(
             "G-wrap",
             "45 CFR 164.502(b)",
