@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, replace
 from datetime import date
@@ -13,10 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from healthobs import ConfigurationError, Settings
+from healthobs import ConfigurationError, Observability, Settings
+from healthobs.audit import open_trail
 from healthobs.audit.checkpoint import Signer
-from healthobs.compliance import Document
+from healthobs.compliance import Document, history
 from healthobs.compliance.documents import NO_DOCUMENTS, Signed, counting, judge, read, read_folder, sign
+from healthobs.compliance.history import CHANGED_ACTION, FIRST_ACTION
 from healthobs.testing import Capture
 
 OFFICER = Signer("privacy-officer", Ed25519PrivateKey.generate())
@@ -225,6 +228,7 @@ class TestInService:
             )
             (tmp_path / "training.json").write_text(sign(TRAINED, OTHER))
             states.append(capture.obs.controls.run()["H-308.5"])
+            assert "H-308.5" in capture.obs.controls.gate_failures()
         assert states == ["attested", "unknown"]
         assert row["attestation"]["person"] == "privacy-officer"
         assert capture.metric("healthobs_internal_errors_total", component="documents") == 1
@@ -234,3 +238,80 @@ class TestInService:
             if entry["resource"]["id"] == "H-308.5" and entry["action"] == "control.state_changed"
         ]
         assert changes == [{"control.old": "attested", "control.new": "unknown"}]
+
+    def test_survives_restarts(self, tmp_path: Path) -> None:
+        """What was attested once shuts the gate in every later process too, whoever took the attestation away, until it is attested."""
+        folder = tmp_path / "documents"
+        folder.mkdir()
+        paper = folder / "training.json"
+        held = replace(TRAINED, expires="2099-12-31")
+
+        def gate(there: bool, keys: tuple[str, ...] = (OFFICER.vkey,), **more: Any) -> tuple[str, bool]:
+            paper.unlink(missing_ok=True)
+            if there:
+                paper.write_text(sign(held, OFFICER))
+            settings = Settings(
+                audit_database_url=f"sqlite:///{tmp_path / 'a.db'}",
+                endpoints=True,
+                control_interval_seconds=0,
+                compliance_documents=folder,
+                compliance_keys=keys,
+                **more,
+            )
+            obs = Observability(settings, log_stream=io.StringIO())
+            assert obs.controls is not None
+            # One entry of all states, and later a change, tell of it
+            state = obs.controls.run(["H-308.5"])["H-308.5"]
+            shut = "H-308.5" in obs.controls.gate_failures()
+            obs.close()
+            return state, shut
+
+        assert gate(there=False) == ("unknown", False)  # nobody ever attested it
+        assert gate(there=True) == ("attested", False)
+        for _ in range(3):
+            assert gate(there=False) == ("unknown", True)
+        assert gate(there=True, keys=(OTHER.vkey,)) == ("unknown", True)
+        assert gate(there=False, out_of_scope=("phi",)) == ("not-applicable", False)
+        assert gate(there=False) == ("unknown", True)
+        assert gate(there=True) == ("attested", False)
+
+    def test_survives_a_restart_after_a_change(self, tmp_path: Path) -> None:
+        """So does what began to be attested, and ended, while a process ran."""
+        settings = Settings(
+            audit_database_url=f"sqlite:///{tmp_path / 'a.db'}",
+            endpoints=True,
+            control_interval_seconds=0,
+            compliance_documents=tmp_path,
+            compliance_keys=(OFFICER.vkey,),
+        )
+        seen: list[Any] = []
+        for documents in ((False, True, False), (False,)):
+            obs = Observability(settings, log_stream=io.StringIO())
+            assert obs.controls is not None
+            for there in documents:
+                (tmp_path / "t.json").unlink(missing_ok=True)
+                if there:
+                    (tmp_path / "t.json").write_text(sign(replace(TRAINED, expires="2099-12-31"), OFFICER))
+                obs.controls.run(["H-308.5"])
+                seen.append("H-308.5" in obs.controls.gate_failures())
+            obs.close()
+        assert seen == [False, False, True, True]
+
+    def test_many_changes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is found under any number of other changes, and entries that others make count for nothing."""
+        monkeypatch.setattr(history, "_AT_ONCE", 2)
+        trail = open_trail(f"sqlite:///{tmp_path / 'a.db'}", service="svc")
+        assert history.once_attested(trail) == set()
+
+        def record(action: str, control: str | None, **details: str) -> None:
+            shown = {f"control.{name}": text for name, text in details.items()}
+            trail.append_own({"action": action, "actor": "svc", "resource_id": control, "details": shown})
+
+        record(FIRST_ACTION, None, attested="H-308.5 P-10ij", once_attested="H-308.b")
+        record(CHANGED_ACTION, "P-10k", old="attested", new="unknown")
+        for _ in range(9):
+            record(CHANGED_ACTION, "HDR", old="pass", new="fail")
+        record("control.waived", "S-ret", new="attested")
+        record(CHANGED_ACTION, None, new="attested")
+        assert history.once_attested(trail) == {"H-308.5", "P-10ij", "H-308.b", "P-10k"}
+        trail.close()

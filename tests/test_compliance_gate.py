@@ -80,6 +80,73 @@ class TestGate:
         seen.append((world.engine.run()["A-1"], world.engine.gate_open()))
         assert seen == [("attested", True), ("fail", False)]
 
+    @pytest.mark.parametrize("of", ["attestation", "probe"])
+    def test_attestation_that_is_gone(self, of: Any) -> None:
+        """An attestation that is taken away shuts the gate as one that expired does, until somebody attests it again."""
+        control = World.control("A-1", probe=None, required=False, method=of)
+        held = [DOCUMENT]
+        world = World(control, World.control("C-1"), documents=lambda: signed(*held))
+        seen: list[Any] = []
+        for documents in ([DOCUMENT], [], [], [DOCUMENT]):
+            held[:] = documents
+            state, row = world.engine.run()["A-1"], world.engine.status(detail=True)["controls"][0]
+            seen.append((state, row["required"], row["evidence"]["text"], world.engine.gate_open()))
+        text = "it was attested before, and no document that counts does so now"
+        until = f"attested by privacy-officer until 2026-11-23, document {'ab' * 6}"
+        assert seen == [
+            ("attested", True, until, True),
+            ("unknown", True, text, False),
+            ("unknown", True, text, False),
+            ("attested", True, until, True),
+        ]
+        assert world.engine.once_attested == {"A-1"}
+
+    def test_documents_that_cannot_be_read_any_more(self) -> None:
+        """Nor does a folder that cannot be read, or an expired attestation that is taken away, open it."""
+        control = World.control("A-1", probe=None, required=False)
+        seen: list[Any] = []
+        for first in (DOCUMENT, replace(DOCUMENT, expires="2026-11-22")):
+            there = [True]
+
+            def documents(first: Document = first, there: list[bool] = there) -> Documents:
+                if not there:
+                    raise OSError
+                return signed(first)
+
+            world = World(control, World.control("C-1"), documents=documents)
+            seen.append((world.engine.run()["A-1"], world.engine.gate_open()))
+            there.clear()
+            seen.append((world.engine.run()["A-1"], world.engine.gate_open()))
+        assert seen == [("attested", True), ("unknown", False), ("fail", False), ("unknown", False)]
+
+    def test_attested_in_an_earlier_process(self) -> None:
+        """What was attested before this process began is asked for until it can be told, then once; a probe or a scope ends it."""
+        asked: list[int] = []
+
+        def before() -> set[str]:
+            asked.append(len(asked))
+            if len(asked) == 1:
+                raise OSError
+            return {"A-1", "A-2", "C-1", "X-9"}
+
+        world = World(
+            World.control("A-1", probe=None, required=False),
+            World.control("A-2", probe=None, required=False, scope="chd"),
+            World.control("A-3", probe=None, required=False),
+            World.control("C-1", required=False),
+            World.control("C-2"),
+            attested_before=before,
+            excluded={"chd": lambda: None},
+        )
+        world.outcomes["C-1"] = Outcome("fail", "seen")
+        seen: list[Any] = []
+        for _ in range(3):
+            world.engine.run()
+            seen.append((world.engine.gate_failures(), list(world.errors)))
+        assert seen == [((), ["controls"]), (("A-1",), ["controls"]), (("A-1",), ["controls"])]
+        assert world.engine.once_attested == {"A-1", "A-2"}
+        assert asked == [0, 1]
+
     def test_renewal_counts_from_its_first_day(self) -> None:
         """A renewal that lies beside what it renews takes nothing away before its first day, and counts from it without a round."""
         control = World.control("A-1", probe=None, required=False)

@@ -52,6 +52,7 @@ CounterCheck = Callable[[], "str | None"]
 CATALOGUE_VERSION = "2026.1"
 #: Changes that are kept for `on_change`; of more the oldest go.
 _MOST_UNTOLD = 1_000
+_GONE = "it was attested before, and no document that counts does so now"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +77,8 @@ class ControlEngine:
         documents: Reads attestations and waivers, before every round.
         excluded: What the service declares not to have, and what could contradict that.
         required: Ids that the gate asks for besides the controls that say so themselves.
+        attested_before: Gives the ids that were attested before this process (`healthobs.compliance.history`), which the gate
+            goes on asking for; asked in each round until it does not raise.
         on_result: Told of each run of a probe (metrics); its faults go to `on_error`.
         on_states: Told all states after each round (metrics); its faults go to `on_error`.
         on_change: Told of each change of state (audit); asked again in the next round when it raises, and of one control
@@ -112,6 +115,7 @@ class ControlEngine:
         documents: Callable[[], Documents] = lambda: NO_DOCUMENTS,
         excluded: Mapping[str, CounterCheck] | None = None,
         required: Iterable[str] = (),
+        attested_before: Callable[[], Iterable[str]] | None = None,
         on_result: OnResult | None = None,
         on_states: OnStates | None = None,
         on_change: OnChange | None = None,
@@ -125,6 +129,8 @@ class ControlEngine:
             raise ConfigurationError("two controls have the same id: give each its own")
         if not self._required <= self.controls.keys():
             raise ConfigurationError("required_controls names a control that is not there")
+        self._attested_before = attested_before
+        self._once_attested: set[str] = set()
         self._read_documents = documents
         self._documents = NO_DOCUMENTS
         self._excluded = excluded or {}
@@ -200,6 +206,7 @@ class ControlEngine:
     def _round(self, wanted: list[str]) -> None:
         with self._running.held():
             self._refresh_documents()
+            self._remember()
             context = None
             for name in wanted:
                 control = self.controls[name]
@@ -224,6 +231,30 @@ class ControlEngine:
         if self._documents.refused:
             self._failed("documents")
 
+    def _remember(self) -> None:
+        """Know what was attested before, and what a document attests or attested: the gate goes on asking for it."""
+        before: Iterable[str] = ()
+        if self._attested_before is not None:
+            try:
+                before = set(self._attested_before())
+            except Exception:  # noqa: BLE001 - the trail may be what is broken; controls must go on to say so
+                self._failed("controls")
+            else:
+                self._attested_before = None
+        known = {*before, *filter(self._has_begun, self._documents.attestations)}
+        self._once_attested |= {
+            name for name, control in self.controls.items() if control.probe is None and name in known
+        }
+
+    def _has_begun(self, name: str) -> bool:
+        signed = self._attestation(name)
+        return signed is not None and signed.document.issued <= self._clock.now().date().isoformat()
+
+    @property
+    def once_attested(self) -> frozenset[str]:
+        """Ids of controls without a probe that somebody attested, now or at any time before."""
+        return frozenset(self._once_attested)
+
     def _context(self) -> ProbeContext:
         return replace(self._context_factory(), **self._bound)
 
@@ -236,7 +267,9 @@ class ControlEngine:
             return Outcome("not-applicable", f"declared: {control.scope} is not in scope")
         if control.probe is None:
             signed = self._attestation(control.id)
-            return None if signed is None else judge(signed, self._clock.now().date())
+            if signed is not None:
+                return judge(signed, self._clock.now().date())
+            return Outcome("unknown", _GONE) if control.id in self._once_attested else None
         outcome = control.probe(context)
         if outcome.state not in STATES or outcome.state == "attested":
             return Outcome("unknown", "the probe returned a state that no probe may return")
@@ -374,10 +407,8 @@ class ControlEngine:
         return report(self._service, CATALOGUE_VERSION, rows, detail=detail)
 
     def _is_required(self, control: Control) -> bool:
-        """Return whether the gate asks for it; what somebody once attested must go on being attested."""
-        signed = self._attestation(control.id) if control.probe is None else None
-        begun = signed is not None and signed.document.issued <= self._clock.now().date().isoformat()
-        return control.required or control.id in self._required or begun
+        """Return whether the gate asks for it; what somebody once attested must go on being attested, with or without a file."""
+        return control.required or control.id in self._required or control.id in self._once_attested
 
     def _attestation(self, name: str) -> Signed | None:
         return counting(self._documents.attestations.get(name, ()), self._clock.now().date())

@@ -4,7 +4,8 @@ Each run of a probe counts in `<prefix>_compliance_checks_total{type,result}`; e
 `healthobs_control_state{control,state}`, and each change of state appends the audit entry `control.state_changed`
 (45 CFR 164.316(b)(1)(ii): what was found is kept); one that the trail did not take at once says in `control.late_s` how many
 seconds before its entry it was seen. A process begins with one entry of all states,
-`control.states_observed`; the state at any moment is the last such entry and the changes after it. A waiver that begins to count, in
+`control.states_observed`; the state at any moment is the last such entry and the changes after it. It repeats what was attested before and
+is not now, so that the gate goes on asking for it (`healthobs.compliance.history`). A waiver that begins to count, in
 a process, is the entry `control.waived`, and `control.waiver_ended` when it no longer does. Details are words of the code, ids of
 controls and numbers, in which no pattern finds anything.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
+from healthobs.compliance import history
 from healthobs.compliance.catalogue import library_controls, with_catalogue
 from healthobs.compliance.control import STATES, Control, ProbeContext, Result, State
 from healthobs.compliance.documents import Signed, read_folder
@@ -71,13 +73,16 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
     def on_first(now: Mapping[str, State], late_s: int) -> int | None:
         known = sorted(set(now.values()) - {"unknown"})
         ids = {f"control.{state}": " ".join(name for name in now if now[name] == state) for state in known}
-        return record("control.states_observed", None, {**ids, **_late(late_s)})
+        gone = sorted(name for name in engine.once_attested if now[name] != "attested")
+        if gone:
+            ids[history.ONCE_ATTESTED] = " ".join(gone)
+        return record(history.FIRST_ACTION, None, {**ids, **_late(late_s)})
 
     def on_change(
         control: Control, old: State, new: State, _result: Result | None, late_s: int
     ) -> int | None:
         details = {"control.old": old, "control.new": new, **_late(late_s)}
-        return record("control.state_changed", control.id, details)
+        return record(history.CHANGED_ACTION, control.id, details)
 
     def on_waiver(control: Control, old: Signed | None, new: Signed | None) -> int | None:
         details: dict[str, str | int] = {}
@@ -102,6 +107,7 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         documents=lambda: read_folder(settings.compliance_documents, settings.compliance_keys),
         excluded=_excluded(obs),
         required=settings.required_controls,
+        attested_before=None if trail is None else lambda: history.once_attested(trail),
         on_result=on_result,
         on_states=_shower(states),
         on_change=on_change,
