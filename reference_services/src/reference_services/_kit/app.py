@@ -27,7 +27,7 @@ from healthobs.endpoints import AuthorizationUnavailable, InvalidCredentials
 from healthobs.endpoints import Request as EndpointRequest
 from healthobs.exceptions import AuditWriteError
 from healthobs.metrics import Instrument
-from reference_services._kit import database, errors, idempotency, keys, openapi, shared, witnessing
+from reference_services._kit import database, errors, idempotency, openapi, shared, witnessing
 from reference_services._kit.auth import Authenticator, Jwks, Principal, fetch_jwks
 from reference_services._kit.problems import Problem, render
 from reference_services._kit.routes import Operation, View, canonical_request, protected_routes
@@ -321,8 +321,8 @@ class Kit(Storage):
 
     @cached_property
     def _idempotency(self) -> idempotency.Idempotency:
-        path = self.settings.file("IDEMPOTENCY_KEY_FILE", f"{self.info.prefix}.idempotency.key")
-        return idempotency.Idempotency(keys.load_secret(path), self.clock)
+        secret = self.secret("IDEMPOTENCY_KEY_FILE", f"{self.info.prefix}.idempotency.key")
+        return idempotency.Idempotency(secret, self.clock)
 
     @cached_property
     def _replays(self) -> Any:

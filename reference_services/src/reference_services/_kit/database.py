@@ -31,6 +31,13 @@ _VERSION = sa.Table(
     sa.Column("one", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("version", sa.Integer, nullable=False),
 )
+#: Name of a key file and what its key is known by.
+_KEYS = sa.Table(
+    "key_check",
+    _META,
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("value", sa.String(64), nullable=False),
+)
 
 
 class SchemaError(Exception):
@@ -168,6 +175,21 @@ def migrate(
             (steps or {})[step](connection)
         connection.execute(_VERSION.update().values(version=version))
         metadata.create_all(connection)
+
+
+def key_check(engine: Engine, name: str) -> str | None:
+    """Return what the key `name` is known by, or None before there was one."""
+    with reading(engine) as connection:
+        value: str | None = connection.execute(sa.select(_KEYS.c.value).where(_KEYS.c.name == name)).scalar()
+    return value
+
+
+def keep_key_check(engine: Engine, name: str, value: str) -> str:
+    """Store what the key `name` is known by, unless that is stored; return what is."""
+    with engine.begin() as connection:
+        add_new(connection, _KEYS, name=name, value=value)
+        kept: str = connection.execute(sa.select(_KEYS.c.value).where(_KEYS.c.name == name)).scalar_one()
+    return kept
 
 
 def check(engine: Engine, version: int = 1) -> None:

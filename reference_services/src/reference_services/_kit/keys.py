@@ -1,11 +1,17 @@
-"""Key files: made once, mode 0600, and shared by the replicas that start together."""
+"""Key files: made once, mode 0600, and shared by the replicas that start together.
+
+`Storage.key` has the database know each by a value that tells nothing of it, so that none is replaced in silence.
+"""
 
 from __future__ import annotations
 
+import hmac
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+
+from healthobs.exceptions import ConfigurationError
 
 
 def load(path: Path, make: Callable[[], bytes]) -> bytes:
@@ -28,13 +34,26 @@ def load_secret(path: Path) -> bytes:
     """Return the 32-byte secret in `path`, made when missing.
 
     Raises:
-        ValueError: The file does not hold 32 bytes in hex.
+        ConfigurationError: The file does not hold 32 bytes in hex.
     """
     text = load(path, lambda: secrets.token_hex(32).encode())
-    secret = bytes.fromhex(text.decode("ascii").strip())
+    try:
+        secret = bytes.fromhex(text.decode("ascii").strip())
+    except ValueError:
+        secret = b""
     if len(secret) != 32:
-        raise ValueError(f"{path.name} must hold 64 hexadecimal digits; remove it to have a new one made")
+        raise ConfigurationError(f"{path.name} must hold 64 hexadecimal digits; restore it from backup")
     return secret
+
+
+def check_value(secret: bytes) -> str:
+    """Return what a secret is known by without being told.
+
+    Example:
+        >>> check_value(b"k" * 32)[:16]
+        '14ee49731ef2d07f'
+    """
+    return hmac.digest(secret, b"healthobs key check", "sha256").hex()
 
 
 def is_private(path: Path) -> bool:

@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from healthobs.audit import Outbox
-from reference_services._kit import database, idempotency
+from healthobs.exceptions import ConfigurationError
+from reference_services._kit import database, idempotency, keys
 from reference_services._kit.settings import ServiceSettings
 
+_Key = TypeVar("_Key")
 #: The connection of the innermost `Storage.transaction` of this context.
 _transaction: ContextVar[Connection | None] = ContextVar("reference_services.transaction", default=None)
 
@@ -49,6 +53,38 @@ class Storage:
         if self.outbox is not None:
             self.outbox.create_table()
         self._schema_version = version
+
+    def key(
+        self, variable: str, name: str, load: Callable[[Path], _Key], known_by: Callable[[_Key], str]
+    ) -> _Key:
+        """Return the key in a file, once the database knows which one it works under; after `migrate`.
+
+        Args:
+            variable: Names the file.
+            name: Its name in the data folder otherwise, and the key's in the database.
+            load: Reads the file, and makes it where it is missing.
+            known_by: Returns up to 64 characters that tell keys apart and tell nothing of one.
+
+        Raises:
+            ConfigurationError: The file is missing or holds another key, and what is stored was written under the
+                one that is known: with a new one it would be unreadable, forged, or done twice.
+        """
+        path, stored = self.settings.file(variable, name), self._schema_version is not None
+        remedy = (
+            f"what the database holds was written with it: restore it from backup, or from where {variable} is kept. "
+            f"To give that up and begin with another key, delete the row '{name}' of its table key_check"
+        )
+        if stored and not path.exists() and database.key_check(self.engine, name) is not None:
+            raise ConfigurationError(f"the key file {path.name} is missing; {remedy}")
+        key = load(path)
+        value = known_by(key)
+        if stored and database.keep_key_check(self.engine, name, value) != value:
+            raise ConfigurationError(f"the key file {path.name} holds another key than before; {remedy}")
+        return key
+
+    def secret(self, variable: str, name: str) -> bytes:
+        """Return the 32-byte secret in a file; see `key`."""
+        return self.key(variable, name, keys.load_secret, keys.check_value)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:

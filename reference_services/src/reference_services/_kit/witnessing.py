@@ -10,6 +10,8 @@ state file, so they run on one machine.
 from __future__ import annotations
 
 import json
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,7 @@ def public_keys(info: ServiceInfo, settings: ServiceSettings) -> dict[str, str]:
     observed = settings.observability
     trail = open_trail(str(observed.audit_database_url), service=info.name, key_file=observed.audit_key_file)
     trail.close()
-    return {"log": trail.vkey, "witness": _cosigner(info, settings).vkey}
+    return {"log": trail.vkey, "witness": _cosigner(info, settings.file(*_named(info))).vkey}
 
 
 def witness(kit: Kit) -> Witness | None:
@@ -68,9 +70,17 @@ def witness(kit: Kit) -> Witness | None:
 
     Witnesses(trail, asked, send, clock=kit.clock)
     state = WitnessState(kit.settings.file("WITNESS_STATE_FILE", f"{kit.info.prefix}.witness.db"))
-    return Witness(_cosigner(kit.info, kit.settings), logs, state, kit.clock)
+    cosigner = kit.key(*_named(kit.info), partial(_cosigner, kit.info), _known_by)
+    return Witness(cosigner, logs, state, kit.clock)
 
 
-def _cosigner(info: ServiceInfo, settings: ServiceSettings) -> Cosigner:
-    key = keys.load_or_create(settings.file("WITNESS_KEY_FILE", f"{info.prefix}.witness.key"))
-    return Cosigner(f"healthobs.example/{info.name}/witness", key)
+def _named(info: ServiceInfo) -> tuple[str, str]:
+    return "WITNESS_KEY_FILE", f"{info.prefix}.witness.key"
+
+
+def _cosigner(info: ServiceInfo, path: Path) -> Cosigner:
+    return Cosigner(f"healthobs.example/{info.name}/witness", keys.load_or_create(path))
+
+
+def _known_by(cosigner: Cosigner) -> str:
+    return sha256(cosigner.vkey.encode()).hexdigest()

@@ -36,7 +36,7 @@ class Service:
         self.kit = kit
         self.store = Store(kit.engine)
         self.key_path = settings.file("AUTH_SIGNING_KEY_FILE", "auth.signing.pem")
-        self.key = SigningKey.load(self.key_path)
+        self.key = kit.key("AUTH_SIGNING_KEY_FILE", "auth.signing.pem", SigningKey.load, lambda key: key.kid)
         kit.jwks = self.key.jwks
         self.verifier = Verifier(
             self.key.jwks, issuer=settings.issuer, audience=settings.audience, clock=kit.clock

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from healthobs.audit import annotate
-from reference_services._kit import Kit, Principal, Problem, add_new, by_id, invalid, keys, moment, page
+from reference_services._kit import Kit, Principal, Problem, add_new, by_id, invalid, moment, page
 from reference_services.medical_device import alarms, domain, models, signing, store, udi, vitals
 
 _TAKEN = ("accepted", "duplicate")
@@ -21,7 +21,7 @@ class Service:
 
     def __init__(self, kit: Kit) -> None:
         self.kit = kit
-        seed = keys.load_secret(kit.settings.file("DEVICE_SIGNING_KEY_FILE", "medical_device.signing.key"))
+        seed = kit.secret("DEVICE_SIGNING_KEY_FILE", "medical_device.signing.key")
         self.signer = signing.Signer(seed)
         self.observations = kit.counter(
             "observations_total", "Observations received.",

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from healthobs.audit import annotate
 from healthobs.exceptions import ClientError
-from reference_services._kit import Kit, Principal, Problem, invalid, keys, moment, page, unavailable
+from reference_services._kit import Kit, Principal, Problem, invalid, moment, page, unavailable
 from reference_services._kit.problems import render
 from reference_services.payment_gateway import cards, domain, models, money, store
 from reference_services.payment_gateway.lifecycle import Event, Status, TransitionError
@@ -26,9 +26,7 @@ class Service:
     def __init__(self, kit: Kit) -> None:
         self.kit = kit
         self.any_pan = kit.settings.environ.get("PAYMENT_ALLOW_ANY_PAN", "").lower() in ("1", "true")
-        self.key = keys.load_secret(
-            kit.settings.file("PAYMENT_FINGERPRINT_KEY_FILE", "payment_gateway.fingerprint.key")
-        )
+        self.key = kit.secret("PAYMENT_FINGERPRINT_KEY_FILE", "payment_gateway.fingerprint.key")
         self.tokens = kit.counter("tokens_total", "Cards tokenised or refused.", result=("ok", "refused"))
         self.transactions = kit.counter(
             "transactions_total", "Payments by the status they reached.",

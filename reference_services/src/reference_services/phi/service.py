@@ -39,8 +39,8 @@ class Service:
         )  # fmt: skip
         self.conflicts = kit.counter("version_conflicts_total", "Updates refused as stale.")
         self.key_path = kit.settings.file("PHI_KEK_FILE", "phi.kek")
-        index_key = keys.load_secret(kit.settings.file("PHI_INDEX_KEY_FILE", "phi.index.key"))
-        self.vault = Vault(keys.load_secret(self.key_path), index_key, self._count)
+        index_key = kit.secret("PHI_INDEX_KEY_FILE", "phi.index.key")
+        self.vault = Vault(kit.secret("PHI_KEK_FILE", "phi.kek"), index_key, self._count)
         self.store = Store(self.vault)
 
     def admit_new(self, body: PatientRecord, principal: Principal) -> None:

@@ -1,0 +1,133 @@
+"""The key files of all services: a lost or exchanged one is never replaced in silence."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from healthobs import ConfigurationError
+from reference_services._kit import database, keys
+from reference_services.auth.signing import SigningKey
+from service_world import World
+
+#: Each key file of the services' own, and whose it is.
+FILES = {
+    "auth.signing.pem": "auth-service",
+    "payment_gateway.fingerprint.key": "payment-gateway",
+    "payment_gateway.idempotency.key": "payment-gateway",
+    "phi.kek": "phi-service",
+    "phi.index.key": "phi-service",
+    "phi.idempotency.key": "phi-service",
+    "medical_device.signing.key": "medical-device",
+    "medical_device.idempotency.key": "medical-device",
+}
+
+
+def make(path: Path) -> None:
+    """Put a key of the file's kind into `path`."""
+    (SigningKey.load if path.suffix == ".pem" else keys.load_secret)(path)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[[str], None]:
+    """Give what starts a service on the files that are there, and stops it."""
+
+    def once(name: str) -> None:
+        world = World(tmp_path)
+        try:
+            _ = world[name]
+        except ConfigurationError:
+            world._obs[name].close()
+            raise
+        finally:
+            world.close()
+
+    return once
+
+
+@pytest.mark.parametrize("name", FILES)
+class TestKeyFiles:
+    """What the database says of the key that it was written under."""
+
+    def test_lost(self, tmp_path: Path, start: Any, name: str) -> None:
+        """Without the file the service does not start and makes none; with the file put back it does."""
+        start(FILES[name])
+        path = tmp_path / FILES[name] / name
+        path.rename(tmp_path / "kept")
+        with pytest.raises(ConfigurationError) as refused:
+            start(FILES[name])
+        assert name in str(refused.value)
+        assert not path.exists()
+        (tmp_path / "kept").rename(path)
+        start(FILES[name])
+
+    def test_exchanged(self, tmp_path: Path, start: Any, name: str) -> None:
+        """With another key it does not start; the message names the file, and nothing of what is in it."""
+        start(FILES[name])
+        path = tmp_path / FILES[name] / name
+        own = path.read_bytes()
+        path.unlink()
+        make(path)
+        with pytest.raises(ConfigurationError) as refused:
+            start(FILES[name])
+        assert name in str(refused.value)
+        assert path.read_text().split()[-1] not in str(refused.value)
+        path.write_bytes(own)
+        start(FILES[name])
+
+    def test_new_key_on_purpose(self, tmp_path: Path, start: Any, name: str) -> None:
+        """Who takes the database's word for a key away begins with another one."""
+        start(FILES[name])
+        path = tmp_path / FILES[name] / name
+        before = path.read_bytes()
+        path.unlink()
+        store = tmp_path / FILES[name] / f"{name.partition('.')[0]}.db"
+        with contextlib.closing(sqlite3.connect(store, isolation_level=None)) as connection:
+            connection.execute("DELETE FROM key_check WHERE name = ?", (name,))
+        start(FILES[name])
+        assert path.read_bytes() != before
+
+
+class TestKeyCheck:
+    """The value by which a database knows a key."""
+
+    def test_tells_nothing_of_the_key(self, bench: Any) -> None:
+        """It is an HMAC: the key itself is nowhere in the database, and the same key has the same value."""
+        bench.kit.migrate(database.sa.MetaData())
+        secret = bench.kit.secret("BENCH_KEY_FILE", "bench.key")
+        assert bench.kit.secret("BENCH_KEY_FILE", "bench.key") == secret
+        raw = b"".join(path.read_bytes() for path in bench.settings.data_dir.glob("bench.db*"))
+        assert keys.check_value(secret).encode() in raw
+        assert (secret in raw, secret.hex().encode() in raw) == (False, False)
+
+    def test_first_of_two_counts(self, bench: Any) -> None:
+        """Of replicas that start together with a key each, one is refused: they must share the file."""
+        bench.kit.migrate(database.sa.MetaData())
+        assert database.key_check(bench.kit.engine, "bench.key") is None
+        assert database.keep_key_check(bench.kit.engine, "bench.key", "a") == "a"
+        assert database.keep_key_check(bench.kit.engine, "bench.key", "b") == "a"
+        with pytest.raises(ConfigurationError, match=r"bench\.key"):
+            bench.kit.secret("BENCH_KEY_FILE", "bench.key")
+
+    @pytest.mark.parametrize("content", [b"", b"00", b"zz" * 32, b"\xff" * 64])
+    def test_damaged(self, bench: Any, content: bytes) -> None:
+        """A damaged file stops the service; the message does not repeat it, nor advise to remove it."""
+        path = bench.settings.data_dir / "bench.key"
+        path.write_bytes(content)
+        with pytest.raises(
+            ConfigurationError, match=r"bench\.key must hold 64 hexadecimal digits"
+        ) as refused:
+            bench.kit.secret("BENCH_KEY_FILE", "bench.key")
+        assert ("zz" in str(refused.value), "remove" in str(refused.value)) == (False, False)
+
+    def test_service_without_a_database(self, bench: Any) -> None:
+        """It has nothing that another key would not fit."""
+        secret = bench.kit.secret("BENCH_KEY_FILE", "bench.key")
+        (bench.settings.data_dir / "bench.key").unlink()
+        assert bench.kit.secret("BENCH_KEY_FILE", "bench.key") != secret
+        assert not (bench.settings.data_dir / "bench.db").exists()
