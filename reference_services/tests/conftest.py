@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench_service import Bench
+from payment_bench import Gateway
 from service_world import World
 
 
@@ -18,6 +19,12 @@ def world(tmp_path: Path) -> Iterator[World]:
     made = World(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def gateway(world: World, tmp_path: Path) -> Gateway:
+    """A running payment-gateway."""
+    return Gateway(world, tmp_path)
 
 
 @pytest.fixture
