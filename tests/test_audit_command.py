@@ -185,6 +185,11 @@ class TestCannotSay:
         assert (status, out) == (2, "")
         assert err.startswith("cannot say: ")
 
+    def test_breaks_off(self, trail: tuple[Path, str], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A fault of the command itself is no verdict on the trail."""
+        monkeypatch.setattr("healthobs.audit.verification.verify", None)
+        assert run("verify", trail[0]) == (2, "", "cannot say: the command broke off (TypeError)\n")
+
     @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["verify"], ["prove", "x.db", "one"]])
     def test_usage(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         """Wrong usage is 2 with the usage."""

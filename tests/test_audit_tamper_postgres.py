@@ -139,6 +139,55 @@ class TestTamper:
             said = [str(problem) for problem in pristine.verify(url).problems]
             assert said == [f"the guard {guard} is missing or altered"]
 
+    @pytest.mark.parametrize(
+        ("table", "change"),
+        [
+            ("entry", "ALTER TABLE entry ADD COLUMN more TEXT"),
+            ("entry", "ALTER TABLE entry ALTER idx TYPE NUMERIC"),
+            ("entry", "ALTER TABLE entry ALTER leaf DROP NOT NULL"),
+            ("entry", "ALTER TABLE entry DROP CONSTRAINT entry_pkey"),
+            ("entry", "ALTER TABLE entry ALTER body SET DEFAULT ''"),
+            ("entry", "ALTER TABLE entry SET UNLOGGED"),
+            ("entry", "ALTER TABLE entry ENABLE ROW LEVEL SECURITY"),
+            ("entry", "CREATE TABLE more () INHERITS (entry)"),
+            ("checkpoint", "ALTER TABLE checkpoint ADD CHECK (size < 9)"),
+            ("tile", "ALTER TABLE tile ALTER hashes TYPE TEXT USING ''"),
+            ("sequenced", 'ALTER TABLE sequenced ALTER id TYPE TEXT COLLATE "POSIX"'),
+            ("log", "ALTER TABLE log ALTER vkey TYPE VARCHAR(999)"),
+            ("sequenced", "DROP TABLE sequenced"),
+        ],
+    )
+    def test_table_is_altered(self, pristine: Pristine, table: str, change: str) -> None:
+        """A table whose columns, types or constraints are not those that were made is named."""
+        url = pristine.copy()
+        if "TYPE TEXT USING" in change:
+            change = f"ALTER TABLE tile DROP CONSTRAINT tile_check; {change}"
+        pristine.server.execute(url, "SET search_path = healthobs_audit", *change.split("; "))
+        said = [problem.what for problem in pristine.verify(url).problems]
+        assert [what for what in said if what.startswith("the table")] == [f"the table {table} is altered"]
+
+    @pytest.mark.parametrize("kind", ["TEXT", "NUMERIC", "DOUBLE PRECISION"])
+    def test_numbers_of_another_type(self, pristine: Pristine, tmp_path: Path, kind: str) -> None:
+        """Where numbers are none any more there is a verdict, and every other answer is one or an error of our own."""
+        url = pristine.copy()
+        change = (
+            f"ALTER TABLE {table} ALTER {column} TYPE {kind}"
+            for table, column in (("entry", "idx"), ("checkpoint", "size"))
+        )
+        pristine.server.execute(url, "SET search_path = healthobs_audit", *change)
+        verdict = pristine.verify(url)
+        assert (verdict.ok, verdict.first_bad_index) == (False, 0)
+        for command in (["verify"], ["fsck"]):
+            assert main([*command, url, "--vkey", pristine.vkey]) == 1
+        for command in (
+            ["prove", "3"],
+            ["consistency", "1"],
+            ["export"],
+            ["export", "--tiles", str(tmp_path)],
+            ["checkpoint"],
+        ):
+            assert main([command[0], url, *command[1:]]) in {0, 1, 2}
+
     def test_old_state_restored(self, pristine: Pristine) -> None:
         """An earlier state, whole and signed, is betrayed by a later checkpoint that was kept elsewhere."""
         url = pristine.copy()

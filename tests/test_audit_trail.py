@@ -167,7 +167,7 @@ class TestOpenTrail:
         self, make_trail: MakeTrail, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A schema that could not be written whole is not written at all."""
-        monkeypatch.setattr(healthobs.audit.sqlite, "_TABLES", ("CREATE TABLE log (x)", "CREATE nonsense"))
+        monkeypatch.setattr(healthobs.audit.sqlite, "_TABLES", {"log": "x)", "entry": "("})
         with pytest.raises(AuditError, match="SQLITE_ERROR"):
             make_trail()
         monkeypatch.undo()

@@ -148,6 +148,39 @@ class TestAuditProbes:
         assert samples_entries(context(audit=service.trail)).state == "fail"
 
 
+class TestTableMadeAnew:
+    """Every control that looks at a trail whose table was made anew fails: it is no fault of the probe."""
+
+    @pytest.mark.parametrize(
+        ("change", "failing"),
+        [
+            (
+                "UPDATE entry SET idx = 'abc' WHERE idx = 3",
+                {"H-312.a2i", "H-312.b", "H-312.c", "P-10c", "C-10.3"},
+            ),
+            ("UPDATE entry SET idx = NULL WHERE idx = 3", {"H-312.c", "P-10c"}),
+            ("UPDATE entry SET leaf = NULL WHERE idx = 3", {"H-312.b", "H-312.c", "P-10c"}),
+        ],
+    )
+    def test_fails(self, build: Callable[..., Service], change: str, failing: set[str]) -> None:
+        """An entry's number or leaf is of another type."""
+        service = build()
+        for _ in range(6):
+            service.trail.append({"action": "patient.read", "subject": "p-1", "actor": "dr-1"})
+        service.run()
+        service.unguarded(
+            "ALTER TABLE entry RENAME TO old",
+            "CREATE TABLE entry (idx, leaf, body)",
+            "INSERT INTO entry SELECT * FROM old",
+            "DROP TABLE old",
+            change,
+        )
+        states = service.run()
+        found = {name: states[name] for name in ("H-312.a2i", "H-312.b", "H-312.c", "P-10c", "C-10.3")}
+        assert {name for name, state in found.items() if state == "fail"} >= failing
+        assert "unknown" not in found.values()
+
+
 class TestCanary:
     """`H-312.b`: one canary for all that share a trail."""
 

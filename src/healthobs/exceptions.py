@@ -61,6 +61,7 @@ class AuditTamperedError(AuditError):
     """The audit trail does not verify."""
 
     def __init__(self, problem: str, *, index: int | None = None) -> None:
+        self.problem = problem
         self.index = index
         at = "" if index is None else f" at entry {index}"
         super().__init__(f"audit trail does not verify{at}: {problem}")

@@ -80,7 +80,7 @@ def named_in(note: str, origin: str, before: Approvers) -> tuple[str, ...]:
         return ()
     lines = text.split("\n")
     after, vkeys = "".join(lines[2:3]), lines[3:-1]
-    fits = text == appointment(origin, vkeys, after) and all(map(_is_vkey, vkeys))
+    fits = text == appointment(origin, vkeys, after) and all(map(is_vkey, vkeys))
     # What the first one left follows may have been pruned
     if before.index is not None and after != before.after:
         return ()
@@ -167,7 +167,8 @@ def _signed(vkey: str, note: str) -> bool:
     return True
 
 
-def _is_vkey(vkey: str) -> bool:
+def is_vkey(vkey: str) -> bool:
+    """Return whether a text is a well-formed vkey."""
     try:
         return Verifier(vkey).vkey == vkey  # nothing around it that nobody sees
     except NoteError:

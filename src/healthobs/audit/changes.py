@@ -111,7 +111,7 @@ def _hold(chosen: argparse.Namespace) -> Iterator[str]:
     with _retention(chosen) as retention:
         if chosen.name is None:
             for hold in retention.holds():
-                yield f"{hold.details['hold']}: since entry {hold.index}"
+                yield f"{hold.details.get('hold')}: since entry {hold.index}"
         elif chosen.release:
             yield f"released in entry {retention.release(chosen.name, actor=chosen.actor, reason=chosen.reason).index}"
         else:

@@ -99,7 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fsck_tiles(chosen)
         place = opening.store_of(chosen.path) if "://" in chosen.path else SqliteStore(Path(chosen.path))
         with contextlib.closing(place.connect(read_only=True)) as connection:
-            return _Command(chosen, connection).run()
+            try:
+                return _Command(chosen, connection).run()
+            except StoreError:
+                altered = connection.altered_tables()  # which is why a statement was none for it
+                if not altered:
+                    raise
+                raise AuditTamperedError(f"the table {altered[0]} is altered") from None
     except AuditTamperedError as exc:
         print(f"TAMPERED: {exc}", file=sys.stderr)  # noqa: T201
         return TAMPERED
@@ -111,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except OSError as exc:
         return _cannot_say(f"the file cannot be opened ({exc.strerror or type(exc).__name__})")
+    except Exception as exc:  # noqa: BLE001  # the status of a traceback would say that it is tampered
+        return _cannot_say(f"the command broke off ({type(exc).__name__})")
 
 
 def _fsck_tiles(chosen: argparse.Namespace) -> int:

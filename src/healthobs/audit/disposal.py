@@ -8,15 +8,15 @@ Limits: those of `healthobs.audit.retention`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from healthobs.audit import approval, governance, holds
+from healthobs.audit.entry import decode
 from healthobs.audit.governance import Order
 from healthobs.audit.holds import Held
 from healthobs.audit.merkle import leaf_hash
-from healthobs.audit.store import Connection, ReadConnection, entries, first_index, stored_bytes
+from healthobs.audit.store import Connection, ReadConnection, entries, first_index, number, stored_bytes
 from healthobs.exceptions import AuditTamperedError
 
 if TYPE_CHECKING:
@@ -80,9 +80,10 @@ def bodies(connection: ReadConnection, start: int, end: int) -> Iterator[tuple[i
     Raises:
         AuditTamperedError: One of them is not what its leaf says.
     """
-    for index, leaf, body in entries(connection, start - 1, end - 1):
-        stored = stored_bytes(body)
+    for found, leaf, body in entries(connection, start - 1, end - 1):
+        index, stored = number(found), stored_bytes(body)
         if stored is not None:
-            if leaf_hash(stored) != leaf:
+            said = decode(stored)
+            if said is None or leaf_hash(stored) != leaf:
                 raise AuditTamperedError("the body is not what was recorded", index=index)
-            yield index, cast("dict[str, Any]", json.loads(stored))
+            yield index, said

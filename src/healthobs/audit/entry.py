@@ -133,6 +133,15 @@ def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redac
     return encoded
 
 
+def decode(body: bytes) -> dict[str, Any] | None:
+    """Return what an entry's bytes say; None when they are not of the form that `encode` gives them."""
+    try:
+        found = json.loads(body)
+        return found if found.keys() - {_TENANT} == _MEMBERS and _is_shaped(found) else None
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
+        return None  # whoever can write the row can write anything
+
+
 def action_of(body: bytes) -> str | None:
     """Return the action of an entry's bytes; None when they are none that `encode` could have made."""
     if len(body) > MAX_BODY:

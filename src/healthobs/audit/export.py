@@ -26,7 +26,8 @@ COLUMNS = (
 
 def entries(connection: ReadConnection) -> Iterator[dict[str, Any]]:
     """Return every entry as pages show it, oldest first."""
-    return (reading.decoded(*row) for row in store.entries(connection))
+    rows = store.entries(connection)
+    return (reading.decoded(index, leaf, body) for index, leaf, body in rows if isinstance(index, int))
 
 
 def fhir(connection: ReadConnection) -> Iterator[dict[str, Any]]:

@@ -33,6 +33,8 @@ DETAILS = ("vkey", "previous", "hold", "ranges", "below", "order", "lines")
 REDACTOR = Redactor(allowed_keys=DETAILS)
 #: Ranges in one entry; the text of a detail is cut at 1,024 characters.
 MAX_RANGES_TEXT = 1_000
+#: No entry's number has as many.
+_MAX_DIGITS = 20
 
 _TITLE = "healthobs.example/audit-prune-order/v1"
 _DAMAGE_TITLE = "healthobs.example/audit-spool-damage/v1"
@@ -97,16 +99,22 @@ def orders(connection: ReadConnection, start: int = 0) -> list[Order]:
     return [order for row in rows if (order := _order(*row)) is not None]
 
 
-def _order(index: int, leaf: object, body: object) -> Order | None:
+def _order(index: object, leaf: object, body: object) -> Order | None:
     stored = stored_bytes(body)
-    if stored is None or leaf_hash(stored) != leaf:
+    if stored is None or leaf_hash(stored) != leaf or not isinstance(index, int):
         return None
     try:
         entry = cast("dict[str, Any]", json.loads(stored))
         action, subject, details = entry["action"], entry["subject"], entry["details"]
-    except (ValueError, LookupError, TypeError):  # whoever can write the database can write anything
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        RecursionError,
+    ):  # whoever can write the database can write anything
         return None
-    if action not in RESERVED or not isinstance(details, dict):
+    named = isinstance(action, str) and action in RESERVED and (subject is None or isinstance(subject, str))
+    if not named or not isinstance(details, dict):
         return None
     return Order(index, action, subject, cast("dict[str, Any]", details))
 
@@ -144,7 +152,7 @@ def parse_ranges(text: str) -> list[Range]:
     return [
         (int(first), int(last or first))
         for first, _, last in pairs
-        if first.isdecimal() and (not last or last.isdecimal())
+        if first.isdecimal() and (not last or last.isdecimal()) and max(len(first), len(last)) < _MAX_DIGITS
     ]
 
 

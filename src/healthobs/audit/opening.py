@@ -17,7 +17,7 @@ from healthobs.audit.store import Connection, Store
 from healthobs.audit.subjects import SubjectMap
 from healthobs.audit.trail import AuditTrail
 from healthobs.clock import Clock
-from healthobs.exceptions import ConfigurationError
+from healthobs.exceptions import AuditTamperedError, ConfigurationError
 from healthobs.redaction import Redactor
 
 
@@ -128,7 +128,7 @@ def _known_signer(
     signer = Signer(known[0], current, retiring)
     try:
         signers = list(Verifier(*signer.vkeys).opened(store.head(connection)[1] or "").signers)
-    except NoteError:
+    except (NoteError, AuditTamperedError):
         if known[1] not in signer.vkeys:
             raise ConfigurationError(
                 "the audit key file does not hold the key of this trail; restore it from where you keep it"

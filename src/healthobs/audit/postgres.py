@@ -31,14 +31,38 @@ IDLE_MILLIS = 30_000
 ATTEMPT_MILLIS = 400
 #: Any number, the same in every process: the lock under which tables are made.
 _ADVISORY_LOCK = 4_911_024
+#: Columns and constraints by table, as the server writes them itself.
 _TABLES = {
-    "log": "one INTEGER PRIMARY KEY CHECK (one = 1), format INTEGER NOT NULL, origin TEXT NOT NULL, vkey TEXT NOT NULL",
-    "entry": "idx BIGINT PRIMARY KEY, leaf BYTEA NOT NULL CHECK (length(leaf) = 32), body TEXT",
-    "tile": "level INTEGER, n BIGINT, width INTEGER, hashes BYTEA NOT NULL CHECK (length(hashes) = 32 * width), "
-    "PRIMARY KEY (level, n, width)",
-    "checkpoint": "size BIGINT PRIMARY KEY, note TEXT NOT NULL",
-    "sequenced": "id TEXT PRIMARY KEY, idx BIGINT NOT NULL",
-}
+    "log": (
+        "one integer NOT NULL", "format integer NOT NULL", "origin text NOT NULL", "vkey text NOT NULL",
+        "PRIMARY KEY (one)", "CHECK ((one = 1))",
+    ),
+    "entry": (
+        "idx bigint NOT NULL", "leaf bytea NOT NULL", "body text",
+        "PRIMARY KEY (idx)", "CHECK ((length(leaf) = 32))",
+    ),
+    "tile": (
+        "level integer NOT NULL", "n bigint NOT NULL", "width integer NOT NULL", "hashes bytea NOT NULL",
+        "PRIMARY KEY (level, n, width)", "CHECK ((length(hashes) = (32 * width)))",
+    ),
+    "checkpoint": ("size bigint NOT NULL", "note text NOT NULL", "PRIMARY KEY (size)"),
+    "sequenced": ("id text NOT NULL", "idx bigint NOT NULL", "PRIMARY KEY (id)"),
+}  # fmt: skip
+#: A plain table whose every row counts: none that a crash empties, that hides rows, or that shares them with another.
+_PLAIN = "table"
+_DEFINED = f"""WITH found AS (
+    SELECT pg_class.*, pg_class.oid AS place FROM pg_class
+    JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = ?
+)
+SELECT relname, CASE WHEN relkind = 'r' AND relpersistence = 'p' AND NOT relrowsecurity
+    AND NOT EXISTS (SELECT FROM pg_inherits WHERE place IN (inhrelid, inhparent)) THEN '{_PLAIN}' ELSE '' END FROM found
+UNION ALL SELECT relname, attname || ' ' || format_type(atttypid, atttypmod)
+    || CASE WHEN attnotnull THEN ' NOT NULL' ELSE '' END
+    || CASE WHEN atthasdef OR attidentity <> '' OR attcollation <> typcollation THEN ' and more' ELSE '' END
+    FROM found JOIN pg_attribute ON attrelid = place JOIN pg_type ON pg_type.oid = atttypid
+    WHERE attnum > 0 AND NOT attisdropped
+UNION ALL SELECT relname, pg_get_constraintdef(pg_constraint.oid) FROM found JOIN pg_constraint ON conrelid = place
+    WHERE contype NOT IN ('n', 't')"""  # noqa: S608 - NOT NULL is with the columns, constraint triggers with the triggers
 _RAISE = "RAISE EXCEPTION 'audit: {}' USING ERRCODE = 'integrity_constraint_violation';"
 #: Bodies of the trigger functions.
 _FUNCTIONS = {
@@ -177,7 +201,7 @@ class PostgresStore:
 def _schema() -> Generator[str]:
     yield f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"
     for name, columns in _TABLES.items():
-        yield f"CREATE TABLE {SCHEMA}.{name} ({columns})"
+        yield f"CREATE TABLE {SCHEMA}.{name} ({', '.join(columns)})"
     for name, body in _FUNCTIONS.items():
         yield f"CREATE FUNCTION {SCHEMA}.{name}() RETURNS trigger LANGUAGE plpgsql AS $${body}$$"
     for name, (table, function, event, each, _) in GUARDS.items():
@@ -289,6 +313,13 @@ class PostgresConnection:
             for name, (table, function, _, _, kind) in GUARDS.items()
             if present.get(name) != (table, _FUNCTIONS[function], kind)
         )
+
+    def altered_tables(self) -> tuple[str, ...]:
+        """Return the names of tables that are gone, or whose columns, types or constraints are not those that were made."""
+        found: dict[str, set[str]] = {}
+        for name, what in self.execute(_DEFINED, (SCHEMA,)):
+            found.setdefault(name, set()).add(what)
+        return tuple(name for name, made in _TABLES.items() if found.get(name) != {_PLAIN, *made})
 
     def foreign_triggers(self) -> int:
         """Return how many triggers and rules the tables have beyond the guards."""

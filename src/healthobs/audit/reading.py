@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from healthobs.audit import governance, store
-from healthobs.audit.entry import canonical
+from healthobs.audit.entry import canonical, decode
 from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.records import Page
 from healthobs.audit.store import ReadConnection
@@ -142,7 +142,7 @@ def _matching(
     total = 0
     for top in range(size, 0, -_WINDOW):
         rows = connection.execute(statement, (max(top - _WINDOW, 0), top, *likes))
-        matching = [index for index, body in rows if wanted.matches(body)]
+        matching = [index for index, body in rows if isinstance(index, int) and wanted.matches(body)]
         total += len(matching)
         found += [index for index in matching if index < below][: limit - len(found)]
     return found, total
@@ -187,6 +187,7 @@ def decoded(index: int, leaf: object, body: object) -> dict[str, Any]:
     """
     shown = {"index": index, "hash": leaf.hex() if isinstance(leaf, bytes) else None}
     stored = store.stored_bytes(body)
-    if stored is not None and leaf_hash(stored) == leaf:
-        return {**cast("dict[str, Any]", json.loads(stored)), **shown}
+    said = decode(stored) if stored is not None and leaf_hash(stored) == leaf else None
+    if said is not None:
+        return {**said, **shown}
     return {"time": None, "action": None, "outcome": None, **shown, "unreadable": True}

@@ -118,7 +118,7 @@ class Retention:
         Raises:
             RetentionError: No hold of that name is in force.
         """
-        if name not in {str(order.details["hold"]) for order in self.holds()}:
+        if name not in {str(order.details.get("hold")) for order in self.holds()}:
             raise RetentionError(
                 "no hold of that name is in force; healthobs audit hold and the file lists them"
             )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,17 +29,25 @@ from healthobs.exceptions import AuditError, ConfigurationError
 BUSY_TIMEOUT_MILLIS = 5_000
 #: How long `attempting` waits.
 ATTEMPT_MILLIS = 400
-_STRICT = " STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
-_TABLES = (
-    f"""CREATE TABLE log (one INTEGER PRIMARY KEY CHECK (one = 1), format INTEGER NOT NULL,
-    origin TEXT NOT NULL, vkey TEXT NOT NULL){_STRICT}""",
-    f"""CREATE TABLE entry (idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL CHECK (length(leaf) = 32),
-    body TEXT){_STRICT}""",
-    f"""CREATE TABLE tile (level INTEGER NOT NULL, n INTEGER NOT NULL, width INTEGER NOT NULL,
-    hashes BLOB NOT NULL CHECK (length(hashes) = 32 * width), PRIMARY KEY (level, n, width)){_STRICT}""",
-    f"CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, note TEXT NOT NULL){_STRICT}",
-    f"CREATE TABLE sequenced (id TEXT PRIMARY KEY, idx INTEGER NOT NULL) WITHOUT ROWID{_STRICT and ', STRICT'}",
-)
+_TABLES = {
+    "log": """one INTEGER PRIMARY KEY CHECK (one = 1), format INTEGER NOT NULL,
+    origin TEXT NOT NULL, vkey TEXT NOT NULL)""",
+    "entry": """idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL CHECK (length(leaf) = 32),
+    body TEXT)""",
+    "tile": """level INTEGER NOT NULL, n INTEGER NOT NULL, width INTEGER NOT NULL,
+    hashes BLOB NOT NULL CHECK (length(hashes) = 32 * width), PRIMARY KEY (level, n, width))""",
+    "checkpoint": "size INTEGER PRIMARY KEY, note TEXT NOT NULL)",
+    "sequenced": "id TEXT PRIMARY KEY, idx INTEGER NOT NULL) WITHOUT ROWID",
+}
+
+
+def table_statements(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> dict[str, str]:
+    """Return the statements that make the tables, by name; without STRICT on a SQLite that has it not (before 3.37)."""
+    strict = version >= (3, 37)
+    return {
+        name: f"CREATE TABLE {name} ({rest}{(',' if rest.endswith('ROWID') else '') + ' STRICT' if strict else ''}"
+        for name, rest in _TABLES.items()
+    }
 
 
 def _refuse(name: str, event: str, what: str) -> str:
@@ -127,7 +136,7 @@ def _text(raw: bytes) -> str | bytes:
         return raw
 
 
-def _store_error(exc: sqlite3.Error | OSError) -> StoreError:
+def _store_error(exc: Exception) -> StoreError:
     code = getattr(exc, "sqlite_errorname", None) or getattr(exc, "strerror", None) or type(exc).__name__
     return StoreError(code, refused=isinstance(exc, sqlite3.IntegrityError))
 
@@ -171,7 +180,7 @@ class SqliteStore:
             connection = self.connect()
         with contextlib.closing(connection), connection.writing():
             if not holds_log(connection):
-                for statement in (*_TABLES, *GUARDS.values()):
+                for statement in (*table_statements().values(), *GUARDS.values()):
                     connection.execute(statement)
             yield connection
 
@@ -221,14 +230,14 @@ class SqliteConnection:
         """Run one statement and return its rows."""
         try:
             return self._connection.execute(statement, tuple(parameters)).fetchall()
-        except (sqlite3.Error, OSError) as exc:
+        except (sqlite3.Error, OSError, OverflowError) as exc:  # OverflowError: a number of more than 64 bits
             raise _store_error(exc) from None
 
     def insert(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
         """Run one statement for each row of parameters."""
         try:
             self._connection.executemany(statement, rows)
-        except (sqlite3.Error, OSError) as exc:
+        except (sqlite3.Error, OSError, OverflowError) as exc:
             raise _store_error(exc) from None
 
     @contextmanager
@@ -301,6 +310,19 @@ class SqliteConnection:
         )
         return tuple(name for name, statement in GUARDS.items() if present.get(name) != statement)
 
+    def altered_tables(self) -> tuple[str, ...]:
+        """Return the names of tables that are gone, or whose columns, types or constraints are not those that were made.
+
+        A log that a SQLite without STRICT made has none that is; where one table is, all must be.
+        """
+        found: dict[object, object] = dict(
+            self.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+        )
+        present = {name: _normal(found.get(name)) for name in _TABLES}
+        strict = any(text.endswith(" STRICT") for text in present.values())
+        made = table_statements((3, 37) if strict else (3, 36))
+        return tuple(name for name, statement in made.items() if present[name] != _normal(statement))
+
     def foreign_triggers(self) -> int:
         """Return how many triggers there are beyond the guards."""
         present = self.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
@@ -327,6 +349,11 @@ class SqliteConnection:
         if self._lock is not None:
             os.close(self._lock)  # gives the lock back, too
             self._lock = None
+
+
+def _normal(statement: object) -> str:
+    """Return a statement with one space between any two words and signs, however it was laid out."""
+    return " ".join(re.findall(r"\w+|\S", statement)) if isinstance(statement, str) else ""
 
 
 def _inode(path: Path) -> tuple[int, int]:

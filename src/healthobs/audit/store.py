@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from healthobs.audit import merkle
 from healthobs.exceptions import AuditError, AuditTamperedError
@@ -68,6 +68,10 @@ class ReadConnection(Protocol):
 
     def missing_guards(self) -> tuple[str, ...]:
         """Return the names of guards that are gone or were altered."""
+        ...
+
+    def altered_tables(self) -> tuple[str, ...]:
+        """Return the names of tables that are gone, or whose columns, types or constraints are not those that were made."""
         ...
 
     def foreign_triggers(self) -> int:
@@ -151,6 +155,7 @@ def read_log(connection: ReadConnection) -> tuple[str, str] | None:
 
     Raises:
         AuditError: The database belongs to something else, or to a newer release.
+        AuditTamperedError: The row that says whose log it is was altered.
     """
     if not holds_log(connection):
         return None
@@ -158,7 +163,9 @@ def read_log(connection: ReadConnection) -> tuple[str, str] | None:
     if not rows:
         return None
     version, origin, vkey = rows[0]
-    if version != FORMAT or not isinstance(origin, str) or not isinstance(vkey, str):
+    if not isinstance(version, int) or not isinstance(origin, str) or not isinstance(vkey, str):
+        raise AuditTamperedError("the row that says whose log it is was altered")
+    if version != FORMAT:
         raise AuditError("the audit trail has a format that this release cannot read; use a newer one")
     return origin, vkey
 
@@ -172,21 +179,43 @@ def begin_log(connection: Connection, origin: str, vkey: str, note: str) -> None
 
 
 def head(connection: ReadConnection) -> tuple[int, str | None]:
-    """Return the number of entries and the latest checkpoint's note."""
+    """Return the number of entries and the latest checkpoint's note; None where that is no text.
+
+    Raises:
+        AuditTamperedError: The last entry has no number that an entry can have.
+    """
     ((top, note),) = connection.execute(
         "SELECT (SELECT max(idx) FROM entry), (SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1)"
     )
-    return (0 if top is None else top + 1), note
+    return (0 if top is None else number(top) + 1), note if isinstance(note, str) else None
 
 
 def first_index(connection: ReadConnection) -> int:
-    """Return the first entry that is there: 0, unless entries were pruned."""
+    """Return the first entry that is there: 0, unless entries were pruned.
+
+    Raises:
+        AuditTamperedError: It has no number that an entry can have.
+    """
     ((first,),) = connection.execute("SELECT min(idx) FROM entry")
-    return 0 if first is None else first
+    return 0 if first is None else number(first)
+
+
+def number(found: object) -> int:
+    """Return the number of an entry as it was read: in a table that somebody made anew it can be anything.
+
+    Raises:
+        AuditTamperedError: It is none that an entry can have.
+    """
+    if not isinstance(found, int) or not 0 <= found < HIGHEST:
+        raise AuditTamperedError("an entry is filed under what is no number of one")
+    return found
 
 
 def entries(connection: ReadConnection, after: int = LOWEST, last: int = HIGHEST) -> Iterator[Row]:
-    """Yield index, leaf and body of each entry beyond `after` up to `last`, in order, piece by piece."""
+    """Yield index, leaf and body of each entry beyond `after` up to `last`, in order, piece by piece.
+
+    In a table that somebody made anew each can be anything, the index too.
+    """
     return _walk(
         connection, "SELECT idx, leaf, body FROM entry WHERE idx > ? AND idx <= ? ORDER BY idx", after, last
     )
@@ -201,7 +230,10 @@ def checkpoints(connection: ReadConnection, last: int) -> Iterator[Row]:
 def _walk(connection: ReadConnection, statement: str, after: int, last: int) -> Iterator[Row]:
     while rows := connection.execute(f"{statement} LIMIT ?", (after, last, AT_ONCE)):
         yield from rows
-        after = rows[-1][0]
+        found: object = rows[-1][0]
+        if not isinstance(found, int) or found <= after:  # the rest is in no order that can be walked
+            return
+        after = found
 
 
 def stored_bytes(body: object) -> bytes | None:
@@ -213,18 +245,25 @@ def stored_bytes(body: object) -> bytes | None:
     return body if isinstance(body, bytes) else b""
 
 
+def is_hash(leaf: object) -> TypeGuard[bytes]:
+    """Return whether a leaf as it was read is one."""
+    return isinstance(leaf, bytes) and len(leaf) == merkle.HASH_BYTES
+
+
 def leaves(connection: ReadConnection, start: int, end: int) -> list[bytes]:
     """Return the leaves [start, end).
 
     Raises:
-        AuditTamperedError: One of them is missing.
+        AuditTamperedError: One of them is missing, or is no hash.
     """
     rows = connection.execute(
         "SELECT idx, leaf FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx", (start, end)
     )
-    for expected, (index, _) in enumerate(rows, start):
+    for expected, (index, leaf) in enumerate(rows, start):
         if index != expected:
             raise AuditTamperedError("the entry is missing", index=expected)
+        if not is_hash(leaf):
+            raise AuditTamperedError("the leaf is no hash", index=expected)
     if len(rows) != end - start:
         raise AuditTamperedError("the entry is missing", index=start + len(rows))
     return [leaf for _, leaf in rows]
@@ -241,7 +280,8 @@ def tiles(connection: ReadConnection) -> merkle.Fetch:
             "SELECT hashes FROM tile WHERE level = ? AND n = ? AND width >= ? ORDER BY width LIMIT 1",
             (level, number, width),
         )
-        return bytes(rows[0][0])[: width * merkle.HASH_BYTES] if rows else b""
+        hashes = rows[0][0] if rows else b""
+        return hashes[: width * merkle.HASH_BYTES] if isinstance(hashes, bytes) else b""
 
     return fetch
 
@@ -310,7 +350,9 @@ def sequenced(connection: ReadConnection, key: str, leaf: bytes) -> int | None:
     if not rows:
         return None
     index, found = rows[0]
-    return int(index) if found == leaf else TAKEN  # also what was pruned: nobody can tell any more
+    return (
+        index if found == leaf and isinstance(index, int) else TAKEN
+    )  # also what was pruned: nobody can tell any more
 
 
 def insert_sequenced(connection: Connection, rows: Sequence[tuple[str, int]]) -> None:

@@ -1,4 +1,4 @@
-"""Verification of a whole trail, online or on a copy: every leaf, every checkpoint, every key, every guard.
+"""Verification of a whole trail, online or on a copy: every leaf, every checkpoint, every key, every guard and table.
 
 Nothing that is stored is believed: leaves are recomputed from the bodies, the tree from the leaves, and both
 are held against every signed checkpoint, and against those that somebody kept elsewhere. A missing body or a
@@ -12,7 +12,7 @@ prunings is believed unless they are pinned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from heapq import merge
 
 from healthobs.audit import approval, governance, store
@@ -20,7 +20,8 @@ from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.governance import Order, Range
 from healthobs.audit.merkle import HASH_BYTES, TILE_HEIGHT, TILE_WIDTH, CompactRange, leaf_hash
 from healthobs.audit.records import Checkpoint, Problem, Verification
-from healthobs.audit.store import ReadConnection, StoreError
+from healthobs.audit.store import HIGHEST, ReadConnection, StoreError
+from healthobs.exceptions import AuditTamperedError
 
 #: Problems that are listed; one is enough to fail, and a ruined file must not flood the report.
 MAX_PROBLEMS = 50
@@ -88,8 +89,9 @@ def extend(
 
 
 def guard_problems(connection: ReadConnection) -> list[Problem]:
-    """Return which guards are missing, and whether there are triggers that are none."""
-    problems = [
+    """Return which tables and guards are not as they were made, and whether there are triggers that are no guards."""
+    problems = [Problem(None, f"the table {name} is altered") for name in connection.altered_tables()]
+    problems += [
         Problem(None, f"the guard {name} is missing or altered") for name in connection.missing_guards()
     ]
     foreign = connection.foreign_triggers()
@@ -101,8 +103,15 @@ def guard_problems(connection: ReadConnection) -> list[Problem]:
 def ring(verifier: Verifier, orders: Sequence[Order]) -> Verifier:
     """Return a verifier that also opens what keys signed that the log's own entries name: not yet trusted ones."""
     named = [vkey for order in orders for vkey in order.vkeys]
-    own = [vkey for vkey in named if vkey.startswith(f"{verifier.name}+")]
+    own = [vkey for vkey in named if vkey.startswith(f"{verifier.name}+") and approval.is_vkey(vkey)]
     return Verifier(*dict.fromkeys((*verifier.vkeys, *own)))
+
+
+def _bound(number: object, none: int) -> int:
+    """Return the highest number of a table, to read up to; of one that has other things for numbers all is read."""
+    if number is None:
+        return none
+    return number if isinstance(number, int) else HIGHEST
 
 
 class _Run:
@@ -140,6 +149,9 @@ class _Run:
             self._ring = ring(self._verifier, self._orders)
             self._walk([open_checkpoint(note, self._ring) for note in self._known], *self._extent())
             self._keys()
+        except AuditTamperedError as exc:
+            self._problem(exc.index, exc.problem)
+            self._tree = None
         except StoreError as exc:
             self._problem(self._entries, f"the store cannot be read from here on ({exc.code})")
             self._tree = None
@@ -173,16 +185,18 @@ class _Run:
             self._problem(None, "the key written in the file is not the expected key")
 
     def _extent(self) -> tuple[int, int, int]:
-        """Return how many entries, signed entries and kept nodes there are, as of one moment."""
+        """Return the last entry, how many were signed, and how many kept tiles there are, as of one moment."""
         with self._connection.reading():
-            size, _ = store.head(self._connection)
-            ((signed,),) = self._connection.execute("SELECT max(size) FROM checkpoint")
+            ((last,),) = self._connection.execute("SELECT max(idx) FROM entry WHERE idx <= ?", (HIGHEST,))
+            ((signed,),) = self._connection.execute(
+                "SELECT max(size) FROM checkpoint WHERE size <= ?", (HIGHEST,)
+            )
             ((tiles,),) = self._connection.execute("SELECT count(*) FROM tile")
         if signed is None:
             self._problem(None, "there is no checkpoint at all")
-        return size, signed or 0, tiles
+        return _bound(last, -1), _bound(signed, 0), tiles
 
-    def _walk(self, known: list[Checkpoint], size: int, signed_size: int, tiles: int) -> None:
+    def _walk(self, known: list[Checkpoint], last: int, signed_size: int, tiles: int) -> None:
         expected = self._first = self._start()
         if any(checkpoint.size < expected for checkpoint in known):
             raise NoteError(
@@ -190,11 +204,9 @@ class _Run:
             )
         by_size = sorted(known, key=lambda checkpoint: checkpoint.size)  # merge takes what is in order
         outside = ((checkpoint.size, checkpoint) for checkpoint in by_size)
-        checkpoints = merge(
-            store.checkpoints(self._connection, signed_size), outside, key=lambda pair: pair[0]
-        )
+        checkpoints = merge(self._signed(signed_size), outside, key=lambda pair: pair[0])
         due = next(checkpoints, None)
-        for index, leaf, body in store.entries(self._connection, last=size - 1):
+        for index, leaf, body in self._rows(last):
             if index < expected:
                 self._problem(index, "the entry is numbered out of order")
                 self._tree = None
@@ -224,12 +236,12 @@ class _Run:
 
     def _start(self) -> int:
         """Return where the log begins; where it was pruned by order, load the tree up to there from kept nodes."""
-        there = store.first_index(self._connection)
+        ((there,),) = self._connection.execute("SELECT min(idx) FROM entry")
         faults = approval.judge(self._orders, self._verifier.name, self._approvers).faults
         for index, fault in faults.items():
             self._problem(index, fault)
         good = (order.below for order in self._orders if order.index not in faults)
-        first = max((below for below in good if below <= there), default=0)
+        first = max((below for below in good if isinstance(there, int) and below <= there), default=0)
         if not first:
             return 0
         kept = CompactRange()
@@ -249,6 +261,23 @@ class _Run:
         self._good_size = self._good_outside = first
         return first
 
+    def _rows(self, last: int) -> Iterator[tuple[int, object, object]]:
+        expected = self._first
+        for index, leaf, body in store.entries(self._connection, last=last):
+            if isinstance(index, int):
+                yield index, leaf, body
+                expected = index + 1
+            else:
+                self._problem(expected, "what is filed here is numbered by no whole number")
+                self._tree = None
+
+    def _signed(self, highest: int) -> Iterator[tuple[int, object]]:
+        for size, note in store.checkpoints(self._connection, highest):
+            if isinstance(size, int):
+                yield size, note
+            else:
+                self._problem(None, "a checkpoint is filed under what is no whole number")
+
     def _entry(self, index: int, leaf: object, body: object) -> None:
         self._entries += 1
         stored = store.stored_bytes(body)
@@ -258,10 +287,10 @@ class _Run:
                 self._problem(index, "the body is missing")
         elif leaf_hash(stored) != leaf:
             self._problem(index, "the body is not what was recorded")
-        if not isinstance(leaf, bytes):
+        if not store.is_hash(leaf):
             self._problem(index, "the leaf is no hash")
             self._tree = None
-        if self._tree is not None and isinstance(leaf, bytes):
+        elif self._tree is not None:
             for node in self._tree.append(leaf):
                 self._node(*node)
 
@@ -281,7 +310,7 @@ class _Run:
         rows = self._connection.execute(_TILE, (level, n))
         self._tiles += len(rows)
         kept = [row if isinstance(row, bytes) else b"" for row, _ in rows]
-        size = max((size for _, size in rows), default=0)
+        size = max((size for _, size in rows if isinstance(size, int)), default=0)
         widest = min(TILE_WIDTH, (size >> level * TILE_HEIGHT) - n * TILE_WIDTH) * HASH_BYTES
         right = all(row and row[: len(hashes)] == hashes[: len(row)] for row in kept)
         if not (right and len(hashes) <= max(map(len, kept), default=0) <= widest):

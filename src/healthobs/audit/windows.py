@@ -77,6 +77,11 @@ class Windows:
         with self.window() as connection:
             return connection.missing_guards()
 
+    def altered_tables(self) -> tuple[str, ...]:
+        """Return the names of tables that are not as they were made."""
+        with self.window() as connection:
+            return connection.altered_tables()
+
     def foreign_triggers(self) -> int:
         """Return how many triggers and rules are no guards."""
         with self.window() as connection:

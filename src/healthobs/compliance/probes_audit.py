@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from healthobs.compliance.control import CANARY_ACTION, CANARY_SUBJECT, Outcome, ProbeContext
-from healthobs.exceptions import AuditError
+from healthobs.exceptions import AuditError, AuditTamperedError
 
 if TYPE_CHECKING:
     from healthobs.audit.merkle import CompactRange
@@ -166,7 +166,10 @@ def names_actors(context: ProbeContext) -> Outcome:
     """Look at the newest entries about a person: each that was answered must name who acted."""
     if context.audit is None:
         return NO_TRAIL
-    entries = context.audit.read(limit=_LOOKED_AT).entries
+    try:
+        entries = context.audit.read(limit=_LOOKED_AT).entries
+    except AuditTamperedError as exc:
+        return Outcome("fail", str(exc))
     answered = [
         entry
         for entry in entries
@@ -265,7 +268,10 @@ def refuses_changes(context: ProbeContext) -> Outcome:
     """Try to update, delete, replace and misnumber an entry on a connection of its own, and undo it."""
     if context.audit is None:
         return NO_TRAIL
-    accepted = context.audit.accepted_changes()
+    try:
+        accepted = context.audit.accepted_changes()
+    except AuditTamperedError as exc:
+        return Outcome("fail", str(exc))
     if accepted:
         return Outcome("fail", f"not refused: {', '.join(accepted)}", len(accepted))
     return Outcome("pass", "update, delete, replace and misnumbering of an entry were refused")
