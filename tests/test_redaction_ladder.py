@@ -388,7 +388,7 @@ class TestBareWords:
 
     def test_a_logger_s_name_and_facts_of_captured_records(self) -> None:
         """They pass as they are, whatever digits an id happens to have."""
-        name = ".".join(("billing", "ledger"))
+        name = ".".join((__name__, "TestBareWords"))
         with Capture(Settings(redaction="strict", capture_stdlib=True)) as capture:
             try:
                 raise LookupError(SSN)

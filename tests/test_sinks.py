@@ -7,6 +7,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from healthobs.redaction import Redactor
 PHI = Settings(service_name="records", frameworks=("hipaa",))
 #: Not in a test, where it would be written in a function that is running.
 NAME, SSN = "Ottoline Morrell", "078-05-1120"
+#: A logger that a module holds.
+HELD = logging.getLogger("ledger.held")
 SOUND = (3, 51, 3)
 
 
@@ -203,6 +206,14 @@ def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], io.StringI
     logging.getLogger().setLevel(logging.WARNING)
 
 
+@pytest.fixture
+def loggers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return the loggers that there are: none yet."""
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(logging.getLogger().manager, "loggerDict", found)
+    return found
+
+
 class TestRecords:
     """What a record of the standard library holds beside its message."""
 
@@ -264,6 +275,71 @@ class TestRecords:
             )
         obs.close()
         assert lines.getvalue() == "export 7\nexport for [PHI:ssn]\n"
+
+    @pytest.mark.parametrize("way", ["handler", "capture", "structlog", "ours"])
+    @pytest.mark.parametrize(
+        ("name", "shown"),
+        [
+            (f"ward.{NAME}", "[PHI:strict]"),
+            (f"{__name__}.{NAME}", "[PHI:strict]"),
+            ("." * 10_000, "[PHI:strict]"),
+            (__name__, __name__),
+            (f"{__name__}.TestRecords", f"{__name__}.TestRecords"),
+            (HELD.name, HELD.name),
+            ("root", "root"),
+        ],
+        ids=lambda name: name[:40],
+    )
+    def test_names_of_loggers(
+        self, way: str, name: str, shown: str, root: Callable[[str], io.StringIO], loggers: dict[str, Any]
+    ) -> None:
+        """Those of modules and classes pass, and those that a module holds; one that is made of data does not."""
+        lines, own = root("%(name)s"), io.StringIO()
+        if way == "structlog":
+            chain = [structlog.stdlib.add_logger_name, structlog.processors.JSONRenderer()]
+            structlog.configure(processors=chain, logger_factory=structlog.stdlib.LoggerFactory())
+            lines = root("%(message)s")
+        obs = Observability(replace(PHI, capture_stdlib=way == "capture"), log_stream=own)
+        loggers[HELD.name] = HELD
+        log: Any = logging.getLogger(name)
+        if way == "structlog":
+            log = structlog.get_logger(name)
+        elif way == "ours":
+            log = obs.logs.get_logger(name)
+        log.warning("read")
+        obs.close()
+        told = own if way in ("capture", "ours") else lines
+        (line,) = told.getvalue().splitlines()
+        assert (line if way == "handler" else json.loads(line)["logger"]) == shown
+
+    @pytest.mark.usefixtures("loggers")
+    def test_the_logger_of_an_application(self, root: Callable[[str], io.StringIO]) -> None:
+        """Flask makes it later, by the name of the application."""
+        lines = root("%(name)s")
+        obs = Observability(PHI, log_stream=io.StringIO())
+        app = init_app(Flask(".".join(("ward", "north"))), obs)
+        app.logger.warning("read")
+        obs.close()
+        assert lines.getvalue() == "ward.north\n"
+
+    @pytest.mark.usefixtures("loggers")
+    def test_names_of_loggers_that_were_there(self, root: Callable[[str], io.StringIO]) -> None:
+        """One of the time before is the code's or the set-up's, not a request's."""
+        lines = root("%(name)s")
+        log = logging.getLogger(".".join(("ledger", "there")))
+        obs = Observability(PHI, log_stream=io.StringIO())
+        log.warning("read")
+        obs.close()
+        assert lines.getvalue() == "ledger.there\n"
+
+    def test_names_of_loggers_in_mask(self, root: Callable[[str], io.StringIO]) -> None:
+        """They are scanned."""
+        lines = root("%(name)s")
+        obs = Observability(Settings(), logs="processor")
+        logging.getLogger(f"ward.{SSN}").warning("read")
+        logging.getLogger(f"ward.{NAME}").warning("read")
+        obs.close()
+        assert lines.getvalue() == f"ward.[PHI:ssn]\nward.{NAME}\n"
 
     def test_a_fault_of_redaction(
         self, root: Callable[[str], io.StringIO], monkeypatch: pytest.MonkeyPatch

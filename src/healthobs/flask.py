@@ -62,6 +62,7 @@ def init_app(app: Flask, obs: Observability, **options: Unpack[Options]) -> Flas
     middleware = Middleware(app.wsgi_app, obs, **options)
     got_request_exception.connect(_note_exception, app)
     middleware.framework = app
+    obs.redactor.written(app.name)  # its logger has this name
     middleware.endpoints.warn_of_shadowed(middleware.own_templates())
     warn_of_passed_over(middleware.own_views())
     app.extensions[EXTENSION] = middleware

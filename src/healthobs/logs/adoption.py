@@ -11,6 +11,7 @@ from __future__ import annotations
 from healthobs.logs.chain import StructlogChain
 from healthobs.logs.fields import Facts, FieldRedactor, Ids
 from healthobs.logs.filtering import RecordFilter
+from healthobs.logs.names import LoggerNames
 from healthobs.redaction import Redactor
 
 
@@ -21,12 +22,13 @@ class LogAdoption:
         redactor: Decides.
         facts: Tells what may be said of an exception.
         ids: Tells where in a trace a line belongs.
+        names: Decides on names of loggers.
     """
 
-    def __init__(self, redactor: Redactor, facts: Facts, ids: Ids) -> None:
+    def __init__(self, redactor: Redactor, facts: Facts, ids: Ids, names: LoggerNames) -> None:
         fields = FieldRedactor(redactor, facts, ids)
-        self._chain = StructlogChain(redactor, fields)
-        self._filter = RecordFilter(redactor, fields)
+        self._chain = StructlogChain(redactor, fields, names)
+        self._filter = RecordFilter(redactor, fields, names)
 
     def release(self) -> None:
         """Take processors and filters out again."""

@@ -19,6 +19,7 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from healthobs.logs.fields import FieldRedactor
+from healthobs.logs.names import LoggerNames
 from healthobs.logs.noting import noting
 from healthobs.logs.records import Own, OwnTexts, Rendered, RenderedFields, Sealed, clean
 from healthobs.logs.substitutes import exception_of
@@ -48,13 +49,15 @@ class StructlogChain:
     Args:
         redactor: Decides.
         fields: Redacts the fields of an event.
+        names: Decides on names of loggers.
     """
 
     #: Those that have processors in the chain now, oldest first.
     in_force: ClassVar[tuple[StructlogChain, ...]] = ()
 
-    def __init__(self, redactor: Redactor, fields: FieldRedactor) -> None:
+    def __init__(self, redactor: Redactor, fields: FieldRedactor, names: LoggerNames) -> None:
         self._redactor = redactor
+        self._names = names
         self._fields = fields
         self._steps = _steps()
         fields.stamps |= _declare(redactor, self._steps)
@@ -124,7 +127,7 @@ class StructlogChain:
         try:
             name = getattr(_logger, "name", None)
             if isinstance(name, str) and fields.get("logger") == name:
-                fields["logger"] = Own(self._redactor.text(name))
+                fields["logger"] = Own(self._names.shown(name))
             return self._process(fields)
         except Exception:  # noqa: BLE001  # fail closed, and never raise into the application
             return _failed(fields)

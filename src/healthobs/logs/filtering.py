@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from healthobs.logs.fields import FieldRedactor
 from healthobs.logs.hook import Hook, handlers, reached
+from healthobs.logs.names import LoggerNames
 from healthobs.logs.records import STANDARD, RenderedFields, Sealed, clean, note
 from healthobs.logs.stdlib import DONE, CapturingHandler
 from healthobs.logs.substitutes import exception_of
@@ -37,10 +38,12 @@ class RecordFilter:
     Args:
         redactor: Decides.
         fields: Redacts the fields of a record.
+        names: Decides on names of loggers.
     """
 
-    def __init__(self, redactor: Redactor, fields: FieldRedactor) -> None:
+    def __init__(self, redactor: Redactor, fields: FieldRedactor, names: LoggerNames) -> None:
         self._redactor = redactor
+        self._names = names
         self._fields = fields
         self._handlers: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
         for _logger, handler in handlers():
@@ -57,6 +60,7 @@ class RecordFilter:
     def cover(self, logger: logging.Logger, record: logging.LogRecord) -> None:
         """Put the filter on each handler that `record` of `logger` comes to."""
         note(record, self._redactor)
+        self._names.note(record.name)
         for handler in reached(logger):
             if handler not in self._handlers:
                 self._cover(handler)
@@ -78,6 +82,7 @@ class RecordFilter:
             self._redact(record, fields)
         except Exception:  # noqa: BLE001  # fail closed: what cannot be redacted keeps only its place and level
             record.msg, record.args, record.exc_info, record.exc_text = "[PHI:error]", None, None, None
+            record.name = "[PHI:error]"
             for key in fields.keys() - STANDARD:
                 del fields[key]
             fields.update(dict.fromkeys(_ORIGINS, "[PHI:error]"))
@@ -106,6 +111,7 @@ class RecordFilter:
         elif not isinstance(message, RenderedFields):
             # structlog's, on its way to its own formatter; redacted already when it is sealed
             record.msg = cast("Any", self._mapping(cast("dict[str, object]", message)))
+        record.name = self._names.shown(record.name)  # last, because it tells whose message it is
         self._fields.add_ids(fields)
 
     def _mapping(self, fields: dict[str, object]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from healthobs.config import Settings
 from healthobs.exceptions import ConfigurationError
 from healthobs.logs.adoption import LogAdoption
 from healthobs.logs.forwarding import Forward
+from healthobs.logs.names import LoggerNames
 from healthobs.logs.noting import noting
 from healthobs.logs.records import Rendered, current_ids
 from healthobs.logs.stdlib import StdlibCapture
@@ -99,12 +100,14 @@ class Logs:
         self._second = (-1, "")
         self._complained: set[tuple[str, str]] = set()
         self._capture: StdlibCapture | None = None
+        self._loggers = LoggerNames(redactor)
         self._adoption: LogAdoption | None = None
         self._forward: Forward | None = None
         if mode == "processor" or (mode == "own" and "hipaa" in settings.frameworks):
             # What else writes in this process is redacted in its own format, also while telemetry is switched off.
             writes = mode == "processor" and not settings.disabled
-            self._adoption = LogAdoption(redactor, self._exception_fields, self._ids if writes else dict)
+            ids = self._ids if writes else dict
+            self._adoption = LogAdoption(redactor, self._exception_fields, ids, self._loggers)
             self._forward = Forward() if writes else None
         self._lock = threading.RLock()
         _protect_in_forks(self)
@@ -195,7 +198,9 @@ class Logs:
             wrapper_class=noting(structlog.make_filtering_bound_logger(level), self._redactor),
             context_class=dict,
         )
-        bound = logger if name is None else logger.bind(logger=self._redactor.written(name))
+        if name is not None and self._loggers.is_written(name):
+            self._redactor.written(name)
+        bound = logger if name is None else logger.bind(logger=name)
         return cast("FilteringBoundLogger", bound)
 
     def capture_stdlib(self) -> None:
@@ -210,7 +215,9 @@ class Logs:
         if self.mode == "processor":
             raise ConfigurationError(CAPTURE_BESIDE_PROCESSOR)
         if self._capture is None and self._lowest != _NEVER:
-            self._capture = StdlibCapture(partial(self.emit, checked=True), self._redactor, self._root_level)
+            self._capture = StdlibCapture(
+                partial(self.emit, checked=True), self._redactor, self._root_level, self._loggers
+            )
 
     def release_stdlib(self) -> None:
         """Undo `capture_stdlib`."""

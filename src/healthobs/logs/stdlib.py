@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable
 
+from healthobs.logs.names import LoggerNames
 from healthobs.logs.records import clean, note
 from healthobs.redaction import Redactor
 
@@ -37,16 +38,17 @@ class StdlibCapture:
         emit: Writes one line.
         redactor: Decides on the arguments of a message before they are put into it.
         level: The root logger's level in the meantime.
+        names: Decides on names of loggers.
     """
 
-    def __init__(self, emit: Emit, redactor: Redactor, level: int) -> None:
+    def __init__(self, emit: Emit, redactor: Redactor, level: int, names: LoggerNames) -> None:
         root, warner = logging.getLogger(), logging.getLogger("py.warnings")
         self._handlers, self._level = root.handlers[:], root.level
         self._warning_handlers = warner.handlers[:]
         showing = warnings.showwarning
         logging.captureWarnings(True)
         self._took_warnings = warnings.showwarning is not showing
-        root.handlers[:] = [CapturingHandler(emit, redactor)]
+        root.handlers[:] = [CapturingHandler(emit, redactor, names)]
         root.setLevel(level)
 
     def undo(self) -> None:
@@ -62,10 +64,11 @@ class StdlibCapture:
 class CapturingHandler(logging.Handler):
     """Turn records into lines."""
 
-    def __init__(self, emit: Emit, redactor: Redactor) -> None:
+    def __init__(self, emit: Emit, redactor: Redactor, names: LoggerNames) -> None:
         super().__init__()
         self._emit_line = emit
         self._redactor = redactor
+        self._names = names
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line for `record`."""
@@ -73,7 +76,7 @@ class CapturingHandler(logging.Handler):
         if record.levelno < lowest:
             return
         note(record, self._redactor)
-        own = {"logger": record.name}
+        own = {"logger": self._names.shown(record.name)}
         done = record.__dict__
         # On its way here it passed a handler that `LogAdoption` covers
         if done.get(DONE) == id(self._redactor):
