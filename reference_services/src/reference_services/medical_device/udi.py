@@ -169,24 +169,3 @@ def _date(text: str, year: int) -> date:
         return date(full, month, day or calendar.monthrange(full, month)[1])
     except (ValueError, calendar.IllegalMonthError):
         raise UdiError("date_invalid") from None
-
-
-def format_bracketed(udi: Udi) -> str:
-    """Write the identifier in the bracketed form, in the order 01 11 17 10 21 30 240."""
-    return "".join(f"({identifier}){value}" for identifier, value in _written(udi))
-
-
-def format_raw(udi: Udi) -> str:
-    """Write the identifier as a barcode carries it, with GS after each element of variable length but the last."""
-    pieces = [(identifier + value, _ELEMENTS[identifier][2] is None) for identifier, value in _written(udi)]
-    joined = "".join(text + (GS if variable else "") for text, variable in pieces)
-    return joined.removesuffix(GS)
-
-
-def _written(udi: Udi) -> list[tuple[str, str]]:
-    found = ((identifier, getattr(udi, name)) for identifier, (name, _, _) in _ELEMENTS.items())
-    return [
-        (identifier, value.strftime("%y%m%d") if isinstance(value, date) else str(value))
-        for identifier, value in found
-        if value is not None
-    ]
