@@ -1,0 +1,84 @@
+"""The entries that controls leave in the audit trail: all states at a beginning, each change, and waivers.
+
+A process begins with one entry of all states, `control.states_observed`; each change of state after it is the entry
+`control.state_changed` (45 CFR 164.316(b)(1)(ii): what was found is kept), so the state at any moment is the last such
+entry and the changes after it. One that the trail did not take at once says in `control.late_s` how many seconds before its
+entry it was seen. The first repeats what was attested before and is not now, so that the gate goes on asking for it
+(`healthobs.compliance.history`). A waiver that begins to count, in a process, is the entry `control.waived`, and
+`control.waiver_ended` when it no longer does. Details are words of the code, ids of controls and numbers, in which no
+pattern finds anything.
+
+Limits: without a trail nothing is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import date
+from typing import TYPE_CHECKING
+
+from healthobs.clock import Clock
+from healthobs.compliance import history
+from healthobs.compliance.control import Control, Result, State
+from healthobs.compliance.documents import Signed
+
+if TYPE_CHECKING:
+    from healthobs.audit.trail import AuditTrail
+
+
+class Recorder:
+    """Records what a `ControlEngine` tells of changes; each method returns the index of the entry.
+
+    Args:
+        trail: Where; None records nothing.
+        service: Who acts.
+        clock: Says how many days a waiver has left.
+    """
+
+    def __init__(self, trail: AuditTrail | None, service: str, clock: Clock) -> None:
+        self._trail = trail
+        self._service = service
+        self._clock = clock
+
+    def first(self, now: Mapping[str, State], once_attested: Collection[str], late_s: int) -> int | None:
+        """Record all states, and what was attested before and is not now."""
+        known = sorted(set(now.values()) - {"unknown"})
+        ids = {f"control.{state}": " ".join(name for name in now if now[name] == state) for state in known}
+        gone = sorted(name for name in once_attested if now[name] != "attested")
+        if gone:
+            ids[history.ONCE_ATTESTED] = " ".join(gone)
+        return self._append(history.FIRST_ACTION, None, {**ids, **_late(late_s)})
+
+    def changed(
+        self, control: Control, old: State, new: State, _result: Result | None, late_s: int
+    ) -> int | None:
+        """Record a change of state."""
+        details = {"control.old": old, "control.new": new, **_late(late_s)}
+        return self._append(history.CHANGED_ACTION, control.id, details)
+
+    def waived(self, control: Control, old: Signed | None, new: Signed | None) -> int | None:
+        """Record that a waiver began, ended or was replaced."""
+        details: dict[str, str | int] = {}
+        said = new or old
+        if said is not None:  # a number of days, as redaction takes a date for a person's
+            left = date.fromisoformat(said.document.expires) - self._clock.now().date()
+            details = {"control.person": said.person, "control.days_left": left.days}
+        return self._append("control.waiver_ended" if new is None else "control.waived", control.id, details)
+
+    def _append(self, action: str, control: str | None, details: Mapping[str, str | int]) -> int | None:
+        if self._trail is None:
+            return None
+        return self._trail.append_own(
+            {
+                "action": action,
+                "actor": self._service,
+                "resource_type": "control",
+                "resource_id": control,
+                "details": details,
+            }
+        ).index
+
+
+def _late(seconds: int) -> dict[str, int]:
+    """Say how long before its entry something was seen; no time of day, as redaction may take one for a person's."""
+    return {"control.late_s": seconds} if seconds else {}
