@@ -411,6 +411,19 @@ class TestFailing:
             SubjectMap(server_place.server.url("needle_of_a_database"), server_place.key)
         assert "needle" not in str(refused.value)
 
+    def test_statements_carry_no_identifier(self, server_place: ServerPlace) -> None:
+        """A server that logs every statement with its parameters is not told whom it is about."""
+        server_place.open()
+        server_place.execute("DO $$BEGIN EXECUTE 'ALTER DATABASE ' || current_database() || "
+                             "' SET log_min_duration_statement = 0'; END$$")  # fmt: skip
+        subjects = server_place.open()
+        token = subjects.token(PATIENT)
+        assert (subjects.find(PATIENT), subjects.identifier(PATIENT)) == (token, None)
+        assert subjects.erase(PATIENT)
+        log = (server_place.server.folder / "log").read_bytes()
+        assert token.encode() in log
+        assert_no_phi(NEEDLES, log)
+
     def test_check_adds_nothing(self, server_place: ServerPlace) -> None:
         """The check of health leaves no row, and fails where none could be added."""
         subjects = server_place.open()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from healthobs import ConfigurationError
+from healthobs import ConfigurationError, Observability
 from reference_services import services
 from reference_services._kit import ServiceSettings, launch
 from reference_services._kit.settings import PEERS
@@ -74,6 +75,26 @@ class TestServiceSettings:
             "/k",
         )
         assert mapped(**server, HEALTHOBS_AUDIT_SUBJECTS_FILE="/m") == ("/m", None, None)
+
+    @pytest.mark.server
+    def test_log_and_map_in_one_database(self, bench: Any, tmp_path: Path, postgres: Any) -> None:
+        """Two replicas whose log is in PostgreSQL give a patient one token there."""
+        info = replace(bench.info, frameworks=("hipaa",))
+        url = postgres.url(postgres.database())
+        environ = {"HEALTHOBS_DATA_DIR": str(tmp_path), "AUDIT_DATABASE_URL": url}
+        settings = replace(ServiceSettings.from_env(info, environ).observability, control_interval_seconds=0)
+        replicas = [Observability(settings) for _ in range(2)]
+        for obs in replicas:
+            assert obs.audit is not None
+            obs.audit.append({"action": "patient.read", "subject": "MRN-0012345"})
+            obs.close()
+        bodies = [
+            json.loads(body) for (body,) in postgres.execute(url, "SELECT body FROM healthobs_audit.entry")
+        ]
+        assert (
+            len({body["subject"] for body in bodies if body["action"] == "patient.read"} - {"MRN-0012345"})
+            == 1
+        )
 
     @pytest.mark.parametrize("value", ["0", "65536", "x", "-1", "٣", "9" * 5000])
     def test_wrong_numbers(self, bench: Any, value: str) -> None:

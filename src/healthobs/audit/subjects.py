@@ -37,6 +37,7 @@ Fields = Mapping[str, object]
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
 _TOKEN = re.compile(r"s-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_MAY_BE_TOKEN = re.compile(r"s-[0-9a-f-]{32,36}")
 
 
 class SubjectMap:
@@ -109,7 +110,7 @@ class SubjectMap:
         Raises:
             AuditError: The row was altered, or sealed with another key.
         """
-        sealed = self._rows.sealed(_plain(token))
+        sealed = self._rows.sealed(_as_token(token))
         if sealed is None:
             return None
         identifier = self._opened(token, sealed)
@@ -172,7 +173,7 @@ class SubjectMap:
         return body.replace(subject.encode(), self.token(identifier, wait_seconds=wait_seconds).encode())
 
     def _about(self, identifier: str) -> About:
-        return self._lookup(identifier), _plain(identifier)
+        return self._lookup(identifier), _as_token(identifier)
 
     def _new(self, identifier: str) -> Row:
         token = _new_token()
@@ -210,9 +211,9 @@ def is_token(subject: object) -> bool:
     return isinstance(subject, str) and _TOKEN.fullmatch(subject) is not None
 
 
-def _plain(text: str) -> str:
-    """Return what may be a token as any database takes it; an error of its would quote an identifier."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "?")
+def _as_token(text: str) -> str:
+    """Return what may be a token, of an earlier form, too; any other text stays out of statements, which a server may log."""
+    return text if _MAY_BE_TOKEN.fullmatch(text) else ""
 
 
 def _bytes(identifier: str) -> bytes:
