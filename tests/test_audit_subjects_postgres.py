@@ -30,16 +30,25 @@ pytestmark = pytest.mark.server
 PATIENT = "Quixote-of-Barataria"
 NEEDLES = {"identifier": PATIENT}
 READ = {"action": "patient.read", "actor": "client-1", "subject": PATIENT}
-#: The child asks with a connection of its own, while the parent's stays whole.
+#: The child inherits no connection and asks with one of its own, while the parent goes on.
 FORKING = """
-import os, sys
+import contextlib, os, stat, sys
 from pathlib import Path
 from healthobs.audit.subjects import SubjectMap
 
+def sockets():
+    for number in range(3, 100):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                yield number
+
 subjects = SubjectMap(sys.argv[1], Path(sys.argv[2]))
 token = subjects.token("patient-1")
+assert list(sockets())
 child = os.fork()
 if child == 0:
+    if list(sockets()):
+        os._exit(7)
     subjects.token("patient-2")
     os._exit(subjects.token("patient-1") != token)
 for number in range(50):
@@ -277,7 +286,7 @@ class TestAtOnce:
         until(lambda: sessions(server_place) == [])
 
     def test_fork(self, server_place: ServerPlace) -> None:
-        """A child that uses the map, and ends, leaves the parent's connection as it is."""
+        """A child inherits no connection; it uses the map, and ends, and leaves the parent's as it is."""
         command = [sys.executable, "-c", FORKING, server_place.url, str(server_place.key)]
         done = subprocess.run(
             command, capture_output=True, text=True, env=unmeasured(), timeout=60, check=True

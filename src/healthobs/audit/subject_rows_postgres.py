@@ -12,7 +12,6 @@ only its owner may run, and where the space was used again; write-ahead logs, re
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import select
 import threading
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 from psycopg import sql
+from psycopg.waiting import Ready
 
 from healthobs.audit import postgres
 from healthobs.audit.forking import ForkGate
@@ -47,6 +47,8 @@ _ABOUT = "FROM subject WHERE lookup = %s OR token = %s"
 _ADD = "INSERT INTO subject VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
 #: An erasure between an insertion that met another row and the look at it makes another round; more are no chance.
 _ROUNDS = 5
+#: A statement takes a moment, also where nobody is in its way.
+_LEAST_SECONDS = 0.1
 
 
 def prepare(owner_url: str, application_role: str) -> None:
@@ -175,19 +177,25 @@ class PostgresRows:
 class _Connection(psycopg.Connection[Any]):
     """A connection on which no statement is waited for after a moment, also where the server falls silent."""
 
-    deadline = math.inf
+    deadline = 0.0
 
-    def wait(self, gen: PQGen[_T], *more: Any, **options: Any) -> _T:
-        return super().wait(self._bounded(gen), *more, **options)
-
-    def _bounded(self, gen: PQGen[_T]) -> PQGen[_T]:
+    def wait(self, gen: PQGen[_T], *_more: Any, **_options: Any) -> _T:
+        """Do as psycopg, but until `deadline`."""
+        polled = select.poll()
         try:
             wanted = next(gen)
             while True:
-                ready = yield wanted
-                if not ready and monotonic() > self.deadline:
+                events = (select.POLLIN if wanted & Ready.R else 0) | (
+                    select.POLLOUT if wanted & Ready.W else 0
+                )
+                polled.register(self.fileno(), events)
+                found = polled.poll(max(self.deadline - monotonic(), 0) * 1_000)
+                if not found:
                     raise TimeoutError
-                wanted = gen.send(ready)
+                # What is not that it can be written to, as the end of the connection, is found by reading.
+                said = found[0][1]
+                ready = (Ready.R if said & ~select.POLLOUT else 0) | (Ready.W if said & select.POLLOUT else 0)
+                wanted = gen.send(Ready(ready))
         except StopIteration as done:
             return cast("_T", done.value)
 
@@ -208,8 +216,9 @@ class _Session:
     @contextmanager
     def taken(self, options: dict[str, object], wait_seconds: float) -> Generator[_Connection]:
         """Give the connection; what failed on it leaves none."""
-        deadline = monotonic() + wait_seconds
-        if not self._turn.acquire(timeout=max(wait_seconds, 0)):
+        waits = max(wait_seconds, _LEAST_SECONDS)
+        deadline = monotonic() + waits
+        if not self._turn.acquire(timeout=waits):
             raise TimeoutError
         try:
             if self._connection is None or not self._connection.usable():
