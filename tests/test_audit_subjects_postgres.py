@@ -345,20 +345,28 @@ class TestFailing:
         assert subjects.token(PATIENT) == token
 
     def test_waits_no_longer_than_told(self, server_place: ServerPlace) -> None:
-        """A row that another does not commit is waited for as long as told, also by who comes next for somebody else."""
+        """A row that another does not commit is waited for as long as told."""
         subjects = server_place.open()
         with adding(server_place, subjects) as other:
             began = time.monotonic()
-            with ThreadPoolExecutor(2) as pool:
-                asked = [pool.submit(subjects.token, PATIENT, wait_seconds=0.5) for _ in range(2)]
-                failed = [each.exception() for each in asked]
+            with pytest.raises(AuditError, match=r"cannot be used \(TimeoutError\); check its database"):
+                subjects.token(PATIENT, wait_seconds=0.5)
             assert 0.4 < time.monotonic() - began < 10
-            assert [str(each) for each in failed] == [
-                "the subject map cannot be used (TimeoutError); check its database"
-            ] * 2
             assert subjects.token("somebody-else")
             other("ROLLBACK")
         assert subjects.identifier(subjects.token(PATIENT)) == PATIENT
+
+    def test_turn_is_waited_for_no_longer_than_told(self, server_place: ServerPlace) -> None:
+        """Behind one who waits long for the database, another waits as long as told."""
+        subjects = server_place.open()
+        with ThreadPoolExecutor(1) as pool, adding(server_place, subjects) as other:
+            waits = pool.submit(subjects.token, PATIENT, wait_seconds=25)
+            until(lambda: server_place.execute("SELECT 1 FROM pg_locks WHERE NOT granted"))
+            with pytest.raises(AuditError, match="TimeoutError"):
+                subjects.token("somebody-else", wait_seconds=0.3)
+            assert not waits.done()
+            other("ROLLBACK")
+            assert waits.result() == subjects.find(PATIENT)
 
     def test_server_that_falls_silent(self, server_place: ServerPlace) -> None:
         """A server that keeps the connection and says nothing is waited for as long as told."""
