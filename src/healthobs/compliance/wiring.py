@@ -52,6 +52,9 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         if result.control.probe is not None:
             checks.declare(result.control.framework, result.outcome.state).inc()
 
+    def on_first(now: Mapping[str, State], late_s: int) -> int | None:
+        return recorder.first(now, engine.once_attested, late_s)
+
     recorder = Recorder(trail, settings.service_name, obs.clock)
     engine = ControlEngine(
         with_catalogue((*library_controls(), *controls)),
@@ -72,7 +75,7 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         on_result=on_result,
         on_states=_shower(states),
         on_change=recorder.changed,
-        on_first=lambda now, late_s: recorder.first(now, engine.once_attested, late_s),
+        on_first=on_first,
         on_waiver=recorder.waived,
         on_error=metrics.count_internal_error,
     )
