@@ -311,6 +311,12 @@ class TestAuditEvent:
         assert (traced["type"]["code"], traced["what"]["identifier"]["value"]) == ("traceId", "ab" * 16)
         assert event["purposeOfEvent"][0]["coding"][0]["code"] == "TREAT"
 
+    def test_blank_details(self, trail: AuditTrail) -> None:
+        """A name or a value that FHIR could not hold is shown as a dash; the entry itself keeps it."""
+        trail.append({"action": "patient.read", "details": {"": "x", "kind": " "}})
+        shown = {part["type"]: part["valueString"] for part in events(trail)[-1]["entity"][0]["detail"]}
+        assert (shown["-"], shown["kind"]) == ("x", "-")
+
     def test_user_is_the_requestor(self, trail: AuditTrail) -> None:
         """A person is an agent of their own, and the one who asked."""
         event = events(trail)[-1]

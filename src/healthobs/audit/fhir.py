@@ -141,7 +141,7 @@ def _entities(kind: str | None, entry: Mapping[str, Any]) -> list[dict[str, Any]
         data["securityLabel"] = [_coding((_TERMS + "v3-Confidentiality", entry["classification"], ""))]
     tenant = {"healthobs.tenant": entry["tenant"]} if entry.get("tenant") else {}
     facts = {**entry["details"], **tenant, "healthobs.index": entry["index"], "healthobs.leaf": entry["hash"]}
-    data["detail"] = [{"type": name, "valueString": str(value) or "-"} for name, value in facts.items()]
+    data["detail"] = [{"type": _said(name), "valueString": _said(value)} for name, value in facts.items()]
     entities.append(data)
     for code, name in (("XrequestId", "request_id"), ("traceId", "trace_id")):
         if entry[name]:
@@ -152,6 +152,11 @@ def _entities(kind: str | None, entry: Mapping[str, Any]) -> list[dict[str, Any]
                 {"type": {"system": system, "code": code}, "what": {"identifier": {"value": entry[name]}}}
             )
     return entities
+
+
+def _said(value: object) -> str:
+    """Return it as a FHIR string, which is neither empty nor blank (R4, "Primitive types")."""
+    return str(value) if str(value).strip() else "-"
 
 
 def _entity(kind: str, role: tuple[str, str], **more: Any) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """A logging set-up that is there already: it keeps its format, and gains ids and redaction.
 
 structlog gets processors (`healthobs.logs.chain`), the handlers of the standard library a filter
-(`healthobs.logs.filtering`); `release` takes all out again.
+(`healthobs.logs.filtering`), OpenTelemetry's log records a processor (`healthobs.logs.otel`); `release` takes all out again.
 
-Limits: those of the two.
+Limits: those of the three.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from healthobs.logs.chain import StructlogChain
 from healthobs.logs.fields import Facts, FieldRedactor, Ids
 from healthobs.logs.filtering import RecordFilter
 from healthobs.logs.names import LoggerNames
+from healthobs.logs.otel import OtelRecords
 from healthobs.redaction import Redactor
 
 
@@ -29,8 +30,10 @@ class LogAdoption:
         fields = FieldRedactor(redactor, facts, ids)
         self._chain = StructlogChain(redactor, fields, names)
         self._filter = RecordFilter(redactor, fields, names)
+        self._records = OtelRecords(redactor)
 
     def release(self) -> None:
         """Take processors and filters out again."""
         self._chain.release()
         self._filter.release()
+        self._records.release()

@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from healthobs.logs import otel
 from healthobs.logs.chain import StructlogChain
 from healthobs.logs.hook import Hook, handlers
 
@@ -26,7 +27,7 @@ def raw_sinks() -> list[str]:
         []
         >>> with_phi.close()
     """
-    return sorted({*_handlers(), *_chains()})
+    return sorted({*_handlers(), *_chains(), *otel.raw()})
 
 
 def _handlers() -> Iterator[str]:

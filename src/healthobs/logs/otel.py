@@ -1,0 +1,97 @@
+"""OpenTelemetry's own log records: those of the process's LoggerProvider are redacted before any exporter has them.
+
+OpenTelemetry Logs SDK, "LogRecordProcessor": processors are called in their order, and each sees what those before it
+changed. The one placed first here redacts.
+
+Limits: a provider that is set later is not covered, nor one that calls its processors at once, nor the attributes of
+OpenTelemetry's meters; `raw` names them, and with it the control G-wrap.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from healthobs.logs.stdlib import DONE
+from healthobs.redaction import Redactor
+
+_ONE_AFTER_ANOTHER = "SynchronousMultiLogRecordProcessor"
+
+
+class OtelRecords:
+    """Redacts the records of the LoggerProvider that is in force, until `release`."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._first = _Redacting(redactor)
+        self._chain = _chain(_provider("_logs", "get_logger_provider"))
+        if self._chain is not None:
+            with self._chain._lock:
+                self._chain._log_record_processors = (self._first, *self._chain._log_record_processors)
+
+    def release(self) -> None:
+        """Take it out again."""
+        if self._chain is not None:
+            with self._chain._lock:
+                others = (one for one in self._chain._log_record_processors if one is not self._first)
+                self._chain._log_record_processors = tuple(others)
+
+
+class _Redacting:
+    """Redacts body and attributes in the record, where no handler of the standard library did."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+
+    def on_emit(self, log_record: Any) -> None:
+        """Redact one."""
+        record: Any = log_record.log_record
+        try:
+            attributes = dict(record.attributes or {})
+            if attributes.pop(DONE, None) != id(self._redactor):
+                attributes = self._redactor.mapping(attributes)
+                record.body = self._body(record.body)
+                record.event_name = self._text(record.event_name)
+            record.attributes = attributes
+        except Exception:  # noqa: BLE001 - fail closed: it keeps its time, level and trace
+            record.body, record.attributes, record.event_name = "[PHI:error]", {}, None
+
+    def _body(self, body: Any) -> Any:
+        return self._text(body) if isinstance(body, str) else self._redactor.value("body", body)
+
+    def _text(self, text: str | None) -> str | None:
+        return self._redactor.name(text) if text else text
+
+    def enabled(self, **_: Any) -> bool:
+        """Leave it to the others whether a record is wanted."""
+        return False
+
+    def shutdown(self) -> None:
+        """Hold nothing."""
+
+    def force_flush(self, *_: object, **__: object) -> bool:
+        """Hold nothing."""
+        return True
+
+
+def raw() -> Iterator[str]:
+    """Yield what of OpenTelemetry exports records or samples of the process unredacted."""
+    records = getattr(_provider("_logs", "get_logger_provider"), "_multi_log_record_processor", None)
+    there: tuple[object, ...] = getattr(records, "_log_record_processors", ())
+    if there and not (type(records).__name__ == _ONE_AFTER_ANOTHER and isinstance(there[0], _Redacting)):
+        yield "OpenTelemetry's LoggerProvider"
+    if getattr(_provider("metrics", "get_meter_provider"), "_metric_readers", ()):
+        yield "OpenTelemetry's MeterProvider"
+
+
+def _provider(part: str, get: str) -> Any:
+    """Return the provider in force; None where nobody imported the SDK of it, which is dear."""
+    if f"opentelemetry.sdk.{part}" not in sys.modules:
+        return None
+    return getattr(sys.modules[f"opentelemetry.{part}"], get)()
+
+
+def _chain(provider: Any) -> Any:
+    """Return what calls the provider's processors; None where it does not call one after another."""
+    chain = getattr(provider, "_multi_log_record_processor", None)
+    return chain if type(chain).__name__ == _ONE_AFTER_ANOTHER else None
