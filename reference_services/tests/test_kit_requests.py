@@ -40,6 +40,7 @@ class Query(Model):
     count: Annotated[int, Field(ge=1)] = 1
     flag: bool = False
     word: str | None = None
+    most: Annotated[int, Field(ge=1)] | None = None
 
 
 class Credentials(Model):
@@ -255,8 +256,9 @@ class TestQuery:
 
     def test_text_becomes_values(self, client: Any) -> None:
         """Parameters are text and are read as the model's types."""
-        answer = client.get("/orders?count=5&flag=true&word=x")
-        assert answer.get_json() == {"count": 5, "flag": True, "word": "x"}
+        answer = client.get("/orders?count=5&flag=true&word=x&most=05")
+        shown = {"count": 5, "flag": True, "word": "x", "most": 5}
+        assert answer.get_json() == shown
 
     @pytest.mark.parametrize(
         ("query", "errors"),
@@ -264,6 +266,8 @@ class TestQuery:
             ("count=0", [("/count", "greater_than_equal")]),
             ("count=x", [("/count", "int_parsing")]),
             ("count=", [("/count", "int_parsing")]),
+            *((f"count={text}", [("/count", "int_parsing")]) for text in ("5.0", "1_0", "%2B5", "%205", "5%20")),
+            ("most=5.0&count=0", [("/count", "greater_than_equal"), ("/most", "int_parsing")]),
             (f"count=1{'0' * 5000}", [("/count", "int_parsing_size")]),
             ("count=1&count=1", [("/count", "repeated")]),
             (f"other={SECRET}", [("", "extra_forbidden")]),

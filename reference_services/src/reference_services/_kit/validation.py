@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
@@ -22,6 +23,7 @@ from reference_services._kit.problems import Problem
 MAX_BODY_BYTES = 1024 * 1024
 MAX_ERRORS = 50
 _MAX_INTEGER = 2**63 - 1
+_INTEGER_TEXT = re.compile(r"-?[0-9]+")
 _M = TypeVar("_M", bound=pydantic.BaseModel)
 
 
@@ -88,7 +90,7 @@ def form_body(request: Request, model: type[_M]) -> _M:
 
 
 def query(request: Request, model: type[_M]) -> _M:
-    """Read the query string as `model`; unknown and repeated parameters are refused.
+    """Read the query string as `model`; unknown and repeated parameters are refused, and integers but in digits.
 
     Raises:
         Problem: 422 with a pointer to each parameter that is not valid.
@@ -107,6 +109,8 @@ def _strings(pairs: Iterable[tuple[str, list[str]]], model: type[_M], title: str
     if any("\0" in text for values in given.values() for text in values):
         raise Problem(422, "invalid_request", title, [("", "nul_character")])
     flat = {name: values[0] for name, values in given.items()}
+    # pydantic reads what Python does, 5.0 and 1_000 too; of what is no integer to others nothing is left to read.
+    flat |= {name: "" for name in flat.keys() & _integers(model) if not _INTEGER_TEXT.fullmatch(flat[name])}
     try:
         return model.model_validate_strings(flat, strict=False)
     except pydantic.ValidationError as exc:
@@ -211,3 +215,11 @@ def _known_names(model: type[pydantic.BaseModel]) -> frozenset[str]:
     objects: list[Mapping[str, Any]] = [schema, *schema.get("$defs", {}).values()]
     names = {name for found in objects for name in found.get("properties", {})}
     return frozenset(names | set(model.model_fields))
+
+
+@lru_cache(maxsize=256)
+def _integers(model: type[pydantic.BaseModel]) -> frozenset[str]:
+    """Return the members of `model` that are integers, or integers and optional."""
+    members: Mapping[str, Any] = model.model_json_schema(by_alias=True).get("properties", {})
+    kinds = {name: {one.get("type") for one in (had, *had.get("anyOf", ()))} for name, had in members.items()}
+    return frozenset(name for name, found in kinds.items() if found & {"integer", "string"} == {"integer"})
