@@ -177,12 +177,21 @@ class TestJsonBody:
         assert refusal(send(client, raw))[::2] == (422, [("", "model_type")])
 
     def test_nul(self, client: Any) -> None:
-        """An escaped U+0000 anywhere in text or names is 422; the text backslash-u-0000 is not one."""
-        for raw in (
-            rb'{"count": 1, "lines": [{"sku": "\u0000", "amount": 1}]}',
-            rb'{"count": 1, "labels": {"\u0000": 1}}',
+        """An escaped U+0000 in text or names is 422 with its place; the text backslash-u-0000 is not one."""
+        for raw, *pointers in (
+            (rb'{"count": 1, "lines": [{"sku": "\u0000", "amount": 1}]}', "/lines/0/sku"),
+            (rb'{"count": 1, "labels": {"\u0000": 1}}', "/labels"),
+            (
+                rb'{"day": "a\u0000", "lines": [1, {"sku": "\u0000b"}, "\u0000"]}',
+                "/day",
+                "/lines/2",
+                "/lines/1/sku",
+            ),
+            (rb'{"\u0000": "\u0000", "other": {"day": ["\u0000"]}}', ""),
+            (rb'"\u0000"', ""),
         ):
-            assert refusal(send(client, raw)) == (422, "invalid_request", [("", "nul_character")])
+            places = [(pointer, "nul_character") for pointer in pointers]
+            assert refusal(send(client, raw)) == (422, "invalid_request", places)
         fine = send(client, rb'{"count": 1, "lines": [{"sku": "\\u0000", "amount": 1}]}')
         assert fine.status_code == 201
 
@@ -266,13 +275,18 @@ class TestQuery:
             ("count=0", [("/count", "greater_than_equal")]),
             ("count=x", [("/count", "int_parsing")]),
             ("count=", [("/count", "int_parsing")]),
-            *((f"count={text}", [("/count", "int_parsing")]) for text in ("5.0", "1_0", "%2B5", "%205", "5%20")),
+            *(
+                (f"count={text}", [("/count", "int_parsing")])
+                for text in ("5.0", "1_0", "%2B5", "%205", "5%20")
+            ),
             ("most=5.0&count=0", [("/count", "greater_than_equal"), ("/most", "int_parsing")]),
             (f"count=1{'0' * 5000}", [("/count", "int_parsing_size")]),
             ("count=1&count=1", [("/count", "repeated")]),
             (f"other={SECRET}", [("", "extra_forbidden")]),
             (f"{SECRET}=1&{SECRET}=2", [("", "extra_forbidden")]),
-            ("word=%00", [("", "nul_character")]),
+            ("word=%00", [("/word", "nul_character")]),
+            ("other=%00&%00=x", [("", "nul_character")]),
+            ("%00=x", [("", "extra_forbidden")]),
         ],
     )
     def test_refused(self, client: Any, query: str, errors: list[tuple[str, str]]) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import pydantic
@@ -24,6 +25,10 @@ MAX_BODY_BYTES = 1024 * 1024
 MAX_ERRORS = 50
 _MAX_INTEGER = 2**63 - 1
 _INTEGER_TEXT = re.compile(r"-?[0-9]+")
+#: Names and indexes that lead to a part of a document.
+_Place = tuple[int | str, ...]
+#: The same as a chain to the whole document, which a million parts can share.
+_Link = tuple["_Link", int | str] | None
 _M = TypeVar("_M", bound=pydantic.BaseModel)
 
 
@@ -71,6 +76,8 @@ def json_body(request: Request, model: type[_M]) -> _M:
         raise Problem(415, "unsupported_media_type", "Send the body without a content coding.")
     raw = _received(request)
     _check_json(raw)
+    if b"\\u0000" in raw and (places := list(islice(_nul_places(json.loads(raw)), MAX_ERRORS))):
+        raise _holds_nul(places, model, "Text may not contain U+0000.")
     try:
         return model.model_validate_json(raw)
     except pydantic.ValidationError as exc:
@@ -106,8 +113,8 @@ def _strings(pairs: Iterable[tuple[str, list[str]]], model: type[_M], title: str
     repeated = [name for name, values in given.items() if len(values) > 1 and name in known]
     if repeated:
         raise Problem(422, "invalid_request", title, [(f"/{_escape(name)}", "repeated") for name in repeated])
-    if any("\0" in text for values in given.values() for text in values):
-        raise Problem(422, "invalid_request", title, [("", "nul_character")])
+    if places := [(name,) for name, values in given.items() if any("\0" in text for text in values)]:
+        raise _holds_nul(places, model, title)
     flat = {name: values[0] for name, values in given.items()}
     # pydantic reads what Python does, 5.0 and 1_000 too; of what is no integer to others nothing is left to read.
     flat |= {name: "" for name in flat.keys() & _integers(model) if not _INTEGER_TEXT.fullmatch(flat[name])}
@@ -143,8 +150,6 @@ def _check_json(raw: bytes) -> None:
         raise Problem(400, str(exc), "The body is not acceptable JSON (RFC 7493).") from None
     except (ValueError, RecursionError):
         raise Problem(400, "malformed_json", "The body is not well-formed JSON in UTF-8.") from None
-    if b"\\u0000" in raw and _has_nul(json.loads(raw)):
-        raise Problem(422, "invalid_request", "Text may not contain U+0000.", [("", "nul_character")])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -170,19 +175,36 @@ def _number(text: str) -> float:
     return value
 
 
-def _has_nul(document: Any) -> bool:
-    waiting = [document]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            if "\0" in item:
-                return True
-        elif isinstance(item, dict):
-            waiting += item.keys()
-            waiting += item.values()
-        elif isinstance(item, list):
-            waiting += item
-    return False
+def _nul_places(document: Any) -> Iterator[_Place]:
+    """Yield where U+0000 is: the location of a text, or of a name."""
+    waiting: list[tuple[_Link, Any]] = [(None, document)]
+    for link, item in waiting:  # which grows meanwhile
+        if isinstance(item, str) and "\0" in item:
+            yield _place(link)
+        for part, value in _parts(item):
+            waiting.append(((link, part), value))
+            if isinstance(part, str) and "\0" in part:
+                yield _place((link, part))
+
+
+def _parts(item: Any) -> Iterable[tuple[int | str, Any]]:
+    members: dict[str, Any] = item if isinstance(item, dict) else {}
+    elements: list[Any] = item if isinstance(item, list) else []
+    return members.items() if members else enumerate(elements)
+
+
+def _place(link: _Link) -> _Place:
+    parts: list[int | str] = []
+    while link is not None:
+        link, part = link
+        parts.append(part)
+    return tuple(reversed(parts))
+
+
+def _holds_nul(places: Iterable[_Place], model: type[pydantic.BaseModel], title: str) -> Problem:
+    known = _known_names(model)
+    pointers = dict.fromkeys(_pointer(place, known) for place in places)
+    return Problem(422, "invalid_request", title, [(name, "nul_character") for name in pointers])
 
 
 def _invalid(exc: pydantic.ValidationError, model: type[pydantic.BaseModel], title: str) -> Problem:
@@ -194,7 +216,7 @@ def _invalid(exc: pydantic.ValidationError, model: type[pydantic.BaseModel], tit
     return Problem(422, "invalid_request", title, list(pairs)[:MAX_ERRORS])
 
 
-def _pointer(location: tuple[int | str, ...], known: frozenset[str]) -> str:
+def _pointer(location: _Place, known: frozenset[str]) -> str:
     """Return an RFC 6901 pointer up to the first name that the schema does not contain."""
     parts: list[str] = []
     for part in location:
