@@ -45,6 +45,7 @@ HEALTHY = {
     "H-312.b": "pass",
     "H-312.c": "pass",
     "H-312.d": "pass",
+    "H-316": "pass",
     "H-514": "pass",
     "G-wrap": "pass",
     "P-10d": "pass",
@@ -52,7 +53,9 @@ HEALTHY = {
     "C-3.3": "pass",
     "C-3.5": "pass",
     "C-10.3": "pass",
+    "C-10.5": "pass",
     "C-10.6": "pass",
+    "S-ret": "pass",
     "HDR": "pass",
 }
 
@@ -130,6 +133,7 @@ class Service:
         controls: tuple[Control, ...] = (),
         out_of_scope: tuple[str, ...] = (),
         independent: bool | None = True,
+        retention_days: int = 2_555,
     ) -> None:
         self.path = folder / "audit.db"
         self.elapsed = 0.0
@@ -156,6 +160,7 @@ class Service:
                 allowed_keys=allowed_keys,
                 control_interval_seconds=0,
                 out_of_scope=out_of_scope,
+                audit_retention_days=retention_days,
             ),
             clock=self.clock,
             span_exporters=[InMemorySpanExporter()],

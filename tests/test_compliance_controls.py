@@ -29,6 +29,7 @@ from healthobs import Observability, Settings
 from healthobs.asgi import Middleware as AsgiMiddleware
 from healthobs.audit import keys, merkle
 from healthobs.audit.checkpoint import Signer
+from healthobs.audit.retention import Retention
 from healthobs.clock import Clock
 from healthobs.compliance import (
     CANARY_ACTION,
@@ -147,6 +148,18 @@ def leave_out_the_actor(service: Service) -> None:
     service.trail.append({"action": "patient.read", "subject": "p-1"})
 
 
+def erase_before_its_time(service: Service) -> None:
+    """Erase under a clock that is eight years ahead, as an operator can whose machine's is set."""
+    ahead = Clock(lambda: int((NOW + 8 * 366 * 86_400) * 1e9))
+    service.trail.append({"action": "patient.read", "actor": "dr-1"})
+    last = service.trail.checkpoint().size - 1
+    Retention(service.trail, clock=ahead).erase(actor="ops-1", reason="room", entries=(last, last))
+
+
+def delete_the_beginning(service: Service) -> None:
+    service.unguarded("DELETE FROM entry WHERE idx = 0")
+
+
 def nothing(service: Service) -> None:
     """Leave it to the options."""
 
@@ -165,7 +178,10 @@ _REWRITTEN = {
 }  # the store's doing is undone, not acknowledged
 
 
-_UNREADABLE = {**_UNRECORDABLE, "C-10.3": "unknown"}
+_GONE = dict.fromkeys(("H-316", "C-10.5", "S-ret"), "fail")
+
+
+_UNREADABLE = {**_UNRECORDABLE, **_GONE, "C-10.3": "unknown"}
 
 
 #: Name: options of the service, what is done to it after a healthy round, and every state that differs then.
@@ -191,6 +207,11 @@ SABOTAGE: dict[str, tuple[dict[str, Any], Callable[[Service], None], dict[str, s
     "entries hidden as they come": ({}, hide_what_comes, _REWRITTEN),
     "entries altered as they come": ({}, resalt_what_comes, _REWRITTEN),
     "tail deleted": ({}, delete_tail, _UNRECORDABLE),
+    "entry erased before its time": ({}, erase_before_its_time, _GONE),
+    "beginning deleted": ({}, delete_the_beginning, {**_UNRECORDABLE, **_GONE}),
+    "a year stated": ({"retention_days": 365}, nothing, {"H-316": "fail", "S-ret": "fail"}),
+    "six years stated": ({"retention_days": 2_192}, nothing, {"S-ret": "fail"}),
+    "less than a year stated": ({"retention_days": 364}, nothing, _GONE),
     "file put back": ({}, roll_back, {**_UNRECORDABLE, "P-10c": "pass"}),
     "file destroyed": ({}, destroy_file, _UNREADABLE),
     "file removed": ({}, remove_file, _UNREADABLE),
@@ -357,7 +378,7 @@ class TestRecording:
         }
         assert gauge == {'healthobs_control_state{control="G-wrap",state="fail"} 1.0'}
         counted = service.metric("phi_compliance_checks_total{")
-        assert 'phi_compliance_checks_total{result="pass",type="hipaa"} 6.0' in counted
+        assert 'phi_compliance_checks_total{result="pass",type="hipaa"} 7.0' in counted
         assert 'phi_compliance_checks_total{result="fail",type="hipaa"} 1.0' in counted
 
     @pytest.mark.parametrize("first", [False, True])
@@ -456,6 +477,7 @@ class TestRecording:
         assert states == {
             **dict.fromkeys(["H-312.a1", "H-312.a2i", "H-312.b", "H-312.c", "H-312.d"], "unknown"),
             **dict.fromkeys(["P-10c", "P-10d", "C-10.3", "HDR"], "unknown"),
+            **dict.fromkeys(["H-316", "C-10.5", "S-ret"], "unknown"),
             **dict.fromkeys(["C-3.3", "C-3.5", "H-514"], "partial"),
             "G-wrap": "pass",
         }

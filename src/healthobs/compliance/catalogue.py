@@ -21,6 +21,7 @@ from healthobs.compliance.probes_audit import (
 )
 from healthobs.compliance.probes_clock import ClockInSync, KernelClock, read_kernel_clock
 from healthobs.compliance.probes_http import refuses_bad_tokens, refuses_strangers, sends_headers
+from healthobs.compliance.probes_retention import Looks, Retained
 from healthobs.compliance.probes_telemetry import (
     hides_authentication_data,
     hides_card_numbers,
@@ -29,6 +30,9 @@ from healthobs.compliance.probes_telemetry import (
 )
 from healthobs.compliance.requirements import REQUIREMENTS, control
 
+#: Six years, twelve months, and seven years as a policy counts them and with their leap days.
+_SIX, _ONE, _SEVEN, _SEVEN_LONG = 2_192, 365, 2_555, 2_557
+_KEPT = "the service states at least {} days, and what is gone from the log went by order, {} after it came, and under no hold"
 _ACTORS = "each of the newest entries about a person that was answered names its actor"
 
 
@@ -45,6 +49,7 @@ def library_controls(
         ['H-312.a1', 'H-312.b', 'H-312.c']
     """
     dear = partial(control, valid_for_s=900, every_s=60)
+    looks = Looks()
     return (
         control("H-312.a1")(refuses_strangers),
         # Some services hold nobody's record
@@ -52,6 +57,7 @@ def library_controls(
         dear("H-312.b")(Recording()),
         dear("H-312.c")(Integrity()),
         control("H-312.d")(refuses_bad_tokens),
+        dear("H-316", criterion=_KEPT.format(_SIX, "six years"))(Retained(looks, _SIX)),
         control("H-514", required=False)(
             masks_identifiers
         ),  # a name in free text has no pattern, so in mask it cannot pass
@@ -72,7 +78,11 @@ def library_controls(
         dear("C-3.3")(hides_authentication_data),
         dear("C-3.5")(hides_card_numbers),
         control("C-10.3")(refuses_changes),
+        dear("C-10.5", criterion=_KEPT.format(_ONE, "twelve months"))(Retained(looks, _ONE)),
         control("C-10.6", required=False)(ClockInSync(kernel_clock)),  # a container often may not ask
+        dear("S-ret", criterion=_KEPT.format(_SEVEN, "seven years"))(
+            Retained(looks, _SEVEN_LONG, stated=_SEVEN, others=_SIX)
+        ),
         Control(
             "HDR",
             "OWASP Secure Headers Project; RFC 9651",

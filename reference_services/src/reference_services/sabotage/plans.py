@@ -14,6 +14,8 @@ import structlog
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from healthobs.audit.retention import Retention
+from healthobs.clock import Clock
 from healthobs.compliance import State
 from healthobs.compliance.probes_audit import CANARY_SECONDS, FULL_SECONDS
 from reference_services.sabotage.world import World
@@ -112,6 +114,12 @@ def _edit_entry(world: World) -> None:
     world.database(_audit_file(world), *drops, edit, *(sql for _, sql in guards))
 
 
+def _delete_beginning(world: World) -> None:
+    guards = _triggers(world)
+    drops = [f'DROP TRIGGER "{name}"' for name, _ in guards]
+    world.database(_audit_file(world), *drops, "DELETE FROM entry WHERE idx = 0", *(sql for _, sql in guards))
+
+
 def _rewrite_what_comes(world: World) -> None:
     """Alter what comes, once the canary of the healthy round is no longer recent."""
     world.elapsed_seconds = CANARY_SECONDS
@@ -146,6 +154,15 @@ def _forget_actor(world: World) -> None:
     """Record an access to a person's record without its actor, as a batch job that bypasses the views would."""
     assert world.obs.audit is not None  # noqa: S101 - every reference service has a trail
     world.obs.audit.append({"action": "patient.read", "subject": "p-1"})
+
+
+def _erase_early(world: World) -> None:
+    """Erase an entry of today on a machine whose clock is eight years ahead, with an order as the commands record it."""
+    assert world.obs.audit is not None  # noqa: S101 - every reference service has a trail
+    ahead = Clock(lambda: world.obs.clock.wall_ns() + 8 * 366 * 86_400 * 10**9)
+    entry = world.obs.audit.append({"action": "patient.read", "actor": "clinician"}).index
+    retention = Retention(world.obs.audit, clock=ahead)
+    retention.erase(actor="ops", reason="room is needed", entries=(entry, entry))
 
 
 def _sign_without_meaning(world: World) -> None:
@@ -276,6 +293,24 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="an entry is edited and the guards are put back, Part 11",
         control="P-10c", service=DEVICE, on="database", act=_edit_entry, also={"H-312.c": "fail"},
+    ),
+    Sabotage(
+        name="an entry is erased under a clock that is eight years ahead",
+        control="H-316", service=PHI, on="clock", act=_erase_early, also={"C-10.5": "fail", "S-ret": "fail"},
+    ),
+    Sabotage(
+        name="the service states less than twelve months",
+        control="C-10.5", service=PAYMENT, on="settings", settings={"audit_retention_days": 364},
+        also={"H-316": "fail", "S-ret": "fail"},
+    ),
+    Sabotage(
+        name="the service states less than seven years",
+        control="S-ret", service=PAYMENT, on="environment", environ={"HEALTHOBS_AUDIT_RETENTION_DAYS": "2192"},
+    ),
+    Sabotage(
+        name="the beginning of the audit trail is deleted",
+        control="S-ret", service=PAYMENT, on="database", act=_delete_beginning,
+        also=dict.fromkeys(("H-312.b", "H-312.c", "P-10c", "H-316", "C-10.5"), "fail"),
     ),
     Sabotage(
         name="a trigger forgets what is revoked",
