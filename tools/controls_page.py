@@ -8,6 +8,7 @@ from pathlib import Path
 
 from healthobs.compliance import REQUIREMENTS, SCOPES, Control, library_controls
 from healthobs.compliance.engine import CATALOGUE_VERSION
+from reference_services._kit import controls as kit
 from reference_services.auth import controls as auth
 from reference_services.medical_device import controls as medical_device
 from reference_services.payment_gateway import controls as payment_gateway
@@ -15,6 +16,7 @@ from reference_services.phi import controls as phi
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/reference/controls.md"
 OWN = {
+    "each reference service": kit,
     "auth-service": auth,
     "payment-gateway": payment_gateway,
     "phi-service": phi,

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from healthobs import ConfigurationError
-from reference_services._kit import database, keys
+from healthobs.audit import keys as audit_keys
+from reference_services._kit import controls, database, keys
 from reference_services.auth.signing import SigningKey
 from service_world import World
 
@@ -25,6 +26,12 @@ FILES = {
     "phi.idempotency.key": "phi-service",
     "medical_device.signing.key": "medical-device",
     "medical_device.idempotency.key": "medical-device",
+}
+#: Those of the audit trail, which the library loads.
+TRAIL = {
+    "phi.audit.key": "phi-service",
+    "phi.subjects.db.key": "phi-service",
+    "auth.audit.key": "auth-service",
 }
 
 
@@ -131,3 +138,86 @@ class TestKeyCheck:
         (bench.settings.data_dir / "bench.key").unlink()
         assert bench.kit.secret("BENCH_KEY_FILE", "bench.key") != secret
         assert not (bench.settings.data_dir / "bench.db").exists()
+
+
+class Custody:
+    """One service, and what it says of its key files."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.kit: Any = world[name].extensions["reference_services"]
+        self.health = world.obs(name).health
+        (made,) = controls.controls(lambda: self.kit)
+        assert (made.id, made.probe is not None) == ("H-312.a1.keys", True)
+        self.probe: Any = made.probe
+
+    def says(self) -> tuple[str, str, str]:
+        """Return readiness, the control's state, and what that rests on."""
+        outcome = self.probe(None)
+        return self.health.readiness()[1]["checks"]["keys"], outcome.state, outcome.text
+
+
+class TestCustody:
+    """The readiness check `keys`, and the control."""
+
+    @pytest.mark.parametrize("name", FILES | TRAIL)
+    @pytest.mark.parametrize("fault", ["open to others", "missing or cannot be read", "not what was loaded"])
+    def test_fault(self, world: World, tmp_path: Path, name: str, fault: str) -> None:
+        """Each file that others can read, that is gone or that was exchanged is named."""
+        service = (FILES | TRAIL)[name]
+        custody, path = Custody(world, service), tmp_path / service / name
+        if fault == "open to others":
+            path.chmod(0o604)
+        elif fault == "not what was loaded":
+            path.write_bytes(path.read_bytes() + b"0")
+        else:
+            path.unlink()
+        ready, state, text = custody.says()
+        assert (ready, state) == ("not_ready", "fail")
+        assert f"{name} is {fault}" in text
+
+    @pytest.mark.parametrize("service", sorted(set(FILES.values())))
+    def test_sound(self, world: World, service: str) -> None:
+        """Files as they were made are sound, 0400 too; those of the trail are among them."""
+        custody = Custody(world, service)
+        watched = {file.path.name for file in custody.kit.key_files}
+        assert {name for name, of in FILES.items() if of == service} < watched
+        assert any(name.endswith(".audit.key") for name in watched)
+        custody.kit.key_files[0].path.chmod(0o400)
+        assert custody.says()[:2] == ("ready", "pass")
+
+    def test_of_another_user(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file is the service's own or the system's, as a mounted secret is, which its group may read."""
+        custody = Custody(world, "medical-device")
+        path = custody.kit.key_files[0].path
+        owner = path.stat().st_uid
+        monkeypatch.setattr(keys.os, "geteuid", lambda: owner + 1)
+        monkeypatch.setattr(keys, "SYSTEM", owner)
+        path.chmod(0o440)
+        assert custody.says()[:2] == ("ready", "pass")
+        path.chmod(0o460)
+        assert custody.says()[1] == "fail"
+        path.chmod(0o400)
+        monkeypatch.setattr(keys, "SYSTEM", owner + 2)
+        assert "is another user's" in custody.says()[2]
+
+    def test_rotated(self, world: World, tmp_path: Path) -> None:
+        """A rotation puts a key before the one in use, which holds until the process starts anew; its end without that is told."""
+        custody, path = Custody(world, "phi-service"), tmp_path / "phi-service/phi.audit.key"
+        audit_keys.rotate(path)
+        assert custody.says()[:2] == ("ready", "pass")
+        audit_keys.retire(path)
+        assert custody.says()[1] == "fail"
+
+    def test_service_without_keys(self, world: World) -> None:
+        """One that keeps none of its own has no such readiness check; the trail's are seen by the control."""
+        kit: Any = world["synthetic-phi-service"].extensions["reference_services"]
+        (made,) = controls.controls(lambda: kit)
+        assert "keys" not in world.obs("synthetic-phi-service").health.readiness()[1]["checks"]
+        assert made.probe is not None
+        assert made.probe(None).state == "pass"  # type: ignore[arg-type]
+
+    def test_nothing_loaded(self, bench: Any) -> None:
+        """Before anything was loaded nothing is claimed."""
+        (made,) = controls.controls(lambda: bench.kit)
+        assert made.probe is not None
+        assert made.probe(None).state == "unknown"  # type: ignore[arg-type]

@@ -27,8 +27,9 @@ from healthobs.endpoints import AuthorizationUnavailable, InvalidCredentials
 from healthobs.endpoints import Request as EndpointRequest
 from healthobs.exceptions import AuditWriteError
 from healthobs.metrics import Instrument
-from reference_services._kit import database, errors, idempotency, openapi, shared, witnessing
+from reference_services._kit import database, errors, idempotency, keys, openapi, shared, witnessing
 from reference_services._kit.auth import Authenticator, Jwks, Principal, fetch_jwks
+from reference_services._kit.controls import controls as kit_controls
 from reference_services._kit.problems import Problem, render
 from reference_services._kit.routes import Operation, View, canonical_request, protected_routes
 from reference_services._kit.settings import ServiceInfo, ServiceSettings
@@ -68,7 +69,8 @@ class Kit(Storage):
         self.info = info
         self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._owns_obs = obs is None
-        self.obs = obs or Observability(self.settings.observability, controls=controls)
+        own = () if obs is not None else (*controls, *kit_controls(lambda: self))
+        self.obs = obs or Observability(self.settings.observability, controls=own)
         self.clock = self.obs.clock
         if self.obs.audit is not None:
             self.outbox = Outbox(self.obs.audit, lambda: self.engine.begin())
@@ -181,7 +183,8 @@ class Kit(Storage):
         """Add `GET /` and `GET /openapi.json`, register readiness checks, mount healthobs.
 
         Args:
-            checks: Readiness check by name: returns None or True when ready, False or raises when not.
+            checks: Readiness check by name: returns None or True when ready, False or raises when not; one named
+                ``keys`` stands in for `keys_are_sound`, which a service with keys of its own has otherwise.
 
         Returns:
             The application, ready to serve; `close` of its extension ``reference_services`` ends it.
@@ -192,12 +195,14 @@ class Kit(Storage):
             if self.outbox is not None:
                 with suppress(AuditWriteError):  # it is tried again before the first write
                     self.outbox.ready()
-        for name, check in (checks or {}).items():
-            self.obs.health.register(name, check)
         for operation in self.operations:
             if operation.idempotent:  # at start, so that a damaged key file stops it
                 self._idempotency.slot("", "", "")
                 self._replays.seed((operation.rule,))
+        of_keys = {"keys": self.keys_are_sound} if self.key_files else {}
+        for name, check in {**of_keys, **(checks or {})}.items():
+            self.obs.health.register(name, check)
+        self._watch_trail()
         self.get("/", returns={200: shared.Index}, summary="Name, version and links")(self._index)
         self.get("/openapi.json", returns={200: shared.Description}, summary="This description")(
             self._openapi
@@ -221,6 +226,19 @@ class Kit(Storage):
         for client in self._clients.values():
             client.close()
         self.dispose()
+
+    def _watch_trail(self) -> None:
+        """Watch the key files that the audit trail has loaded, too."""
+        observed = self.obs.settings
+        subjects, key = observed.audit_subjects_file, observed.audit_subjects_key_file
+        if key is None and subjects is not None:
+            key = subjects.with_name(f"{subjects.name}.key")
+        if self.obs.audit is None:
+            return
+        if observed.audit_key_file is not None:
+            self.key_files.append(keys.KeyFile.of(observed.audit_key_file, rotates=True))
+        if key is not None:
+            self.key_files.append(keys.KeyFile.of(key))
 
     def _index(self) -> shared.Index:
         links = {f"{op.method} {op.rule}": op.summary for op in self.operations}

@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from healthobs.exceptions import ConfigurationError
+
+#: The user that mounts what is configured.
+SYSTEM = 0
 
 
 def load(path: Path, make: Callable[[], bytes]) -> bytes:
@@ -56,6 +61,41 @@ def check_value(secret: bytes) -> str:
     return hmac.digest(secret, b"healthobs key check", "sha256").hex()
 
 
-def is_private(path: Path) -> bool:
-    """Tell whether the file is there and nobody but its owner can read it."""
-    return path.exists() and not path.stat().st_mode & 0o077
+@dataclass(frozen=True, slots=True)
+class KeyFile:
+    """A key file as it was when its key was loaded.
+
+    Args:
+        path: Where.
+        size: Of its content.
+        digest: SHA-256 of its content.
+        rotates: Whether a new key may be put before what was loaded, as `healthobs.audit.keys.rotate` does.
+    """
+
+    path: Path
+    size: int
+    digest: bytes
+    rotates: bool = False
+
+    @classmethod
+    def of(cls, path: Path, *, rotates: bool = False) -> KeyFile:
+        """Return the file that was just loaded."""
+        content = path.read_bytes()
+        return cls(path, len(content), hashlib.sha256(content).digest(), rotates)
+
+    def fault(self) -> str | None:
+        """Return what is wrong with the file, or None while it is this user's alone and holds what was loaded.
+
+        One of the system's, as a mounted secret is, may be read by its group too.
+        """
+        try:
+            found, content = self.path.stat(), self.path.read_bytes()
+        except OSError:
+            return "missing or cannot be read"
+        own = found.st_uid == os.geteuid()
+        if not own and found.st_uid != SYSTEM:
+            return "another user's"
+        if found.st_mode & (0o077 if own else 0o037):
+            return "open to others"
+        kept = content[-self.size :] if self.rotates else content
+        return None if hashlib.sha256(kept).digest() == self.digest else "not what was loaded"

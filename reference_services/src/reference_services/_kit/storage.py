@@ -32,6 +32,8 @@ class Storage:
     def __init__(self, settings: ServiceSettings) -> None:
         self.settings = settings
         self._schema_version: int | None = None
+        #: Every key file that was loaded.
+        self.key_files: list[keys.KeyFile] = []
         #: Keeps the audit entry of a write beside it; None without a trail.
         self.outbox: Outbox | None = None
 
@@ -80,11 +82,21 @@ class Storage:
         value = known_by(key)
         if stored and database.keep_key_check(self.engine, name, value) != value:
             raise ConfigurationError(f"the key file {path.name} holds another key than before; {remedy}")
+        self.key_files.append(keys.KeyFile.of(path))
         return key
 
     def secret(self, variable: str, name: str) -> bytes:
         """Return the 32-byte secret in a file; see `key`."""
         return self.key(variable, name, keys.load_secret, keys.check_value)
+
+    def key_faults(self) -> list[str]:
+        """Return which key files are not as they were loaded, or not the service's alone, and why."""
+        found = ((file.path.name, file.fault()) for file in self.key_files)
+        return [f"{name} is {fault}" for name, fault in found if fault is not None]
+
+    def keys_are_sound(self) -> bool:
+        """Tell whether every key file is private and holds what was loaded: the readiness check ``keys``."""
+        return not self.key_faults()
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:

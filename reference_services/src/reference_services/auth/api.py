@@ -80,4 +80,4 @@ def create_app(
         returns={200: models.Metadata},
         summary="Metadata (RFC 8414)",
     )(views.metadata)
-    return kit.finish(checks={"signing_key": views.key_is_sound})
+    return kit.finish(checks={"keys": views.keys_are_sound})

@@ -35,7 +35,6 @@ class Service:
         settings = kit.settings
         self.kit = kit
         self.store = Store(kit.engine)
-        self.key_path = settings.file("AUTH_SIGNING_KEY_FILE", "auth.signing.pem")
         self.key = kit.key("AUTH_SIGNING_KEY_FILE", "auth.signing.pem", SigningKey.load, lambda key: key.kid)
         kit.jwks = self.key.jwks
         self.verifier = Verifier(
@@ -189,10 +188,10 @@ class Service:
         self.events.labels(event_type, _SEVERITY[event_type]).inc()
         self.kit.log.warning("security_event", event_type=event_type, severity=_SEVERITY[event_type])
 
-    def key_is_sound(self) -> bool:
-        """Tell whether the key file still holds the key in use and only its owner can read it."""
+    def keys_are_sound(self) -> bool:
+        """Tell what the kit tells of the key files, and show the age of the signing key."""
         self.key_age.set(self.kit.clock.wall_ns() / 1e9 - self.key.created_s)
-        return self.key.is_in(self.key_path)
+        return self.kit.keys_are_sound()
 
 
 def _refused(error: OAuthError) -> Problem:

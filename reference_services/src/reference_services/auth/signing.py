@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,16 @@ class SigningKey:
     Args:
         key: The private key.
         created_s: When its file was written, in seconds since the epoch.
-        digest: SHA-256 of its file.
     """
 
     key: RSAKey
     created_s: float
-    digest: bytes
 
     @classmethod
     def load(cls, path: Path) -> SigningKey:
         """Read the key from a PEM file, made with mode 0600 when missing; replicas share the file."""
         pem = keys.load(path, lambda: RSAKey.generate_key(2048, private=True).as_pem(private=True))
-        return cls(RSAKey.import_key(pem), path.stat().st_mtime, sha256(pem).digest())
-
-    def is_in(self, path: Path) -> bool:
-        """Tell whether `path` still holds this key and only its owner can read it, without parsing it again."""
-        return keys.is_private(path) and sha256(path.read_bytes()).digest() == self.digest
+        return cls(RSAKey.import_key(pem), path.stat().st_mtime)
 
     @property
     def kid(self) -> str:

@@ -11,7 +11,7 @@ from flask import Response, request
 
 from healthobs.audit import annotate
 from healthobs.exceptions import ClientError
-from reference_services._kit import Kit, Principal, Problem, invalid, keys, unavailable
+from reference_services._kit import Kit, Principal, Problem, invalid, unavailable
 from reference_services.phi import domain
 from reference_services.phi.crypto import Vault
 from reference_services.phi.domain import View
@@ -38,7 +38,6 @@ class Service:
             resource=("patient",), purpose=(*domain.PURPOSES, "other"), outcome=("ok", "denied", "failed"),
         )  # fmt: skip
         self.conflicts = kit.counter("version_conflicts_total", "Updates refused as stale.")
-        self.key_path = kit.settings.file("PHI_KEK_FILE", "phi.kek")
         index_key = kit.secret("PHI_INDEX_KEY_FILE", "phi.index.key")
         self.vault = Vault(kit.secret("PHI_KEK_FILE", "phi.kek"), index_key, self._count)
         self.store = Store(self.vault)
@@ -177,12 +176,6 @@ class Service:
                 "Outside production only provably synthetic records are taken.",
                 [(f"/{name}", "not_proven_synthetic") for name in unproven],
             )
-
-    def key_is_private(self) -> bool:
-        """Tell whether only the owner can read the key file, and it still holds the key in use."""
-        if not keys.is_private(self.key_path):
-            return False
-        return Vault(keys.load_secret(self.key_path), b"", self._count).kek_id == self.vault.kek_id
 
     def _exists(self, patient_id: str) -> Response:
         annotate(details={"view": "existence"})

@@ -184,7 +184,13 @@ def _core_dump(world: World) -> None:
 
 
 def _open_key_file(world: World) -> None:
-    (world.folder / "phi.kek").chmod(0o644)
+    (world.folder / "phi.index.key").chmod(0o644)
+
+
+def _export(world: World) -> None:
+    """Leave a record that is stored readable beside it, as a careless report would."""
+    record = json.dumps(world.record()).replace("'", "''")
+    world.database("phi.db", "CREATE TABLE report (line TEXT)", f"INSERT INTO report VALUES ('{record}')")  # noqa: S608
 
 
 def _name_in_a_shown_field(world: World) -> None:
@@ -329,8 +335,17 @@ SABOTAGES: tuple[Sabotage, ...] = (
         control="P-50", service=DEVICE, on="database", act=_sign_without_meaning,
     ),
     Sabotage(
-        name="the key file is opened to others",
-        control="H-312.a2iv", service=PHI, on="file", act=_open_key_file,
+        name="a record is left readable in the database",
+        control="H-312.a2iv", service=PHI, on="database", act=_export,
+    ),
+    Sabotage(
+        name="a key file is opened to others",
+        control="H-312.a1.keys", service=PHI, on="file", act=_open_key_file,
+    ),
+    Sabotage(
+        name="a key file is lost",
+        control="H-312.a1.keys", service=DEVICE, on="file",
+        act=lambda world: (world.folder / "medical_device.signing.key").unlink(),
     ),
     Sabotage(
         name="an import repeats an identifier in a field that is shown",

@@ -25,6 +25,7 @@ from healthobs import Observability
 from healthobs.clock import Clock
 from healthobs.compliance import Control, ControlEngine
 from reference_services._kit import ServiceSettings
+from reference_services._kit.controls import controls as kit_controls
 from reference_services.services import SERVICES
 from reference_services.synthetic_phi import domain as synthetic
 
@@ -113,11 +114,12 @@ class World(Mapping[str, "WSGIApplication"]):
         )
 
     def _own_controls(self, name: str) -> tuple[Control, ...]:
+        of_all = kit_controls(lambda: self._apps[name].extensions["reference_services"])
         module = f"{SERVICES[name].module}.controls"
         if find_spec(module) is None:
-            return ()
+            return of_all
         make: Callable[..., tuple[Control, ...]] = import_module(module).controls
-        return make(lambda: self._apps[name].extensions[name])
+        return (*make(lambda: self._apps[name].extensions[name]), *of_all)
 
     def _clients_file(self) -> Path:
         path = self._root / "clients.json"
@@ -191,9 +193,13 @@ class World(Mapping[str, "WSGIApplication"]):
         self.post(f"/payments/{held['id']}/approvals", decision, "approver")
 
     def _admit(self) -> None:
-        made = synthetic.patient(42, 0)
-        record = {name: made[name] for name in _RECORD}
-        self.post("/patients", record, "clinician", **{"Purpose-Of-Use": "TREAT"})
+        self.post("/patients", self.record(), "clinician", **{"Purpose-Of-Use": "TREAT"})
+
+    @staticmethod
+    def record() -> dict[str, Any]:
+        """Return the record that `fill` has phi-service store."""
+        made: Mapping[str, Any] = synthetic.patient(42, 0)
+        return {name: made[name] for name in _RECORD}
 
     def _sign(self) -> None:
         device = self.post("/devices", {"udi": _UDI, "name": "Pulse oximeter"}, "device-engineer")["id"]
