@@ -6,7 +6,7 @@ them marks, so that one with another key does not start.
 
 Limits: PostgreSQL 12 or newer. A process has one connection, which its threads take in turn; opening it may take two
 seconds for each host, however short a caller would wait. A deleted row is unreadable in the table only after a VACUUM, which
-only its owner may run, and where the space was used again; write-ahead logs, replicas and backups keep it longer.
+only its owner may run (from PostgreSQL 17 on whoever has MAINTAIN, too), and where the space was used again; write-ahead logs, replicas and backups keep it longer.
 """
 
 from __future__ import annotations
