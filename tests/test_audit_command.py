@@ -245,6 +245,21 @@ class TestProve:
         assert status == 1
         assert "not under the signed root" in out
 
+    @pytest.mark.parametrize(
+        ("statement", "word"),
+        [
+            ("UPDATE entry SET body = replace(body, 's-1', 's-9') WHERE idx = 1", "not what was recorded"),
+            ("UPDATE entry SET body = NULL WHERE idx = 1", "body is missing"),
+            ("DELETE FROM entry WHERE idx <= 1", "is missing"),
+        ],
+    )
+    def test_other_body(self, copy: Path, run: Run, statement: str, word: str) -> None:
+        """Nor for one whose body is not what was recorded, or is gone without an order."""
+        damage(copy, statement)
+        status, out, err = run("prove", copy, 1)
+        assert (status, out) == (1, "")
+        assert word in err
+
     def test_missing_entry(self, copy: Path, run: Run) -> None:
         """A hole in the log is named."""
         damage(copy, "DELETE FROM entry WHERE idx = 1")
@@ -297,8 +312,51 @@ class TestExport:
     def test_unreadable_entry(self, copy: Path, run: Run) -> None:
         """An entry that cannot be read is a line that says so."""
         damage(copy, "UPDATE entry SET body = 'x' WHERE idx = 1")
-        _, out, _ = run("export", copy)
-        assert json.loads(out.splitlines()[1])["unreadable"] is True
+        status, out, err = run("export", copy)
+        assert (status, json.loads(out.splitlines()[1])["unreadable"]) == (1, True)
+        assert "at entry 1: the body is not what was recorded" in err
+
+    @pytest.mark.parametrize("form", ["--json", "--csv", "--fhir", "--tiles"])
+    @pytest.mark.parametrize(
+        ("statement", "index", "word"),
+        [
+            ("UPDATE entry SET body = replace(body, 's-3', 's-9') WHERE idx = 3", 3, "not what was recorded"),
+            (
+                "UPDATE entry SET body = body || printf('%70000s', '') WHERE idx = 3",
+                3,
+                "not what was recorded",
+            ),
+            ("UPDATE entry SET body = NULL WHERE idx = 3", 3, "body is missing"),
+            ("UPDATE entry SET leaf = zeroblob(32) WHERE idx = 3", 3, "not what was recorded"),
+            ("DELETE FROM entry WHERE idx = 3", 3, "is missing"),
+            ("DELETE FROM entry WHERE idx < 2", 0, "is missing"),
+            ("DELETE FROM entry WHERE idx > 3", 4, "missing"),
+        ],
+    )
+    def test_tampered(
+        self, copy: Path, tmp_path: Path, run: Run, form: str, statement: str, index: int, word: str
+    ) -> None:
+        """What was not recorded so, or is gone without an order, is 1 with the first bad entry; the rest goes out all the same."""
+        damage(copy, statement)
+        out_to = tmp_path / "tiles"
+        status, out, err = run("export", copy, form, *([out_to] if form == "--tiles" else []))
+        assert status == 1
+        assert f"entry {index}: " in err
+        assert word in err
+        assert "s-9" not in out
+        if form == "--tiles":
+            assert (out_to / "checkpoint").exists()
+            assert run("fsck", out_to, "--erased", "--vkey", _vkey(copy))[0] == (
+                0 if "body = NULL" in statement else 1
+            )
+        else:
+            assert "s-2" in out
+
+    @pytest.mark.parametrize("form", ["--json", "--csv", "--fhir", "--tiles"])
+    def test_good(self, trail: tuple[Path, str], tmp_path: Path, run: Run, form: str) -> None:
+        """Of a good trail each form is 0, without a word on standard error."""
+        status, _, err = run("export", trail[0], form, *([tmp_path / "tiles"] if form == "--tiles" else []))
+        assert (status, err) == (0, "")
 
 
 def _latest(path: Path) -> Any:
@@ -307,6 +365,13 @@ def _latest(path: Path) -> Any:
     (vkey,) = connection.execute("SELECT vkey FROM log").fetchone()
     connection.close()
     return open_checkpoint(note, Verifier(vkey))
+
+
+def _vkey(path: Path) -> str:
+    connection = sqlite3.connect(path)
+    (vkey,) = connection.execute("SELECT vkey FROM log").fetchone()
+    connection.close()
+    return str(vkey)
 
 
 def _body(path: Path, index: int) -> bytes:

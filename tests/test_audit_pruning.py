@@ -11,6 +11,7 @@ from healthobs.audit import (
     store,
 )
 from healthobs.audit.checkpoint import NoteError, Signer
+from healthobs.audit.command import main
 from healthobs.audit.governance import prune_order
 from healthobs.audit.sqlite import GUARDS
 from healthobs.exceptions import RetentionError
@@ -40,6 +41,36 @@ class TestPrune:
         with pytest.raises(ValueError, match="no longer there"):
             bench.trail.inclusion_proof(511)
         assert len(bench.trail.read(limit=1000).entries) == 191
+
+    def test_commands_on_what_went(self, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+        """What went by order cannot be proved, which is no sign of tampering; what went without is one."""
+        bench.add(700)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(600), ALICE, BOB), actor="a", reason="r")
+        path = str(bench.trail.path)
+
+        def status(*arguments: str) -> int:
+            return main([arguments[0], path, *arguments[1:]])
+
+        assert [status("prove", index) for index in ("0", "511", "512")] == [2, 2, 0]
+        assert [status("consistency", old) for old in ("10", "256", "511", "512", "513")] == [2, 0, 2, 0, 0]
+        assert [status("export"), status("export", "--csv"), status("export", "--fhir")] == [0, 0, 0]
+        assert "pruned by order" in capsys.readouterr().err
+        with bench.trail.changing() as connection, connection.amending():
+            connection.execute("DELETE FROM entry WHERE idx < 520")
+        assert [status("prove", index) for index in ("0", "512", "520")] == [1, 1, 1]
+        assert [status("consistency", "600"), status("export")] == [1, 1]
+
+    def test_order_that_is_none_of_two(self, bench: Bench) -> None:
+        """An order that lacks its approvers is no order: what it would have taken is missing."""
+        bench.add(600)
+        details = {"below": 256, "order": prune_order(bench.trail.origin, 256)}
+        bench.trail.append_own({"action": governance.PRUNE, "actor": "a", "details": details})
+        with bench.trail.changing() as connection, connection.amending():
+            connection.execute("DELETE FROM entry WHERE idx < 256")
+        assert bench.trail.pruned() == 0
+        assert main(["prove", str(bench.trail.path), "3"]) == 1
 
     @pytest.mark.parametrize(("earlier", "named"), [(0, 1), (1, 2)])
     def test_who_may_approve_is_named_again(self, bench: Bench, earlier: int, named: int) -> None:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from healthobs.audit import changes, export, governance, opening, store, tiles, verification
+from healthobs.audit import changes, export, governance, opening, reading, store, tiles, verification
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
+from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.reader import consistency, inclusion
 from healthobs.audit.records import Checkpoint, Verification
 from healthobs.audit.sqlite import SqliteStore
@@ -216,16 +217,26 @@ class _Command:
         return GOOD
 
     def _prove(self) -> int:
+        """Prove what was recorded, and say so only while that still is what is there, or went by order."""
         latest = self._latest()
         proof = inclusion(self._connection, self._chosen.index, latest.size)
         if not proof.verify(latest.root):
             return self._broken(f"entry {proof.index} is not under the signed root")
+        self._check_body(proof.index, proof.leaf)
         if self._chosen.tlog_proof:
             _out(export.tlog_proof(proof, latest.note).removesuffix("\n"))
             return GOOD
         shown = {"index": proof.index, "leaf": _b64(proof.leaf), "path": [_b64(node) for node in proof.path]}
         self._print({**shown, "checkpoint": _shown(latest), "vkey": self._verifier.vkey})
         return GOOD
+
+    def _check_body(self, index: int, leaf: bytes) -> None:
+        ((body,),) = self._connection.execute("SELECT body FROM entry WHERE idx = ?", (index,))
+        stored = store.stored_bytes(body)
+        if stored is None and not reading.erased_by(self._connection, [index]):
+            raise AuditTamperedError("the body is missing", index=index)
+        if stored is not None and leaf_hash(stored) != leaf:
+            raise AuditTamperedError("the body is not what was recorded", index=index)
 
     def _consistency(self) -> int:
         proof = consistency(self._connection, self._chosen.old, self._chosen.new)
@@ -243,6 +254,7 @@ class _Command:
         return self._opened(rows[0][0], f"checkpoint of size {size}").root if rows else None
 
     def _export(self) -> int:
+        """Write what there is, and then say whether it is what was recorded, and all of it."""
         if self._chosen.tiles is not None:
             count = tiles.export(self._connection, self._latest(), self._chosen.tiles)
             _out(f"{count} files written")
@@ -251,7 +263,13 @@ class _Command:
         else:
             for entry in (export.fhir if self._chosen.fhir else export.entries)(self._connection):
                 _out(json.dumps(entry, ensure_ascii=False))
-        return GOOD
+        verdict = verification.verify(self._connection, self._verifier)
+        if verdict.ok:
+            return GOOD
+        first = verdict.first_bad_index
+        raise AuditTamperedError(
+            next(problem.what for problem in verdict.problems if problem.index == first), index=first
+        )
 
     def _broken(self, what: str) -> int:
         self._print({"ok": False, "problem": what}, [f"TAMPERED: {what}"])

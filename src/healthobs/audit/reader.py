@@ -7,8 +7,8 @@ Limits: search is by scan (`healthobs.audit.reading`); to verify is to read ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Generator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 
 from healthobs.audit import merkle, reading, store, verification
@@ -17,6 +17,7 @@ from healthobs.audit.checkpoint import Verifier, open_checkpoint
 from healthobs.audit.merkle import CompactRange
 from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof, Page, Verification
 from healthobs.audit.store import ReadConnection
+from healthobs.exceptions import AuditTamperedError
 
 
 class LogReader:
@@ -148,7 +149,8 @@ class LogReader:
         """Return the proof that entry `index` is in the log of `size` entries (default: all).
 
         Raises:
-            ValueError: There is no such entry at that size.
+            ValueError: There is no such entry at that size, or it was pruned.
+            AuditTamperedError: It, or what it is proved by, is gone without an order.
             AuditError: The store cannot be read.
         """
         with self.connected() as connection:
@@ -158,7 +160,8 @@ class LogReader:
         """Return the proof that the log of `new` entries (default: all) starts with that of `old`.
 
         Raises:
-            ValueError: The sizes are not 1 <= old <= new <= the log's.
+            ValueError: The sizes are not 1 <= old <= new <= the log's, or what proves it was pruned.
+            AuditTamperedError: What it is proved by is gone without an order.
             AuditError: The store cannot be read.
         """
         with self.connected() as connection:
@@ -172,18 +175,29 @@ class LogReader:
 def inclusion(connection: ReadConnection, index: int, size: int | None) -> InclusionProof:
     """Return an inclusion proof from the log behind `connection`; see `LogReader.inclusion_proof`."""
     size = _size(connection, size)
-    if 0 <= index < store.first_index(connection):
-        raise ValueError("entries from the first on are no longer there; verify says whether by order")
-    path = merkle.inclusion_path(index, size, store.tree(connection, size).subtree)
-    (leaf,) = store.leaves(connection, index, index + 1)
+    with _but_for_pruned(connection):
+        path = merkle.inclusion_path(index, size, store.tree(connection, size).subtree)
+        (leaf,) = store.leaves(connection, index, index + 1)
     return InclusionProof(index, size, leaf, path)
 
 
 def consistency(connection: ReadConnection, old: int, new: int | None) -> ConsistencyProof:
     """Return a consistency proof from the log behind `connection`; see `LogReader.consistency_proof`."""
     new = _size(connection, new)
-    path = merkle.consistency_path(old, new, store.tree(connection, new).subtree)
+    with _but_for_pruned(connection):
+        path = merkle.consistency_path(old, new, store.tree(connection, new).subtree)
     return ConsistencyProof(old, new, path)
+
+
+@contextmanager
+def _but_for_pruned(connection: ReadConnection) -> Generator[None]:
+    """Tell an entry that went by order, of which nothing can be proved any more, from one that went without."""
+    try:
+        yield
+    except AuditTamperedError as exc:
+        if exc.index is None or exc.index >= (first := reading.pruned(connection)):
+            raise
+        raise ValueError(f"entries before {first} are no longer there: they were pruned by order") from None
 
 
 def _size(connection: ReadConnection, size: int | None) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from healthobs.audit import governance, store
+from healthobs.audit import approval, governance, store
 from healthobs.audit.entry import canonical, decode
 from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.records import Page
@@ -149,11 +149,16 @@ def _matching(
 
 
 def pruned(connection: ReadConnection) -> int:
-    """Return how many entries went by order with the beginning; one that went without leaves a visible hole."""
-    there = store.first_index(connection)
-    if there <= 0:
+    """Return how many entries went by good order with the beginning; one that went without leaves a visible hole."""
+    ((there,),) = connection.execute("SELECT min(idx) FROM entry WHERE idx >= 0")
+    log = store.read_log(connection) if isinstance(there, int) and there else None
+    if log is None:
         return 0
-    return max((order.below for order in governance.orders(connection) if order.below <= there), default=0)
+    found = governance.orders(connection)
+    faults = approval.judge(found, log[0]).faults
+    return max(
+        (order.below for order in found if order.below <= there and order.index not in faults), default=0
+    )
 
 
 def erased_by(connection: ReadConnection, indices: Collection[int]) -> dict[int, int]:

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from healthobs.audit import merkle, store
+from healthobs.audit import merkle, reading, store
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
+from healthobs.audit.entry import MAX_BODY
 from healthobs.audit.records import Checkpoint, Problem, Verification
 from healthobs.audit.store import ReadConnection
-from healthobs.exceptions import AuditError
+from healthobs.exceptions import AuditError, AuditTamperedError
 
 _WIDTH = merkle.TILE_WIDTH
 _HASH = merkle.HASH_BYTES
@@ -40,24 +41,37 @@ def tile_path(level: int | str, number: int, width: int = _WIDTH) -> str:
 def export(connection: ReadConnection, checkpoint: Checkpoint, directory: Path) -> int:
     """Write the log as of `checkpoint` into `directory`, and return the number of files.
 
+    Of a tile with a hole what comes before it is written, and every other tile as it is.
+
     Args:
         connection: The log.
         checkpoint: A checkpoint of it; the file `checkpoint` is its note.
         directory: Made when missing.
 
     Raises:
-        AuditTamperedError: An entry below the checkpoint's size is missing.
+        AuditTamperedError: An entry below the checkpoint's size is missing, or is no hash; what can be written is.
     """
     fetch = store.tiles(connection)
     count = 1
-    for level, number, width in _tiles(checkpoint.size, store.first_index(connection)):
-        _write(directory / tile_path(level, number, width), fetch(level, number, width))
+    holes: list[AuditTamperedError] = []
+    for level, number, width in _tiles(checkpoint.size, reading.pruned(connection)):
+        try:
+            hashes = fetch(level, number, width)
+        except AuditTamperedError as exc:
+            holes.append(exc)
+            width = (exc.index or 0) - number * _WIDTH  # as far as it goes
+            hashes = fetch(level, number, width)
+        if not hashes or len(hashes) != width * _HASH:
+            continue
+        _write(directory / tile_path(level, number, width), hashes)
         count += 1
         if level == 0:
             bundle = _bundle(connection, number * _WIDTH, width)
             _write(directory / tile_path("entries", number, width), bundle)
             count += 1
     _write(directory / "checkpoint", checkpoint.note.encode())  # last: it promises what is there by then
+    if holes:
+        raise holes[0]
     return count
 
 
@@ -77,7 +91,8 @@ def _bundle(connection: ReadConnection, start: int, width: int) -> bytes:
 
 
 def _joined(bodies: Iterable[bytes]) -> bytes:
-    return b"".join(len(body).to_bytes(_LENGTH_BYTES) + body for body in bodies)
+    """Return bodies in a bundle; one that is longer than an entry can be is not what was recorded, cut or not."""
+    return b"".join(len(body).to_bytes(_LENGTH_BYTES) + body for body in (body[:MAX_BODY] for body in bodies))
 
 
 def _write(path: Path, content: bytes) -> None:
