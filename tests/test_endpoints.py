@@ -13,7 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from healthobs import Observability, Settings
-from healthobs.endpoints import AuthorizationUnavailable, Endpoints, InvalidCredentials, Request
+from healthobs.endpoints import (
+    AuthorizationUnavailable,
+    Endpoints,
+    InsufficientScope,
+    InvalidCredentials,
+    Request,
+)
 from healthobs.problems import Response
 
 
@@ -28,6 +34,8 @@ def authorize(request: Request, scope: str) -> Someone | None:
     """Accept the credential that is the scope's own name; refuse what is no credential at all."""
     if request.headers["authorization"] == "Bearer forged":
         raise InvalidCredentials
+    if request.headers["authorization"] == "Bearer low":
+        raise InsufficientScope(Someone("clerk-3"))
     return Someone() if request.headers["authorization"] == f"Bearer {scope}" else None
 
 
@@ -99,9 +107,8 @@ class TestAuditTrail:
         forged = get(obs, "/audit/trail", bearer="forged")
         assert (forged.status, dict(forged.headers)["WWW-Authenticate"]) == (401, "Bearer")
         assert get(obs, "/audit/trail", bearer="compliance:read").status == 403
+        assert get(obs, "/audit/trail", bearer="low").status == 403
         assert get(obs, "/audit/trail", bearer="audit:read", guarded=False).status == 403
-        assert obs.audit is not None
-        assert obs.audit.checkpoint().size == 0
 
     def test_reading_is_tied_to_the_callers_trace(self, obs: Observability) -> None:
         """The entry about a reading has trace, span and request id: the caller's where it sent them."""
@@ -238,6 +245,91 @@ class TestComplianceStatus:
         assert get(obs, "/compliance/status", gate="1").status == 409
         assert get(obs, "/compliance/status", gate="0").status == 200
         assert get(obs, "/compliance/status", gate="yes").status == 422
+
+
+@pytest.mark.parametrize(
+    ("path", "action", "scope"),
+    [
+        ("/audit/trail", "audit.read", "audit:read"),
+        ("/compliance/status", "compliance.read", "compliance:read"),
+    ],
+)
+class TestRefusedReadings:
+    """Attempts to read what a caller may not (PCI DSS 10.2.1.3 and 10.2.1.4)."""
+
+    @pytest.mark.parametrize(
+        ("bearer", "status", "actor", "kind"),
+        [
+            ("forged", 401, None, None),
+            ("other", 403, None, None),
+            ("low", 403, "clerk-3", "client"),
+        ],
+    )
+    def test_are_entries(
+        self, obs: Observability, path: str, action: str, scope: str,
+        bearer: str, status: int, actor: str | None, kind: str | None,
+    ) -> None:  # fmt: skip
+        """Credentials that were refused leave an entry, which names the caller where `authorize` knows it."""
+        assert get(obs, path, bearer=bearer).status == status
+        assert obs.audit is not None
+        (entry,) = obs.audit.read().entries
+        assert (entry["action"], entry["outcome"]) == (action, "denied")
+        assert entry["actor"] == {"id": actor, "kind": kind}
+        assert get(obs, path, bearer=scope).status == 200
+        assert [entry["outcome"] for entry in obs.audit.read(action=action).entries] == ["ok", "denied"]
+
+    def test_without_credentials_are_counted_only(
+        self, obs: Observability, path: str, action: str, scope: str
+    ) -> None:
+        """Else anybody could fill the trail; nor is there an entry where nobody checks credentials."""
+        get(obs, path)
+        get(obs, path, bearer=scope, guarded=False)
+        assert obs.audit is not None
+        assert obs.audit.checkpoint().size == 0
+        counted = obs.metrics.exposition(None)[1].decode()
+        assert f'healthobs_probe_requests_total{{code="403",probe="{path}"}} 1.0' in counted
+        assert action not in counted
+
+    def test_of_a_control_are_none(self, obs: Observability, path: str, action: str, scope: str) -> None:
+        """A control of this process asks with credentials that must be refused: nobody's attempt."""
+        request = Request("GET", path, {}, {"authorization": "Bearer forged"}, own=True)
+        answer = Endpoints(obs, authorize).handle(request)
+        assert answer is not None
+        assert answer.status == 401
+        assert obs.audit is not None
+        assert obs.audit.read(action=action).total == 0
+        assert get(obs, path, bearer=scope).status == 200
+
+    def test_without_a_caller_that_says_who(
+        self, obs: Observability, path: str, action: str, scope: str
+    ) -> None:
+        """A hook that raises, or whose principal has no subject, counts as no; the attempt is an entry too."""
+
+        def faulty(request: Request, _scope: str) -> Someone | None:
+            if request.headers["authorization"] == "Bearer nobody":
+                raise InsufficientScope(object())  # type: ignore[arg-type]
+            raise KeyError(request.headers["authorization"])
+
+        for bearer in ("nobody", scope):
+            request = Request("GET", path, {}, {"authorization": f"Bearer {bearer}"})
+            answer = Endpoints(obs, faulty).handle(request)
+            assert answer is not None
+            assert answer.status == 403
+        assert obs.audit is not None
+        found = obs.audit.read(action=action).entries
+        assert [(entry["outcome"], entry["actor"]["id"]) for entry in found] == [("denied", None)] * 2
+
+    def test_stay_refused_without_the_trail(
+        self, obs: Observability, path: str, action: str, scope: str
+    ) -> None:
+        """When the attempt cannot be recorded the refusal stands, and the loss is counted and logged."""
+        assert obs.audit is not None
+        obs.audit.close()
+        assert get(obs, path, bearer="forged").status == 401
+        assert get(obs, path, bearer="low").status == 403
+        assert b'healthobs_internal_errors_total{component="audit"} 2.0' in obs.metrics.exposition(None)[1]
+        assert get(obs, path, bearer=scope).status == 503
+        assert action
 
 
 class TestHandle:

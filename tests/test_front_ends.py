@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from fronts import FRONTS, Front
 from healthobs import _runtime, job, observe
+from healthobs.endpoints import InvalidCredentials
 from healthobs.http import Exchange, HttpServer
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -309,6 +310,27 @@ class TestOperationalEndpoints:
         states = front.obs.controls.run()
         assert states["HDR"] == "pass"
         assert (front.spans(), front.access()) == ((), [])
+
+    def test_controls_leave_no_attempt_to_read_the_trail(self, make: Make, tmp_path: Path) -> None:
+        """A control tries forged tokens there, which are refused and nobody's; a caller's attempt is an entry."""
+
+        def refuse(_request: Any, _scope: str) -> None:
+            raise InvalidCredentials
+
+        front = make(
+            endpoints=True,
+            log_level="critical",
+            authorize=refuse,
+            audit_database_url=f"sqlite:///{tmp_path}/audit.db",
+            audit_key_file=tmp_path / "key",
+        )
+        assert front.obs.controls is not None
+        assert front.obs.audit is not None
+        call = front.obs.controls._bound["call"]
+        assert call("GET", "/audit/trail", {"Authorization": "Bearer canary"}, b"").status == 401
+        assert front.obs.audit.read().total == 0
+        assert front.get("/audit/trail", authorization="Bearer canary").status == 401
+        assert [entry["outcome"] for entry in front.obs.audit.read().entries] == ["denied"]
 
     def test_head_and_other_methods(self, make: Make) -> None:
         """HEAD answers as GET does, without the body; anything else is 405 with `Allow`."""

@@ -216,6 +216,12 @@ class TestIntrospect:
         }  # fmt: skip
         assert body["exp"] - body["iat"] == 300
         assert auth.sample("auth_tokens_validated_total", result="active") == 1
+        (entry,) = auth.entries("token.introspected")
+        assert (entry["outcome"], entry["actor"]["id"], entry["resource"]["id"]) == (
+            "ok",
+            "auditor",
+            body["jti"],
+        )
 
     @pytest.mark.parametrize("change", ["unknown", "truncated", "expired", "foreign"])
     def test_inactive(self, auth: Auth, change: str, tmp_path: Path) -> None:
@@ -236,6 +242,7 @@ class TestIntrospect:
         """RFC 7662 §2.1: no scanning for tokens."""
         answer = auth.post("/introspect", {"token": auth.token()}, who=None)
         assert (answer.status_code, answer.get_json()["error"]) == (401, "invalid_client")
+        assert [entry["outcome"] for entry in auth.entries("token.introspected")] == ["denied"]
 
     def test_token_is_required(self, auth: Auth) -> None:
         """Without one there is nothing to describe."""

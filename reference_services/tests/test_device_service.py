@@ -320,6 +320,7 @@ class TestAlarms:
         }  # fmt: skip
         assert devices.sample("alarms_total", priority="Hi", kind="Phy") == 1
         assert devices.sample("alarms_active", priority="Hi") == 1
+        assert [entry["outcome"] for entry in devices.entries("alarms.read")] == ["ok"]
 
     def test_uncalibrated(self, devices: Devices) -> None:
         """A device that measures without a calibration raises one technical alarm."""

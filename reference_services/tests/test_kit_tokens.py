@@ -108,7 +108,14 @@ class TestTokens:
     def test_the_trail_needs_its_scope(self, client: Any, bench: Any) -> None:
         """`/audit/trail` is for callers with audit:read."""
         assert client.get("/audit/trail").status_code == 401
-        assert client.get("/audit/trail", headers=token(bench)).status_code in {401, 403}
+        for path, action in (("/audit/trail", "audit.read"), ("/compliance/status", "compliance.read")):
+            assert client.get(path, headers=token(bench)).status_code == 403
+            assert client.get(path, headers={"Authorization": "Bearer x"}).status_code == 401
+            refused = [
+                (entry["outcome"], entry["actor"]["id"])
+                for entry in bench.obs.audit.read(action=action).entries
+            ]
+            assert refused == [("denied", None), ("denied", "client-1")], path
         assert client.get("/audit/trail", headers=token(bench, scope="audit:read")).status_code == 200
 
 

@@ -62,6 +62,10 @@ class TestApprovals:
             if line["event"] == "sox_violation"
         ] == ["S-sod"]
         alerts = gateway.get("/alerts").get_json()
+        other = gateway.world.bearer("payment:write", role="billing")
+        assert gateway.client.get("/alerts", headers=other).status_code == 403
+        seen = [(entry["outcome"], entry["actor"]["id"]) for entry in gateway.entries("alerts.read")]
+        assert seen == [("denied", "billing"), ("ok", "billing")]
         assert alerts["total_alerts"] == 1
         found = alerts["active_alerts"][0]
         assert (found["type"], found["severity"], found["payment_id"], found["count"]) == (

@@ -2,7 +2,8 @@
 
 Probes and scrapes are open; the audit trail and the evidence behind compliance states need a principal
 with the scope ``audit:read`` or ``compliance:read``, and reading them is itself an entry
-(PCI DSS 10.2.1.3). A witness for other logs (C2SP tlog-witness) is open too: it believes signatures, not callers.
+(PCI DSS 10.2.1.3), an attempt with refused credentials too (10.2.1.4). Without any credentials an attempt is only
+counted: else anybody could fill the trail. A witness for other logs (C2SP tlog-witness) is open too: it believes signatures, not callers.
 Nothing here is a constant.
 """
 
@@ -12,7 +13,7 @@ import base64
 import json
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -40,13 +41,17 @@ OPERATIONAL = ("/metrics", "/compliance/status", "/audit/trail")
 
 
 class Request(NamedTuple):
-    """What an endpoint needs of a request; header names in lower case, a body where `Endpoints.posted` has the path."""
+    """What an endpoint needs of a request; header names in lower case, a body where `Endpoints.posted` has the path.
+
+    It is the process's `own` where a control asks.
+    """
 
     method: str
     path: str
     query: Mapping[str, Sequence[str]]
     headers: Mapping[str, str]
     body: bytes = b""
+    own: bool = False
 
 
 class Principal(Protocol):
@@ -58,13 +63,25 @@ class Principal(Protocol):
         ...
 
 
-#: Returns the caller when its credentials carry the scope, else None; raises `InvalidCredentials` for bad ones, and
-#: `AuthorizationUnavailable` while it cannot tell.
+#: Returns the caller when its credentials carry the scope, else None, or raises `InsufficientScope`, which says who it
+#: is; raises `InvalidCredentials` for bad ones, and `AuthorizationUnavailable` while it cannot tell.
 Authorize = Callable[[Request, str], "Principal | None"]
 
 
 class InvalidCredentials(Exception):  # noqa: N818 - an answer to credentials, not an error
     """Raised by an `Authorize` whose caller sent credentials that are not good: answered 401, not 403."""
+
+
+class InsufficientScope(Exception):  # noqa: N818 - an answer, as above
+    """Raised by an `Authorize` that knows the caller, who may not read this: answered 403, and recorded with its name.
+
+    Args:
+        principal: Who asks.
+    """
+
+    def __init__(self, principal: Principal) -> None:
+        self.principal = principal
+        super().__init__("the caller's credentials lack the scope")
 
 
 class AuthorizationUnavailable(Exception):  # noqa: N818 - an answer, as above
@@ -203,7 +220,8 @@ class Endpoints:
         gate = _flag(request, "gate")
         detail = "authorization" in request.headers
         if detail:
-            self._note_reading(request, "compliance.read", self._principal(request, COMPLIANCE_SCOPE))
+            subject = self._reader(request, COMPLIANCE_SCOPE, "compliance.read")
+            self._note_reading(request, "compliance.read", subject)
         status = engine.status(detail=detail)
         if not gate or engine.gate_open():
             return _json(200, status)
@@ -219,9 +237,9 @@ class Endpoints:
         trail = self._obs.audit
         if trail is None:
             raise _Refused(404, "no_audit_trail")
-        principal = self._principal(request, AUDIT_SCOPE)
+        subject = self._reader(request, AUDIT_SCOPE, "audit.read")
         filters = _filters(request)
-        self._note_reading(request, "audit.read", principal)
+        self._note_reading(request, "audit.read", subject)
         page = trail.read(**filters)
         checkpoint = trail.checkpoint()
         return _json(
@@ -239,13 +257,28 @@ class Endpoints:
             },
         )
 
-    def _note_reading(self, request: Request, action: str, principal: Principal) -> None:
+    def _note_reading(
+        self, request: Request, action: str, subject: str | None, *, outcome: str = "ok"
+    ) -> None:
         """Record who reads; without that entry nothing is shown."""
         if self._obs.audit is None:
             return
-        draft = {"action": action, "actor": principal.subject, "actor_kind": "client"}
+        draft: dict[str, object] = {"action": action, "outcome": outcome}
+        if subject is not None:
+            draft |= {"actor": subject, "actor_kind": "client"}
         with self._span(request, action):
             self._obs.audit.append({**draft, "request_id": request.headers.get("x-request-id")})
+
+    def _note_refusal(self, request: Request, action: str, subject: str | None) -> None:
+        """Record who was refused; a refusal that cannot be recorded stays one, and the loss is counted and logged."""
+        if request.own:  # a control of this process tries what must be refused
+            return
+        try:
+            self._note_reading(request, action, subject, outcome="denied")
+        except Exception as exc:  # noqa: BLE001 - whatever it is, there is no entry
+            self._obs.metrics.count_internal_error("audit")
+            own = {"action": action, "policy": "alert"}
+            self._obs.logs.emit("error", "audit_entry_lost", {"exc_info": exc}, own=own)
 
     @contextmanager
     def _span(self, request: Request, name: str) -> Generator[None]:
@@ -267,26 +300,37 @@ class Endpoints:
             except Exception as exc:  # noqa: BLE001 - as at its start
                 self._obs.fault("tracing", "end", exc)
 
-    def _principal(self, request: Request, scope: str) -> Principal:
+    def _reader(self, request: Request, scope: str, action: str) -> str:
+        """Return who reads; credentials that were sent and refused leave an entry about `action`."""
         if self._authorize is None:
             raise _Refused(403, "no_authorization_configured")
         if "authorization" not in request.headers:
             raise _Refused(401, "credentials_required")
+        subject: str | None = None
+        refused = _Refused(403, "scope_required")
         try:
             principal = self._authorize(request, scope)
-            if principal is not None and not isinstance(getattr(principal, "subject", None), str):
-                raise TypeError("authorize must return a principal with a subject, or None")
+            if principal is not None:
+                return _subject(principal)
         except InvalidCredentials:
-            raise _Refused(401, "credentials_refused") from None
+            refused = _Refused(401, "credentials_refused")
+        except InsufficientScope as lacking:
+            with suppress(TypeError):
+                subject = _subject(lacking.principal)
         except AuthorizationUnavailable as away:
             retry = ("Retry-After", str(away.retry_after_s))
             raise _Refused(503, "authorization_unavailable", (), retry) from None
         except Exception as exc:  # noqa: BLE001 - a hook's fault, which may name the credentials, counts as no
             self._obs.fault("hook", "authorize", exc)
-            principal = None
-        if principal is None:
-            raise _Refused(403, "scope_required")
-        return principal
+        self._note_refusal(request, action, subject)
+        raise refused
+
+
+def _subject(principal: object) -> str:
+    subject = getattr(principal, "subject", None)
+    if not isinstance(subject, str):
+        raise TypeError("authorize must return a principal with a subject, or None")
+    return subject
 
 
 def _witnessing(witness: Witness) -> dict[str, Callable[[Request], Response]]:

@@ -134,7 +134,8 @@ class Middleware(Front[dict[str, Any], ResponseHook]):
         query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True, errors="replace")
         path = environ["PATH_INFO"]
         body = _body(environ, self.endpoints.posted[path]) if path in self.endpoints.posted else b""
-        request = Request(environ.get("REQUEST_METHOD", ""), path, query, headers, body)
+        own = environ.get(CANARY) is OWN
+        request = Request(environ.get("REQUEST_METHOD", ""), path, query, headers, body, own)
         token = _runtime.override.set(self.obs)
         try:
             response = self.endpoints.handle(request)

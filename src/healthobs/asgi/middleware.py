@@ -158,7 +158,7 @@ class Middleware(Front[Scope, ResponseHook]):
         )
         posted = self.endpoints.posted
         body = await _body(receive, posted[path]) if path in posted else b""
-        request = Request(scope["method"], path, query, fields, body)
+        request = Request(scope["method"], path, query, fields, body, scope.get(CANARY) is OWN)
         token = _runtime.override.set(self.obs)
         try:
             # Answered by the event loop itself: that it turns is what is asked

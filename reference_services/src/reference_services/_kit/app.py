@@ -23,7 +23,7 @@ from healthobs.audit import Outbox, annotate
 from healthobs.client import Client
 from healthobs.compliance import Control
 from healthobs.decorators.audit_entry import audit_outcome
-from healthobs.endpoints import AuthorizationUnavailable, InvalidCredentials
+from healthobs.endpoints import AuthorizationUnavailable, InsufficientScope, InvalidCredentials
 from healthobs.endpoints import Request as EndpointRequest
 from healthobs.exceptions import AuditWriteError
 from healthobs.metrics import Instrument
@@ -256,17 +256,14 @@ class Kit(Storage):
     def _document(self) -> dict[str, Any]:
         return openapi.document(self.info, self.operations)
 
-    def _authorize(self, asked: EndpointRequest, scope: str) -> Principal | None:
+    def _authorize(self, asked: EndpointRequest, scope: str) -> Principal:
         try:
             principal = self.authenticator.verify(asked.headers.get("authorization"))
-            self.authenticator.require(principal, scope)
-            return principal
         except Problem as problem:
-            if problem.status == 401:
-                raise InvalidCredentials from None
-            if problem.status == 503:
-                raise AuthorizationUnavailable from None
-            return None
+            raise (InvalidCredentials if problem.status == 401 else AuthorizationUnavailable) from None
+        if scope not in principal.scopes:
+            raise InsufficientScope(principal)
+        return principal
 
     # ---- one call
 

@@ -65,8 +65,8 @@ def create_app(
         **{**form, "on_problem": lambda problem: service.render(problem, "token.denied")},
     )(views.token)  # fmt: skip
     kit.post(
-        "/introspect", body=models.TokenReferenceForm, returns={200: models.Introspection, **refusals}, **form,
-        summary="Describe a token (RFC 7662)",
+        "/introspect", body=models.TokenReferenceForm, returns={200: models.Introspection, **refusals},
+        audit="token.introspected", resource_type="token", summary="Describe a token (RFC 7662)", **form,
     )(views.introspect)  # fmt: skip
     kit.post(
         "/revoke", body=models.TokenReferenceForm, returns={200: None, **refusals}, audit="token.revoked",

@@ -90,6 +90,7 @@ class Service:
         self.validated.labels("active" if claims else "inactive").inc()
         if claims is None:
             return models.Introspection(active=False), 200, NO_STORE
+        annotate(resource_id=claims.jti)
         raw = claims.raw
         answer = models.Introspection(
             active=True,

@@ -41,7 +41,8 @@ def create_app(kit: Kit, service: Service) -> Flask:
         audit="observation.ingest", resource_type="device", summary="Take a batch of observations; replay-safe",
     )(service.observe)  # fmt: skip
     kit.get(
-        "/alarms", query=models.AlarmQuery, returns={200: models.Alarms}, scope="device:read", summary="Alarms, latest first"
+        "/alarms", query=models.AlarmQuery, returns={200: models.Alarms}, scope="device:read", audit="alarms.read",
+        resource_type="alarm", summary="Alarms, latest first",
     )(service.alarms)  # fmt: skip
     kit.post(
         "/devices/<uuid:device_id>/calibrations", body=models.CalibrationInput, returns={201: models.Calibration},

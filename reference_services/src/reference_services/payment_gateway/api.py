@@ -46,6 +46,7 @@ def create_app(kit: Kit, service: Service) -> Flask:
         audit="payment.decide", resource_type="payment", idempotent=True, summary="Approve or reject a payment",
     )(service.decide)  # fmt: skip
     kit.get(
-        "/alerts", query=models.AlertQuery, returns={200: models.Alerts}, scope="payment:read", summary="Alerts, latest first"
+        "/alerts", query=models.AlertQuery, returns={200: models.Alerts}, scope="payment:read", audit="alerts.read",
+        resource_type="alert", summary="Alerts, latest first",
     )(service.alerts)  # fmt: skip
     return kit.finish(checks={"ledger": service.ledger_balances})
