@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.retention_bench import ALICE, BOB, TOO_FEW, UNSIGNED, YEAR, Bench, signed
@@ -9,6 +11,7 @@ from tests.retention_bench import ALICE, BOB, TOO_FEW, UNSIGNED, YEAR, Bench, si
 from healthobs.audit import (
     governance,
     store,
+    tiles,
 )
 from healthobs.audit.checkpoint import NoteError, Signer
 from healthobs.audit.command import main
@@ -61,6 +64,49 @@ class TestPrune:
             connection.execute("DELETE FROM entry WHERE idx < 520")
         assert [status("prove", index) for index in ("0", "512", "520")] == [1, 1, 1]
         assert [status("consistency", "600"), status("export")] == [1, 1]
+
+    @pytest.mark.parametrize(("count", "below"), [(700, 600), (300, 256), (66_300, 65_536), (66_300, 66_100)])
+    def test_tiles(
+        self, bench: Bench, tmp_path: Path, count: int, below: int, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """An export of a pruned log verifies by itself: the order is one of its entries, and kept tiles stand for the rest."""
+        bench.add(count)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(below), ALICE, BOB), actor="a", reason="r")
+        to = tmp_path / "tiles"
+        assert main(["export", str(bench.trail.path), "--tiles", str(to)]) == 0
+        assert not (to / "tile/0/000").exists()
+        capsys.readouterr()
+        check = ["fsck", str(to), "--vkey", bench.trail.vkey]
+        assert main(check) == 0
+        assert f"by order: entries before {below // 256 * 256} pruned" in capsys.readouterr().out
+        top = max(path for path in (to / "tile").iterdir() if path.name != "entries")
+        for path in [path for path in top.rglob("*") if path.is_file()]:
+            content = path.read_bytes()
+            path.write_bytes(bytes(32) + content[32:])
+            assert main(check) == 1
+            path.unlink()
+            assert main(check) == 1
+            path.write_bytes(content)
+        assert main(check) == 0
+        first = tiles.tile_path(0, below // 256)
+        for name in (first, first.replace("tile/0", "tile/entries")):
+            for path in [*to.glob(name), *to.glob(f"{name}.p/*")]:
+                path.unlink()
+        assert main(check) == 1
+
+    def test_tiles_without_their_beginning(
+        self, bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """What is missing from an export without an order is missing."""
+        bench.add(700)
+        to = tmp_path / "tiles"
+        assert main(["export", str(bench.trail.path), "--tiles", str(to)]) == 0
+        (to / "tile/0/000").unlink()
+        (to / "tile/entries/000").unlink()
+        assert main(["fsck", str(to), "--vkey", bench.trail.vkey]) == 1
+        assert "first bad entry 0" in capsys.readouterr().out
 
     def test_order_that_is_none_of_two(self, bench: Bench) -> None:
         """An order that lacks its approvers is no order: what it would have taken is missing."""

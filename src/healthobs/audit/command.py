@@ -127,6 +127,8 @@ def _fsck_tiles(chosen: argparse.Namespace) -> int:
         raise ValueError("a directory of tiles holds no key; pin the log's with --vkey")
     verdict = tiles.check(Path(chosen.path), Verifier(*chosen.vkey), erased=chosen.erased)
     _show(verdict, f"{verdict.size} entries in tiles, {verdict.erased} of them erased")
+    if verdict.first:
+        _out(f"by order: entries before {verdict.first} pruned")
     return GOOD if verdict.ok else TAMPERED
 
 

@@ -96,10 +96,11 @@ def orders(connection: ReadConnection, start: int = 0) -> list[Order]:
         "SELECT idx, leaf, body FROM entry WHERE idx >= ? AND body LIKE ? ORDER BY idx",
         (start, '%"action":"audit.%'),
     )
-    return [order for row in rows if (order := _order(*row)) is not None]
+    return [order for row in rows if (order := order_of(*row)) is not None]
 
 
-def _order(index: object, leaf: object, body: object) -> Order | None:
+def order_of(index: object, leaf: object, body: object) -> Order | None:
+    """Return what an entry as it was read says of the trail itself; None when it is no governing one, or not what its leaf says."""
     stored = stored_bytes(body)
     if stored is None or leaf_hash(stored) != leaf or not isinstance(index, int):
         return None

@@ -3,8 +3,9 @@
 `checkpoint`, `tile/<L>/<N>[.p/<W>]` with up to 256 hashes, `tile/entries/<N>[.p/<W>]` with length-prefixed
 entries. Any client of the format reads it; the directory can be served or archived as it is.
 
-Limits: an erased body is written as an entry of length 0, which by intent does not hash to its leaf. Of a
-pruned log, what lies below its first entry is left out. Nothing is compressed.
+Limits: an erased body is written as an entry of length 0, which by intent does not hash to its leaf. Of a pruned
+log, tiles and bundles that end at its first entry or before are left out ("Pruning"); the order that says so is one of
+the entries. Nothing is compressed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from healthobs.audit import merkle, reading, store
+from healthobs.audit import approval, governance, merkle, reading, store
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.entry import MAX_BODY
+from healthobs.audit.governance import Order
 from healthobs.audit.records import Checkpoint, Problem, Verification
 from healthobs.audit.store import ReadConnection
 from healthobs.exceptions import AuditError, AuditTamperedError
@@ -79,7 +81,7 @@ def _tiles(size: int, first: int = 0) -> Iterable[tuple[int, int, int]]:
     """Yield level, number and width of each tile of a log of `size` entries that begins with entry `first`."""
     for level in range(merkle.tile_levels(size)):
         nodes = size >> level * merkle.TILE_HEIGHT
-        for number in range(first // (_WIDTH << level * merkle.TILE_HEIGHT), -(-nodes // _WIDTH)):
+        for number in range(_kept_from(level, first), -(-nodes // _WIDTH)):
             yield level, number, min(_WIDTH, nodes - number * _WIDTH)
 
 
@@ -107,7 +109,7 @@ def check(directory: Path, verifier: Verifier, erased: bool = False) -> Verifica
     files that a log of this size does not have. A narrower tile of an earlier export may stay while it tells the same.
 
     Args:
-        directory: What `export` wrote, whole: not of a pruned log.
+        directory: What `export` wrote. Tiles may be missing at the beginning by an order that is among its entries.
         verifier: The key that must have signed.
         erased: Accept entries of length 0 for what their leaf says.
 
@@ -119,13 +121,12 @@ def check(directory: Path, verifier: Verifier, erased: bool = False) -> Verifica
     except (OSError, UnicodeDecodeError, NoteError) as exc:
         raise AuditError(f"there is no checkpoint that verifies ({type(exc).__name__})") from None
     problems: list[Problem] = []
-    tree = merkle.CompactRange()
-    nodes: dict[int, list[bytes]] = {}
+    first = _pruned(directory, checkpoint)
+    tree, nodes = _kept(directory, checkpoint.size, first)
     gone = 0
-    for number in range(-(-checkpoint.size // _WIDTH)):
+    for number in range(first // _WIDTH, -(-checkpoint.size // _WIDTH)):
         width = min(_WIDTH, checkpoint.size - number * _WIDTH)
-        tile = _read(directory / tile_path(0, number, width))
-        bundle = _read(directory / tile_path("entries", number, width))
+        tile, bundle = _leaves_and_entries(directory, number, width)
         leaves, bodies = _hashes(tile), _entries(bundle)
         for place in range(width):
             index = number * _WIDTH + place
@@ -139,7 +140,7 @@ def check(directory: Path, verifier: Verifier, erased: bool = False) -> Verifica
         if len(tile) > width * _HASH or bundle != _joined(bodies[:width]):
             problems.append(Problem(None, f"tile {number} is not {width} whole entries and leaves"))
     for level in range(1, merkle.tile_levels(checkpoint.size)):
-        problems += _wrong_tiles(directory, level, nodes.get(level, []))
+        problems += _wrong_tiles(directory, level, nodes.get(level, []), _kept_from(level, first))
     surplus = _surplus(directory, checkpoint.size)
     if surplus:
         problems.append(
@@ -147,11 +148,67 @@ def check(directory: Path, verifier: Verifier, erased: bool = False) -> Verifica
         )
     if tree.root() != checkpoint.root:
         problems.append(Problem(None, "the leaves are not those that were signed"))
-    return Verification(not problems, checkpoint.size, tree.root(), tuple(problems), 1, erased=gone)
+    return Verification(
+        not problems, checkpoint.size - first, tree.root(), tuple(problems), 1, first=first, erased=gone
+    )
 
 
-def _wrong_tiles(directory: Path, level: int, nodes: list[bytes]) -> Iterable[Problem]:
-    for number, start in enumerate(range(0, len(nodes), _WIDTH)):
+def _leaves_and_entries(directory: Path, number: int, width: int) -> tuple[bytes, bytes]:
+    """Return a tile of level 0 and its bundle; nothing of what is not there."""
+    return (
+        _read(directory / tile_path(0, number, width)),
+        _read(directory / tile_path("entries", number, width)),
+    )
+
+
+def _pruned(directory: Path, checkpoint: Checkpoint) -> int:
+    """Return how many entries are missing from the beginning by an order that is among those that are there."""
+    found: list[Order] = []
+    there: int | None = None
+    for number in range(-(-checkpoint.size // _WIDTH)):
+        width = min(_WIDTH, checkpoint.size - number * _WIDTH)
+        tile, bundle = _leaves_and_entries(directory, number, width)
+        if there is None:
+            if not tile and not bundle:
+                continue
+            there = number * _WIDTH
+            if not there:
+                return 0
+        rows = zip(_hashes(tile), _entries(bundle), strict=False)
+        orders = (governance.order_of(there, *row) for there, row in enumerate(rows, number * _WIDTH))
+        found += [order for order in orders if order is not None]
+    faults = approval.judge(found, checkpoint.origin).faults
+    good = (order.below for order in found if order.index not in faults)
+    return max((below for below in good if below <= (there or 0)), default=0)
+
+
+def _kept_from(level: int, first: int) -> int:
+    """Return the first tile of a level that a log keeps which was pruned before `first`: the first that ends beyond."""
+    return first // (_WIDTH << level * merkle.TILE_HEIGHT)
+
+
+def _kept(directory: Path, size: int, first: int) -> tuple[merkle.CompactRange, dict[int, list[bytes]]]:
+    """Return the tree over the first entries, which were pruned, and their nodes in the tiles that stay, by level.
+
+    What the root hangs on is all that these tiles say of them, so a wrong node makes a wrong root.
+    """
+    nodes: dict[int, list[bytes]] = {}
+    for level in range(1, merkle.tile_levels(size)):
+        number, there = _kept_from(level, first), first >> level * merkle.TILE_HEIGHT
+        width = min(_WIDTH, (size >> level * merkle.TILE_HEIGHT) - number * _WIDTH)
+        hashes = _hashes(_read(directory / tile_path(level, number, width)))
+        nodes[level] = hashes[: there - number * _WIDTH]
+
+    def subtree(start: int, end: int) -> bytes:
+        level, rest = divmod((end - start).bit_length() - 1, merkle.TILE_HEIGHT)
+        place = (start >> level * merkle.TILE_HEIGHT) - _kept_from(level, first) * _WIDTH
+        return merkle.root_of(nodes[level][place : place + (1 << rest)])
+
+    return merkle.CompactRange(first, [subtree(*peak) for peak in merkle.peak_bounds(first)]), nodes
+
+
+def _wrong_tiles(directory: Path, level: int, nodes: list[bytes], kept_from: int) -> Iterable[Problem]:
+    for number, start in enumerate(range(0, len(nodes), _WIDTH), kept_from):
         expected = nodes[start : start + _WIDTH]
         if _hashes(_read(directory / tile_path(level, number, len(expected)))) != expected:
             yield Problem(None, f"tile {number} of level {level} is not that of the entries")
