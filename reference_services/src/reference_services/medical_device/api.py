@@ -18,7 +18,7 @@ INFO = ServiceInfo(
     frameworks=("fda-21cfr11", "hipaa"),
     description="Registers devices by UDI, takes their observations, raises alarms, keeps signed records.",
     phi=False,
-    telemetry_keys=("priority", "kind"),  # of an alarm: words of IEC 60601-1-8
+    telemetry_keys=("priority", "kind"),  # of an alarm: words of IEEE 11073-10207
 )
 
 

@@ -4,7 +4,7 @@
 be excised, copied or transferred. Here it is a JWS (RFC 7515, EdDSA of RFC 8037) over kind, id and SHA-256 of
 the record's canonical JSON, so on another record, or on a changed one, it does not hold.
 
-Limits: the service signs for the authenticated caller; the two components of 21 CFR 11.200 are auth-service's.
+Limits: the service signs for the authenticated caller, and asks for no second component (21 CFR 11.200).
 """
 
 from __future__ import annotations
