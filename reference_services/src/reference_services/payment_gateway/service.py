@@ -253,5 +253,7 @@ def _amount(body: models.ChargeRequest) -> int:
     try:
         return money.amount_of(body.amount, body.amount_decimal, body.currency)
     except money.MoneyError as refused:
-        pointer = "/currency" if refused.code == "currency_not_supported" else "/amount"
-        raise invalid("The amount was refused.", pointer, refused.code) from None
+        of_both = ("amounts_differ", "amount_missing")
+        stated = "amount" if body.amount_decimal is None or refused.code in of_both else "amount_decimal"
+        member = "currency" if refused.code == "currency_not_supported" else stated
+        raise invalid("The amount was refused.", f"/{member}", refused.code) from None
