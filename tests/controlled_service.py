@@ -34,6 +34,7 @@ from healthobs.compliance import (
 from healthobs.compliance.catalogue import with_catalogue
 from healthobs.compliance.probes_audit import FULL_SECONDS
 from healthobs.compliance.probes_clock import KernelClock
+from healthobs.config import AuditPolicy
 from healthobs.exceptions import TokenError
 from healthobs.flask import init_app
 from healthobs.redaction import Redactor
@@ -55,6 +56,7 @@ HEALTHY = {
     "C-10.3": "pass",
     "C-10.5": "pass",
     "C-10.6": "pass",
+    "C-10.7": "pass",
     "S-ret": "pass",
     "HDR": "pass",
 }
@@ -134,6 +136,7 @@ class Service:
         out_of_scope: tuple[str, ...] = (),
         independent: bool | None = True,
         retention_days: int = 2_555,
+        policy: AuditPolicy = "deny",
     ) -> None:
         self.path = folder / "audit.db"
         self.elapsed = 0.0
@@ -161,6 +164,7 @@ class Service:
                 control_interval_seconds=0,
                 out_of_scope=out_of_scope,
                 audit_retention_days=retention_days,
+                audit_policy=policy,
             ),
             clock=self.clock,
             span_exporters=[InMemorySpanExporter()],

@@ -222,6 +222,7 @@ SABOTAGE: dict[str, tuple[dict[str, Any], Callable[[Service], None], dict[str, s
     "card allowed in telemetry": ({"allowed_keys": ("card_number",)}, nothing, {"C-3.5": "fail"}),
     "card allowed in the trail": ({"trail_allowed_keys": ("message",)}, nothing, {"C-3.5": "fail"}),
     "bare exporter": ({}, add_bare_exporter, {"G-wrap": "fail"}),
+    "losses answered": ({"policy": "alert"}, nothing, {"C-10.7": "fail"}),
     "clock stepped": ({}, step_wall_clock, {"C-10.6": "fail"}),
     "kernel clock off": ({}, spoil_kernel_clock, {"C-10.6": "fail"}),
     "kernel clock silent": ({"kernel": None}, nothing, {"C-10.6": "unknown"}),
@@ -477,7 +478,7 @@ class TestRecording:
         assert states == {
             **dict.fromkeys(["H-312.a1", "H-312.a2i", "H-312.b", "H-312.c", "H-312.d"], "unknown"),
             **dict.fromkeys(["P-10c", "P-10d", "C-10.3", "HDR"], "unknown"),
-            **dict.fromkeys(["H-316", "C-10.5", "S-ret"], "unknown"),
+            **dict.fromkeys(["H-316", "C-10.5", "C-10.7", "S-ret"], "unknown"),
             **dict.fromkeys(["C-3.3", "C-3.5", "H-514"], "partial"),
             "G-wrap": "pass",
         }

@@ -11,7 +11,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.controlled_service import Service, context
 
-from healthobs.audit import governance
+from healthobs import Settings
+from healthobs.audit import AuditTrail, governance
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.entry import canonical
 from healthobs.audit.merkle import leaf_hash
@@ -19,6 +20,7 @@ from healthobs.audit.retention import Retention, approve
 from healthobs.compliance import (
     CANARY_ACTION,
     CANARY_SUBJECT,
+    Rehearsal,
 )
 from healthobs.compliance.probes_audit import (
     CANARY_SECONDS,
@@ -27,8 +29,61 @@ from healthobs.compliance.probes_audit import (
     Recording,
     canary,
     names_actors,
+    notices_refusals,
     samples_entries,
 )
+
+
+class TestRefusals:
+    """What becomes of a call whose entry the trail refuses."""
+
+    @pytest.mark.parametrize(
+        ("answered", "counted", "told", "state", "says"),
+        [
+            (False, ("audit",), ("audit_entry_lost",), "pass", "denied, counted and logged"),
+            (True, ("audit",), ("audit_entry_lost",), "fail", "is answered: the policy is alert"),
+            (False, (), ("audit_entry_lost",), "fail", "but not counted"),
+            (False, ("audit",), (), "fail", "but not logged"),
+            (False, (), (), "fail", "but not counted nor logged"),
+        ],
+    )
+    def test_judgement(
+        self, build: Callable[..., Service], answered: bool, counted: Any, told: Any, state: str, says: str
+    ) -> None:
+        """It must not be answered, and must raise both alarms."""
+        outcome = notices_refusals(
+            context(
+                audit=build().trail,
+                settings=Settings(audit_policy="alert"),
+                rehearse=lambda: Rehearsal(answered, counted, told),
+            )
+        )
+        assert outcome.state == state
+        assert outcome.text.endswith(says)
+
+    def test_nothing_to_rehearse(self, build: Callable[..., Service]) -> None:
+        """Without a trail or an application nothing is known."""
+        assert notices_refusals(context()).state == "unknown"
+        assert notices_refusals(context(audit=build().trail)).state == "unknown"
+
+    @pytest.mark.parametrize("policy", ["deny", "alert"])
+    def test_in_service(self, build: Callable[..., Service], policy: str) -> None:
+        """A service's own policy and trail decide; nothing is recorded, counted or logged by the rehearsal."""
+        service = build(policy=policy)
+        service.obs.controls.bind(lambda *_: None)  # type: ignore[union-attr, arg-type, return-value]
+        before = service.trail.checkpoint(), service.metric("healthobs_internal_errors_total")
+        seen = service.engine._context().rehearse
+        assert seen is not None
+        assert seen() == Rehearsal(policy == "alert", ("audit",), ("audit_entry_lost",))
+        assert (service.trail.checkpoint(), service.metric("healthobs_internal_errors_total")) == before
+
+    def test_trail_that_takes_everything(
+        self, build: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A trail that took the entry would leave the call answered, and the control failing."""
+        service = build()
+        monkeypatch.setattr(AuditTrail, "append", lambda _self, _draft: None)
+        assert service.engine.run(["C-10.7"]) == {"C-10.7": "fail"}
 
 
 class TestAuditProbes:

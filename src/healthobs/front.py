@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, TypeVar
 
@@ -11,6 +12,7 @@ from opentelemetry.trace import Span
 
 from healthobs import _runtime
 from healthobs.compliance.control import Call, Route
+from healthobs.decorators.audit_entry import rehearse
 from healthobs.endpoints import Authorize, Endpoints
 from healthobs.exceptions import ConfigurationError
 from healthobs.http import HttpServer
@@ -124,7 +126,7 @@ class Front(ABC, Generic[Caller, Hook]):
         _runtime.activate(obs)
         obs.health.adopt_pending()
         if obs.controls is not None:
-            obs.controls.bind(self._self_caller(), protected, refused_tokens)
+            obs.controls.bind(self._self_caller(), protected, refused_tokens, partial(rehearse, obs))
             obs.controls.arm(obs.settings.control_interval_seconds)
 
     @abstractmethod

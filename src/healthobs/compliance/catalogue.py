@@ -16,6 +16,7 @@ from healthobs.compliance.probes_audit import (
     Integrity,
     Recording,
     names_actors,
+    notices_refusals,
     refuses_changes,
     samples_entries,
 )
@@ -33,6 +34,7 @@ from healthobs.compliance.requirements import REQUIREMENTS, control
 #: Six years, twelve months, and seven years as a policy counts them and with their leap days.
 _SIX, _ONE, _SEVEN, _SEVEN_LONG = 2_192, 365, 2_555, 2_557
 _KEPT = "the service states at least {} days, and what is gone from the log went by order, {} after it came, and under no hold"
+_NOTICED = "a call whose entry the trail refuses is denied, counted as a fault of audit and logged"
 _ACTORS = "each of the newest entries about a person that was answered names its actor"
 
 
@@ -80,6 +82,7 @@ def library_controls(
         control("C-10.3")(refuses_changes),
         dear("C-10.5", criterion=_KEPT.format(_ONE, "twelve months"))(Retained(looks, _ONE)),
         control("C-10.6", required=False)(ClockInSync(kernel_clock)),  # a container often may not ask
+        control("C-10.7", criterion=_NOTICED)(notices_refusals),
         dear("S-ret", criterion=_KEPT.format(_SEVEN, "seven years"))(
             Retained(looks, _SEVEN_LONG, stated=_SEVEN, others=_SIX)
         ),

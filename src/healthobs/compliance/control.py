@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from healthobs.clock import Clock
 from healthobs.config import Settings
@@ -81,6 +81,20 @@ class Route:
     path: str
 
 
+class Rehearsal(NamedTuple):
+    """What became of a call whose audit entry the trail refused.
+
+    Args:
+        answered: Whether its value was handed out all the same.
+        counted: Faults that were counted, by component.
+        told: Log lines that were written, by event.
+    """
+
+    answered: bool
+    counted: tuple[str, ...]
+    told: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeContext:
     """What probes may look at.
@@ -97,6 +111,8 @@ class ProbeContext:
         refused_tokens: By name, tokens that the service must refuse: ``bad_signature``, with which nothing else is
             wrong (`healthobs.tokens.Verifier.forged`), and those that only the issuer can make (``expired``,
             ``wrong_audience``). The probes add those that anybody can make.
+        rehearse: Ends a call of the service's whose audit entry the trail refuses, and says what became of it; nothing is
+            counted or logged by it. None until an application is bound, or where there is no trail.
     """
 
     settings: Settings
@@ -108,6 +124,7 @@ class ProbeContext:
     protected: Sequence[Route] = ()
     metrics: Metrics | None = None
     refused_tokens: Callable[[], Mapping[str, str]] | None = None
+    rehearse: Callable[[], Rehearsal] | None = None
 
 
 Probe = Callable[[ProbeContext], Outcome]

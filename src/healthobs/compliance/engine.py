@@ -26,6 +26,7 @@ from healthobs.compliance.control import (
     Control,
     Outcome,
     ProbeContext,
+    Rehearsal,
     Result,
     Route,
     State,
@@ -164,17 +165,19 @@ class ControlEngine:
         call: Call,
         protected: Iterable[Route] = (),
         refused_tokens: Callable[[], Mapping[str, str]] | None = None,
+        rehearse: Callable[[], Rehearsal] | None = None,
     ) -> None:
-        """Give probes the finished application.
+        """Give probes the finished application; what is left out stays as it was bound before.
 
         Args:
             call: Sends a request to it; see `self_caller`.
             protected: Routes that must refuse callers without credentials.
             refused_tokens: By name, tokens that must be refused; see `ProbeContext`.
+            rehearse: Ends a call whose audit entry is refused; see `ProbeContext`.
         """
-        self._bound = {"call": call, "protected": tuple(protected)}
-        if refused_tokens is not None:
-            self._bound["refused_tokens"] = refused_tokens
+        given = {"refused_tokens": refused_tokens, "rehearse": rehearse}
+        self._bound |= {"call": call, "protected": tuple(protected)}
+        self._bound |= {name: value for name, value in given.items() if value is not None}
 
     # ---- running
 

@@ -264,6 +264,22 @@ class Integrity:
         )
 
 
+def notices_refusals(context: ProbeContext) -> Outcome:
+    """End a call whose entry the trail refuses: it must not be answered, and must raise the alarm."""
+    if context.audit is None:
+        return NO_TRAIL
+    if context.rehearse is None:
+        return Outcome("unknown", "no application is bound, so no call can be ended")
+    seen = context.rehearse()
+    if seen.answered:
+        policy = context.settings.audit_policy
+        return Outcome("fail", f"what could not be recorded is answered: the policy is {policy}")
+    lacking = [part for part, there in (("counted", seen.counted), ("logged", seen.told)) if not there]
+    if lacking:
+        return Outcome("fail", f"what could not be recorded was denied, but not {' nor '.join(lacking)}")
+    return Outcome("pass", "what could not be recorded was denied, counted and logged")
+
+
 def refuses_changes(context: ProbeContext) -> Outcome:
     """Try to update, delete, replace and misnumber an entry on a connection of its own, and undo it."""
     if context.audit is None:

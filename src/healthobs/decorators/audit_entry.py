@@ -10,10 +10,13 @@ Limits: an append blocks until the disk has it, on an event loop too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+from opentelemetry.trace import INVALID_SPAN
+
 from healthobs import _runtime
-from healthobs.audit.draft import CARE
+from healthobs.audit.draft import CARE, AuditDraft
 from healthobs.decorators.binding import OK, Binding, spooled
 from healthobs.decorators.plan import ACTION
 from healthobs.exceptions import AuditWriteError
@@ -21,8 +24,10 @@ from healthobs.exceptions import AuditWriteError
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-    from healthobs.audit.draft import AuditDraft, Placed
+    from healthobs.audit.draft import DetailValue, Placed
     from healthobs.audit.records import Receipt
+    from healthobs.compliance.control import Rehearsal
+    from healthobs.observability import Observability
 
 
 def append_entry(
@@ -107,6 +112,37 @@ def _alarm(binding: Binding, event: str, action: str, failure: Exception | None)
     told = action if isinstance(cast("object", action), str) and ACTION.match(action) else ""
     own = {"action": told, "policy": binding.policy}
     binding.obs.logs.emit("error", event, {"exc_info": failure}, own=own)
+
+
+def rehearse(obs: Observability) -> Rehearsal:
+    """End a call whose entry the trail refuses (PCI DSS 10.7.2), under the service's policy, and say what became of it.
+
+    It is the end that every `@audited` call has, but for its alarm, which is only heard here: nothing is counted, logged or
+    recorded. The entry is a canary with a detail that no entry may have.
+    """
+    from healthobs.compliance.control import (
+        CANARY_ACTION,
+        Rehearsal,
+    )  # of a package that not every process needs
+
+    counted: list[str] = []
+    told: list[str] = []
+
+    def emit(_level: str, event: str, *_fields: object, **_own: object) -> None:
+        told.append(event)
+
+    heard = SimpleNamespace(
+        audit=obs.audit,
+        metrics=SimpleNamespace(count_internal_error=counted.append),
+        logs=SimpleNamespace(emit=emit),
+    )
+    binding = cast("Binding", SimpleNamespace(obs=heard, policy=obs.settings.audit_policy))
+    draft = AuditDraft(CANARY_ACTION, details=cast("dict[str, DetailValue]", {"rehearsal": 0.5}))
+    try:
+        append_entry(binding, draft, INVALID_SPAN, None, None, OK)
+    except AuditWriteError:
+        return Rehearsal(False, tuple(counted), tuple(told))
+    return Rehearsal(True, tuple(counted), tuple(told))
 
 
 def audit_outcome(result: Any, exc: BaseException | None, outcome: str) -> str:

@@ -256,6 +256,10 @@ SABOTAGES: tuple[Sabotage, ...] = (
         control="G-wrap", service=PAYMENT, on="process", act=_bare_structlog,
     ),
     Sabotage(
+        name="what cannot be recorded is answered, with an alarm",
+        control="C-10.7", service=PAYMENT, on="environment", environ={"HEALTHOBS_AUDIT_POLICY": "alert"},
+    ),
+    Sabotage(
         name="the wall clock is set back by two seconds",
         control="C-10.6", service=PAYMENT, on="clock", act=_step_clock,
     ),
