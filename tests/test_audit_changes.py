@@ -38,6 +38,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "audit.db"
 
 
+COMMANDS = [
+    ("hold",), ("hold", "case-1", "--entries", "0-1"), ("hold", "case-1", "--release"), ("erase", "--entries", "0-1"),
+    ("approvers",), ("approvers", "--name", "a"), ("approvers", "--order", "ORDER"), ("prune", "--below", "3"),
+    ("prune", "--order", "ORDER"), ("prune", "--order", "ORDER", "--dry-run"),
+]  # fmt: skip
+
+
 class TestHold:
     """`hold` places, lists and releases."""
 
@@ -66,6 +73,21 @@ class TestHold:
         status, _, err = run("erase", path, "--entries", "0")
         assert (status, "class hipaa" in err) == (2, True)
         assert run("erase", path, "--subject", "nobody")[:2] == (0, "0 bodies erased\n")
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("content", [b"", b"text", None])
+    def test_no_log(self, tmp_path: Path, run: Run, command: tuple[str, ...], content: bytes | None) -> None:
+        """Where no log is, none is begun: the file stays what it is, and nothing comes beside it."""
+        path, order = tmp_path / "wrong" / "x.db", tmp_path / "order"
+        path.parent.mkdir()
+        order.write_text("")
+        if content is not None:
+            path.write_bytes(content)
+        name, *rest = (str(order) if part == "ORDER" else part for part in command)
+        status, out, err = run(name, path, *rest)
+        assert (status, out, err.startswith("cannot say: ")) == (2, "", True)
+        assert [item.name for item in path.parent.iterdir()] == ([] if content is None else ["x.db"])
+        assert content is None or path.read_bytes() == content
 
     def test_no_trail(self, tmp_path: Path, run: Run) -> None:
         """A file that is not there is not made."""
@@ -190,6 +212,15 @@ class TestOld:
             "entries before 256 may be pruned\n",
         )
         assert json.loads(run("verify", old, "--json")[1])["first"] == 0
+        copy = Path(shutil.copy(old, tmp_path / "cp.db"))
+        for command in (
+            ["hold"], ["approvers"], ["prune", "--below", 300], ["prune", "--order", order, "--dry-run"],
+            ["approvers", *(part for vkey in vkeys for part in ("--name", vkey.strip()))],
+        ):  # fmt: skip
+            shown = run(command[0], copy, *command[1:])
+            assert (shown[0], shown) == (0, run(command[0], old, *command[1:]))
+        assert [item.name for item in tmp_path.glob("cp.db*")] == ["cp.db"]
+        assert copy.read_bytes() == old.read_bytes()
         assert run("prune", old, "--order", order)[:2] == (0, "entries before 256 were pruned\n")
         told = run("verify", old)[1].splitlines()
         assert told[:2] == [

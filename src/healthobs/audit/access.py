@@ -27,10 +27,10 @@ class Access:
 
     Args:
         place: Where the log is.
-        signer: Signs its checkpoints.
+        signer: Signs its checkpoints; None where it is only read.
     """
 
-    def __init__(self, place: Store, signer: Signer) -> None:
+    def __init__(self, place: Store, signer: Signer | None) -> None:
         self.place: Store = place
         self._signer = signer
         self.closed: bool = False
@@ -47,8 +47,10 @@ class Access:
         """Return this process's writer. Without a lock, because a fork may leave any lock held for ever.
 
         Raises:
-            AuditWriteError: It was closed.
+            AuditWriteError: It was closed, or opened for reading only.
         """
+        if self._signer is None:
+            raise AuditWriteError("the audit trail was opened for reading only")
         if self.closed:
             raise AuditWriteError("the audit trail is closed; append before close()")
         writer = self._writers.get(os.getpid())

@@ -1,6 +1,7 @@
 """Commands of `healthobs audit` that change a trail or its keys: hold, erase, approvers, prune, approve, rotate.
 
-Each needs a private key: the log's, to record what was done, or an approver's, to sign an order.
+Each needs a private key: the log's, to record what was done, or an approver's, to sign an order. What only lists,
+prints an order or tries one out needs none, and writes nothing.
 
 Limits: the log's key alone names the first approvers; from then on two of them sign each change (`healthobs.audit.approval`).
 """
@@ -16,7 +17,9 @@ from typing import Any
 
 from healthobs.audit import keys, opening
 from healthobs.audit.checkpoint import Signer
-from healthobs.audit.retention import Retention, approve
+from healthobs.audit.retention import Retention, RetentionReader, approve
+from healthobs.audit.sqlite import SqliteStore
+from healthobs.audit.store import Store
 
 _SERVICE = "healthobs-audit"
 
@@ -86,11 +89,19 @@ def _what(command: argparse.ArgumentParser) -> None:
     command.add_argument("--entries", help="entries FIRST-LAST")
 
 
+def place_of(path: str) -> Store:
+    """Return the store that is meant by a file's name or a database URL."""
+    return opening.store_of(path) if "://" in path else SqliteStore(Path(path))
+
+
+def _reader(chosen: argparse.Namespace) -> RetentionReader:
+    return RetentionReader(opening.open_reader(place_of(chosen.path)))
+
+
 @contextlib.contextmanager
 def _retention(chosen: argparse.Namespace) -> Generator[Retention]:
+    _reader(chosen)  # where no log is, none is begun
     url = chosen.path if "://" in chosen.path else f"sqlite:///{Path(chosen.path).absolute()}"
-    if "://" not in chosen.path and not Path(chosen.path).exists():
-        raise ValueError("there is no such trail")
     trail = opening.open_trail(url, service=_SERVICE, key_file=chosen.key_file)
     try:
         yield Retention(trail)
@@ -108,11 +119,12 @@ def _range(text: str | None) -> tuple[int, int] | None:
 
 
 def _hold(chosen: argparse.Namespace) -> Iterator[str]:
+    if chosen.name is None:
+        for hold in _reader(chosen).holds():
+            yield f"{hold.details.get('hold')}: since entry {hold.index}"
+        return
     with _retention(chosen) as retention:
-        if chosen.name is None:
-            for hold in retention.holds():
-                yield f"{hold.details.get('hold')}: since entry {hold.index}"
-        elif chosen.release:
+        if chosen.release:
             yield f"released in entry {retention.release(chosen.name, actor=chosen.actor, reason=chosen.reason).index}"
         else:
             receipt = retention.hold(
@@ -137,34 +149,36 @@ def _erase(chosen: argparse.Namespace) -> Iterator[str]:
 
 
 def _prune(chosen: argparse.Namespace) -> Iterator[str]:
+    if chosen.below is not None:
+        yield _reader(chosen).order(chosen.below).removesuffix("\n")
+        return
+    if chosen.order is None:
+        raise ValueError("give --order FILE, or --below INDEX to make one")
+    order = chosen.order.read_text(encoding="utf-8")
+    if chosen.dry_run:
+        yield f"entries before {_reader(chosen).prunable(order)} may be pruned"
+        return
     with _retention(chosen) as retention:
-        if chosen.below is not None:
-            yield retention.order(chosen.below).removesuffix("\n")
-        elif chosen.order is None:
-            raise ValueError("give --order FILE, or --below INDEX to make one")
-        else:
-            first = retention.prune(
-                chosen.order.read_text(encoding="utf-8"),
-                actor=chosen.actor,
-                reason=chosen.reason,
-                dry_run=chosen.dry_run,
-            )
-            yield f"entries before {first} {'may be' if chosen.dry_run else 'were'} pruned"
+        first = retention.prune(order, actor=chosen.actor, reason=chosen.reason)
+        yield f"entries before {first} were pruned"
 
 
 def _approvers(chosen: argparse.Namespace) -> Iterator[str]:
-    with _retention(chosen) as retention:
-        force = retention.approvers()
-        note = (
-            chosen.order.read_text(encoding="utf-8") if chosen.order else retention.appointment(chosen.name)
-        )
-        if chosen.order or (chosen.name and not force.vkeys):
+    reader = _reader(chosen)
+    force = reader.approvers()
+    if chosen.order or (chosen.name and not force.vkeys):
+        with _retention(chosen) as retention:
+            note = (
+                chosen.order.read_text(encoding="utf-8")
+                if chosen.order
+                else retention.appointment(chosen.name)
+            )
             receipt = retention.appoint(note, actor=chosen.actor, reason=chosen.reason)
             yield f"named by entry {receipt.index}"
-        elif chosen.name:
-            yield note.removesuffix("\n")
-        else:
-            yield from (f"{vkey}: since entry {force.index}" for vkey in force.vkeys)
+    elif chosen.name:
+        yield reader.appointment(chosen.name).removesuffix("\n")
+    else:
+        yield from (f"{vkey}: since entry {force.index}" for vkey in force.vkeys)
 
 
 def _approve(chosen: argparse.Namespace) -> Iterator[str]:

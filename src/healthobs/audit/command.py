@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from healthobs.audit import changes, export, governance, opening, reading, store, tiles, verification
+from healthobs.audit import changes, export, governance, reading, store, tiles, verification
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.reader import consistency, inclusion
 from healthobs.audit.records import Checkpoint, Verification
-from healthobs.audit.sqlite import SqliteStore
 from healthobs.audit.store import Connection, StoreError
 from healthobs.exceptions import AuditTamperedError, HealthobsError
 
@@ -98,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return GOOD
         if chosen.command == "fsck" and Path(chosen.path).is_dir():
             return _fsck_tiles(chosen)
-        place = opening.store_of(chosen.path) if "://" in chosen.path else SqliteStore(Path(chosen.path))
-        with contextlib.closing(place.connect(read_only=True)) as connection:
+        with contextlib.closing(changes.place_of(chosen.path).connect(read_only=True)) as connection:
             try:
                 return _Command(chosen, connection).run()
             except StoreError:

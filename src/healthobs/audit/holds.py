@@ -17,7 +17,7 @@ from healthobs.audit.governance import RESERVED, Order, Range
 from healthobs.audit.subjects import is_token
 
 if TYPE_CHECKING:
-    from healthobs.audit.trail import AuditTrail
+    from healthobs.audit.reader import LogReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Held:
         )
 
 
-def held(trail: AuditTrail, found: list[Order]) -> Held:
+def held(trail: LogReader, found: list[Order]) -> Held:
     """Return what the holds among the governing entries `found` keep, by every name of their subjects."""
     orders = governance.holds(found)
     named = {hold.subject for hold in orders if hold.subject is not None}
@@ -65,7 +65,7 @@ def held(trail: AuditTrail, found: list[Order]) -> Held:
     return Held(orders, frozenset([*named, *filter(None, others)]), tokens=False)
 
 
-def unrenamed(trail: AuditTrail, subject: str | None) -> list[Range]:
+def unrenamed(trail: LogReader, subject: str | None) -> list[Range]:
     """Return the entries that have the subject's identifier, from before there was a map.
 
     Their numbers go on holding them when the map has forgotten the subject.

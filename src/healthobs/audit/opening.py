@@ -6,18 +6,21 @@ and the first opening after that records the change (`audit.key`).
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from pathlib import Path
 
-from healthobs.audit import governance, keys, merkle, store
+from healthobs.audit import governance, keys, merkle, store, verification
+from healthobs.audit.access import Access
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
+from healthobs.audit.reader import LogReader
 from healthobs.audit.spool import Spool
 from healthobs.audit.sqlite import SqliteStore, path_of
 from healthobs.audit.store import Connection, Store
 from healthobs.audit.subjects import SubjectMap
 from healthobs.audit.trail import AuditTrail
 from healthobs.clock import Clock
-from healthobs.exceptions import AuditTamperedError, ConfigurationError
+from healthobs.exceptions import AuditError, AuditTamperedError, ConfigurationError
 from healthobs.redaction import Redactor
 
 
@@ -77,6 +80,20 @@ def open_trail(
         details = {"vkey": signer.vkey, "previous": previous}
         trail.append_own({"action": governance.KEY, "actor": "healthobs", "details": details})
     return trail
+
+
+def open_reader(place: Store) -> LogReader:
+    """Open a log, or a copy of one, to read it: no private key is needed, and nothing is written, nor made beside it.
+
+    Raises:
+        AuditError: There is no log, or it cannot be read.
+    """
+    with contextlib.closing(place.connect(read_only=True)) as connection:
+        log = store.read_log(connection)
+        if log is None:
+            raise AuditError("the file holds no audit trail")
+        ring = verification.ring(Verifier(log[1]), governance.orders(connection))
+    return LogReader(Access(place, None), ring, lambda _: None)
 
 
 def store_of(url: str) -> Store:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from healthobs.audit import merkle, reading, store, verification
 from healthobs.audit.access import Access
@@ -18,6 +19,9 @@ from healthobs.audit.merkle import CompactRange
 from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof, Page, Verification
 from healthobs.audit.store import ReadConnection
 from healthobs.exceptions import AuditTamperedError
+
+if TYPE_CHECKING:
+    from healthobs.audit.subjects import SubjectMap
 
 
 class LogReader:
@@ -35,6 +39,12 @@ class LogReader:
         self._access = access
         self._verifier = verifier
         self._token_of = token_of
+        self.origin: str = verifier.name
+
+    @property
+    def subjects(self) -> SubjectMap | None:
+        """The map of subjects, where there is one."""
+        return None
 
     def read(
         self,

@@ -28,6 +28,7 @@ from healthobs.clock import Clock
 from healthobs.exceptions import AuditWriteError, RetentionError
 
 if TYPE_CHECKING:
+    from healthobs.audit.reader import LogReader
     from healthobs.audit.trail import AuditTrail
 
 #: A detail's text is cut at that.
@@ -57,7 +58,105 @@ DEFAULT_CLASSES = (
 )
 
 
-class Retention:
+class RetentionReader:
+    """What retention says of one trail as it is; needs no private key, and writes nothing.
+
+    Args:
+        trail: The trail, or a copy of one that is only read (`healthobs.audit.opening.open_reader`).
+        classes: Record classes; of those that apply to an entry the longest period wins.
+        clock: Says how old entries are; default the system's.
+    """
+
+    def __init__(
+        self,
+        trail: LogReader,
+        classes: Sequence[RecordClass] = DEFAULT_CLASSES,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self._log = trail
+        self._classes = classes
+        self._clock = clock or Clock()
+
+    def holds(self) -> list[Order]:
+        """Return the holds in force."""
+        with self._log.connected() as connection:
+            return governance.holds(governance.orders(connection))
+
+    def approvers(self) -> Approvers:
+        """Return those whom the log names to approve prunings."""
+        with self._log.connected() as connection:
+            return self._judged(governance.orders(connection)).approvers
+
+    def appointment(self, vkeys: Sequence[str]) -> str:
+        """Return the text that names approvers, which two of those before sign when there are any.
+
+        Args:
+            vkeys: Public keys of the approvers to be, at least two.
+        """
+        return approval.appointment(self._log.origin, vkeys, self.approvers().after)
+
+    def order(self, below: int) -> str:
+        """Return the text of an order to prune all entries before `below`, rounded down to a whole tile.
+
+        Raises:
+            RetentionError: The log has not that many entries.
+        """
+        if not 0 < below <= self._log.checkpoint().size:
+            raise RetentionError("the log has no such entry; name one that is kept")
+        return prune_order(self._log.origin, below)
+
+    def prunable(self, order: str) -> int:
+        """Return the first entry that a pruning by `order` would keep, once all that `Retention.prune` asks for is there.
+
+        Raises:
+            RetentionError: The order is not this log's or lacks two approvers, or an entry is too young or held.
+            AuditTamperedError: An entry that would go is not what was recorded.
+        """
+        return self._examined(order)[1]
+
+    def _examined(self, order: str) -> tuple[Approvers, int]:
+        if len(order) > _MAX_ORDER:
+            raise RetentionError("the order is too long for an entry; keep the signatures of two approvers")
+        with self._log.connected() as connection:
+            found = governance.orders(connection)
+            approvers = self._judged(found).approvers
+            below = approval.first_kept(order, self._log.origin, approvers)
+            held = holds.held(self._log, found)
+            self._check(disposal.bodies(connection, 0, below), held, erasing=False)
+        if held.begin_before(below):
+            raise RetentionError("a hold in force was placed in an entry that would go; release it first")
+        return approvers, below
+
+    def _judged(self, found: list[Order]) -> approval.Judged:
+        return approval.judge(found, self._log.origin)
+
+    def _check(
+        self, entries: Iterable[tuple[int, dict[str, Any]]], held: Held, *, erasing: bool = True
+    ) -> None:
+        now = self._clock.now()
+        for index, body in entries:
+            if erasing and body["action"] in RESERVED:
+                raise RetentionError(f"entry {index} governs the trail and is never erased")
+            if held.keeps(index, body["subject"]):
+                raise RetentionError(f"entry {index} is under legal hold")
+            if held.may_keep(index, body["subject"]):
+                raise RetentionError(
+                    f"entry {index} may be under legal hold: a hold does not name its subject by token;"
+                    " open the trail with its map of subjects"
+                )
+            kept = max(
+                (kept for kept in self._classes if _belongs(kept, body["action"])),
+                key=lambda kept: kept.days,
+                default=None,
+            )
+            if kept and datetime.fromisoformat(body["time"]) + timedelta(days=kept.days) > now:
+                raise RetentionError(
+                    f"entry {index} is of class {kept.name} and must be kept {kept.days} days"
+                )
+
+
+class Retention(RetentionReader):
     """Retention of one trail.
 
     Args:
@@ -78,9 +177,8 @@ class Retention:
         *,
         clock: Clock | None = None,
     ) -> None:
+        super().__init__(trail, classes, clock=clock)
         self._trail = trail
-        self._classes = classes
-        self._clock = clock or Clock()
 
     def hold(
         self,
@@ -123,11 +221,6 @@ class Retention:
                 "no hold of that name is in force; healthobs audit hold and the file lists them"
             )
         return self._record(governance.RELEASE, actor, reason, {"hold": name})
-
-    def holds(self) -> list[Order]:
-        """Return the holds in force."""
-        with self._trail.connected() as connection:
-            return governance.holds(governance.orders(connection))
 
     def erase(
         self, *, actor: str, reason: str, subject: str | None = None, entries: Range | None = None
@@ -173,19 +266,6 @@ class Retention:
                 raise RetentionError(f"entry {first} came under legal hold meanwhile, and stays")
         return indices
 
-    def approvers(self) -> Approvers:
-        """Return those whom the log names to approve prunings."""
-        with self._trail.connected() as connection:
-            return self._judged(governance.orders(connection)).approvers
-
-    def appointment(self, vkeys: Sequence[str]) -> str:
-        """Return the text that names approvers, which two of those before sign when there are any.
-
-        Args:
-            vkeys: Public keys of the approvers to be, at least two.
-        """
-        return approval.appointment(self._trail.origin, vkeys, self.approvers().after)
-
     def appoint(self, note: str, *, actor: str, reason: str) -> Receipt:
         """Name those who may approve prunings, from now on and in place of those before.
 
@@ -209,16 +289,6 @@ class Retention:
             raise RetentionError("the appointment is too long for an entry; name fewer approvers")
         return self._name(note, before, actor, reason)
 
-    def order(self, below: int) -> str:
-        """Return the text of an order to prune all entries before `below`, rounded down to a whole tile.
-
-        Raises:
-            RetentionError: The log has not that many entries.
-        """
-        if not 0 < below <= self._trail.checkpoint().size:
-            raise RetentionError("the log has no such entry; name one that is kept")
-        return prune_order(self._trail.origin, below)
-
     def prune(self, order: str, *, actor: str, reason: str, dry_run: bool = False) -> int:
         """Take away every entry before the index that a signed order names.
 
@@ -235,16 +305,7 @@ class Retention:
             RetentionError: The order is not this log's or lacks two approvers, or an entry is too young or held.
             AuditTamperedError: An entry that would go is not what was recorded.
         """
-        if len(order) > _MAX_ORDER:
-            raise RetentionError("the order is too long for an entry; keep the signatures of two approvers")
-        with self._trail.connected() as connection:
-            found = governance.orders(connection)
-            approvers = self._judged(found).approvers
-            below = approval.first_kept(order, self._trail.origin, approvers)
-            held = holds.held(self._trail, found)
-            self._check(disposal.bodies(connection, 0, below), held, erasing=False)
-        if held.begin_before(below):
-            raise RetentionError("a hold in force was placed in an entry that would go; release it first")
+        approvers, below = self._examined(order)
         if not dry_run:
             if (approvers.index or 0) < below:
                 again = approval.appointment(self._trail.origin, approvers.vkeys, approvers.after)
@@ -264,33 +325,6 @@ class Retention:
             AuditError: The store cannot be written to, or not by this role; or who is held cannot be told from the map.
         """
         disposal.carry_out(self._trail)
-
-    def _judged(self, found: list[Order]) -> approval.Judged:
-        return approval.judge(found, self._trail.origin)
-
-    def _check(
-        self, entries: Iterable[tuple[int, dict[str, Any]]], held: Held, *, erasing: bool = True
-    ) -> None:
-        now = self._clock.now()
-        for index, body in entries:
-            if erasing and body["action"] in RESERVED:
-                raise RetentionError(f"entry {index} governs the trail and is never erased")
-            if held.keeps(index, body["subject"]):
-                raise RetentionError(f"entry {index} is under legal hold")
-            if held.may_keep(index, body["subject"]):
-                raise RetentionError(
-                    f"entry {index} may be under legal hold: a hold does not name its subject by token;"
-                    " open the trail with its map of subjects"
-                )
-            kept = max(
-                (kept for kept in self._classes if _belongs(kept, body["action"])),
-                key=lambda kept: kept.days,
-                default=None,
-            )
-            if kept and datetime.fromisoformat(body["time"]) + timedelta(days=kept.days) > now:
-                raise RetentionError(
-                    f"entry {index} is of class {kept.name} and must be kept {kept.days} days"
-                )
 
     def _name(self, note: str, before: Approvers, actor: str, reason: str) -> Receipt:
         """Record an appointment, the only one after `before`: of two that were made at once the second is refused."""

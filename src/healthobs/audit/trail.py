@@ -70,7 +70,6 @@ class AuditTrail(LogReader):
         #: The database file, where it is one.
         self.path: Path | None = place.path
         self.spool: Spool | None = spool
-        self.origin: str = signer.name
         self.vkey: str = signer.vkey
         self._timeout_seconds = timeout_seconds
         self._sequencer = Sequencer(self._access)
