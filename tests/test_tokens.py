@@ -509,6 +509,16 @@ class TestCachedJwks:
             with pytest.raises(ConnectionError):
                 jwks()
 
+    def test_tells_whether_a_set_may_serve(self) -> None:
+        """Not before the first fetch, then as long as it is trusted; asking fetches nothing."""
+        source = Source()
+        jwks = source.cached()
+        assert (jwks.usable(), source.fetches) == (False, 0)
+        jwks()
+        for source.now_s, usable in ((0, True), (300, True), (3599, True), (3600, False)):
+            assert jwks.usable() is usable
+        assert source.fetches == 1
+
     def test_failure_without_a_set_is_the_callers(self) -> None:
         """The caller learns why, and the next call tries again."""
         source = Source()

@@ -9,6 +9,8 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
+from healthobs import tokens
+from healthobs.clock import Clock
 from healthobs.exceptions import ClientError
 from reference_services._kit import Principal
 from reference_services._kit.settings import DEFAULT_AUDIENCE, DEFAULT_ISSUER
@@ -117,6 +119,60 @@ class TestTokens:
             ]
             assert refused == [("denied", None), ("denied", "client-1")], path
         assert client.get("/audit/trail", headers=token(bench, scope="audit:read")).status_code == 200
+
+
+class TestKeysAtHand:
+    """The readiness check `token_keys`."""
+
+    def made(self, make_bench: Any, *, scope: str | None = "x") -> tuple[Any, dict[str, Any]]:
+        """Return a service with a route, and its source of keys: whether it is away, its time, how often it was asked."""
+        bench, source = make_bench("other"), {"away": True, "now_s": 0.0, "asked": 0}
+
+        def fetch() -> dict[str, Any]:
+            source["asked"] += 1
+            if source["away"]:
+                raise ClientError("down")
+            return keys()
+
+        clock = Clock(monotonic_ns=lambda: int(source["now_s"] * 1e9))
+        bench.kit.jwks = tokens.CachedJwks(fetch, clock=clock)
+        bench.kit.get("/x", returns={200: None}, scope=scope, summary="x")(nothing)
+        return bench, source
+
+    def test_not_ready_without_keys(self, make_bench: Any) -> None:
+        """A service that can verify no token is not ready, and starts all the same: nobody waits for another's start."""
+        bench, source = self.made(make_bench)
+        client = bench.client()
+        assert source["asked"] == 0
+        answer = client.get("/readiness")
+        assert (answer.status_code, answer.get_json()["checks"]["token_keys"]) == (503, "not_ready")
+        assert client.get("/health").status_code == 200
+
+    def test_ready_while_keys_may_be_used(self, make_bench: Any) -> None:
+        """The check fetches what is missing; once there is a set an hour's outage of auth-service changes nothing."""
+        bench, source = self.made(make_bench)
+        source["away"] = False
+        answer = bench.client().get("/readiness")
+        assert (answer.status_code, answer.get_json()["checks"]["token_keys"]) == (200, "ready")
+        source["away"] = True
+        for source["now_s"] in (301.0, 3599.0):
+            bench.kit.token_keys()
+        assert source["asked"] == 1
+        source["now_s"] = 3600.0
+        with pytest.raises(ClientError):
+            bench.kit.token_keys()
+        source["away"] = False
+        bench.kit.token_keys()
+
+    def test_only_where_tokens_are_needed(self, make_bench: Any) -> None:
+        """A service whose routes are open does not depend on auth-service."""
+        bench, _ = self.made(make_bench, scope=None)
+        assert "token_keys" not in bench.client().get("/readiness").get_json()["checks"]
+
+    def test_the_services(self, world: Any) -> None:
+        """Three have it; the issuer, whose keys are its own, waits for nobody."""
+        having = {name for name in world if "token_keys" in world.obs(name).health.readiness()[1]["checks"]}
+        assert having == {"phi-service", "payment-gateway", "medical-device"}
 
 
 class TestRefusals:

@@ -71,6 +71,10 @@ class CachedJwks:
             return held
         return self._update()
 
+    def usable(self) -> bool:
+        """Tell whether there is a set that may still serve, without fetching one."""
+        return self._set is not None and self._clock.monotonic_ns() - self._fetched_ns < self._max_stale_ns
+
     def refresh(self) -> Mapping[str, Any]:
         """Fetch now, because a key id was not found, unless that was done a moment ago."""
         return self._update(forced=True)

@@ -199,8 +199,10 @@ class Kit(Storage):
             if operation.idempotent:  # at start, so that a damaged key file stops it
                 self._idempotency.slot("", "", "")
                 self._replays.seed((operation.rule,))
-        of_keys = {"keys": self.keys_are_sound} if self.key_files else {}
-        for name, check in {**of_keys, **(checks or {})}.items():
+        own: dict[str, Callable[[], object]] = {"keys": self.keys_are_sound} if self.key_files else {}
+        if isinstance(self.jwks, tokens.CachedJwks) and any(op.scope is not None for op in self.operations):
+            own["token_keys"] = self.token_keys
+        for name, check in {**own, **(checks or {})}.items():
             self.obs.health.register(name, check)
         self._watch_trail()
         self.get("/", returns={200: shared.Index}, summary="Name, version and links")(self._index)
@@ -226,6 +228,18 @@ class Kit(Storage):
         for client in self._clients.values():
             client.close()
         self.dispose()
+
+    def token_keys(self) -> None:
+        """Have keys at hand with which tokens can be verified: the readiness check ``token_keys``.
+
+        The first answer to it fetches them, so that no start waits for auth-service; later ones only where none may be
+        used any more.
+
+        Raises:
+            ClientError: There are none, and auth-service gives none.
+        """
+        if not (isinstance(self.jwks, tokens.CachedJwks) and self.jwks.usable()):
+            self.jwks()
 
     def _watch_trail(self) -> None:
         """Watch the key files that the audit trail has loaded, too."""
