@@ -25,6 +25,7 @@ MAX_BODY_BYTES = 1024 * 1024
 MAX_ERRORS = 50
 _MAX_INTEGER = 2**63 - 1
 _INTEGER_TEXT = re.compile(r"-?[0-9]+")
+_Json = dict[str, "_Json"] | list["_Json"] | str | int | float | None
 #: Names and indexes that lead to a part of a document.
 _Place = tuple[int | str, ...]
 #: The same as a chain to the whole document, which a million parts can share.
@@ -175,9 +176,9 @@ def _number(text: str) -> float:
     return value
 
 
-def _nul_places(document: Any) -> Iterator[_Place]:
+def _nul_places(document: _Json) -> Iterator[_Place]:
     """Yield where U+0000 is: the location of a text, or of a name."""
-    waiting: list[tuple[_Link, Any]] = [(None, document)]
+    waiting: list[tuple[_Link, _Json]] = [(None, document)]
     for link, item in waiting:  # which grows meanwhile
         if isinstance(item, str) and "\0" in item:
             yield _place(link)
@@ -187,10 +188,10 @@ def _nul_places(document: Any) -> Iterator[_Place]:
                 yield _place((link, part))
 
 
-def _parts(item: Any) -> Iterable[tuple[int | str, Any]]:
-    members: dict[str, Any] = item if isinstance(item, dict) else {}
-    elements: list[Any] = item if isinstance(item, list) else []
-    return members.items() if members else enumerate(elements)
+def _parts(item: _Json) -> Iterable[tuple[int | str, _Json]]:
+    if isinstance(item, dict):
+        return item.items()
+    return enumerate(item) if isinstance(item, list) else ()
 
 
 def _place(link: _Link) -> _Place:
