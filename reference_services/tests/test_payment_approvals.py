@@ -131,6 +131,20 @@ class TestApprovals:
         assert gateway.get(f"/payments/{payment}").get_json()["status"] == "expired"
         assert gateway.sample("pending_approvals") == 0
 
+    def test_nobody_decides(self, gateway: Gateway) -> None:
+        """A payment that nobody decides on has expired after a day, and awaits nothing any more."""
+        payment = gateway.held()
+        app = gateway.world["payment-gateway"]
+        kit, service = app.extensions["reference_services"], app.extensions["payment-gateway"]
+        for seconds, status, waiting in ((-60, "requires_approval", 1), (1, "expired", 0)):
+            later = (domain.APPROVAL_SECONDS + seconds) * 1_000_000_000
+            kit.clock = Clock(wall_ns=lambda later=later: time.time_ns() + later)
+            assert gateway.get(f"/payments/{payment}").get_json()["status"] == status
+            assert service.ledger_balances()
+            assert gateway.sample("pending_approvals") == waiting
+        assert refusal(gateway.decide(payment, "approver"))[:2] == (409, "approval_expired")
+        kit.clock = Clock()
+
     def test_at_the_same_time(self, gateway: Gateway) -> None:
         """Of two approvers at once, one captures; money moves once."""
         payment, answers = gateway.held(), list[Any]()

@@ -201,6 +201,15 @@ class TestDecide:
         assert self.decide("checker", age_seconds=APPROVAL_SECONDS + 1.0) is Event.EXPIRE
         assert self.decide("checker", age_seconds=float(APPROVAL_SECONDS)) is Event.AUTHORIZE
 
+    def test_status_in_time(self) -> None:
+        """Only what awaits a decision expires by time."""
+        late = {status: domain.status_at(APPROVAL_SECONDS + 1.0, status) for status in Status}
+        assert {status: found for status, found in late.items() if found is not status} == {
+            Status.REQUIRES_APPROVAL: Status.EXPIRED
+        }
+        in_time = domain.status_at(float(APPROVAL_SECONDS), Status.REQUIRES_APPROVAL)
+        assert in_time is Status.REQUIRES_APPROVAL
+
     @pytest.mark.parametrize(
         "status", [status for status in Status if status is not Status.REQUIRES_APPROVAL]
     )
@@ -311,7 +320,7 @@ class Payments(RuleBasedStateMachine):
         assert {key: row["status"] for key, row in rows.items() if row} == {
             key: m[0].value for key, m in self.model.items()
         }
-        assert store.pending(self.connection) == sum(
+        assert store.pending(self.connection, 0) == sum(
             m[0] is Status.REQUIRES_APPROVAL for m in self.model.values()
         )
         captured = {key for key, m in self.model.items() if m[0] is Status.CAPTURED}

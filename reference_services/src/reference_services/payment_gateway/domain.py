@@ -67,6 +67,12 @@ class Pending:
     age_seconds: float
 
 
+def status_at(age_seconds: float, status: Status) -> Status:
+    """Return the status of a payment at an age: what nobody decided on in time has expired, recorded as such or not."""
+    late = status is Status.REQUIRES_APPROVAL and age_seconds > APPROVAL_SECONDS
+    return Status.EXPIRED if late else status
+
+
 def decide(pending: Pending, approver: str, *, approve: bool, outcome_event: Event) -> Event | None:
     """Return what the decision makes happen: nothing yet, rejection, expiry, or the processor's `outcome_event`.
 
@@ -76,7 +82,7 @@ def decide(pending: Pending, approver: str, *, approve: bool, outcome_event: Eve
     """
     advance(pending.status, Event.EXPIRE)  # only what awaits approval can expire
     check_separation(pending.initiator, approver, pending.approvers)
-    if pending.age_seconds > APPROVAL_SECONDS:
+    if status_at(pending.age_seconds, pending.status) is Status.EXPIRED:
         return Event.EXPIRE
     if not approve:
         return Event.REJECT

@@ -42,7 +42,7 @@ class Service:
         )  # fmt: skip
         self.waiting = kit.gauge("pending_approvals", "Payments that await a decision.")
         with kit.reading() as connection:
-            self.waiting.set(store.pending(connection))
+            self._count_waiting(connection)
 
     def tokenise(self, body: models.CardInput) -> tuple[models.Token, int]:
         """Forget a card's number and return the token that stands for it."""
@@ -99,7 +99,7 @@ class Service:
             )  # fmt: skip
             outcome = (Event.HOLD, None) if required else self._outcome(card)
             status = self._settle(connection, self._found(connection, payment_id), *outcome)
-            self.waiting.set(store.pending(connection))
+            self._count_waiting(connection)
             shown = self._shown(connection, payment_id)
         self.duration.labels(status.value).observe((self.kit.clock.monotonic_ns() - started) / 1e9)
         return shown, _HTTP_STATUS.get(status, 201)
@@ -121,7 +121,7 @@ class Service:
             event, refusal = self._judged(connection, payment, body, principal.subject, outcome)
             if event is not None:
                 self._settle(connection, payment, event, code)
-            self.waiting.set(store.pending(connection))
+            self._count_waiting(connection)
             if refusal is not None:
                 return render(refusal)  # returned, not raised: the alert, or the expiry, is to stay
             return self._shown(connection, payment_id)
@@ -136,8 +136,12 @@ class Service:
         return models.Alerts(total_alerts=total, active_alerts=shown)
 
     def ledger_balances(self) -> bool:
-        """Tell whether the ledger is the double entry of each captured payment, and nothing else."""
+        """Tell whether the ledger is the double entry of each captured payment, and nothing else.
+
+        What awaits a decision is counted anew with it: time alone makes that less.
+        """
         with self.kit.reading() as connection:
+            self._count_waiting(connection)
             return store.unbalanced(connection) == 0
 
     def _judged(
@@ -152,7 +156,7 @@ class Service:
         pending = domain.Pending(
             Status(payment["status"]), payment["initiator"], payment["required"],
             frozenset(made["approver"] for made in store.decisions(connection, payment["id"])),
-            (now_ns - payment["created_ns"]) / 1e9,
+            self._age_seconds(payment),
         )  # fmt: skip
         try:
             event = domain.decide(pending, by, approve=body.decision == "approve", outcome_event=outcome)
@@ -193,6 +197,13 @@ class Service:
         details = {"status": status.value, "amount_minor": payment["amount"], "currency": payment["currency"]}
         annotate(details={**details, "approvals_required": payment["required"]})
         return status
+
+    def _age_seconds(self, payment: Mapping[str, Any]) -> float:
+        return float((self.kit.clock.wall_ns() - payment["created_ns"]) / 1e9)
+
+    def _count_waiting(self, connection: Connection) -> None:
+        since_ns = self.kit.clock.wall_ns() - domain.APPROVAL_SECONDS * 10**9
+        self.waiting.set(store.pending(connection, since_ns))
 
     def _month(self) -> tuple[int, int]:
         today = self.kit.clock.now()
@@ -242,6 +253,7 @@ class Service:
         return models.Payment.of(
             payment,
             transaction_id=payment_id,
+            status=domain.status_at(self._age_seconds(payment), Status(payment["status"])).value,
             amount_decimal=money.to_decimal(payment["amount"], payment["currency"]),
             approvals=models.Approvals(required=payment["required"], given=list(given)),
             card=models.CardView(brand=card.brand, last4=card.last4),

@@ -147,10 +147,10 @@ def raise_alert(connection: Connection, payment_id: str, kind: str, severity: st
     connection.execute(insert(connection, ALERTS).values(row).on_conflict_do_update(**again))
 
 
-def pending(connection: Connection) -> int:
-    """Count the payments that await a decision."""
+def pending(connection: Connection, since_ns: int) -> int:
+    """Count the payments that await a decision; those made before `since_ns` do so no more."""
     waiting = sa.select(PAYMENTS).where(PAYMENTS.c.status == Status.REQUIRES_APPROVAL.value)
-    return count(connection, waiting.subquery())
+    return count(connection, waiting.where(PAYMENTS.c.created_ns >= since_ns).subquery())
 
 
 def unbalanced(connection: Connection) -> int:
