@@ -85,6 +85,16 @@ class TestControls:
             gateway.database(statement)
         assert run("S-dual") == ("fail", 1)
 
+    def test_captured_later(self, gateway: Gateway, run: Any) -> None:
+        """A payment that was authorised first is missed like any other."""
+        payment = gateway.post("/process", gateway.bill(100, capture=False)).get_json()["id"]
+        headers = {**gateway.headers("billing"), "Idempotency-Key": "k"}
+        assert gateway.client.post(f"/payments/{payment}/capture", headers=headers).status_code == 200
+        assert run("S-dual") == ("pass", 0)
+        for table in ("ledger", "payment"):
+            gateway.database(f"DELETE FROM {table}")
+        assert run("S-dual") == ("fail", 1)
+
     def test_only_the_one_concerned(self, gateway: Gateway, run: Any) -> None:
         """A card number in the database says nothing about approvals."""
         gateway.decide(gateway.held(), "approver")

@@ -102,6 +102,47 @@ class TestProcess:
         assert (answer.status_code, answer.get_json()["status"]) == (201, "authorized")
         assert gateway.database("SELECT * FROM ledger") == []
 
+    def step(self, gateway: Gateway, payment: str, name: str, role: str = "billing", key: str = "") -> Any:
+        """Capture or void a payment; there is nothing to send with it."""
+        headers = {**gateway.headers(role), "Idempotency-Key": key or name}
+        return gateway.client.post(f"/payments/{payment}/{name}", headers=headers)
+
+    @pytest.mark.parametrize(
+        ("name", "status", "entries"),
+        [
+            ("capture", "captured", [("receivable:processor", 12_500), ("revenue", -12_500)]),
+            ("void", "voided", []),
+        ],
+    )
+    def test_captured_or_voided_later(
+        self, gateway: Gateway, name: str, status: str, entries: list[tuple[str, int]]
+    ) -> None:
+        """What was authorised is captured, or given up, once: counted, entered in the ledger, audited."""
+        payment = gateway.post("/process", gateway.bill(12_500, capture=False)).get_json()["id"]
+        answer = self.step(gateway, payment, name)
+        assert (answer.status_code, answer.get_json()["status"]) == (200, status)
+        assert self.step(gateway, payment, name).headers["Idempotent-Replayed"] == "true"
+        assert sorted(gateway.database("SELECT account, minor FROM ledger")) == entries
+        assert gateway.sample("transactions_total", status=status, compliance_type="pci") == 1
+        told = gateway.entries(f"payment.{name}")
+        assert [(entry["outcome"], entry["resource"]["id"]) for entry in told] == [("ok", payment)] * 2
+        assert (told[0]["details"]["status"], told[0]["details"]["amount_minor"]) == (status, 12_500)
+        for other in ("capture", "void"):
+            refused = refusal(self.step(gateway, payment, other, key="again"))
+            assert refused == (409, "transition_not_permitted", [("/status", status)])
+
+    def test_capture_of_what_waits(self, gateway: Gateway) -> None:
+        """Nobody captures past dual control, or anybody's payment without the scope."""
+        payment = gateway.held(capture=False)
+        waits = (409, "transition_not_permitted", [("/status", "requires_approval")])
+        assert refusal(self.step(gateway, payment, "capture")) == waits
+        gateway.decide(payment, "approver")
+        reader = {**gateway.world.bearer("payment:read", "payment:approve"), "Idempotency-Key": "k"}
+        for name in ("capture", "void"):
+            assert gateway.client.post(f"/payments/{payment}/{name}", headers=reader).status_code == 403
+        assert self.step(gateway, payment, "capture", key="k").get_json()["status"] == "captured"
+        assert self.step(gateway, "pay_none", "void").status_code == 404
+
     @pytest.mark.parametrize(
         ("number", "code"),
         [(number, outcome) for number, outcome in cards.TEST_CARDS.items() if outcome != "approved"],

@@ -45,6 +45,14 @@ def create_app(kit: Kit, service: Service) -> Flask:
         "/payments/<payment_id>/approvals", body=models.Decision, returns={200: models.Payment}, scope="payment:approve",
         audit="payment.decide", resource_type="payment", idempotent=True, summary="Approve or reject a payment",
     )(service.decide)  # fmt: skip
+    for step, view, summary in (
+        ("capture", service.capture, "Capture an authorised payment"),
+        ("void", service.void, "Give up an authorised payment"),
+    ):
+        kit.post(
+            f"/payments/<payment_id>/{step}", returns={200: models.Payment}, scope="payment:write",
+            audit=f"payment.{step}", resource_type="payment", idempotent=True, summary=summary,
+        )(view)  # fmt: skip
     kit.get(
         "/alerts", query=models.AlertQuery, returns={200: models.Alerts}, scope="payment:read", audit="alerts.read",
         resource_type="alert", summary="Alerts, latest first",

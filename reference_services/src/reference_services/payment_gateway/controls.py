@@ -81,7 +81,7 @@ def _captured(trail: AuditTrail | None) -> dict[str, tuple[int, str]]:
     """Return amount and currency of each payment that the newest entries of the audit trail say was captured."""
     entries = [
         entry
-        for action in ("payment.process", "payment.charge", "payment.decide")
+        for action in ("payment.process", "payment.charge", "payment.decide", "payment.capture")
         for entry in (() if trail is None else trail.read(action=action, limit=1_000).entries)
         if entry["details"].get("status") == lifecycle.Status.CAPTURED.value and entry.get("outcome") == "ok"
     ]

@@ -126,6 +126,24 @@ class Service:
                 return render(refusal)  # returned, not raised: the alert, or the expiry, is to stay
             return self._shown(connection, payment_id)
 
+    def capture(self, payment_id: str) -> models.Payment:
+        """Capture what was only authorised."""
+        return self._step(payment_id, Event.CAPTURE)
+
+    def void(self, payment_id: str) -> models.Payment:
+        """Give up what was only authorised."""
+        return self._step(payment_id, Event.VOID)
+
+    def _step(self, payment_id: str, event: Event) -> models.Payment:
+        with self.kit.transaction() as connection:
+            payment = self._found(connection, payment_id, lock=True)
+            try:
+                self._settle(connection, payment, event, None)
+            except TransitionError as refused:
+                title, errors = "Only what is authorised is captured or voided.", [("/status", refused.code)]
+                raise Problem(409, "transition_not_permitted", title, errors) from None
+            return self._shown(connection, payment_id)
+
     def alerts(self, query: models.AlertQuery) -> models.Alerts:
         """Show the latest alerts."""
         with self.kit.reading() as connection:
