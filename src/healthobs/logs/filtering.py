@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 import re
 import weakref
-from collections.abc import MutableMapping
+from collections.abc import Callable, Collection, MutableMapping
+from functools import lru_cache
 from typing import Any, cast
 
 from healthobs.logs.fields import FieldRedactor
 from healthobs.logs.hook import Hook, handlers, reached
+from healthobs.logs.libraries import clean_fields
 from healthobs.logs.names import LoggerNames
 from healthobs.logs.records import STANDARD, RenderedFields, Sealed, clean, note
 from healthobs.logs.stdlib import DONE, CapturingHandler
@@ -30,6 +32,19 @@ _GIVEN = re.compile(
 )
 #: A field in the format of a handler: ``%(name)s``, ``{name}`` or ``$name``.
 _FORMATTED = re.compile(r"[(${]([A-Za-z_]\w*)")
+
+
+def _made() -> Collection[str]:
+    """Return what every record has, with what the application's own maker of records puts into each."""
+    return _fields_of(logging.getLogRecordFactory())
+
+
+@lru_cache(maxsize=16)
+def _fields_of(factory: Callable[..., logging.LogRecord]) -> Collection[str]:
+    try:
+        return STANDARD | factory("", 0, "", 0, "", (), None).__dict__.keys()
+    except Exception:  # noqa: BLE001  # the application's code runs here
+        return STANDARD
 
 
 class RecordFilter:
@@ -61,6 +76,7 @@ class RecordFilter:
         """Put the filter on each handler that `record` of `logger` comes to."""
         note(record, self._redactor)
         self._names.note(record.name)
+        clean_fields(record, self._redactor, record.__dict__.keys() - _made())
         for handler in reached(logger):
             if handler not in self._handlers:
                 self._cover(handler)

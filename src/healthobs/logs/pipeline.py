@@ -24,6 +24,7 @@ from healthobs.logs.adoption import LogAdoption
 from healthobs.logs.forwarding import Forward
 from healthobs.logs.names import LoggerNames
 from healthobs.logs.noting import noting
+from healthobs.logs.origins import application_is_here
 from healthobs.logs.records import Rendered, current_ids
 from healthobs.logs.stdlib import StdlibCapture
 from healthobs.logs.substitutes import exception_of
@@ -101,6 +102,8 @@ class Logs:
         self._complained: set[tuple[str, str]] = set()
         self._capture: StdlibCapture | None = None
         self._loggers = LoggerNames(redactor)
+        if not settings.disabled:
+            application_is_here()
         self._adoption: LogAdoption | None = None
         self._forward: Forward | None = None
         if mode == "processor" or (mode == "own" and "hipaa" in settings.frameworks):

@@ -2,7 +2,8 @@
 
 Messages of known servers and clients quote the request: their paths become the route's template, or a mark, to the end of
 what quotes them, since a path may hold blanks; a message that was made of data ends where it begins to quote. Celery's quote a task's result and exception, asyncio's an exception and the
-arguments of a callback, those of Django's database the statement and its parameters.
+arguments of a callback, those of Django's database the statement and its parameters. What any other library says is judged by
+`healthobs.logs.libraries`.
 
 Limits: the servers are known by the names of their loggers, and Flask's line by its beginning.
 """
@@ -17,6 +18,16 @@ from typing import Any, cast
 from opentelemetry import trace
 
 from healthobs import _runtime
+from healthobs.logs.libraries import (
+    NAMED,
+    VALUE,
+    is_librarys,
+    judged_arguments,
+    judged_template,
+    judged_warning,
+    values,
+)
+from healthobs.logs.origins import warns_for_a_library
 from healthobs.redaction import Redactor
 
 TARGET = "[PHI:url]"
@@ -31,12 +42,13 @@ _METHODS = frozenset(
 _TARGET = re.compile(
     r"""(?:(?<![\w.%-])/|(?<![\w+.-])[a-zA-Z][\w+.-]*://).*?(?= HTTP/\d(?:\.\d)?["')]*\Z|\Z)""", re.DOTALL
 )
+#: Clients among them, whose texts are the peer's.
+_CLIENTS = frozenset({"httpcore", "httpx"})
 #: Where a server's message begins to quote what it was sent; no apostrophe in a word.
 _QUOTE = re.compile(r"""(?:(?<!\w)|\bb)['"]|[(<]""")
 #: Where asyncio's message begins to quote: arguments, objects, what they raised.
 _ASYNCIO = re.compile(r"[(\n]|<(?!locals>)| exception=")
 _FLASK = re.compile(r"Exception on (.*) \[(\w+)\]", re.DOTALL)
-_NAMED = re.compile(r"%\((.*?)\)")
 _VERSION = re.compile(r"(HTTP/)?\d(\.\d)?")
 _ACCESS = '%s - "%s %s HTTP/%s" %d'
 _ACCESS_BY_ATOMS = frozenset({"gunicorn.access", "hypercorn.access"})
@@ -101,13 +113,18 @@ STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "
 def note(record: logging.LogRecord, redactor: Redactor) -> None:
     """Have `redactor` learn, while the caller is near on the stack, what of `record` is written in the code.
 
-    That is the template with the names it formats, and the names of fields and arguments.
+    That is the template with the names it formats, and the names of fields and arguments; of a library's record, in `mask`,
+    the template and arguments.
     """
     if not redactor.strict:
+        if is_librarys(record, redactor):
+            for text in (record.msg, *values(record.args)):
+                if type(text) is str:
+                    redactor.is_written(text)
         return
     template, arguments = cast("Any", record.msg), cast("Any", record.args)
     if type(template) is str and redactor.is_written(template):
-        for name in _NAMED.findall(template):
+        for name in NAMED.findall(template):
             redactor.written(name)
     named = cast("dict[object, object]", arguments) if type(arguments) is dict else {}
     fields = {name: record.__dict__[name] for name in record.__dict__.keys() - STANDARD}
@@ -142,13 +159,20 @@ def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
         return f"Exception on {_route()} [{_method(failed[2])}]", None
     if redactor.mode != "watch" and record.name == "asyncio" and not arguments:
         template = _ASYNCIO.split(template, maxsplit=1)[0]
+    if record.name == "py.warnings" and redactor.mode == "mask" and warns_for_a_library():
+        text = str(values(arguments)[0]) if arguments else template
+        return "%s", (judged_warning(text, redactor),)
     if arguments and redactor.mode != "watch" and _QUOTING.fullmatch(record.name):
-        judged, fitting = redactor.name(template), _quoted(arguments, redactor)
+        judged, fitting = redactor.name(template), _quoted(template, arguments, redactor)
         return (judged, fitting) if _fits(judged, fitting) else (judged, None)
+    if not server and is_librarys(record, redactor):
+        judged = judged_template(record, template, redactor)
+        fitting = judged_arguments(template, arguments, redactor) if arguments else None
+        return (judged, fitting) if fitting is None or _fits(judged, fitting) else (judged, None)
     judged = redactor.name(_of_server(template, redactor) if server and not arguments else template)
     if not arguments:
         return judged, None
-    fitting = _arguments(arguments, redactor, record.name if server else "")
+    fitting = _arguments(arguments, redactor, record.name.partition(".")[0] if server else "")
     return (judged, fitting) if _fits(judged, fitting) else (judged, None)
 
 
@@ -164,6 +188,8 @@ def _arguments(arguments: Any, redactor: Redactor, server: str) -> Any:
     def bare(value: object) -> object:
         if not server or not isinstance(value, str):
             return value
+        if server in _CLIENTS and value not in _METHODS and not _VERSION.fullmatch(value):
+            return _TARGET.sub(TARGET, value) if _TARGET.match(value) else VALUE
         return _TARGET.sub(TARGET, _unquoted(value) if server == "werkzeug" else value)
 
     if isinstance(arguments, Mapping):  # `%r` shows its names, too
@@ -185,12 +211,14 @@ def _werkzeug(arguments: tuple[object, ...]) -> tuple[object, ...]:
     return (f"{_method(method)} {_route()} {_http(version)}", *numbers)
 
 
-def _quoted(arguments: Any, redactor: Redactor) -> Any:
+def _quoted(template: str, arguments: Any, redactor: Redactor) -> Any:
     """Return numbers, and what names a task's run; all else is the application's data."""
     if not isinstance(arguments, Mapping):
-        return tuple(one if isinstance(one, (int, float)) else "[PHI:value]" for one in arguments)
+        return tuple(one if isinstance(one, (int, float)) else VALUE for one in arguments)
+    if not NAMED.search(template):  # it shows the whole mapping
+        return (VALUE,)
     task = cast("Mapping[str, object]", arguments)
-    safe: dict[str, object] = dict.fromkeys(task, "[PHI:value]")
+    safe: dict[str, object] = dict.fromkeys(task, VALUE)
     safe.update({key: redactor.text(str(task[key])) for key in _TASK & task.keys()})
     if _TASK_ID.fullmatch(str(task.get("id"))):  # one that the application chose is its data
         safe["id"] = task["id"]
@@ -222,7 +250,7 @@ def _of_server(message: str, redactor: Redactor) -> str:
 
 def _unquoted(text: str) -> str:
     found = _QUOTE.search(text)
-    return text if found is None else f"{text[: found.start()]}[PHI:value]"
+    return text if found is None else f"{text[: found.start()]}{VALUE}"
 
 
 def _route() -> str:
