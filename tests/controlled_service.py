@@ -51,6 +51,7 @@ HEALTHY = {
     "G-wrap": "pass",
     "P-10d": "pass",
     "P-10c": "pass",
+    "P-10b": "pass",
     "C-3.3": "pass",
     "C-3.5": "pass",
     "C-10.3": "pass",

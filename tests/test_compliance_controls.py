@@ -168,12 +168,14 @@ _UNRECORDABLE = {
     "H-312.b": "fail",
     "H-312.c": "fail",
     "P-10c": "fail",
+    "P-10b": "fail",
 }
 
 
 _REWRITTEN = {
     **_UNRECORDABLE,
     "P-10c": "pass",
+    "P-10b": "pass",
     "C-10.3": "fail",
 }  # the store's doing is undone, not acknowledged
 
@@ -197,8 +199,8 @@ SABOTAGE: dict[str, tuple[dict[str, Any], Callable[[Service], None], dict[str, s
     "other audience accepted": ({"audience": "other"}, nothing, {"H-312.d": "fail"}),
     "triggers dropped": ({}, drop_triggers, {"C-10.3": "fail", "H-312.c": "fail"}),
     "replace guards dropped": ({}, drop_replace_guards, {"C-10.3": "fail", "H-312.c": "fail"}),
-    "entry edited": ({}, edit_entry, {"H-312.c": "fail", "P-10c": "fail"}),
-    "leaf edited": ({}, edit_leaf, {"H-312.b": "fail", "H-312.c": "fail", "P-10c": "fail"}),
+    "entry edited": ({}, edit_entry, {"H-312.c": "fail", "P-10c": "fail", "P-10b": "fail"}),
+    "leaf edited": ({}, edit_leaf, _UNRECORDABLE),
     "no witness": ({"independent": None}, nothing, {"H-312.c": "partial"}),
     "own witnesses only": ({"independent": False}, nothing, {"H-312.c": "partial"}),
     "witness silent": ({}, let_the_witness_be_silent, {"H-312.c": "partial"}),
@@ -212,7 +214,7 @@ SABOTAGE: dict[str, tuple[dict[str, Any], Callable[[Service], None], dict[str, s
     "a year stated": ({"retention_days": 365}, nothing, {"H-316": "fail", "S-ret": "fail"}),
     "six years stated": ({"retention_days": 2_192}, nothing, {"S-ret": "fail"}),
     "less than a year stated": ({"retention_days": 364}, nothing, _GONE),
-    "file put back": ({}, roll_back, {**_UNRECORDABLE, "P-10c": "pass"}),
+    "file put back": ({}, roll_back, {**_UNRECORDABLE, "P-10c": "pass", "P-10b": "pass"}),
     "file destroyed": ({}, destroy_file, _UNREADABLE),
     "file removed": ({}, remove_file, _UNREADABLE),
     "checkpoint by a foreign key": ({}, sign_with_foreign_key, _UNRECORDABLE),
@@ -477,7 +479,7 @@ class TestRecording:
         del states["C-10.6"]  # the machine decides
         assert states == {
             **dict.fromkeys(["H-312.a1", "H-312.a2i", "H-312.b", "H-312.c", "H-312.d"], "unknown"),
-            **dict.fromkeys(["P-10c", "P-10d", "C-10.3", "HDR"], "unknown"),
+            **dict.fromkeys(["P-10b", "P-10c", "P-10d", "C-10.3", "HDR"], "unknown"),
             **dict.fromkeys(["H-316", "C-10.5", "C-10.7", "S-ret"], "unknown"),
             **dict.fromkeys(["C-3.3", "C-3.5", "H-514"], "partial"),
             "G-wrap": "pass",

@@ -28,6 +28,7 @@ from healthobs.compliance.probes_audit import (
     Integrity,
     Recording,
     canary,
+    copies_entries,
     names_actors,
     notices_refusals,
     samples_entries,
@@ -84,6 +85,49 @@ class TestRefusals:
         service = build()
         monkeypatch.setattr(AuditTrail, "append", lambda _self, _draft: None)
         assert service.engine.run(["C-10.7"]) == {"C-10.7": "fail"}
+
+
+class TestCopies:
+    """What is copied, and held against what was recorded."""
+
+    def test_run_of_entries(self, build: Callable[..., Service]) -> None:
+        """A run is copied whole, anywhere in the log; of an empty one there is none."""
+        service = build()
+        assert copies_entries(context(audit=service.trail)).state == "unknown"
+        for _ in range(12):
+            service.trail.append({"action": "a.b"})
+        outcome = copies_entries(context(audit=service.trail))
+        assert (outcome.state, outcome.n) == ("pass", 8)
+        service.unguarded("UPDATE entry SET body = replace(body, 'a.b', 'a.c') WHERE idx = 6")
+        states = {copies_entries(context(audit=service.trail)).state for _ in range(20)}
+        assert states == {"fail"}  # of twelve, whichever run of eight
+
+    def test_erased_by_order(self, build: Callable[..., Service]) -> None:
+        """What was erased by order needs no copy; without one it does."""
+        service = build()
+        for _ in range(3):
+            service.trail.append({"action": "a.b"})
+        service.trail.append_own({"action": governance.ERASE, "details": {"ranges": "1"}})
+        seen = []
+        for index in (1, 2):
+            service.unguarded(f"UPDATE entry SET body = NULL WHERE idx = {index}")
+            outcome = copies_entries(context(audit=service.trail))
+            seen.append((outcome.state, outcome.text))
+        assert seen == [
+            ("pass", "3 entries were copied as JSON, CSV, AuditEvent and tlog-proof, and match"),
+            ("fail", "of 4 entries copied 1 are not as recorded"),
+        ]
+
+    def test_missing(self, build: Callable[..., Service]) -> None:
+        """Where entries are missing nothing can be proved."""
+        service = build()
+        for _ in range(3):
+            service.trail.append({"action": "a.b"})
+        service.unguarded("DELETE FROM entry WHERE idx = 1")
+        assert (
+            copies_entries(context(audit=service.trail)).text == "copying entries raised AuditTamperedError"
+        )
+        assert copies_entries(context()).state == "unknown"
 
 
 class TestAuditProbes:

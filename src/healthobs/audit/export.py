@@ -24,34 +24,41 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def entries(connection: ReadConnection) -> Iterator[dict[str, Any]]:
-    """Return every entry as pages show it, oldest first."""
-    rows = store.entries(connection)
+def entries(
+    connection: ReadConnection, first: int = store.LOWEST + 1, last: int = store.HIGHEST
+) -> Iterator[dict[str, Any]]:
+    """Return every entry from `first` to `last` as pages show it, oldest first."""
+    rows = store.entries(connection, first - 1, last)
     return (reading.decoded(index, leaf, body) for index, leaf, body in rows if isinstance(index, int))
 
 
-def fhir(connection: ReadConnection) -> Iterator[dict[str, Any]]:
-    """Return an AuditEvent for every entry that can be read."""
-    return (audit_event(entry) for entry in entries(connection) if not entry.get("unreadable"))
+def fhir(
+    connection: ReadConnection, first: int = store.LOWEST + 1, last: int = store.HIGHEST
+) -> Iterator[dict[str, Any]]:
+    """Return an AuditEvent for every entry from `first` to `last` that can be read."""
+    return (audit_event(entry) for entry in entries(connection, first, last) if not entry.get("unreadable"))
 
 
-def csv(connection: ReadConnection, out: TextIO) -> None:
-    """Write every entry as a line of CSV (RFC 4180), under a line of names.
+def csv(
+    connection: ReadConnection, out: TextIO, first: int = store.LOWEST + 1, last: int = store.HIGHEST
+) -> None:
+    """Write every entry from `first` to `last` as a line of CSV (RFC 4180), under a line of names.
 
     A cell that a spreadsheet would take for a formula begins with an apostrophe.
     """
     writer = csv_format.writer(out)
     writer.writerow(COLUMNS)
-    for entry in entries(connection):
+    for entry in entries(connection, first, last):
         actor: dict[str, Any] = entry.get("actor") or {}
         resource: dict[str, Any] = entry.get("resource") or {}
         details = json.dumps(entry.get("details") or {}, ensure_ascii=False)
         flat = {**entry, "actor": actor.get("id"), "actor_kind": actor.get("kind"), "details": details}
         flat |= {"resource_type": resource.get("type"), "resource_id": resource.get("id")}
-        writer.writerow([_cell(flat.get(name)) for name in COLUMNS])
+        writer.writerow([cell(flat.get(name)) for name in COLUMNS])
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """Return a value as a cell of the CSV has it."""
     text = "" if value is None else str(value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 

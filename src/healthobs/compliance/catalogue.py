@@ -15,6 +15,7 @@ from healthobs.compliance.control import Control
 from healthobs.compliance.probes_audit import (
     Integrity,
     Recording,
+    copies_entries,
     names_actors,
     notices_refusals,
     refuses_changes,
@@ -35,6 +36,7 @@ from healthobs.compliance.requirements import REQUIREMENTS, control
 _SIX, _ONE, _SEVEN, _SEVEN_LONG = 2_192, 365, 2_555, 2_557
 _KEPT = "the service states at least {} days, and what is gone from the log went by order, {} after it came, and under no hold"
 _NOTICED = "a call whose entry the trail refuses is denied, counted as a fault of audit and logged"
+_COPIES = "a run of entries is copied as JSON and tlog-proof, which verify, and as CSV and AuditEvents, which say the same"
 _ACTORS = "each of the newest entries about a person that was answered names its actor"
 
 
@@ -77,6 +79,7 @@ def library_controls(
             "P-10c",
             criterion="entries drawn at random are read, match their hashes, and are under the checkpoint",
         )(samples_entries),
+        dear("P-10b", criterion=_COPIES)(copies_entries),
         dear("C-3.3")(hides_authentication_data),
         dear("C-3.5")(hides_card_numbers),
         control("C-10.3")(refuses_changes),

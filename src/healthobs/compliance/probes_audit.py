@@ -1,6 +1,6 @@
 """Probes of the audit trail: does it record and prove, is it whole, does it refuse changes, does it name who acted?
 
-45 CFR 164.312(a)(2)(i), (b) and (c), 21 CFR 11.10(c), PCI DSS 4.0 requirement 10.3. Canary entries carry the reserved subject and action.
+45 CFR 164.312(a)(2)(i), (b) and (c), 21 CFR 11.10(b) and (c), PCI DSS 4.0 requirement 10.3. Canary entries carry the reserved subject and action.
 
 Limits: what is verified is held against checkpoints that this process has seen, and those that witnesses have; one that
 does not answer holds up the round for the time-out of its client (`healthobs.audit.cosigning`).
@@ -28,6 +28,7 @@ FULL_SECONDS = 3600
 _READ_BACK = 50
 _SHOWN = 3
 _DRAWN = 16
+_COPIED = 8
 _LOOKED_AT = 1000
 
 
@@ -141,6 +142,36 @@ def samples_entries(context: ProbeContext) -> Outcome:
     if erased:
         text += f"; the leaves of {len(erased)} that were erased by order are in their place"
     return Outcome("pass", text, len(drawn))
+
+
+def copies_entries(context: ProbeContext) -> Outcome:
+    """Copy a run of entries in each form that is handed out, and hold every copy against what was recorded and signed.
+
+    One that was erased by order is no longer copied.
+    """
+    trail = context.audit
+    if trail is None:
+        return NO_TRAIL
+    from healthobs.audit.copies import unfaithful  # keeps cryptography out of `import healthobs`
+
+    try:
+        first, size = trail.pruned(), trail.checkpoint().size
+        start = random.randrange(first, max(size - _COPIED, first) + 1)  # noqa: S311 - a sample, not a secret
+        end = min(start + _COPIED, size)
+        bad = unfaithful(trail, start, end - 1)
+        erased = trail.erased_by(bad)
+        pruned = trail.pruned() if bad else 0  # it may have come since
+    except (AuditError, ValueError) as exc:
+        return Outcome("fail", f"copying entries raised {type(exc).__name__}")
+    bad = {index for index in bad if index not in erased and index >= pruned}
+    if bad:
+        return Outcome("fail", f"of {end - start} entries copied {len(bad)} are not as recorded", end - start)
+    if end - start == len(erased):
+        return Outcome("unknown", "there was no entry to copy", 0)
+    text = (
+        f"{end - start - len(erased)} entries were copied as JSON, CSV, AuditEvent and tlog-proof, and match"
+    )
+    return Outcome("pass", text, end - start)
 
 
 def _is_sound(trail: AuditTrail, index: int, checkpoint: Checkpoint) -> bool:

@@ -105,19 +105,23 @@ def _drop_guards(world: World) -> None:
     world.database(_audit_file(world), *(f'DROP TRIGGER "{name}"' for name, _ in _triggers(world)))
 
 
+def _unguarded(statement: str) -> Callable[[World], None]:
+    """Change the audit trail with its guards taken away and put back."""
+
+    def act(world: World) -> None:
+        guards = _triggers(world)
+        drops = [f'DROP TRIGGER "{name}"' for name, _ in guards]
+        world.database(_audit_file(world), *drops, statement, *(sql for _, sql in guards))
+
+    return act
+
+
 def _edit_entry(world: World) -> None:
     """Edit what was verified already, and let the time pass after which all of it is verified again."""
     world.elapsed_seconds = FULL_SECONDS
-    guards = _triggers(world)
-    edit = 'UPDATE entry SET body = replace(body, \'"outcome":"ok"\', \'"outcome":"no"\') WHERE idx = 0'
-    drops = [f'DROP TRIGGER "{name}"' for name, _ in guards]
-    world.database(_audit_file(world), *drops, edit, *(sql for _, sql in guards))
-
-
-def _delete_beginning(world: World) -> None:
-    guards = _triggers(world)
-    drops = [f'DROP TRIGGER "{name}"' for name, _ in guards]
-    world.database(_audit_file(world), *drops, "DELETE FROM entry WHERE idx = 0", *(sql for _, sql in guards))
+    _unguarded('UPDATE entry SET body = replace(body, \'"outcome":"ok"\', \'"outcome":"no"\') WHERE idx = 0')(
+        world
+    )
 
 
 def _rewrite_what_comes(world: World) -> None:
@@ -229,7 +233,8 @@ SABOTAGES: tuple[Sabotage, ...] = (
     ),
     Sabotage(
         name="an entry is edited and the guards are put back",
-        control="H-312.c", service=PAYMENT, on="database", act=_edit_entry, also={"P-10c": "fail"},
+        control="H-312.c", service=PAYMENT, on="database", act=_edit_entry,
+        also={"P-10b": "fail", "P-10c": "fail"},
     ),
     Sabotage(
         name="the guards of the audit trail are dropped",
@@ -302,7 +307,13 @@ SABOTAGES: tuple[Sabotage, ...] = (
     ),
     Sabotage(
         name="an entry is edited and the guards are put back, Part 11",
-        control="P-10c", service=DEVICE, on="database", act=_edit_entry, also={"H-312.c": "fail"},
+        control="P-10c", service=DEVICE, on="database", act=_edit_entry,
+        also={"H-312.c": "fail", "P-10b": "fail"},
+    ),
+    Sabotage(
+        name="the hash of an entry is overwritten",
+        control="P-10b", service=DEVICE, on="database", act=_unguarded("UPDATE entry SET leaf = zeroblob(32) WHERE idx = 0"),
+        also={"H-312.b": "fail", "H-312.c": "fail", "P-10c": "fail"},
     ),
     Sabotage(
         name="an entry is erased under a clock that is eight years ahead",
@@ -319,8 +330,8 @@ SABOTAGES: tuple[Sabotage, ...] = (
     ),
     Sabotage(
         name="the beginning of the audit trail is deleted",
-        control="S-ret", service=PAYMENT, on="database", act=_delete_beginning,
-        also=dict.fromkeys(("H-312.b", "H-312.c", "P-10c", "H-316", "C-10.5"), "fail"),
+        control="S-ret", service=PAYMENT, on="database", act=_unguarded("DELETE FROM entry WHERE idx = 0"),
+        also=dict.fromkeys(("H-312.b", "H-312.c", "P-10b", "P-10c", "H-316", "C-10.5"), "fail"),
     ),
     Sabotage(
         name="a trigger forgets what is revoked",
