@@ -44,10 +44,10 @@ MUTATED = {
     "health/*.py": "test_health test_health_*",
     "redaction/[!c]*.py": "test_redaction*",  # canary.py is data
     "audit/[!p]*.py": "test_audit*",
-    "audit/postgres.py": "test_audit_postgres test_audit_tamper_postgres",
+    "audit/postgres*.py": "test_audit_postgres test_audit_tamper_postgres test_audit_subjects_postgres",
 }
 #: Rooms that only tests marked `server` can prove. Each fault starts a server, so half as many are drawn.
-MUTATED_ON_SERVERS = ("audit/postgres.py",)
+MUTATED_ON_SERVERS = ("audit/postgres*.py",)
 
 
 def _locked(session: nox.Session, lock: str = "dev") -> None:

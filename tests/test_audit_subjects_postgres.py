@@ -21,7 +21,7 @@ from tests.postgres import Postgres
 from tests.subject_places import ServerPlace
 
 from healthobs import Observability, Settings
-from healthobs.audit import open_trail, postgres, subject_rows_postgres
+from healthobs.audit import open_trail, postgres, postgres_subjects
 from healthobs.audit.subjects import SubjectMap
 from healthobs.exceptions import AuditError, AuditWriteError, ConfigurationError
 from healthobs.testing import assert_no_phi
@@ -69,7 +69,7 @@ def server_place(postgres: Postgres, tmp_path: Path) -> Iterator[ServerPlace]:
 def application(server_place: ServerPlace) -> str:
     """Give the URL of a role that the owner prepared the map for."""
     role = new_role(server_place)
-    subject_rows_postgres.prepare(server_place.url, role)
+    postgres_subjects.prepare(server_place.url, role)
     return as_role(server_place, role)
 
 
@@ -202,7 +202,7 @@ class TestOneKey:
 
     def test_two_that_begin(self, server_place: ServerPlace, tmp_path: Path) -> None:
         """Of two that find a new map at once one makes the key, and the other learns of it."""
-        rows = subject_rows_postgres.PostgresRows(server_place.url)
+        rows = postgres_subjects.PostgresRows(server_place.url)
 
         def unlock(_tried: list[tuple[str, bytes]]) -> bytes:
             later.append(pool.submit(server_place.open, tmp_path / "own.key"))

@@ -78,7 +78,7 @@ def rows_of(place: Path | str) -> Rows:
     if not place.startswith(("postgresql://", "postgresql+psycopg://")):
         return SqliteRows(path_of(place, "the subject map's"))
     try:
-        from healthobs.audit.subject_rows_postgres import PostgresRows
+        from healthobs.audit.postgres_subjects import PostgresRows
     except ImportError:
         raise ConfigurationError(
             "a subject map in PostgreSQL needs psycopg; install healthobs[postgres]"

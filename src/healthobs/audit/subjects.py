@@ -7,7 +7,7 @@ whose entries carry tokens only. Whoever erases a subject's row makes its entrie
 A trail with a map (`Settings.audit_subjects_file`, `audit_subjects_url`) puts the token into each entry before it is written anywhere.
 
 Limits: one SQLite file on a local disk, for the processes of one machine, or a schema in PostgreSQL, for replicas that
-have one key (`healthobs.audit.subject_rows_postgres`); where a service has tenants, an identifier
+have one key (`healthobs.audit.postgres_subjects`); where a service has tenants, an identifier
 must be one person's over all of them. Identifiers are found by a keyed hash
 (HMAC-SHA-256), which with the key file lets one test a guess; without it nothing can be told. What was erased may
 live on in backups, and nobody can say any more whom entries are about once the map itself is lost.
