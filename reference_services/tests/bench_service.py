@@ -30,7 +30,6 @@ class Bench:
             port=8099,
             frameworks=("hipaa",),
             description="A service for tests.",
-            phi=False,
         )
         environ = {
             "HEALTHOBS_DATA_DIR": str(folder),

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from healthobs import ConfigurationError, Settings
-from healthobs.config import BUILTIN_CHECKS
 
 DEFAULT_ISSUER = "https://auth.healthobs.example"
 DEFAULT_AUDIENCE = "healthobs-reference"
@@ -42,7 +41,6 @@ class ServiceInfo:
         port: Port it listens on unless `$PORT` says otherwise.
         frameworks: Frameworks that its `Compliance` header names, in lower case.
         description: One sentence for `GET /` and OpenAPI.
-        phi: Whether it holds protected health information.
         conf: HL7 v3 confidentiality of its answers by default (U L M N R V).
         audit: Whether it keeps an audit trail.
         telemetry_keys: Names of log fields that redaction lets pass here, because their values are nobody's.
@@ -55,7 +53,6 @@ class ServiceInfo:
     port: int
     frameworks: tuple[str, ...]
     description: str
-    phi: bool
     conf: str = "N"
     audit: bool = True
     telemetry_keys: tuple[str, ...] = ()
@@ -156,8 +153,6 @@ def _observability(info: ServiceInfo, environ: Mapping[str, str], data_dir: Path
         "trace_response": True,
         "capture_stdlib": True,
         "max_stall_seconds": 60,
-        # Only who holds protected health or financial records must stop when the trail is away.
-        "builtin_checks": BUILTIN_CHECKS if info.phi or "sox" in info.frameworks else BUILTIN_CHECKS[:2],
     }
     overrides |= {name: on for name, on in shown.items() if not environ.get(f"HEALTHOBS_{name.upper()}")}
     if info.audit:

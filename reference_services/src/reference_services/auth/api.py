@@ -28,7 +28,6 @@ INFO = ServiceInfo(
     port=8085,
     frameworks=("hipaa", "soc2"),
     description="Issues, describes and revokes the OAuth 2.0 access tokens of the reference services.",
-    phi=False,
     telemetry_keys=("event_type", "severity"),
 )
 

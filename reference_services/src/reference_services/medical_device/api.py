@@ -17,7 +17,6 @@ INFO = ServiceInfo(
     port=8084,
     frameworks=("fda-21cfr11", "hipaa"),
     description="Registers devices by UDI, takes their observations, raises alarms, keeps signed records.",
-    phi=False,
     telemetry_keys=("priority", "kind"),  # of an alarm: words of IEEE 11073-10207
 )
 

@@ -17,7 +17,6 @@ INFO = ServiceInfo(
     port=8082,
     frameworks=("sox", "pci-dss", "hipaa"),
     description="Takes card payments under dual control and keeps no card number.",
-    phi=False,
 )
 
 

@@ -19,7 +19,6 @@ INFO = ServiceInfo(
     port=8083,
     frameworks=("hipaa", "hitech", "gdpr"),
     description="Keeps patients' records encrypted and shows of them what role and purpose of use allow.",
-    phi=True,
     conf="R",
 )
 PURPOSE = Header(

@@ -28,7 +28,6 @@ INFO = ServiceInfo(
     port=8081,
     frameworks=("hipaa",),
     description="Fictitious patients whose every identifier lies in a range that cannot be anybody's.",
-    phi=False,
     conf="U",
     telemetry_keys=("patient_id",),  # nobody has these ids
 )
