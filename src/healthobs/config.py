@@ -91,7 +91,7 @@ class Settings:
         trust_incoming: Continue an incoming `traceparent`; when False, link it from a new root. `init_app` takes
             a function that says so for each request.
         baggage: Names of W3C baggage entries that are read from trusted callers and passed on by
-            `healthobs.client`; none otherwise.
+            `healthobs.client`, and where PHI is declared by OpenTelemetry's propagator; none otherwise.
         tenants: Names of the tenants that requests and jobs are for, at most 100; each becomes a value of `tenant` in every
             signal, and every other name ``_other``. Empty: no signal has it. `set_tenant` states it.
         tenant_header: Request header that states the tenant, read from callers whose trace is continued

@@ -35,6 +35,7 @@ from healthobs.logs.sinks import raw_sinks
 from healthobs.tracing import LazyExporter
 from healthobs.tracing.adoption import exporters, layers, opaque, redacts, sdk_provider
 from healthobs.tracing.foreign import INSTRUMENTED, PACKAGE
+from healthobs.tracing.textmap import RAW, sends_raw_baggage
 
 OK, FINDINGS, CANNOT_LOAD = 0, 1, 2
 _MAX_LAYERS = 64
@@ -88,6 +89,7 @@ def examine(
         *_sqlite(sqlite_version, observed),
         *_spools(observed),
         *_loggers(observed),
+        *_baggage(observed),
         *_dropped_lines(observed),
         *_variables(environ),
     ]
@@ -276,6 +278,16 @@ def _loggers(observed: Sequence[Any]) -> Iterator[Finding]:
             "logs_escape_redaction",
             f"hipaa is declared, and these write unredacted: {', '.join(found)}",
             remedy,
+        )
+
+
+def _baggage(observed: Sequence[Any]) -> Iterator[Finding]:
+    """Look for a propagator that sends to peers what nobody allowed, in a service that declares PHI."""
+    if any("hipaa" in layer.obs.settings.frameworks for layer in observed) and sends_raw_baggage():
+        yield Finding(
+            "baggage_escapes_the_allow_list",
+            f"hipaa is declared, and {RAW} sends every entry to peers",
+            "call set_global_textmap before the Observability is made, and let redaction do more than watch",
         )
 
 

@@ -1,8 +1,9 @@
 """`Observability`: one frozen object that owns tracer provider, registry, logs, audit trail, health and controls.
 
-Several can live in one process. Nothing global is touched: which one is in force is `install`'s and `use`'s
-business. Nothing runs in the background until it is asked to: spans are exported from a thread that the first
-span starts, controls from one that `controls.start` starts.
+Several can live in one process, and which one is in force is `install`'s and `use`'s business. Nothing global is
+touched but what is redacted where PHI is declared, and given back: log set-ups, and OpenTelemetry's propagator. Nothing
+runs in the background until it is asked to: spans are exported from a thread that the first span starts, controls from
+one that `controls.start` starts.
 
 Limits: in Prometheus's multiprocess mode only one of a process may record metrics.
 """
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from healthobs.audit import AuditTrail
     from healthobs.audit.subjects import SubjectMap
     from healthobs.compliance import Control, ControlEngine
+    from healthobs.tracing.textmap import AllowedBaggage
 
 
 #: Settings that are nothing without an audit trail.
@@ -134,6 +136,8 @@ class Observability:
                 adopt=tracer_provider,
             )
             undo.callback(self.tracing.close)
+            self._baggage: Final = _guarded_baggage(settings)
+            undo.callback(self._release_baggage)
             self.logs: Final = Logs(
                 settings, self.redactor, self.clock, log_stream, on_error=failed, mode=logs
             )
@@ -184,9 +188,14 @@ class Observability:
             self.controls.stop()
         self.health.close()
         self.tracing.close()
+        self._release_baggage()
         self.logs.release()
         self.metrics.release()
         self._close_audit()
+
+    def _release_baggage(self) -> None:
+        if self._baggage is not None:
+            self._baggage.release()
 
     def _close_audit(self) -> None:
         if self._owns_audit and self.audit is not None:
@@ -248,6 +257,15 @@ class Observability:
 
     def _count_redaction(self, signal: str, kind: str) -> None:
         self.metrics.count_redaction(signal, kind)
+
+
+def _guarded_baggage(settings: Settings) -> AllowedBaggage | None:
+    """Hold what OpenTelemetry's propagator sends to the allow-list, where PHI is declared."""
+    if "hipaa" not in settings.frameworks or settings.redaction_mode == "watch":
+        return None
+    from healthobs.tracing.textmap import AllowedBaggage  # keeps the propagators out of `import healthobs`
+
+    return AllowedBaggage(settings.baggage)
 
 
 def _check_arguments(settings: object, logs: object, audit: object) -> None:

@@ -70,7 +70,8 @@ def library_controls(
             "45 CFR 164.502(b)",
             "hipaa",
             "Every exporter and log sink redacts",
-            "no span exporter, log handler or structlog chain stands outside the redactor",
+            "no span exporter, log handler or structlog chain stands outside the redactor, and no propagator sends baggage "
+            "that nobody allowed",
             "config",
             wraps_every_exporter,
         ),

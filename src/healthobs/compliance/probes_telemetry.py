@@ -18,6 +18,7 @@ from healthobs.compliance.probes_audit import NO_TRAIL, canary
 from healthobs.logs.sinks import raw_sinks
 from healthobs.redaction.canary import IDENTIFIERS, holes, telling
 from healthobs.tracing.adoption import exporters, layers, opaque, redacts
+from healthobs.tracing.textmap import RAW, sends_raw_baggage
 
 if TYPE_CHECKING:
     from healthobs.redaction import Redactor
@@ -112,12 +113,14 @@ def _card_number() -> str:
 
 
 def wraps_every_exporter(context: ProbeContext) -> Outcome:
-    """Look at each exporter of the tracer provider and, where PHI is declared, at what writes log lines: all must redact."""
+    """Look at each exporter of the tracer provider and, where PHI is declared, at what writes log lines and sends baggage: all must redact."""
     if context.provider is None:
         return Outcome("unknown", "no tracer provider is known")
     if context.redactor.mode == "watch":
         return Outcome("fail", "redaction only watches, and changes nothing")
-    bare = raw_sinks() if "hipaa" in context.settings.frameworks else []
+    bare: list[str] = []
+    if "hipaa" in context.settings.frameworks:
+        bare = raw_sinks() + [RAW] * sends_raw_baggage()
     wrapped = 0
     for slot in exporters(context.provider):
         if redacts(slot.exporter, context.redactor):

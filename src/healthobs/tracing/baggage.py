@@ -42,9 +42,19 @@ def write_baggage(allowed: Collection[str], context: Context | None = None) -> s
         context: Where the entries are; default the current context.
     """
     carrier: dict[str, str] = {}
-    clean = {name for name, value in baggage.get_all(context).items() if not scan(str(value))[1]}
-    _FORMAT.inject(carrier, _keep(context, clean.intersection(allowed), Context()))
+    _FORMAT.inject(carrier, allowed_baggage(allowed, context))
     return carrier.get("baggage")
+
+
+def allowed_baggage(allowed: Collection[str], context: Context | None = None) -> Context:
+    """Return `context` with those entries of its baggage alone that may leave.
+
+    Args:
+        allowed: Names that may leave.
+        context: Where the entries are; default the current context.
+    """
+    clean = {name for name, value in baggage.get_all(context).items() if not scan(str(value))[1]}
+    return _keep(context, clean.intersection(allowed), baggage.clear(context))
 
 
 def _keep(source: Context | None, allowed: Collection[str], context: Context) -> Context:
