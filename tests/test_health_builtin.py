@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -95,3 +96,11 @@ class TestBuiltinChecks:
         assert not audited.health.facts()["metrics"].critical
         for obs in (plain, audited, fewer):
             obs.close()
+
+    def test_care_goes_on_without_the_trail(self, tmp_path: Any) -> None:
+        """Under the policy `spool` a trail that is away leaves a service ready: out of traffic it would serve no care either."""
+        url, file = f"sqlite:///{tmp_path / 'a.db'}", tmp_path / "spool"
+        with closing(
+            Observability(Settings(audit_database_url=url, audit_policy="spool", audit_spool_file=file))
+        ) as obs:
+            assert not obs.health.facts()["audit_trail"].critical

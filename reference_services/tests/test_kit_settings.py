@@ -77,6 +77,19 @@ class TestServiceSettings:
         )
         assert mapped(**server, HEALTHOBS_AUDIT_SUBJECTS_FILE="/m") == ("/m", None, None)
 
+    def test_who_has_break_glass_has_a_spool(self, bench: Any) -> None:
+        """Care goes on there against a file while the trail is away; elsewhere, or told so, the policy is another one."""
+
+        def told(*, break_glass: bool, **environ: str) -> tuple[str, str]:
+            info = replace(bench.info, break_glass=break_glass)
+            made = ServiceSettings.from_env(info, {"HEALTHOBS_DATA_DIR": "/d", **environ}).observability
+            return made.audit_policy, str(made.audit_spool_file)
+
+        assert told(break_glass=True) == ("spool", "/d/bench.audit.spool")
+        assert told(break_glass=False) == ("deny", "None")
+        assert told(break_glass=True, HEALTHOBS_AUDIT_SPOOL_FILE="/s") == ("spool", "/s")
+        assert told(break_glass=True, HEALTHOBS_AUDIT_POLICY="deny")[0] == "deny"
+
     @pytest.mark.server
     def test_log_and_map_in_one_database(self, bench: Any, tmp_path: Path, postgres: Any) -> None:
         """Two replicas whose log is in PostgreSQL give a patient one token there."""

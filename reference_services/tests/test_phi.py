@@ -7,6 +7,7 @@ import json
 import sqlite3
 import stat
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -435,6 +436,84 @@ class TestSearch:
             "POST", "/patients/search", json={"identifier": record()["identifiers"][0]}, role="researcher"
         )
         assert answer.status_code == 403
+
+
+class TestBreakGlass:
+    """45 CFR 164.312(a)(2)(ii): a clinician in an emergency is not stopped by what stops everybody else."""
+
+    @contextlib.contextmanager
+    def audit_store_away(self, phi: Phi) -> Iterator[None]:
+        """Have another connection hold the audit database for a time."""
+        with contextlib.closing(sqlite3.connect(phi.folder / "phi.audit.db", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            yield
+            other.execute("ROLLBACK")
+
+    def state(self, phi: Phi) -> tuple[int, str]:
+        """Return what `/readiness` says, and of the audit trail."""
+        answer = phi.client.get("/readiness")
+        return answer.status_code, answer.get_json()["checks"]["audit_trail"]
+
+    @pytest.mark.parametrize("purpose", ["BTG", "ETREAT"])
+    def test_reads_and_writes(self, phi: Phi, purpose: str) -> None:
+        """The whole record, a change and a search; every entry and sample says for what it was."""
+        key = phi.made()
+        path, sought = f"/patients/{key}", {"identifier": record()["identifiers"][0]}
+        assert phi.call("GET", path, purpose=purpose).get_json()["view"] == "full"
+        assert phi.call("POST", "/patients/search", json=sought, purpose=purpose).get_json()["total"] == 1
+        changed = phi.call("PUT", path, json=record(1), purpose=purpose, If_Match='W/"1"')
+        assert (changed.status_code, phi.create(record(2), purpose=purpose).status_code) == (200, 201)
+        used = [
+            entry
+            for action in ("read", "search", "update", "create")
+            for entry in phi.entries(f"patient.{action}")
+        ]
+        assert [entry["purpose"] for entry in used] == [purpose] * 4 + ["TREAT"]
+        labels = {"resource": "patient", "purpose": purpose, "outcome": "ok"}
+        assert phi.sample("phi_records_accessed_total", **labels) == 4
+
+    @pytest.mark.parametrize("role", ["billing", "researcher", "nurse", "admin"])
+    def test_for_clinicians_only(self, phi: Phi, role: str) -> None:
+        """To state an emergency opens nothing for anybody else; the attempt is recorded as one."""
+        answer = phi.call("GET", f"/patients/{phi.made()}", role=role, purpose="BTG")
+        assert (answer.status_code, answer.get_json()["code"]) == (403, "purpose_not_permitted")
+        (entry,) = phi.entries("patient.read")
+        assert (entry["outcome"], entry["purpose"], entry["actor"]["id"]) == ("denied", "BTG", role)
+
+    def test_the_audit_store_is_away(self, phi: Phi) -> None:
+        """Care is served against the fsynced spool, and an alarm; nothing else is; later the log has every entry once."""
+        key = phi.made()
+        path, spool = f"/patients/{key}", phi.folder / "phi.audit.spool"
+        assert self.state(phi) == (200, "ready")
+        with self.audit_store_away(phi):
+            assert phi.call("GET", path, purpose="BTG").get_json()["last_name"] == record()["last_name"]
+            assert [line for line in spool.read_text().splitlines() if "patient.read" in line]
+            assert (stat.S_IMODE(spool.stat().st_mode), key in spool.read_text()) == (0o600, False)
+            assert phi.sample("healthobs_audit_spooled_total") == 1
+            refused = phi.call("GET", path)
+            assert (refused.status_code, refused.get_json()["code"]) == (503, "audit_unavailable")
+            assert phi.call("GET", path, role="billing", purpose="BTG").status_code == 403
+            written = [
+                phi.call("PUT", path, json=record(), purpose="ETREAT", If_Match=f'W/"{version}"').status_code
+                for version in (1, 2)
+            ]
+            assert written == [200, 200]
+            assert phi.call("PUT", path, json=record(1), If_Match='W/"3"').status_code == 503
+            assert self.state(phi) in {(200, "not_ready"), (200, "timeout")}
+        told = [line["event"] for line in phi.world.log_lines("phi-service")]
+        assert (told.count("audit_entry_spooled"), told.count("audit_entry_waiting")) == (2, 2)
+        assert phi.call("GET", path).status_code == 200
+        assert phi.call("PUT", path, json=record(), If_Match='W/"3"').status_code == 200
+        read, changed = (
+            sorted(phi.entries(action), key=lambda entry: entry["index"])
+            for action in ("patient.read", "patient.update")
+        )
+        said = [(entry["purpose"], entry["outcome"]) for entry in read]
+        assert said == [("BTG", "ok"), ("BTG", "denied"), ("TREAT", "ok")]
+        assert [entry["purpose"] for entry in changed] == ["ETREAT", "ETREAT", "TREAT"]
+        assert {entry["subject"] for entry in (*read, *changed)} == {phi.token(key)}
+        assert spool.read_bytes() == b""
+        phi.world.obs("phi-service").audit.verify()
 
 
 class TestAtRest:

@@ -44,10 +44,16 @@ class TestViewFor:
 
     @pytest.mark.parametrize(
         ("role", "purpose", "view"),
-        [("clinician", "TREAT", FULL), ("billing", "HPAYMT", BILLING), ("researcher", "HRESCH", RESEARCH)],
+        [
+            ("clinician", "TREAT", FULL),
+            ("clinician", "BTG", FULL),
+            ("clinician", "ETREAT", FULL),
+            ("billing", "HPAYMT", BILLING),
+            ("researcher", "HRESCH", RESEARCH),
+        ],
     )
     def test_permitted(self, role: str, purpose: str, view: View) -> None:
-        """The three permitted pairs."""
+        """The permitted pairs."""
         assert domain.view_for(["auditor", role], purpose) is view
 
     @given(
@@ -56,11 +62,14 @@ class TestViewFor:
                 ["clinician", "billing", "researcher", "nurse", "auditor", "admin", "", "CLINICIAN"]
             )
         ),
-        st.sampled_from(["TREAT", "HPAYMT", "HRESCH", "HOPERAT", "HMARKT", "other", "", "treat"]),
+        st.sampled_from(
+            ["TREAT", "BTG", "ETREAT", "HPAYMT", "HRESCH", "HOPERAT", "HMARKT", "other", "", "treat", "btg"]
+        ),
     )
     def test_everything_else_is_refused(self, roles: list[str], purpose: str) -> None:
         """No role sees anything for another role's purpose, and none does without a purpose."""
-        expected = {("clinician", "TREAT"), ("billing", "HPAYMT"), ("researcher", "HRESCH")}
+        care = {("clinician", purpose) for purpose in ("TREAT", "BTG", "ETREAT")}
+        expected = {*care, ("billing", "HPAYMT"), ("researcher", "HRESCH")}
         allowed = any((role, purpose) in expected for role in roles)
         assert (domain.view_for(roles, purpose) is not None) == allowed
 

@@ -122,7 +122,7 @@ class Settings:
         endpoint_prefix: Path under which all of these and the probes are served (`/_ops` makes `/_ops/health`), for an
             application that answers `/health` or `/metrics` itself; the ops port has none.
         builtin_checks: Readiness checks that come with the signals: ``metrics``, ``tracing`` (neither critical),
-            ``audit_trail`` (critical, where there is a trail).
+            ``audit_trail`` (critical unless `audit_policy` is ``spool``, where there is a trail).
         max_stall_seconds: Liveness fails when requests are in flight and none ends or sends a chunk for so long;
             0 never. Set it above the slowest request that is silent.
         drain_delay_seconds: Seconds to go on serving, not ready, after the first SIGTERM; 0 leaves SIGTERM to the

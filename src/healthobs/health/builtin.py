@@ -23,17 +23,20 @@ def register_builtin_checks(
     metrics: Callable[[], Iterable[object]] | None = None,
     export_failures: Callable[[], int] | None = None,
     audit: Callable[[], None] | None = None,
+    audit_critical: bool = True,
 ) -> None:
     """Register ``metrics``, ``tracing`` and ``audit_trail`` for the signals that a service has.
 
     The first two are not critical and at worst ``degraded``: losing telemetry must not take a clinical service
-    away. The audit trail is critical: what cannot be recorded must not be answered (45 CFR 164.312(b)).
+    away. The audit trail is critical: what cannot be recorded must not be answered (45 CFR 164.312(b)), except where care
+    under break-glass goes on against a spool.
 
     Args:
         health: Where to register.
         metrics: Yields the metric families of a scrape.
         export_failures: Returns how many exports of spans have failed so far.
         audit: Raises when the trail cannot take an entry.
+        audit_critical: Whether the service is then of no use to anybody.
 
     Raises:
         InstrumentationError: One of the names is taken.
@@ -49,7 +52,7 @@ def register_builtin_checks(
     if export_failures is not None:
         health.register("tracing", _tracing_check(export_failures, health.clock), critical=False)
     if audit is not None:
-        health.register("audit_trail", audit, timeout=ANSWER_BUDGET_SECONDS)
+        health.register("audit_trail", audit, timeout=ANSWER_BUDGET_SECONDS, critical=audit_critical)
 
 
 def http_dependency(

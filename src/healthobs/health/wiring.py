@@ -101,5 +101,6 @@ def build_health(obs: Observability) -> Health:
         metrics=obs.metrics.collect if on and "metrics" in wanted else None,
         export_failures=obs.tracing.failures if on and "tracing" in wanted else None,
         audit=obs.audit.health if obs.audit is not None and "audit_trail" in wanted else None,
+        audit_critical=settings.audit_policy != "spool",
     )
     return health

@@ -43,6 +43,7 @@ class ServiceInfo:
         description: One sentence for `GET /` and OpenAPI.
         conf: HL7 v3 confidentiality of its answers by default (U L M N R V).
         audit: Whether it keeps an audit trail.
+        break_glass: Whether care under break-glass goes on there while the trail is away.
         telemetry_keys: Names of log fields that redaction lets pass here, because their values are nobody's.
     """
 
@@ -55,6 +56,7 @@ class ServiceInfo:
     description: str
     conf: str = "N"
     audit: bool = True
+    break_glass: bool = False
     telemetry_keys: tuple[str, ...] = ()
 
 
@@ -154,6 +156,8 @@ def _observability(info: ServiceInfo, environ: Mapping[str, str], data_dir: Path
         "capture_stdlib": True,
         "max_stall_seconds": 60,
     }
+    if info.break_glass and info.audit:  # care goes on while the trail is away, against this file
+        shown |= {"audit_policy": "spool", "audit_spool_file": data_dir / f"{info.prefix}.audit.spool"}
     overrides |= {name: on for name, on in shown.items() if not environ.get(f"HEALTHOBS_{name.upper()}")}
     if info.audit:
         default_url = environ.get("AUDIT_DATABASE_URL") or f"sqlite:///{data_dir / info.prefix}.audit.db"

@@ -20,6 +20,7 @@ INFO = ServiceInfo(
     frameworks=("hipaa", "hitech", "gdpr"),
     description="Keeps patients' records encrypted and shows of them what role and purpose of use allow.",
     conf="R",
+    break_glass=True,
 )
 PURPOSE = Header(
     service.PURPOSE,

@@ -3,8 +3,10 @@
 Minimum necessary (45 CFR 164.502(b)) as data: role and purpose of use (HL7 v3 PurposeOfUse) select a view, a
 view lists its fields, and nothing is shown that no view lists. The research view is de-identified by the
 Safe Harbor method (45 CFR 164.514(b)(2)(i)): of a diagnosis it has the code, and no text that somebody wrote.
+A clinician who states an emergency (45 CFR 164.312(a)(2)(ii)) has the view of treatment: what differs is that a lost
+audit store does not stop it.
 
-Limits: no consent, no break-glass; a code is told by its form, in no table.
+Limits: no consent; break-glass asks for no reason, and for no review; a code is told by its form, in no table.
 """
 
 from __future__ import annotations
@@ -69,7 +71,13 @@ BILLING = View(
 RESEARCH = View("deidentified", ("gender",), ("conditions", "birth_year", "age_group", "zip3"))
 #: Nothing that is not in here is allowed.
 POLICY: Mapping[tuple[str, str], View] = MappingProxyType(
-    {("clinician", "TREAT"): FULL, ("billing", "HPAYMT"): BILLING, ("researcher", "HRESCH"): RESEARCH}
+    {
+        ("clinician", "TREAT"): FULL,
+        ("clinician", "BTG"): FULL,
+        ("clinician", "ETREAT"): FULL,
+        ("billing", "HPAYMT"): BILLING,
+        ("researcher", "HRESCH"): RESEARCH,
+    }
 )
 PURPOSES = tuple(purpose for _, purpose in POLICY)
 
