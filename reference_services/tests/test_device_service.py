@@ -506,6 +506,16 @@ class TestControls:
         devices.database("DELETE FROM signature")
         assert [run()[name] for name in ("P-70", "P-50")] == [("fail", 2), ("unknown", 2)]
 
+    @pytest.mark.parametrize("table", ["device", "calibration"])
+    def test_deleted_record(self, devices: Devices, run: Any, table: str) -> None:
+        """A signature of a record that is gone vouches for nothing, and is found."""
+        device = devices.device()
+        devices.sign(f"devices/{device}")
+        devices.sign(f"calibrations/{devices.calibration(device)}")
+        assert run()["P-70"] == ("pass", 2)
+        devices.database(f"DELETE FROM {table}")
+        assert run()["P-70"] == ("fail", 1)
+
     def test_signature_without_meaning(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         """A rule that would take a signature without meaning is found before there is one."""
         monkeypatch.setattr(models.SignatureInput, "model_validate", lambda _value: None)

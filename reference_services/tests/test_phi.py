@@ -604,7 +604,7 @@ class TestControls:
         """Run the probes and return the states."""
         service = phi.world["phi-service"].extensions["phi-service"]
         obs = phi.world.obs("phi-service")
-        context = ProbeContext(settings=obs.settings, clock=obs.clock, redactor=obs.redactor)
+        context = ProbeContext(settings=obs.settings, clock=obs.clock, redactor=obs.redactor, audit=obs.audit)
         made = {control.id: control for control in controls(lambda: service)}
         return {
             name: control.probe(context).state for name, control in made.items() if control.probe is not None
@@ -640,6 +640,24 @@ class TestControls:
         self.alter(phi, "CREATE TABLE export (line TEXT)")
         self.alter(phi, "INSERT INTO export VALUES (?)", record()["address"]["line"])
         assert self.observe(phi)["H-312.a2iv"] == "fail"
+
+    @pytest.mark.parametrize("table", ["identifier_index", "patient"])
+    def test_deleted_rows(self, phi: Phi, table: str) -> None:
+        """A record that is gone, or that nobody can find any more, is missed; one of several too."""
+        kept, lost = phi.made(), phi.made(1)
+        column = "id" if table == "patient" else "patient_id"
+        self.alter(phi, f"DELETE FROM {table} WHERE {column} = ?", lost)
+        assert phi.call("GET", f"/patients/{kept}").status_code == 200
+        assert self.observe(phi) == {"H-312.a2iv": "fail", "H-502b": "pass"}
+
+    def test_erased_subject_is_no_loss(self, phi: Phi) -> None:
+        """Whom the trail told of and nobody can say any more is not counted as gone."""
+        key = phi.made()
+        self.alter(phi, "DELETE FROM identifier_index")
+        self.alter(phi, "DELETE FROM patient")
+        assert self.observe(phi)["H-312.a2iv"] == "fail"
+        phi.world.obs("phi-service").audit.subjects.erase(key)
+        assert self.observe(phi)["H-312.a2iv"] == "pass"
 
     def test_canary_sealed_in_name_only(self, phi: Phi, monkeypatch: pytest.MonkeyPatch) -> None:
         """A vault that no longer encrypts is found before any patient's record is."""

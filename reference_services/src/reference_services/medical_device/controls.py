@@ -1,7 +1,7 @@
 """What medical-device observes about itself, beside the library's controls.
 
 * P-70, signatures bound to their records (21 CFR 11.70): a signature is moved and must not hold; every stored
-  one is verified where it stands, and of those that the audit trail tells of none is gone.
+  one is verified where it stands, its record is there, and of those that the audit trail tells of none is gone.
 * P-50, what a signature says (21 CFR 11.50): one without meaning is refused, and every stored one has name, time and meaning.
 * P-10h, validity of the source of data (21 CFR 11.10(h)): an identifier with a wrong check digit is refused, and
   no stored one has one.
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from reference_services.medical_device.service import Service
 
 _BOUND = (
-    "a moved or altered canary signature does not hold, every stored one is this key's and in its place, and none that "
-    "the audit trail tells of is gone"
+    "a moved or altered canary signature does not hold, every stored one is this key's and in its place, with its record, "
+    "and none that the audit trail tells of is gone"
 )
 _COMPLETE = "one without meaning is refused, and every stored signature of this key says who signed, when, and what for"
 _VALID = "an identifier with a wrong check digit is refused, and no registered device has one"
@@ -67,6 +67,10 @@ def signatures_bound(service: Service, trail: AuditTrail | None) -> Outcome:
         return Outcome(
             "fail", f"{forged} of {len(rows)} stored signatures do not belong to their records", len(rows)
         )
+    with service.kit.reading() as connection:
+        bare = store.signatures_of_nothing(connection)
+    if bare:
+        return Outcome("fail", f"the records of {bare} stored signatures are gone", bare)
     return Outcome("pass", f"a moved signature did not hold; {len(rows)} stored ones do", len(rows))
 
 

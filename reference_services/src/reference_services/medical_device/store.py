@@ -150,6 +150,17 @@ def signatures(connection: Connection, **of: str) -> list[dict[str, Any]]:
     return rows(connection, query)
 
 
+def signatures_of_nothing(connection: Connection) -> int:
+    """Return how many signatures are of records that are not there."""
+    count = sa.select(sa.func.count()).select_from(SIGNATURES)
+    return sum(
+        connection.execute(
+            count.where(SIGNATURES.c.kind == kind, SIGNATURES.c.record_id.not_in(sa.select(table.c.id)))
+        ).scalar_one()
+        for kind, table in RECORDS.items()
+    )
+
+
 def identifiers(connection: Connection) -> list[str]:
     """Return the device identifiers of all devices."""
     return list(connection.execute(sa.select(DEVICES.c.device_identifier).distinct()).scalars())

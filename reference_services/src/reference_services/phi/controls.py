@@ -1,10 +1,12 @@
 """What phi-service observes about itself, beside the library's controls.
 
-* H-312.a2iv, encryption at rest (45 CFR 164.312(a)(2)(iv)): what is stored is read back as stored.
+* H-312.a2iv, encryption at rest (45 CFR 164.312(a)(2)(iv)): what is stored is read back as stored, found by its
+  identifiers, and there.
 * H-502b, minimum necessary (45 CFR 164.502(b), 164.514(d)): what views show, of stored records too, is compared
   with what they declare.
 
-Limits: the files are searched where the database is SQLite; of PostgreSQL only the columns are seen.
+Limits: the files are searched where the database is SQLite; of PostgreSQL only the columns are seen. Of the trail the
+newest fifty records are looked at; whom an erased subject was, nobody can look for.
 """
 
 from __future__ import annotations
@@ -20,11 +22,16 @@ from typing import TYPE_CHECKING, Any
 from healthobs.compliance import Control, Outcome, ProbeContext, control
 from reference_services.phi import domain
 from reference_services.phi.crypto import SealError
+from reference_services.phi.store import Patient
 
 if TYPE_CHECKING:
+    from healthobs.audit.trail import AuditTrail
     from reference_services.phi.service import Service
 
-_SEALED = "a canary and every sampled record are stored unreadable and open under the key in use"
+_SEALED = (
+    "a canary and every sampled record are stored unreadable, open under the key in use and are found by their "
+    "identifiers, and none that the audit trail tells of is gone"
+)
 _DECLARED = "no view shows a field that it does not declare, nor repeats what a stored record has in one"
 SAMPLE = 50
 #: Shorter values occur in any file by chance.
@@ -35,20 +42,33 @@ MAX_SEARCHED_BYTES = 64 * 1024 * 1024
 def controls(service: Callable[[], Service]) -> tuple[Control, ...]:
     """Return the controls of the service that `service` returns once it exists."""
     return (
-        control("H-312.a2iv", criterion=_SEALED)(lambda _context: encryption_at_rest(service())),
+        control("H-312.a2iv", criterion=_SEALED)(
+            lambda context: encryption_at_rest(service(), context.audit)
+        ),
         control("H-502b", criterion=_DECLARED)(lambda context: minimum_necessary(service(), context)),
     )
 
 
-def encryption_at_rest(service: Service) -> Outcome:
-    """Seal a canary, sample stored records, and search what is stored for what they say."""
+def encryption_at_rest(service: Service, trail: AuditTrail | None) -> Outcome:
+    """Seal a canary, sample stored records, search what is stored for what they say, and look for what is gone."""
+    told = _told(trail)  # first: what the trail tells of was stored before
     with service.kit.reading() as connection:
         rows = service.store.raw(connection, SAMPLE)
+        gone = sum(not service.store.exists(connection, patient_id) for patient_id in told)
+    if gone:
+        return Outcome("fail", f"{gone} records that the audit trail tells of are gone", gone)
     if _canary_is_readable(service):
         return Outcome("fail", "a canary record is stored readable")
     records, unopened = _opened(service, rows)
     if unopened:
         return Outcome("fail", f"{unopened} of {len(rows)} sampled records do not open as sealed", len(rows))
+    with service.kit.reading() as connection:
+        lost = sum(
+            service.store.unindexed(connection, Patient(row[0], row[1], record))
+            for row, record in zip(rows, records, strict=True)
+        )
+    if lost:
+        return Outcome("fail", f"{lost} identifiers of sampled records find nothing", len(rows))
     stored = b"".join(_stored(service, rows))
     values = [value for record in records for value in _texts(record)]
     readable = sum(value.encode() in stored for value in values if len(value) >= SHORTEST_SEARCHED)
@@ -57,6 +77,17 @@ def encryption_at_rest(service: Service) -> Outcome:
     return Outcome(
         "pass", f"canary and {len(rows)} sampled records unreadable in {len(stored)} stored bytes", len(rows)
     )
+
+
+def _told(trail: AuditTrail | None) -> set[str]:
+    """Return the newest records that the trail tells of, but for those whom nobody can name any more."""
+    if trail is None:
+        return set()
+    entries = trail.read(action="patient.create", limit=SAMPLE).entries
+    names = {entry["resource"]["id"] for entry in entries if entry["outcome"] == "ok"} - {None}
+    subjects = trail.subjects
+    found = names if subjects is None else {subjects.identifier(name) for name in names}
+    return {name for name in found if name is not None}
 
 
 def _opened(service: Service, rows: list[tuple[str, int, str, str]]) -> tuple[list[Mapping[str, Any]], int]:

@@ -114,6 +114,13 @@ class Store:
         patient_id = connection.execute(found).scalar()
         return None if patient_id is None else self.read(connection, patient_id)
 
+    def unindexed(self, connection: Connection, patient: Patient) -> int:
+        """Return how many identifiers of a record do not find it; 0 when it has another version by now."""
+        found = sa.select(IDENTIFIERS.c.digest).where(IDENTIFIERS.c.patient_id == patient.id)
+        lost = self._digests(patient.record) - set(connection.execute(found).scalars())
+        version = sa.select(PATIENTS.c.version).where(PATIENTS.c.id == patient.id)
+        return len(lost) if connection.execute(version).scalar() == patient.version else 0
+
     def raw(self, connection: Connection, limit: int) -> list[tuple[str, int, str, str]]:
         """Return id, version, wrapped key and sealed record of some rows, as stored."""
         rows = connection.execute(sa.select(PATIENTS).order_by(PATIENTS.c.id).limit(limit))
@@ -126,12 +133,14 @@ class Store:
         return [str(column) for found in (row, *index) for column in found]
 
     def _index(self, connection: Connection, patient_id: str, record: Mapping[str, Any]) -> None:
-        identifiers: Iterable[Mapping[str, str]] = record.get("identifiers") or ()
-        digests = {self._vault.blind_index(item["system"], item["value"]) for item in identifiers}
         # One order for all writers, so that none waits for another in a circle.
-        for digest in sorted(digests):
+        for digest in sorted(self._digests(record)):
             if not add_new(connection, IDENTIFIERS, digest=digest, patient_id=patient_id):
                 raise IdentifierTaken
+
+    def _digests(self, record: Mapping[str, Any]) -> set[str]:
+        identifiers: Iterable[Mapping[str, str]] = record.get("identifiers") or ()
+        return {self._vault.blind_index(item["system"], item["value"]) for item in identifiers}
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:

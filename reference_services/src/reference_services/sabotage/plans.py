@@ -172,10 +172,12 @@ def _erase_early(world: World) -> None:
 def _sign_without_meaning(world: World) -> None:
     """Put in a signature of the right key that lacks its meaning."""
     service: Any = world[DEVICE].extensions[DEVICE]
-    jws = service.signer.sign("devices", "d-1", {}, {"name": "qa", "signed": "2026-01-01T00:00:00Z"})
+    with service.kit.reading() as connection:
+        device = connection.exec_driver_sql("SELECT min(id) FROM device").scalar_one()
+    jws = service.signer.sign("devices", device, {}, {"name": "qa", "signed": "2026-01-01T00:00:00Z"})
     world.database(
         "medical_device.db",
-        f"INSERT INTO signature (id, kind, record_id, jws, signed_ns) VALUES ('s', 'devices', 'd-1', '{jws}', 1)",  # noqa: S608
+        f"INSERT INTO signature (id, kind, record_id, jws, signed_ns) VALUES ('s', 'devices', '{device}', '{jws}', 1)",  # noqa: S608
     )
 
 
@@ -354,6 +356,14 @@ SABOTAGES: tuple[Sabotage, ...] = (
         control="H-312.a2iv", service=PHI, on="database", act=_export,
     ),
     Sabotage(
+        name="a record is deleted",
+        control="H-312.a2iv", service=PHI, on="database", act=_sql("phi.db", "DELETE FROM patient"),
+    ),
+    Sabotage(
+        name="the identifiers of records are deleted",
+        control="H-312.a2iv", service=PHI, on="database", act=_sql("phi.db", "DELETE FROM identifier_index"),
+    ),
+    Sabotage(
         name="a key file is opened to others",
         control="H-312.a1.keys", service=PHI, on="file", act=_open_key_file,
     ),
@@ -370,6 +380,10 @@ SABOTAGES: tuple[Sabotage, ...] = (
         name="a signature is moved to another record",
         control="P-70", service=DEVICE, on="database",
         act=_sql("medical_device.db", "UPDATE signature SET record_id = 'other'"),
+    ),
+    Sabotage(
+        name="a signed device is deleted",
+        control="P-70", service=DEVICE, on="database", act=_sql("medical_device.db", "DELETE FROM device"),
     ),
     Sabotage(
         name="every signature is deleted",
