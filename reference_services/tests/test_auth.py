@@ -6,7 +6,9 @@ import json
 import stat
 import time
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -186,6 +188,25 @@ class TestLockout:
         assert locked.get_json() == refused[0].get_json()
         assert auth.post("/token", GRANT, who="billing").status_code == 200
         assert auth.sample("auth_login_attempts_total", result="locked") == 1
+        assert auth.sample("auth_security_events_total", event_type="client_locked", severity="high") == 1
+
+    def test_many_at_once_are_no_more_than_ten(self, auth: Auth) -> None:
+        """Attempts that come together are judged one after the other: ten fail, all others find the lock, which is one."""
+        auth.post("/token", GRANT, secret="wrong")
+        with ThreadPoolExecutor(24) as threads:
+            ready = Barrier(24)
+
+            def attempt(_number: int) -> int:
+                ready.wait(30)
+                headers = {"Authorization": auth.basic("clinician", "wrong")}
+                own = auth.world.client("auth-service")
+                return int(own.post("/token", data=GRANT, headers=headers).status_code)
+
+            assert set(threads.map(attempt, range(24))) == {401}
+        attempts = [
+            auth.sample("auth_login_attempts_total", result=result) for result in ("failed", "locked")
+        ]
+        assert attempts == [10, 15]
         assert auth.sample("auth_security_events_total", event_type="client_locked", severity="high") == 1
 
     def test_success_clears_the_count(self, auth: Auth) -> None:

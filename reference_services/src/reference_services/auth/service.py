@@ -27,6 +27,12 @@ _SEVERITY = {
     "token_revoked": "low",
 }
 
+_JUDGED = {
+    "failed": "authentication_failed",
+    "locks": "client_locked",
+    "locked": "locked_client_refused",
+}
+
 
 class Service:
     """The views, and what they share."""
@@ -161,19 +167,12 @@ class Service:
         if client is not None:
             annotate(actor=client.client_id, actor_kind="client")
         slot = domain.failure_slot(client, name)
-        failures, right = self.store.failures(slot), domain.secret_matches(client, secret)
-        if failures is not None and failures.locks(now_ns):
-            self.attempts.labels("locked").inc()
-            self.event("locked_client_refused")
-        elif client is not None and right:
-            if failures is not None:
-                self.store.clear_failures(slot)
-            self.attempts.labels("ok").inc()
+        right = domain.secret_matches(client, secret)
+        verdict = self.store.attempt(slot, now_ns, right=right)
+        self.attempts.labels("failed" if verdict == "locks" else verdict).inc()
+        if client is not None and verdict == "ok":
             return client
-        else:
-            failures = self.store.add_failure(slot, now_ns)
-            self.attempts.labels("failed").inc()
-            self.event("client_locked" if failures.locks(now_ns) else "authentication_failed")
+        self.event(_JUDGED[verdict])
         raise _refused(OAuthError("invalid_client", "client authentication failed"))
 
     def valid_claims(self, token: str) -> Claims | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -15,6 +16,8 @@ from sqlalchemy.engine import Connection, Engine
 from reference_services._kit.database import add_new, reading
 from reference_services.auth.domain import LOCKOUT_NS, Failures, OAuthClient, after_failure
 
+#: How an attempt was judged; ``locks`` is the failure that locks, ``locked`` one that finds the lock.
+Verdict = Literal["ok", "failed", "locks", "locked"]
 METADATA = sa.MetaData()
 CLIENTS = sa.Table(
     "client",
@@ -69,24 +72,31 @@ class Store:
         scopes, roles = tuple(json.loads(row.scopes)), tuple(json.loads(row.roles))
         return OAuthClient(row.client_id, row.secret_sha256, scopes, roles)
 
-    def failures(self, slot: str) -> Failures | None:
-        """Return the failed attempts counted under `slot`."""
-        with reading(self._engine) as connection:
-            return _failures(connection, slot)
+    def attempt(self, slot: str, now_ns: int, *, right: bool) -> Verdict:
+        """Judge one attempt and count it, durably, one after the other for each slot.
 
-    def add_failure(self, slot: str, now_ns: int) -> Failures:
-        """Count one more failed attempt, durably and atomically, and return the new state."""
+        Args:
+            slot: Under which name failures are counted.
+            now_ns: When.
+            right: Whether the secret is the client's.
+        """
+        if right:
+            with reading(self._engine) as connection:
+                if _failures(connection, slot) is None:
+                    return "ok"
         with self._engine.begin() as connection:
-            add_new(connection, FAILURES, slot=slot, count=0, since_ns=now_ns)
-            failures = after_failure(_failures(connection, slot, lock=True), now_ns)
+            if not right:
+                add_new(connection, FAILURES, slot=slot, count=0, since_ns=now_ns)
+            failures = _failures(connection, slot, lock=True)
+            if failures is not None and failures.locks(now_ns):
+                return "locked"
+            if right:
+                connection.execute(FAILURES.delete().where(FAILURES.c.slot == slot))
+                return "ok"
+            failures = after_failure(failures, now_ns)
             changed = FAILURES.update().where(FAILURES.c.slot == slot)
             connection.execute(changed.values(count=failures.count, since_ns=failures.since_ns))
-        return failures
-
-    def clear_failures(self, slot: str) -> None:
-        """Forget the failed attempts under `slot`, after a successful one."""
-        with self._engine.begin() as connection:
-            connection.execute(FAILURES.delete().where(FAILURES.c.slot == slot))
+        return "locks" if failures.locks(now_ns) else "failed"
 
     @staticmethod
     def revoke(connection: Connection, jti: str, exp: int, now_s: int) -> None:
