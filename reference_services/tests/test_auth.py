@@ -286,6 +286,8 @@ class TestRevoke:
     def test_unknown_is_no_error(self, auth: Auth) -> None:
         """RFC 7009 §2.2: the purpose is reached already."""
         assert auth.post("/revoke", {"token": "x"}).status_code == 200
+        (entry,) = auth.entries("token.revoked")
+        assert (entry["resource"]["id"], entry["details"]) == (None, {"revoked": False})
 
     def test_of_another_client(self, auth: Auth) -> None:
         """A client revokes its own tokens only."""

@@ -143,6 +143,9 @@ class TestCreate:
         phi.made()
         answer = phi.create(record(1, identifiers=[*record(1)["identifiers"], record()["identifiers"][1]]))
         assert (answer.status_code, answer.get_json()["code"]) == (409, "identifier_taken")
+        entry = phi.entries("patient.create")[0]
+        assert (entry["outcome"], entry["details"]["code"]) == ("failed", "identifier_taken")
+        assert (entry["subject"], entry["resource"]["id"]) == (None, None)
         assert phi.create(record(1)).status_code == 201
 
     @pytest.mark.parametrize(

@@ -291,6 +291,7 @@ class Kit(Storage):
                 problem = errors.of_http(exc)
             except Problem as exc:
                 problem = exc
+            annotate(details={"code": problem.code})
             return (operation.on_problem or render)(problem)
 
         view = operation.view

@@ -117,7 +117,9 @@ class Service:
         """Revoke a token of the calling client; a token that is not valid anyway is no error."""
         client = self.authenticated(body)
         claims = self.valid_claims(body.token)
-        if claims is not None:
+        if claims is None:
+            annotate(details={"revoked": False})
+        else:
             if claims.client_id != client.client_id:
                 self.event("foreign_revocation")
                 raise _refused(OAuthError("invalid_grant", "the token was issued to another client"))

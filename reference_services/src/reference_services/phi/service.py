@@ -53,9 +53,9 @@ class Service:
         with self.accessing(principal) as view:
             _require(view.may_write)
             patient_id = str(uuid.uuid4())
-            annotate(subject=patient_id, resource_id=patient_id)
             with self._unique(), self.kit.transaction() as connection:
                 patient = self.store.create(connection, patient_id, body.model_dump(mode="json"))
+                annotate(subject=patient_id, resource_id=patient_id)
             headers = {"Location": f"/patients/{patient_id}", "ETag": domain.etag(1)}
             return self.shown(view, patient), 201, headers
 
