@@ -483,7 +483,9 @@ plain = st.one_of(
 planted = st.sampled_from(
     [NEEDLE, f"x {NEEDLE}", NEEDLE.encode(), Phi(NEEDLE), ValueError(NEEDLE), SimpleNamespace(ssn=NEEDLE)]
 ) | st.builds(Broken)
-keys = st.one_of(st.text(max_size=10), st.sampled_from(["step", "ssn", NEEDLE, f"k {NEEDLE}"]), st.integers())
+#: Under a key of the semantic conventions a value passes unscanned.
+names = st.text(max_size=12).filter(lambda name: name not in ALLOWED)
+keys = st.one_of(names, st.sampled_from(["step", "ssn", NEEDLE, f"k {NEEDLE}"]), st.integers())
 trees = st.recursive(
     st.one_of(plain, planted),
     lambda inner: st.one_of(
@@ -498,7 +500,7 @@ trees = st.recursive(
 class TestProperties:
     """What holds for any value."""
 
-    @given(st.text(max_size=12), trees, st.sampled_from(["mask", "strict"]))
+    @given(names, trees, st.sampled_from(["mask", "strict"]))
     def test_the_needle_never_comes_out(self, key: str, tree: object, mode: Any) -> None:
         """Nested, in keys, in bytes, in objects and in exceptions: the result is JSON without it."""
         redactor = Redactor(mode)
