@@ -320,6 +320,18 @@ class TestSpool:
         assert "the audit spool cannot be used (No space left" in said
         assert kept == "(2, 0) ['first', 'third']"
 
+    def test_check(self, spool: Spool, tmp_path: Path) -> None:
+        """Whether an entry could be put there is told without one; a folder in its place takes none."""
+        spool.check()
+        assert not spool.waiting()
+        spool.add("1", b"{}")
+        spool.check()
+        assert merged(spool) == [("1", b"{}")]
+        (tmp_path / "spool").unlink()
+        (tmp_path / "spool").mkdir()
+        with pytest.raises(AuditWriteError, match="cannot be used"):
+            spool.check()
+
 
 class TestTrailWithSpool:
     """Care goes on while the store is down."""

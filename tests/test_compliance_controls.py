@@ -156,6 +156,21 @@ def erase_before_its_time(service: Service) -> None:
     Retention(service.trail, clock=ahead).erase(actor="ops-1", reason="room", entries=(last, last))
 
 
+def break_glass(service: Service, *reasons: str | None) -> None:
+    for reason in reasons:
+        draft = {"action": "patient.read", "actor": "dr-1", "subject": "p-1", "purpose": "BTG"}
+        service.trail.append({**draft, "reason": reason})
+
+
+def break_glass_without_reason(service: Service) -> None:
+    break_glass(service, "unconscious", None)
+
+
+def put_a_folder_in_place_of_the_spool(service: Service) -> None:
+    service.path.with_name("spool").unlink()
+    service.path.with_name("spool").mkdir()
+
+
 def delete_the_beginning(service: Service) -> None:
     service.unguarded("DELETE FROM entry WHERE idx = 0")
 
@@ -205,11 +220,21 @@ SABOTAGE: dict[str, tuple[dict[str, Any], Callable[[Service], None], dict[str, s
     "own witnesses only": ({"independent": False}, nothing, {"H-312.c": "partial"}),
     "witness silent": ({}, let_the_witness_be_silent, {"H-312.c": "partial"}),
     "witness holds another history": ({}, show_the_witness_another_history, {"H-312.c": "fail"}),
-    "actor left out": ({}, leave_out_the_actor, {"H-312.a2i": "fail"}),
+    "actor left out": ({}, leave_out_the_actor, {"H-312.a2i": "fail", "C-10.2": "fail"}),
+    "break-glass without a reason": (
+        {"policy": "spool"},
+        break_glass_without_reason,
+        {"H-312.a2ii": "fail", "H-312.a2i": "pass", "C-10.2": "partial"},
+    ),
+    "no spool to write to": (
+        {"policy": "spool"},
+        put_a_folder_in_place_of_the_spool,
+        {"H-312.a2ii": "fail"},
+    ),
     "entries hidden as they come": ({}, hide_what_comes, _REWRITTEN),
     "entries altered as they come": ({}, resalt_what_comes, _REWRITTEN),
     "tail deleted": ({}, delete_tail, _UNRECORDABLE),
-    "entry erased before its time": ({}, erase_before_its_time, _GONE),
+    "entry erased before its time": ({}, erase_before_its_time, {**_GONE, "C-10.2": "partial"}),
     "beginning deleted": ({}, delete_the_beginning, {**_UNRECORDABLE, **_GONE}),
     "a year stated": ({"retention_days": 365}, nothing, {"H-316": "fail", "S-ret": "fail"}),
     "six years stated": ({"retention_days": 2_192}, nothing, {"S-ret": "fail"}),
@@ -251,7 +276,8 @@ class TestSabotage:
         sabotage(service)
         assert service.run() == {**HEALTHY, **changed}
         required_failures = sorted(
-            {name for name in changed if changed[name] != "pass"} - {"H-312.a2i", "H-514", "C-10.6"}
+            {name for name in changed if changed[name] != "pass"}
+            - {"H-312.a2i", "H-312.a2ii", "H-514", "C-10.2", "C-10.6"}
         )
         assert sorted(service.engine.gate_failures()) == required_failures
 
@@ -478,9 +504,11 @@ class TestRecording:
         states = {name: state for name, state in obs.controls.run().items() if name not in UNSEEN}
         del states["C-10.6"]  # the machine decides
         assert states == {
-            **dict.fromkeys(["H-312.a1", "H-312.a2i", "H-312.b", "H-312.c", "H-312.d"], "unknown"),
+            **dict.fromkeys(
+                ["H-312.a1", "H-312.a2i", "H-312.a2ii", "H-312.b", "H-312.c", "H-312.d"], "unknown"
+            ),
             **dict.fromkeys(["P-10b", "P-10c", "P-10d", "C-10.3", "HDR"], "unknown"),
-            **dict.fromkeys(["H-316", "C-10.5", "C-10.7", "S-ret"], "unknown"),
+            **dict.fromkeys(["H-316", "C-10.2", "C-10.5", "C-10.7", "S-ret"], "unknown"),
             **dict.fromkeys(["C-3.3", "C-3.5", "H-514"], "partial"),
             "G-wrap": "pass",
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +23,7 @@ from healthobs.compliance import (
     CANARY_SUBJECT,
     Rehearsal,
 )
+from healthobs.compliance.history import FIRST_ACTION
 from healthobs.compliance.probes_audit import (
     CANARY_SECONDS,
     FULL_SECONDS,
@@ -31,6 +33,8 @@ from healthobs.compliance.probes_audit import (
     copies_entries,
     names_actors,
     notices_refusals,
+    reaches_in_emergencies,
+    records_events,
     samples_entries,
 )
 
@@ -85,6 +89,66 @@ class TestRefusals:
         service = build()
         monkeypatch.setattr(AuditTrail, "append", lambda _self, _draft: None)
         assert service.engine.run(["C-10.7"]) == {"C-10.7": "fail"}
+
+
+class TestEvents:
+    """Which events are recorded, and with what."""
+
+    def test_kinds(self, build: Callable[..., Service]) -> None:
+        """Kinds that are among the newest entries are shown, the others named; two nobody but the service can tell."""
+        service = build()
+        seen = []
+        service.trail.append({"action": CANARY_ACTION, "subject": CANARY_SUBJECT})
+        admin, reading, refused, begun = "10.2.1.2", "10.2.1.3", "10.2.1.4", "10.2.1.6"
+        never = ["10.2.1.5", "10.2.1.7"]
+        for draft in (
+            None,
+            {"action": "card.read", "actor": "c-1", "resource_id": "tok-1"},
+            {"action": "card.read", "outcome": "denied"},
+            {"action": "audit.read", "actor": "auditor"},
+            {"action": FIRST_ACTION, "actor": "phi-service"},
+            {"action": governance.HOLD, "actor": "counsel", "details": {"hold": "x"}},
+            {"action": "card.read", "resource_id": "tok-1"},
+        ):
+            if draft is not None:
+                service.trail.append_own(draft)
+            outcome = records_events(context(audit=service.trail))
+            found = [re.findall(r"10[0-9.]+", name)[0] for name in outcome.missing]
+            seen.append((outcome.state, outcome.n, found))
+        assert seen == [
+            ("unknown", 0, []),
+            ("partial", 1, [admin, reading, refused, begun, *never]),
+            ("partial", 2, [admin, reading, begun, *never]),
+            ("partial", 3, [admin, begun, *never]),
+            ("partial", 3, [admin, *never]),
+            ("partial", 4, never),
+            ("fail", 5, []),
+        ]
+        assert records_events(context()).state == "unknown"
+
+    @pytest.mark.parametrize(
+        ("reasons", "state", "says"),
+        [
+            ((), "partial", "0 uses of break-glass have their reason"),
+            (("unconscious",), "partial", "1 uses of break-glass have their reason"),
+            (("unconscious", None), "fail", "1 of 2 uses of break-glass have no reason"),
+        ],
+    )
+    def test_break_glass(self, build: Callable[..., Service], reasons: Any, state: str, says: str) -> None:
+        """Each use that was answered has its reason; that each was reviewed nobody shows."""
+        service = build(policy="spool")
+        service.trail.append({"action": "patient.read", "outcome": "denied", "purpose": "ETREAT"})
+        service.trail.append({"action": "patient.read", "purpose": "TREAT"})
+        for reason in reasons:
+            service.trail.append({"action": "patient.read", "purpose": "ETREAT", "reason": reason})
+        outcome = reaches_in_emergencies(context(audit=service.trail, settings=service.obs.settings))
+        assert (outcome.state, outcome.missing == ("a review of each use",)) == (state, state == "partial")
+        assert outcome.text.endswith(says)
+
+    def test_no_spool(self, build: Callable[..., Service]) -> None:
+        """Without a spool, or a trail, nothing is known."""
+        for audit in (None, build().trail):
+            assert reaches_in_emergencies(context(audit=audit)).state == "unknown"
 
 
 class TestCopies:

@@ -52,6 +52,15 @@ class Spool:
         except OSError:
             return False
 
+    def check(self) -> None:
+        """Return when an entry could be put there now, as far as can be told without one.
+
+        Raises:
+            AuditWriteError: The file cannot be opened, locked or written.
+        """
+        with self._locked():
+            pass
+
     def merge(
         self,
         sequence: Callable[[Rows], Rows | None],

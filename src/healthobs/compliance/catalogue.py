@@ -18,6 +18,8 @@ from healthobs.compliance.probes_audit import (
     copies_entries,
     names_actors,
     notices_refusals,
+    reaches_in_emergencies,
+    records_events,
     refuses_changes,
     samples_entries,
 )
@@ -37,6 +39,12 @@ _SIX, _ONE, _SEVEN, _SEVEN_LONG = 2_192, 365, 2_555, 2_557
 _KEPT = "the service states at least {} days, and what is gone from the log went by order, {} after it came, and under no hold"
 _NOTICED = "a call whose entry the trail refuses is denied, counted as a fault of audit and logged"
 _COPIES = "a run of entries is copied as JSON and tlog-proof, which verify, and as CSV and AuditEvents, which say the same"
+_EMERGENCY = (
+    "where a spool is configured it can be used, and each use of break-glass has a reason and a review"
+)
+_EVENTS = (
+    "each of the newest entries that was answered has its six fields, and each kind of event is among them"
+)
 _ACTORS = "each of the newest entries about a person that was answered names its actor"
 
 
@@ -58,6 +66,8 @@ def library_controls(
         control("H-312.a1")(refuses_strangers),
         # Some services hold nobody's record
         dear("H-312.a2i", criterion=_ACTORS, required=False)(names_actors),
+        # No review is recorded yet, so it cannot pass
+        dear("H-312.a2ii", criterion=_EMERGENCY, required=False)(reaches_in_emergencies),
         dear("H-312.b")(Recording()),
         dear("H-312.c")(Integrity()),
         control("H-312.d")(refuses_bad_tokens),
@@ -83,6 +93,8 @@ def library_controls(
         dear("P-10b", criterion=_COPIES)(copies_entries),
         dear("C-3.3")(hides_authentication_data),
         dear("C-3.5")(hides_card_numbers),
+        # Two kinds only the service can name, so it cannot pass
+        dear("C-10.2", criterion=_EVENTS, required=False)(records_events),
         control("C-10.3")(refuses_changes),
         dear("C-10.5", criterion=_KEPT.format(_ONE, "twelve months"))(Retained(looks, _ONE)),
         control("C-10.6", required=False)(ClockInSync(kernel_clock)),  # a container often may not ask

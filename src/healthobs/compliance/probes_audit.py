@@ -9,10 +9,12 @@ does not answer holds up the round for the time-out of its client (`healthobs.au
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from healthobs.compliance.control import CANARY_ACTION, CANARY_SUBJECT, Outcome, ProbeContext
+from healthobs.compliance.history import FIRST_ACTION
 from healthobs.exceptions import AuditError, AuditTamperedError
 
 if TYPE_CHECKING:
@@ -217,6 +219,68 @@ def names_actors(context: ProbeContext) -> Outcome:
             "unknown", f"of the newest {len(entries)} entries none is an answered one about a person", 0
         )
     return Outcome("pass", f"each of {of} names its actor", len(answered))
+
+
+#: Kinds of event (PCI DSS 10.2.1) that entries tell by themselves, and those that only the service can name.
+_KINDS: tuple[tuple[str, Callable[[dict[str, Any]], bool]], ...] = (
+    ("access to data (10.2.1.1)", lambda entry: entry["outcome"] == "ok" and _is_access(entry)),
+    ("what administrators do to the trail (10.2.1.2)", lambda entry: _governs(entry["action"])),
+    ("access to the audit trail (10.2.1.3)", lambda entry: entry["action"] == "audit.read"),
+    ("refused attempts (10.2.1.4)", lambda entry: entry["outcome"] == "denied"),
+    ("beginnings of the log (10.2.1.6)", lambda entry: entry["action"] == FIRST_ACTION),
+)
+_NAMELESS = ("changes of credentials (10.2.1.5)", "system-level objects (10.2.1.7)")
+
+
+def records_events(context: ProbeContext) -> Outcome:
+    """Look at the newest entries: each that was answered names who, and which kinds of event are among them."""
+    if context.audit is None:
+        return NO_TRAIL
+    newest = context.audit.read(limit=_LOOKED_AT).entries
+    entries = [entry for entry in newest if not entry.get("unreadable") and entry["action"] != CANARY_ACTION]
+    theirs = [entry for entry in entries if not entry["action"].startswith("control.")]
+    lacking = sum(entry["outcome"] == "ok" and not _actor(entry) for entry in theirs)
+    if lacking:
+        return Outcome("fail", f"{lacking} of {len(theirs)} entries lack their actor", len(theirs))
+    if not theirs:
+        return Outcome("unknown", f"of the newest {len(newest)} entries none is of somebody's doing", 0)
+    missing = [name for name, is_one in _KINDS if not any(map(is_one, entries))]
+    seen = len(_KINDS) - len(missing)
+    text = f"no field lacks in {len(theirs)} entries, and {seen} of seven kinds of event are among them"
+    return Outcome("partial", text, len(theirs), (*missing, *_NAMELESS))
+
+
+def _governs(action: str) -> bool:
+    return action.startswith("audit.") and action != "audit.read"
+
+
+def _is_access(entry: dict[str, Any]) -> bool:
+    resource: dict[str, Any] = entry.get("resource") or {}
+    return bool(entry.get("subject") or resource.get("id")) and not entry["action"].startswith(
+        ("control.", "audit.")
+    )
+
+
+def reaches_in_emergencies(context: ProbeContext) -> Outcome:
+    """Look at the spool that care under break-glass goes on against, and at each such use: it must have its reason."""
+    from healthobs.audit.draft import CARE
+
+    trail = context.audit
+    if trail is None:
+        return NO_TRAIL
+    if trail.spool is None or context.settings.audit_policy != "spool":
+        return Outcome("unknown", "no spool is configured, so care under break-glass stops with the store")
+    try:
+        trail.spool.check()
+    except AuditError:
+        return Outcome("fail", "the spool cannot be used, so care under break-glass stops with the store")
+    entries = trail.read(limit=_LOOKED_AT).entries
+    uses = [entry for entry in entries if entry.get("purpose") in CARE and entry["outcome"] == "ok"]
+    lacking = sum(not entry["reason"] for entry in uses)
+    if lacking:
+        return Outcome("fail", f"{lacking} of {len(uses)} uses of break-glass have no reason", len(uses))
+    text = f"the spool can be used, and {len(uses)} uses of break-glass have their reason"
+    return Outcome("partial", text, len(uses), ("a review of each use",))
 
 
 def _actor(entry: dict[str, Any]) -> str | None:

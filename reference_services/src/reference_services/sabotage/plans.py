@@ -42,7 +42,7 @@ class Sabotage:
         on: What it acts on.
         act: Does it, after the service has worked and a healthy round has run.
         settings: Fields of `Settings` that the service is started with instead.
-        environ: Variables that the service is started with instead.
+        environ: Variables that the service is started with instead; ``{folder}`` is its folder.
         also: What else changes, and to which state.
     """
 
@@ -160,6 +160,16 @@ def _forget_actor(world: World) -> None:
     world.obs.audit.append({"action": "patient.read", "subject": "p-1"})
 
 
+def _forget_who_paid(world: World) -> None:
+    assert world.obs.audit is not None  # noqa: S101 - every reference service has a trail
+    world.obs.audit.append({"action": "card.read", "resource_type": "token", "resource_id": "tok-1"})
+
+
+def _break_glass(world: World) -> None:
+    assert world.obs.audit is not None  # noqa: S101 - every reference service has a trail
+    world.obs.audit.append({"action": "patient.read", "actor": "job", "subject": "p-1", "purpose": "BTG"})
+
+
 def _erase_early(world: World) -> None:
     """Erase an entry of today on a machine whose clock is eight years ahead, with an order as the commands record it."""
     assert world.obs.audit is not None  # noqa: S101 - every reference service has a trail
@@ -263,6 +273,15 @@ SABOTAGES: tuple[Sabotage, ...] = (
         control="G-wrap", service=PAYMENT, on="process", act=_bare_structlog,
     ),
     Sabotage(
+        name="a job records an access to a card without its actor",
+        control="C-10.2", service=PAYMENT, on="process", act=_forget_who_paid,
+    ),
+    Sabotage(
+        name="a job breaks the glass without a reason",  # where a spool is configured, which no service of ours has
+        control="H-312.a2ii", service=PHI, on="process", act=_break_glass,
+        environ={"HEALTHOBS_AUDIT_POLICY": "spool", "HEALTHOBS_AUDIT_SPOOL_FILE": "{folder}/spool"},
+    ),
+    Sabotage(
         name="what cannot be recorded is answered, with an alarm",
         control="C-10.7", service=PAYMENT, on="environment", environ={"HEALTHOBS_AUDIT_POLICY": "alert"},
     ),
@@ -305,7 +324,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
     ),
     Sabotage(
         name="a job records an access without its actor",
-        control="H-312.a2i", service=PHI, on="process", act=_forget_actor,
+        control="H-312.a2i", service=PHI, on="process", act=_forget_actor, also={"C-10.2": "fail"},
     ),
     Sabotage(
         name="an entry is edited and the guards are put back, Part 11",
