@@ -172,6 +172,11 @@ class TestDistributions:
         ]
         assert wrong == []
 
+    def test_a_normal_pregnancy_excludes_diabetes(self) -> None:
+        """ICD-10-CM, Excludes1 of Z34: with diabetes, gestational or older, supervision is not of a normal pregnancy."""
+        group = {condition.code: condition.group for condition in tables.CONDITIONS}
+        assert {group[code] for code in ("Z34.90", "O24.419", "E10.9", "E11.9")} == {"diabetes"}
+
     def test_some_women_and_no_men_are_pregnant(self, many: list[domain.Patient]) -> None:
         """Pregnancy occurs, in women of 20 to 44 only."""
         pregnant = [p for p in many if any(c["code"] == "Z34.90" for c in p["conditions"])]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-GENERATOR_VERSION: Final = "2"
+GENERATOR_VERSION: Final = "3"
 
 
 class Condition(NamedTuple):
@@ -113,7 +113,7 @@ CONDITIONS: Final = (
     Condition("O24.419", "Gestational diabetes mellitus in pregnancy, unspecified control", "F", 20, 44, 2,
               "diabetes"),
     Condition("Z34.90", "Encounter for supervision of normal pregnancy, unspecified, unspecified trimester",
-              "F", 20, 44, 14),
+              "F", 20, 44, 14, "diabetes"),  # which would make it no normal one
     Condition("E66.9", "Obesity, unspecified", "FM", 5, 104, 22),
     Condition("J45.909", "Unspecified asthma, uncomplicated", "FM", 5, 104, 16),
     Condition("J44.9", "Chronic obstructive pulmonary disease, unspecified", "FM", 45, 104, 13),
