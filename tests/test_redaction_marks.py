@@ -219,7 +219,8 @@ def test_the_statement_type() -> None:
             missing: Missing
             parameter: T
         """
-    exec(textwrap.dedent(code), made)
+    # Without this module's `annotations`: as texts they could not be resolved outside of one.
+    exec(compile(textwrap.dedent(code), "<code>", "exec", dont_inherit=True), made)
     visit = made["Visit"][made["Named"]](NAME, NAME, NAME, NAME)
     assert Redactor().value("step", visit) == {
         "mrn": "[PHI:mrn]", "alias": "[PHI:name]", "missing": "[PHI:value]", "parameter": "[PHI:name]",
