@@ -475,6 +475,15 @@ class TestBreakGlass:
         labels = {"resource": "patient", "purpose": purpose, "outcome": "ok"}
         assert phi.sample("phi_records_accessed_total", **labels) == 4
 
+    @pytest.mark.parametrize(
+        ("purpose", "reason"), [("BTG", "unconscious, no record of allergies"), ("TREAT", None)]
+    )
+    def test_says_why(self, phi: Phi, purpose: str, reason: str | None) -> None:
+        """The reason that is stated is in the entry of an emergency, and of nothing else."""
+        path, stated = f"/patients/{phi.made()}", "unconscious, no record of allergies"
+        assert phi.call("GET", path, purpose=purpose, Access_Reason=stated).status_code == 200
+        assert phi.entries("patient.read")[0]["reason"] == reason
+
     @pytest.mark.parametrize("role", ["billing", "researcher", "nurse", "admin"])
     def test_for_clinicians_only(self, phi: Phi, role: str) -> None:
         """To state an emergency opens nothing for anybody else; the attempt is recorded as one."""

@@ -27,6 +27,12 @@ PURPOSE = Header(
     "Why the record is wanted (HL7 v3 PurposeOfUse).",
     {"enum": [*domain.PURPOSES], "type": "string"},
 )
+REASON = Header(
+    service.REASON,
+    "Why, in an emergency (BTG, ETREAT); for the audit trail.",
+    {"type": "string"},
+    required=False,
+)
 IF_MATCH = Header(
     "If-Match", "ETag of the version to replace.", {"type": "string", "pattern": '^(W/)?"[1-9][0-9]{0,8}"$'}
 )
@@ -37,20 +43,20 @@ def create_app(kit: Kit, views: service.Service) -> Flask:
     """Add the routes."""
     kit.post(
         "/patients", body=PatientRecord, returns={201: PatientView}, scope="patient:write", audit="patient.create",
-        resource_type="patient", idempotent=True, before=views.admit_new, headers=(PURPOSE,),
+        resource_type="patient", idempotent=True, before=views.admit_new, headers=(PURPOSE, REASON),
         summary="Store a record",
     )(views.create)  # fmt: skip
     kit.get(
         "/patients/<uuid:patient_id>", returns={200: PatientView}, scope="patient:read", audit="patient.read",
-        resource_type="patient", person=True, headers=(PURPOSE,), summary="Show a record",
+        resource_type="patient", person=True, headers=(PURPOSE, REASON), summary="Show a record",
     )(views.read)  # fmt: skip
     kit.put(
         "/patients/<uuid:patient_id>", body=PatientRecord, returns={200: PatientView}, scope="patient:write",
-        audit="patient.update", resource_type="patient", person=True, before=views.admit_change, headers=(PURPOSE, IF_MATCH),
+        audit="patient.update", resource_type="patient", person=True, before=views.admit_change, headers=(PURPOSE, REASON, IF_MATCH),
         problems=(409, 412, 428), summary="Replace a record (If-Match)",
     )(views.update)  # fmt: skip
     kit.post(
         "/patients/search", body=Search, returns={200: SearchResult}, scope="patient:read", audit="patient.search",
-        resource_type="patient", headers=(PURPOSE,), summary="Find a record by identifier",
+        resource_type="patient", headers=(PURPOSE, REASON), summary="Find a record by identifier",
     )(views.search)  # fmt: skip
     return kit.finish()

@@ -6,7 +6,7 @@ Safe Harbor method (45 CFR 164.514(b)(2)(i)): of a diagnosis it has the code, an
 A clinician who states an emergency (45 CFR 164.312(a)(2)(ii)) has the view of treatment: what differs is that a lost
 audit store does not stop it.
 
-Limits: no consent; break-glass asks for no reason, and for no review; a code is told by its form, in no table.
+Limits: no consent; break-glass takes a reason and insists on none, and knows no review; a code is told by its form, in no table.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ POLICY: Mapping[tuple[str, str], View] = MappingProxyType(
         ("researcher", "HRESCH"): RESEARCH,
     }
 )
+EMERGENCIES = ("BTG", "ETREAT")
 PURPOSES = tuple(purpose for _, purpose in POLICY)
 
 

@@ -19,6 +19,8 @@ from reference_services.phi.models import PatientRecord, PatientView, Search, Se
 from reference_services.phi.store import IdentifierTaken, Patient, Store
 
 PURPOSE = "Purpose-Of-Use"
+REASON = "Access-Reason"
+MAX_REASON = 200
 #: What a generator of test data can prove about a record; names and dates prove nothing.
 PROVABLE = ("identifiers", "telecom", "address")
 
@@ -122,6 +124,8 @@ class Service:
         stated = request.headers.get(PURPOSE, "")
         purpose = stated if stated in domain.PURPOSES else "other"
         annotate(purpose=purpose)
+        if purpose in domain.EMERGENCIES and request.headers.get(REASON):
+            annotate(reason=request.headers[REASON][:MAX_REASON])
         outcome = "failed"
         try:
             view = domain.view_for(principal.roles, purpose)
