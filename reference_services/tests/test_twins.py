@@ -58,6 +58,8 @@ SCOPES = (
     "device:write", "device:sign", "audit:read", "compliance:read",
 )  # fmt: skip
 UDI = "(01)00844588003288(17)290101(10)LOT42(21)SN4711"
+#: What is as short is not looked for: chance makes it, too.
+SHORTEST = 5
 COMMON = {"Baggage", "tracestate", "X-Request-Id", "User-Agent", "Referer"}
 
 
@@ -96,12 +98,17 @@ class Person:
         }
         found |= {f"contact {n}": item["value"] for n, item in enumerate(record["telecom"])}
         found |= {f"identifier {n}": item["value"] for n, item in enumerate(record["identifiers"])}
-        return {what: value for what, value in found.items() if len(value) > 5}
+        return {what: value for what, value in found.items() if len(value) > SHORTEST}
 
 
 def _shape(index: int) -> tuple[int, ...]:
     made: Mapping[str, Any] = synthetic.patient(42, index)
-    return (len(made["diagnosis"]), *(len(made[name]) for name in ("telecom", "identifiers", "conditions")))
+    long = len(made["last_name"]) > SHORTEST
+    return (
+        len(made["diagnosis"]),
+        long,
+        *(len(made[name]) for name in ("telecom", "identifiers", "conditions")),
+    )
 
 
 FIRST = Person(0, "Ottoline Quassler", "219-09-9999", "4111111111111111")
@@ -288,6 +295,9 @@ class Story:
         decision = {"decision": "approve", "reason": "invoice checked"}
         for role in ("billing", "approver"):
             self.ask(pay, "POST", f"{path}/approvals", role=role, json=decision)
+        for way in ("capture", "void"):
+            held = self.ask(pay, "POST", "/process", role="billing", json={**bill, "capture": False})
+            self.ask(pay, "POST", f"/payments/{held.get_json()['id']}/{way}", role="billing", json={})
         self.ask(pay, "GET", "/alerts")
 
     def misuse(self) -> None:
