@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from tests.postgres import Postgres
 
-from healthobs.audit import merkle, open_trail
+from healthobs.audit import governance, merkle, open_trail
+from healthobs.audit.copies import unfaithful
 from healthobs.audit.opening import store_of
 from healthobs.audit.postgres import GUARDS, prepare
+from healthobs.audit.removal import Removals
 from healthobs.audit.trail import AuditTrail
 from healthobs.exceptions import AuditError, AuditWriteError, ConfigurationError
 
@@ -185,6 +187,20 @@ class TestGuards:
         log.as_owner(off, "UPDATE entry SET body = replace(body, 'client-1', 'client-2') WHERE idx = 1", on)
         verdict = trail.verify()
         assert (verdict.ok, verdict.first_bad_index) == (False, 1)
+
+    def test_what_is_gone(self, log: Log) -> None:
+        """What went, with an order or without, is seen by the application's role, and copies show what was recorded."""
+        trail = log.open()
+        for _ in range(4):
+            trail.append(READ)
+        removals = Removals()
+        assert (removals.look(trail).missing, unfaithful(trail, 0, 3)) == (0, set())
+        trail.append_own({"action": governance.ERASE, "details": {"ranges": "1"}})
+        with closing(store_of(log.owner).connect()) as connection, connection.amending():
+            connection.execute("UPDATE entry SET body = NULL WHERE idx IN (1, 2)")
+        kept = removals.look(trail)
+        assert ([each[:2] for each in kept.removals], kept.missing) == ([(1, 1)], 1)
+        assert unfaithful(trail, 0, 3) == {1, 2}
 
     def test_only_the_owner_lifts_the_guards(self, log: Log) -> None:
         """Erasing needs the owner's connection, and leaves every guard in force again."""

@@ -42,7 +42,7 @@ class Sabotage:
         on: What it acts on.
         act: Does it, after the service has worked and a healthy round has run.
         settings: Fields of `Settings` that the service is started with instead.
-        environ: Variables that the service is started with instead; ``{folder}`` is its folder.
+        environ: Variables that the service is started with instead.
         also: What else changes, and to which state.
     """
 
@@ -277,9 +277,8 @@ SABOTAGES: tuple[Sabotage, ...] = (
         control="C-10.2", service=PAYMENT, on="process", act=_forget_who_paid,
     ),
     Sabotage(
-        name="a job breaks the glass without a reason",  # where a spool is configured, which no service of ours has
+        name="a job breaks the glass without a reason",
         control="H-312.a2ii", service=PHI, on="process", act=_break_glass,
-        environ={"HEALTHOBS_AUDIT_POLICY": "spool", "HEALTHOBS_AUDIT_SPOOL_FILE": "{folder}/spool"},
     ),
     Sabotage(
         name="what cannot be recorded is answered, with an alarm",

@@ -49,7 +49,7 @@ class World(Mapping[str, "WSGIApplication"]):
     Args:
         folder: Where everything is stored.
         target: Name of the service that is observed.
-        environ: Variables of the target beside its folder; ``{folder}`` in them is that.
+        environ: Variables of the target beside its folder.
         settings: Fields of its `Settings` that differ from what the environment gives.
     """
 
@@ -94,11 +94,7 @@ class World(Mapping[str, "WSGIApplication"]):
             "HEALTHOBS_CONTROL_INTERVAL_SECONDS": "0",
             "HEALTHOBS_CAPTURE_STDLIB": "false",
             "AUTH_CLIENTS_FILE": str(self._clients_file()),
-            **(
-                {key: value.format(folder=self.folder) for key, value in self._environ.items()}
-                if name == self.target
-                else {}
-            ),
+            **(self._environ if name == self.target else {}),
         }
         settings = ServiceSettings.from_env(SERVICES[name].info, environ)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
