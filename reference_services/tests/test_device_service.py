@@ -471,12 +471,12 @@ class TestControls:
         return once
 
     def test_sound(self, devices: Devices, run: Any) -> None:
-        """All pass, on nothing and on what is there; a record changed since is no forgery."""
+        """All pass, on nothing and on what is there."""
         assert run() == {"P-70": ("pass", 0), "P-50": ("pass", 0), "P-10h": ("pass", 0)}
         devices.sign(f"devices/{devices.device()}")
         assert run() == {"P-70": ("pass", 1), "P-50": ("pass", 1), "P-10h": ("pass", 1)}
-        devices.database("UPDATE device SET name = 'Other'")
-        assert run()["P-70"] == ("pass", 1)
+        devices.sign(f"calibrations/{devices.calibration(devices.device(UDI.replace('4711', '4712')))}")
+        assert run() == {"P-70": ("pass", 2), "P-50": ("pass", 2), "P-10h": ("pass", 1)}
 
     @pytest.mark.parametrize(
         ("statement", "expected"),
@@ -484,7 +484,9 @@ class TestControls:
             ("UPDATE signature SET record_id = 'other'", {"P-70": "fail", "P-10h": "pass"}),
             ("UPDATE signature SET kind = 'calibrations'", {"P-70": "fail", "P-10h": "pass"}),
             ("UPDATE signature SET jws = jws || 'A'", {"P-70": "fail", "P-10h": "pass"}),
-            ("UPDATE device SET device_identifier = '00844588003289'", {"P-70": "pass", "P-10h": "fail"}),
+            ("UPDATE device SET name = 'Other'", {"P-70": "fail", "P-10h": "pass"}),
+            ("UPDATE device SET device_identifier = '00844588003289'", {"P-70": "fail", "P-10h": "fail"}),
+            ("DELETE FROM device", {"P-70": "fail", "P-10h": "pass"}),
         ],
     )
     def test_sabotaged_database(
@@ -494,6 +496,14 @@ class TestControls:
         devices.sign(f"devices/{devices.device()}")
         devices.database(statement)
         assert {name: state for name, (state, _) in run().items()} == {"P-50": "pass", **expected}
+
+    def test_changed_calibration(self, devices: Devices, run: Any) -> None:
+        """A signed calibration that nobody could have changed is found, whatever else is signed."""
+        device = devices.device()
+        devices.sign(f"devices/{device}")
+        devices.sign(f"calibrations/{devices.calibration(device)}")
+        devices.database("UPDATE calibration SET due = '2099-12-31'")
+        assert run()["P-70"] == ("fail", 1)
 
     def test_deleted_signatures(self, devices: Devices, run: Any) -> None:
         """A signature that is gone is missed, one of several too, because its signing is in the audit trail."""

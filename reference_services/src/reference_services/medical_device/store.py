@@ -150,15 +150,14 @@ def signatures(connection: Connection, **of: str) -> list[dict[str, Any]]:
     return rows(connection, query)
 
 
-def signatures_of_nothing(connection: Connection) -> int:
-    """Return how many signatures are of records that are not there."""
-    count = sa.select(sa.func.count()).select_from(SIGNATURES)
-    return sum(
-        connection.execute(
-            count.where(SIGNATURES.c.kind == kind, SIGNATURES.c.record_id.not_in(sa.select(table.c.id)))
-        ).scalar_one()
-        for kind, table in RECORDS.items()
-    )
+def signed_records(connection: Connection) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the records that have a signature, by kind and id."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for kind, table in RECORDS.items():
+        signed = sa.select(SIGNATURES.c.record_id).where(SIGNATURES.c.kind == kind)
+        query = sa.select(table).where(table.c.id.in_(signed))
+        found |= {(kind, row["id"]): row for row in rows(connection, query)}
+    return found
 
 
 def identifiers(connection: Connection) -> list[str]:

@@ -368,6 +368,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="a signature without meaning is put in",
         control="P-50", service=DEVICE, on="database", act=_sign_without_meaning,
+        also={"P-70": "fail"},  # on a record that is none
     ),
     Sabotage(
         name="a record is left readable in the database",
@@ -404,6 +405,11 @@ SABOTAGES: tuple[Sabotage, ...] = (
         control="P-70", service=DEVICE, on="database", act=_sql("medical_device.db", "DELETE FROM device"),
     ),
     Sabotage(
+        name="a signed record is changed",
+        control="P-70", service=DEVICE, on="database",
+        act=_sql("medical_device.db", "UPDATE device SET name = 'Other'"),
+    ),
+    Sabotage(
         name="every signature is deleted",
         control="P-70", service=DEVICE, on="database", act=_sql("medical_device.db", "DELETE FROM signature"),
         also={"P-50": "unknown"},
@@ -412,5 +418,6 @@ SABOTAGES: tuple[Sabotage, ...] = (
         name="a stored device identifier gets a wrong check digit",
         control="P-10h", service=DEVICE, on="database",
         act=_sql("medical_device.db", "UPDATE device SET device_identifier = '00844588003289'"),
+        also={"P-70": "fail"},  # the device was signed as it was
     ),
 )  # fmt: skip
