@@ -141,19 +141,40 @@ class TestAlarms:
 
     def test_without_calibration(self) -> None:
         """One technical alarm for all the observations of a device without a calibration in force."""
-        found = alarms.alarms_of([read(sequence=1), read(sequence=2)], calibrated=False)
-        assert [(alarm.cause, alarm.kind, alarm.priority, alarm.count) for alarm in found] == [
-            ("calibration", "Tec", "Lo", 2)
-        ]
-        assert alarms.alarms_of([read()], calibrated=True) == []
+        seen = [domain.judged(read(sequence=sequence), []) for sequence in (1, 2)]
+        assert [
+            (alarm.cause, alarm.kind, alarm.priority, alarm.count) for alarm in alarms.alarms_of(seen)
+        ] == [("calibration", "Tec", "Lo", 2)]
+        assert alarms.alarms_of([read()]) == []
 
     @pytest.mark.parametrize(
-        ("flags", "calibrated", "word"),
-        [((), True, "Vld"), ((), False, "Qst"), (("late",), True, "Qst"), (("soft_low",), True, "Vld")],
+        ("flags", "word"),
+        [
+            ((), "Vld"),
+            (("uncalibrated",), "Qst"),
+            (("late",), "Qst"),
+            (("soft_low",), "Vld"),
+            (("soft_low", "late"), "Qst"),
+        ],
     )
-    def test_validity(self, flags: tuple[str, ...], calibrated: bool, word: str) -> None:
+    def test_validity(self, flags: tuple[str, ...], word: str) -> None:
         """Late or uncalibrated is questionable; alarming is not."""
-        assert domain.validity(flags, calibrated=calibrated) == word
+        assert domain.validity(flags) == word
+
+    @pytest.mark.parametrize(
+        ("calibrations", "flags"),
+        [
+            ([], ("uncalibrated",)),
+            ([(NOW_MS - 400_000, "2026-11-18")], ()),
+            ([(NOW_MS - 400_000, "2026-11-17")], ("uncalibrated",)),
+            ([(NOW_MS - 399_999, "2026-11-18")], ("uncalibrated",)),
+            ([(0, "2026-11-18"), (NOW_MS, "2026-11-17")], ()),
+            ([(0, "2026-11-18"), (1, "2026-11-17")], ("uncalibrated",)),
+        ],
+    )
+    def test_calibration_in_force(self, calibrations: list[tuple[int, str]], flags: tuple[str, ...]) -> None:
+        """The latest one at the time of the observation counts, to the end of the day that it is due."""
+        assert domain.judged(read(), calibrations).flags == flags
 
 
 items = st.builds(
@@ -193,7 +214,7 @@ class Device:
         numbered = dict(enumerate(batch))
         unique = domain.first_of_each(numbered)
         new, stored = store.ingest(self.connection, "d", unique, ["Vld"] * len(unique))
-        raised = alarms.alarms_of([item for item in unique if item.key in new], calibrated=True)
+        raised = alarms.alarms_of([item for item in unique if item.key in new])
         store.raise_alarms(self.connection, "d", raised)
         outcome = domain.outcomes(numbered, new, stored)
         return [outcome[index] for index in range(len(batch))]

@@ -97,6 +97,12 @@ def devices(world: Any, tmp_path: Path) -> Devices:
 EFFECTIVE = (datetime.now(UTC) - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:00Z")
 
 
+def ago(seconds: float = 0, **more: float) -> str:
+    """Return the instant that much before now, to the millisecond."""
+    moment = datetime.now(UTC) - timedelta(seconds=seconds, **more)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def item(sequence: int = 1, **changes: Any) -> dict[str, Any]:
     made = {
         "code": "8867-4",
@@ -287,15 +293,33 @@ class TestObservations:
         assert [devices.observe(device, item()).get_json()["accepted"] for device in (one, other)] == [1, 1]
 
     def test_validity(self, devices: Devices) -> None:
-        """Questionable until the device is calibrated, and again once the calibration has run out."""
+        """Questionable before the device is calibrated, when late, and once the calibration has run out."""
         device = devices.device()
-        devices.observe(device, item(1))
+        devices.observe(device, item(1, effective=ago()))
         devices.calibration(device)
-        devices.observe(device, item(2), item(3, effective="2026-01-01T00:00:00Z"))
+        first = item(2, effective=ago())
+        devices.observe(device, first, item(3, effective=ago(days=1)), item(4, effective=ago(hours=23)))
         devices.database("UPDATE calibration SET due = '2020-01-01'")
-        devices.observe(device, item(4))
+        devices.observe(device, item(5, effective=ago()), first)
         rows = devices.database("SELECT sequence, validity, flags FROM observation ORDER BY sequence")
-        assert rows == [(1, "Qst", ""), (2, "Vld", ""), (3, "Qst", "late"), (4, "Qst", "")]
+        assert rows == [
+            (1, "Qst", "uncalibrated"), (2, "Vld", ""), (3, "Qst", "late uncalibrated"), (4, "Qst", "uncalibrated"),
+            (5, "Qst", "uncalibrated"),
+        ]  # fmt: skip
+
+    def test_validity_at_its_time(self, devices: Devices) -> None:
+        """What counts is the calibration in force when the observation was made, not the one that is now."""
+        device = devices.device()
+        for days, due in ((20, 12), (10, 2)):
+            devices.calibration(device)
+            recorded = f"recorded_ns = recorded_ns - {days} * 86400000000000, due = '{ago(days=due)[:10]}'"
+            devices.database(f"UPDATE calibration SET {recorded} WHERE due = '2099-11-23'")
+        days = (21, 19, 11, 9, 1)
+        devices.observe(device, *(item(at, effective=ago(days=at, hours=-1)) for at in days))
+        rows = devices.database("SELECT sequence, flags FROM observation ORDER BY effective_ms")
+        assert rows == [
+            (21, "late uncalibrated"), (19, "late"), (11, "late uncalibrated"), (9, "late"), (1, "uncalibrated"),
+        ]  # fmt: skip
 
 
 class TestAlarms:
@@ -305,16 +329,16 @@ class TestAlarms:
         """82 % saturation is a high-priority alarm; a second one is the same alarm seen again."""
         device = devices.device()
         devices.calibration(device)
-        low = {"code": "59408-5", "unit": "%", "value": 82}
-        devices.observe(device, item(1, **low, effective="2026-01-01T00:00:02Z"))
-        devices.observe(device, item(2, **low, effective="2026-01-01T00:00:01Z"), item(3))
+        low, (earlier, later) = {"code": "59408-5", "unit": "%", "value": 82}, (ago(), ago(seconds=-1))
+        devices.observe(device, item(1, **low, effective=later))
+        devices.observe(device, item(2, **low, effective=earlier), item(3, effective=later))
         body = devices.get("/alarms").get_json()
         assert body == {
             "total": 1,
             "alarms": [
                 {
                     "device_id": device, "cause": "59408-5 low", "kind": "Phy", "priority": "Hi", "count": 2,
-                    "first": "2026-01-01T00:00:01.000Z", "last": "2026-01-01T00:00:02.000Z",
+                    "first": earlier, "last": later,
                 }
             ],
         }  # fmt: skip

@@ -42,12 +42,13 @@ def alarm_of(observation: Observation) -> Alarm | None:
     return None
 
 
-def alarms_of(observations: Iterable[Observation], *, calibrated: bool) -> list[Alarm]:
+def alarms_of(observations: Iterable[Observation]) -> list[Alarm]:
     """Return the alarms that new observations raise, one for each cause."""
     merged: dict[str, Alarm] = {}
     for observation in observations:
         at = observation.effective_ms
-        raised = (alarm_of(observation), None if calibrated else Alarm(*_UNCALIBRATED, at, at))
+        uncalibrated = Alarm(*_UNCALIBRATED, at, at) if "uncalibrated" in observation.flags else None
+        raised = (alarm_of(observation), uncalibrated)
         for alarm in filter(None, raised):
             known = merged.get(alarm.cause)
             merged[alarm.cause] = known.merged(alarm) if known else alarm

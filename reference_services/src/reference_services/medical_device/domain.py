@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -145,6 +145,22 @@ def outcomes(
     return found
 
 
-def validity(flags: Iterable[str], *, calibrated: bool) -> str:
-    """Return how far a measurement may be relied on: ``Vld``, or ``Qst`` when late or not calibrated."""
-    return "Vld" if calibrated and "late" not in set(flags) else "Qst"
+def judged(observation: Observation, calibrations: Iterable[tuple[int, str]]) -> Observation:
+    """Flag an observation as ``uncalibrated`` where no calibration was in force when it was made.
+
+    Args:
+        observation: One that was read.
+        calibrations: Of its device, oldest first: when each was recorded, in milliseconds, and the day it is due.
+    """
+    known = [due for recorded_ms, due in calibrations if recorded_ms <= observation.effective_ms]
+    day = datetime.fromtimestamp(observation.effective_ms / 1000, UTC).date().isoformat()
+    in_force = bool(known) and day <= known[-1]
+    return observation if in_force else replace(observation, flags=(*observation.flags, "uncalibrated"))
+
+
+def validity(flags: Iterable[str]) -> str:
+    """Return how far a measurement may be relied on: ``Vld``, or ``Qst`` when late or not calibrated.
+
+    What is alarming is not questionable: `soft` bounds an alarm, not what is believed.
+    """
+    return "Qst" if {"late", "uncalibrated"} & set(flags) else "Vld"

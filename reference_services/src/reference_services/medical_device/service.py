@@ -86,11 +86,11 @@ class Service:
                 outcome[index] = refused.code
         with self.kit.transaction() as connection:
             self._found(connection, key)
-            calibrated = self._calibrated(connection, key)
-            batch = domain.first_of_each(read)
-            validities = [domain.validity(item.flags, calibrated=calibrated) for item in batch]
+            calibrations = store.calibrations(connection, key)
+            batch = [domain.judged(item, calibrations) for item in domain.first_of_each(read)]
+            validities = [domain.validity(item.flags) for item in batch]
             new, stored = store.ingest(connection, key, batch, validities)
-            self._alarm(connection, key, [item for item in batch if item.key in new], calibrated=calibrated)
+            self._alarm(connection, key, [item for item in batch if item.key in new])
             outcome |= domain.outcomes(read, new, stored)
             others = ((index, code) for index, code in sorted(outcome.items()) if code not in _TAKEN)
             rejected = [models.Rejected(index=index, code=code) for index, code in others]
@@ -185,18 +185,12 @@ class Service:
             raise Problem(404, "record_unknown", "There is no such record.")
         return row
 
-    def _calibrated(self, connection: Connection, device_id: str) -> bool:
-        due = store.calibration_due(connection, device_id)
-        return due is not None and due >= self.kit.clock.now().date().isoformat()
-
     def _shown(self, connection: Connection, row: Mapping[str, Any]) -> models.Device:
-        due = store.calibration_due(connection, row["id"])
+        due = next((due for _, due in reversed(store.calibrations(connection, row["id"]))), None)
         return models.Device.of(row, registered=moment(row["registered_ns"]), calibration_due=due)
 
-    def _alarm(
-        self, connection: Connection, device_id: str, new: list[domain.Observation], *, calibrated: bool
-    ) -> None:
-        found = alarms.alarms_of(new, calibrated=calibrated)
+    def _alarm(self, connection: Connection, device_id: str, new: list[domain.Observation]) -> None:
+        found = alarms.alarms_of(new)
         for alarm in store.raise_alarms(connection, device_id, found):
             self.raised.labels(alarm.priority, alarm.kind).inc()
             self.kit.log.warning("alarm_raised", priority=alarm.priority, kind=alarm.kind)

@@ -89,11 +89,13 @@ def add(connection: Connection, table: sa.Table, values: Mapping[str, Any]) -> N
     connection.execute(table.insert().values(**values))
 
 
-def calibration_due(connection: Connection, device_id: str) -> str | None:
-    """Return the due date of the latest calibration, or None when there is none."""
-    query = sa.select(CALIBRATIONS.c.due).where(CALIBRATIONS.c.device_id == device_id)
-    due: str | None = connection.execute(query.order_by(CALIBRATIONS.c.recorded_ns.desc()).limit(1)).scalar()
-    return due
+def calibrations(connection: Connection, device_id: str) -> list[tuple[int, str]]:
+    """Return the calibrations of a device, oldest first: when each was recorded, in milliseconds, and the day it is due."""
+    query = sa.select(CALIBRATIONS.c.recorded_ns, CALIBRATIONS.c.due).where(
+        CALIBRATIONS.c.device_id == device_id
+    )
+    found = connection.execute(query.order_by(CALIBRATIONS.c.recorded_ns))
+    return [(recorded_ns // 1_000_000, due) for recorded_ns, due in found]
 
 
 def ingest(
