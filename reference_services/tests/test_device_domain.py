@@ -68,6 +68,7 @@ class TestReadObservation:
                 )
             ),
             ({"effective": "2026-11-18T11:11:40.001Z"}, "in_the_future"),
+            ({"effective": "2025-11-17T11:06:39.999Z"}, "too_old"),
         ],
     )
     def test_refused(self, changes: dict[str, Any], code: str) -> None:
@@ -99,7 +100,8 @@ class TestReadObservation:
         assert domain.read_value(read(value=str(value)).value) == value
 
     def test_late(self) -> None:
-        """Older than a day is flagged; five minutes ahead is still taken."""
+        """Older than a day is flagged, up to a year; five minutes ahead is still taken."""
+        assert read(effective="2025-11-17T11:06:40Z").flags == ("late",)
         assert read(effective="2026-11-17T11:06:39.999Z").flags == ("late",)
         assert read(effective="2026-11-17T11:06:40Z").flags == ()
         assert read(effective="2026-11-18T11:11:40Z").flags == ()
@@ -138,6 +140,10 @@ class TestAlarms:
         assert alarm is not None
         assert (alarm.cause, alarm.priority) == ("8867-4 high", "Me")
         assert alarms.alarm_of(read()) is None
+
+    def test_late(self) -> None:
+        """A reading that comes a day late is no physiological alarm any more."""
+        assert alarms.alarm_of(read(value=131, effective="2026-11-17T11:06:39Z")) is None
 
     def test_without_calibration(self) -> None:
         """One technical alarm for all the observations of a device without a calibration in force."""

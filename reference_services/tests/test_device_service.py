@@ -346,6 +346,16 @@ class TestAlarms:
         assert devices.sample("alarms_active", priority="Hi") == 1
         assert [entry["outcome"] for entry in devices.entries("alarms.read")] == ["ok"]
 
+    def test_of_long_ago(self, devices: Devices) -> None:
+        """A reading of yesterday is no alarm of today; one of years ago is refused."""
+        device, low = devices.device(), {"code": "59408-5", "unit": "%", "value": 82}
+        devices.calibration(device)
+        old = [item(1, **low, effective=ago(days=2)), item(2, **low, effective="0001-01-01T00:00:00Z")]
+        answer = devices.observe(device, *old).get_json()
+        assert (answer["accepted"], answer["rejected"]) == (1, [{"index": 1, "code": "too_old"}])
+        assert [found["kind"] for found in devices.get("/alarms").get_json()["alarms"]] == ["Tec"]
+        assert devices.sample("alarms_active", priority="Hi") == 0
+
     def test_uncalibrated(self, devices: Devices) -> None:
         """A device that measures without a calibration raises one technical alarm."""
         devices.observe(devices.device(), item(1), item(2))

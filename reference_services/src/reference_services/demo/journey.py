@@ -14,6 +14,7 @@ from typing import Any
 import urllib3
 
 from healthobs.client import Client
+from healthobs.clock import Clock, rfc3339
 from reference_services.demo.cluster import Identity, Service
 from reference_services.demo.evidence import Evidence, Step
 
@@ -181,20 +182,21 @@ class Journey:
             who="engineering-app", key=str(uuid.uuid4()), path_params=path,
             json={"as_found": "1.2", "as_left": "0.1", "performed_by": "engineer-7", "due": "2027-11-23"},
         )  # fmt: skip
+        now = rfc3339(Clock().now(), timespec="milliseconds")
         batch = {
             "observations": [
                 {
                     "code": "8867-4",
                     "value": "72",
                     "unit": "/min",
-                    "effective": "2026-11-23T06:00:01Z",
+                    "effective": now,
                     "sequence": 2,
                 },
                 {
                     "code": "59408-5",
                     "value": "82",
                     "unit": "%",
-                    "effective": "2026-11-23T06:00:00Z",
+                    "effective": now,
                     "sequence": 1,
                 },
             ]

@@ -33,7 +33,9 @@ class Alarm:
 
 
 def alarm_of(observation: Observation) -> Alarm | None:
-    """Return the physiological alarm that an observation raises, or None."""
+    """Return the physiological alarm that an observation raises, or None; a late one is no alarm any more."""
+    if "late" in observation.flags:
+        return None
     limits, at = CODES[observation.code][observation.unit], observation.effective_ms
     if "soft_low" in observation.flags:
         return Alarm(f"{observation.code} low", "Phy", limits.low, at, at)

@@ -17,6 +17,8 @@ from reference_services.medical_device.vitals import CODES
 Key = tuple[str, int, int]
 MAX_SKEW_MS = 5 * 60 * 1000
 LATE_MS = 24 * 3600 * 1000
+#: A clock that is off by more than a year tells nothing of when.
+TOO_OLD_MS = 366 * LATE_MS
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,5})(\.[0-9]{1,4})?")
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,3})?Z", re.ASCII)
 
@@ -103,6 +105,8 @@ def read_observation(
         raise ItemError("out_of_range")
     if effective_ms > now_ms + MAX_SKEW_MS:
         raise ItemError("in_the_future")
+    if effective_ms < now_ms - TOO_OLD_MS:
+        raise ItemError("too_old")
     found = {
         "soft_low": number < Decimal(limits.soft[0]),
         "soft_high": number > Decimal(limits.soft[1]),
