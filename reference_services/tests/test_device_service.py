@@ -321,6 +321,13 @@ class TestObservations:
             (21, "late uncalibrated"), (19, "late"), (11, "late uncalibrated"), (9, "late"), (1, "uncalibrated"),
         ]  # fmt: skip
 
+    def test_alarming_is_valid(self, devices: Devices) -> None:
+        """The limits of an alarm are no limits of what is believed: 82 % of a calibrated device is a fact."""
+        device = devices.device()
+        devices.calibration(device)
+        devices.observe(device, item(code="59408-5", unit="%", value=82, effective=ago()))
+        assert devices.database("SELECT validity, flags FROM observation") == [("Vld", "soft_low")]
+
 
 class TestAlarms:
     """`GET /alarms`."""
