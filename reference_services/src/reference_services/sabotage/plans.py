@@ -368,7 +368,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="a signature without meaning is put in",
         control="P-50", service=DEVICE, on="database", act=_sign_without_meaning,
-        also={"P-70": "fail"},  # on a record that is none
+        also={"P-70": "fail"},  # nor does it hold on its record
     ),
     Sabotage(
         name="a record is left readable in the database",
