@@ -56,6 +56,8 @@ def is_library(name: str, path: str) -> bool:
         name: Of its logger, or of the module that logs.
         path: Of the file that logs.
     """
+    if name.partition(".")[0] == "healthobs":
+        return False  # what is handed on here is judged before
     home = _home(name)
     if _is_installed(home) and not _is_applications(home):
         return True

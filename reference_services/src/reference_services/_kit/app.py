@@ -386,9 +386,13 @@ def application(
             transport: Mapping[str, WSGIApplication] | None = None,
         ) -> Flask:
             kit = Kit(info, settings, obs=obs, transport=transport, controls=controls(lambda: made))
-            kit.migrate(tables)
-            made = kit.app.extensions[info.name] = views(kit)
-            return routes(kit, made)
+            try:
+                kit.migrate(tables)
+                made = kit.app.extensions[info.name] = views(kit)
+                return routes(kit, made)
+            except BaseException:
+                kit.close()
+                raise
 
         return create_app
 

@@ -6,19 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flask import Flask
 
-from healthobs import Observability
-from reference_services._kit import Kit, ServiceInfo, ServiceSettings
+from reference_services._kit import Kit, ServiceInfo, application
 from reference_services.auth import clients, models, service
 from reference_services.auth.controls import controls
 from reference_services.auth.store import METADATA
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
 
 INFO = ServiceInfo(
     name="auth-service",
@@ -32,23 +27,14 @@ INFO = ServiceInfo(
 )
 
 
-def create_app(
-    settings: ServiceSettings | None = None,
-    *,
-    obs: Observability | None = None,
-    transport: Mapping[str, WSGIApplication] | None = None,
-) -> Flask:
-    """Build the service.
+@application(INFO, METADATA, service.Service, controls)
+def create_app(kit: Kit, views: service.Service) -> Flask:
+    """Add the routes, and make the clients known that the clients file names.
 
     Raises:
         ConfigurationError: The clients file is wrong.
     """
-    settings = settings or ServiceSettings.from_env(INFO)
-    known = clients.configured(settings)
-    kit = Kit(INFO, settings, obs=obs, transport=transport, controls=controls(lambda: views))
-    kit.migrate(METADATA)
-    views = service.Service(kit)
-    kit.app.extensions[INFO.name] = views
+    known = clients.configured(kit.settings)
     if known is not None:
         views.store.replace_clients(known)
     refusals: dict[int, Any] = {400: models.OAuthErrorAnswer, 401: models.OAuthErrorAnswer}
