@@ -201,10 +201,10 @@ class TestKnownLibraries:
     def test_sqlalchemy(self, lines: Callable[[], list[str]]) -> None:
         """Its statements may hold literals."""
         log = logging.getLogger("sqlalchemy.engine")
-        engine = sa.create_engine("sqlite://")
         log.setLevel(logging.INFO)
+        engine = sa.create_engine("sqlite://")  # which looks at the level now
         try:
-            with sa.create_engine("sqlite://").connect() as connection:
+            with engine.connect() as connection:
                 connection.exec_driver_sql(f"select '{WHO}'")
         finally:
             log.setLevel(logging.NOTSET)

@@ -492,6 +492,7 @@ class TestBreakGlass:
         (entry,) = phi.entries("patient.read")
         assert (entry["outcome"], entry["purpose"], entry["actor"]["id"]) == ("denied", "BTG", role)
 
+    @pytest.mark.server  # waits half a minute for a store that does not answer
     def test_the_audit_store_is_away(self, phi: Phi) -> None:
         """Care is served against the fsynced spool, and an alarm; nothing else is; later the log has every entry once."""
         key = phi.made()
