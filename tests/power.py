@@ -120,6 +120,9 @@ class Disk:
             return self._name(path, None)
         if call.name == "link":
             return self._name(call.paths[1], self._now[path])
+        if call.name == "rename":
+            self._name(call.paths[1], self._now[path])
+            return self._name(path, None)
         file = self._now[path]
         if call.name in ("fsync", "fdatasync"):
             file.sync()
