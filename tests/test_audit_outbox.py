@@ -362,7 +362,7 @@ def begin():
 
 if fault == "without idempotency":
     trails.AuditTrail.hand_over = lambda self, rows: [
-        self._writer().append(body, 10) for _, body in rows
+        self._access.writer().append(body, 10) for _, body in rows
     ]
 
 def write(outbox, number):
@@ -403,14 +403,16 @@ while True:
     pid = os.fork()
     if pid == 0:
         child(number, number)
-    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
+    ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if ended == 0:
         break
+    assert ended == -signal.SIGKILL, "a child ended by a fault of its own"
     deaths, number = deaths + 1, number + step
     if os.fork() == 0:  # what a death left must not pile up
         trail = open_trail(audit_url, service="s", key_file=key)
         Outbox(trail, begin).flush()
         os._exit(0)
-    os.wait()
+    assert os.wait()[1] == 0, "what a death left could not be flushed"
 trail = open_trail(audit_url, service="s", key_file=key)
 Outbox(trail, begin).flush()
 told, cursor = [], None
