@@ -132,6 +132,21 @@ class TestBoth:
         assert [thing for _, _, thing in things.entries()] == ["t0", "t1"]
         assert (things.names(), things.waiting()) == (["t0", "t1"], 0)
 
+    def test_its_row_stays(self, things: Things, way: str) -> None:
+        """A row that is in the log and cannot be removed takes no answer back: it goes with the next write, as no second entry."""
+        with things.bench.kit.engine.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE TRIGGER kept BEFORE DELETE ON healthobs_outbox BEGIN SELECT RAISE(ABORT, 'kept'); END"
+            )
+        answer = self.ask(things, way)
+        assert (answer.status_code < 300, "Audit-Receipt" in answer.headers) == (True, True)
+        assert things.waiting() == 1
+        with things.bench.kit.engine.begin() as connection:
+            connection.exec_driver_sql("DROP TRIGGER kept")
+        assert self.ask(things, way, "k2").status_code < 300
+        assert [thing for _, _, thing in things.entries()] == ["t0", "t1"]
+        assert things.waiting() == 0
+
     def test_somebody_else_put_it_into_the_log(
         self, things: Things, way: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

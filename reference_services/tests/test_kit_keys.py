@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,23 @@ TRAIL = {
 def make(path: Path) -> None:
     """Put a key of the file's kind into `path`."""
     (SigningKey.load if path.suffix == ".pem" else keys.load_secret)(path)
+
+
+@pytest.mark.parametrize("name", ["auth.signing.pem", "phi.kek"])
+def test_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A key is on the disk before anything is written with it: its bytes before its name, then its folder."""
+    told, synced = os.fsync, list[tuple[int, bool]]()
+    path = tmp_path / name
+
+    def fsync(descriptor: int) -> None:
+        told(descriptor)
+        synced.append((os.fstat(descriptor).st_ino, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    make(path)
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in tmp_path.iterdir()] == [name]
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def _write(path: Path, content: bytes, place: Callable[[Path], None]) -> None:
         finally:
             draft.unlink(missing_ok=True)
     except OSError as exc:
-        raise ConfigurationError(f"the audit key file cannot be created ({_reason(exc)})") from None
+        raise ConfigurationError(f"the key file {path.name} cannot be created ({_reason(exc)})") from None
 
 
 def _new_pem() -> bytes:

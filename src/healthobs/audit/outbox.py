@@ -137,8 +137,11 @@ class Outbox:
         except AuditWriteError:
             self._caught_up = None
             return None
-        with self._begin() as connection:
-            _execute(connection, f"DELETE FROM {TABLE} WHERE id = ?", (key,))  # noqa: S608
+        try:
+            with self._begin() as connection:
+                _execute(connection, f"DELETE FROM {TABLE} WHERE id = ?", (key,))  # noqa: S608
+        except Exception:  # noqa: BLE001 - effect and entry are durable; the row goes with the next flush
+            self._caught_up = None
         return receipt
 
     def flush(self) -> dict[str, Receipt]:

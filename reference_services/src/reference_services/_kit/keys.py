@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from healthobs.audit.keys import create_secret
 from healthobs.exceptions import ConfigurationError
 
 #: The user that mounts what is configured.
@@ -20,18 +21,13 @@ SYSTEM = 0
 
 
 def load(path: Path, make: Callable[[], bytes]) -> bytes:
-    """Return what `path` holds; put there what `make` returns when it is missing."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Return what `path` holds; put there what `make` returns when it is missing, durably, before anything is written with it.
+
+    Raises:
+        ConfigurationError: It cannot be made.
+    """
     if not path.exists():
-        fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-        fresh.touch(mode=0o600)
-        try:
-            fresh.write_bytes(make())
-            os.link(fresh, path)  # atomic, and does not replace what another worker made meanwhile
-        except FileExistsError:
-            pass
-        finally:
-            fresh.unlink()
+        create_secret(path, make())
     return path.read_bytes()
 
 
