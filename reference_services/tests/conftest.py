@@ -10,6 +10,7 @@ import pytest
 
 from bench_service import Bench
 from payment_bench import Gateway
+from phi_bench import Phi
 from service_world import World
 
 
@@ -25,6 +26,12 @@ def world(tmp_path: Path) -> Iterator[World]:
 def gateway(world: World, tmp_path: Path) -> Gateway:
     """A running payment-gateway."""
     return Gateway(world, tmp_path)
+
+
+@pytest.fixture
+def phi(world: World, tmp_path: Path) -> Phi:
+    """A running phi-service."""
+    return Phi(world, tmp_path)
 
 
 @pytest.fixture

@@ -15,89 +15,10 @@ import pytest
 
 from healthobs.compliance import ProbeContext
 from healthobs.testing import assert_no_phi
+from phi_bench import FIELDS, Phi, record
 from reference_services.phi import domain as phi_domain
 from reference_services.phi.controls import controls
 from reference_services.phi.crypto import Vault
-from reference_services.synthetic_phi import domain as synthetic
-
-FIELDS = (
-    "first_name",
-    "last_name",
-    "date_of_birth",
-    "gender",
-    "address",
-    "telecom",
-    "identifiers",
-    "conditions",
-)
-PURPOSE = {"clinician": "TREAT", "billing": "HPAYMT", "researcher": "HRESCH"}
-
-
-def record(index: int = 0, **changes: Any) -> dict[str, Any]:
-    made = synthetic.patient(42, index)
-    return {**{name: made[name] for name in FIELDS}, **changes}
-
-
-class Phi:
-    """phi-service with what a test asks it most."""
-
-    def __init__(self, world: Any, folder: Path) -> None:
-        self.world = world
-        self.folder = folder / "phi-service"
-        self.client = world.client("phi-service")
-
-    def call(
-        self,
-        method: str,
-        path: str,
-        *,
-        role: str = "clinician",
-        purpose: str | None = None,
-        json: Any = None,
-        **headers: str,
-    ) -> Any:
-        """Make a request as the client of a role, for the role's purpose unless told otherwise."""
-        scope = "patient:write" if method == "PUT" or path == "/patients" else "patient:read"
-        stated = PURPOSE.get(role, "") if purpose is None else purpose
-        sent = {
-            **self.world.bearer(scope, role=role),
-            **{name.replace("_", "-"): value for name, value in headers.items()},
-        }
-        if stated:
-            sent["Purpose-Of-Use"] = stated
-        return self.client.open(path, method=method, json=json, headers=sent)
-
-    def create(self, body: dict[str, Any], key: str | None = None, **options: Any) -> Any:
-        """Store a record."""
-        return self.call("POST", "/patients", json=body, Idempotency_Key=key or str(uuid.uuid4()), **options)
-
-    def made(self, index: int = 0) -> str:
-        """Store a record and return its id."""
-        answer = self.create(record(index))
-        assert answer.status_code == 201, answer.get_data(as_text=True)
-        return str(answer.get_json()["id"])
-
-    def sample(self, name: str, **labels: str) -> float:
-        """Return a metric's value."""
-        return self.world.obs("phi-service").metrics.registry.get_sample_value(name, labels) or 0.0
-
-    def entries(self, action: str) -> list[dict[str, Any]]:
-        """Return the audit entries of an action."""
-        return list(self.world.obs("phi-service").audit.read(action=action).entries)
-
-    def token(self, patient: str) -> str | None:
-        """Return the token that audit entries about a patient have."""
-        return self.world.obs("phi-service").audit.subjects.find(patient)
-
-    def raw(self) -> bytes:
-        """Return every byte that the service wrote."""
-        return b"".join(path.read_bytes() for path in self.folder.rglob("*") if path.is_file())
-
-
-@pytest.fixture
-def phi(world: Any, tmp_path: Path) -> Phi:
-    """A running phi-service."""
-    return Phi(world, tmp_path)
 
 
 class TestCreate:
@@ -137,16 +58,6 @@ class TestCreate:
         answer = phi.create(record(), key="k", purpose="HPAYMT")
         assert (answer.status_code, answer.get_json()["code"]) == (422, "idempotency_key_reused")
         assert record()["last_name"] not in answer.get_data(as_text=True)
-
-    def test_identifier_of_another_record(self, phi: Phi) -> None:
-        """Two records never share an identifier, and the refusal stores nothing."""
-        phi.made()
-        answer = phi.create(record(1, identifiers=[*record(1)["identifiers"], record()["identifiers"][1]]))
-        assert (answer.status_code, answer.get_json()["code"]) == (409, "identifier_taken")
-        entry = phi.entries("patient.create")[0]
-        assert (entry["outcome"], entry["details"]["code"]) == ("failed", "identifier_taken")
-        assert (entry["subject"], entry["resource"]["id"]) == (None, None)
-        assert phi.create(record(1)).status_code == 201
 
     @pytest.mark.parametrize(
         ("changes", "pointer"),
@@ -404,41 +315,6 @@ class TestUpdate:
             ).status_code
             == 403
         )
-
-
-class TestSearch:
-    """`POST /patients/search`: the identifier is in the body, never in a URL."""
-
-    def test_found(self, phi: Phi) -> None:
-        """By system and value together, in the caller's view."""
-        key = phi.made()
-        for identifier in record()["identifiers"]:
-            body = phi.call(
-                "POST", "/patients/search", json={"identifier": identifier}, role="billing"
-            ).get_json()
-            assert (body["total"], body["patients"][0]["id"], body["patients"][0]["view"]) == (
-                1,
-                key,
-                "billing",
-            )
-        assert {entry["subject"] for entry in phi.entries("patient.search")} == {phi.token(key)}
-
-    def test_not_found(self, phi: Phi) -> None:
-        """The right value under another system is another identifier."""
-        phi.made()
-        identifier = {**record()["identifiers"][0], "system": "urn:oid:2.999.9"}
-        assert phi.call("POST", "/patients/search", json={"identifier": identifier}).get_json() == {
-            "total": 0,
-            "patients": [],
-        }
-
-    def test_researchers_may_not(self, phi: Phi) -> None:
-        """Looking up an identifier would undo the de-identification."""
-        phi.made()
-        answer = phi.call(
-            "POST", "/patients/search", json={"identifier": record()["identifiers"][0]}, role="researcher"
-        )
-        assert answer.status_code == 403
 
 
 class TestBreakGlass:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flask import Flask, Response, request
 from sqlalchemy import MetaData
+from sqlalchemy.engine import Connection
 from werkzeug.exceptions import HTTPException
 
 from healthobs import Observability, audited, classified, tokens
@@ -368,6 +369,9 @@ def application(
     tables: MetaData,
     views: Callable[[Kit], _Views],
     controls: Callable[[Callable[[], _Views]], Sequence[Control]],
+    *,
+    version: int = 1,
+    steps: Mapping[int, Callable[[Connection], None]] | None = None,
 ) -> Callable[[Callable[[Kit, _Views], Flask]], Callable[..., Flask]]:
     """Make a service's `create_app` of the function that adds its routes to a kit and finishes it.
 
@@ -376,6 +380,8 @@ def application(
         tables: What its database holds.
         views: Makes the object whose methods are its views; kept as the application's extension `info.name`.
         controls: Makes its own controls of a function that returns that object, once it is there.
+        version: Of the schema that `tables` is.
+        steps: What brings an older one there; see `database.migrate`.
     """
 
     def decorate(routes: Callable[[Kit, _Views], Flask]) -> Callable[..., Flask]:
@@ -387,7 +393,7 @@ def application(
         ) -> Flask:
             kit = Kit(info, settings, obs=obs, transport=transport, controls=controls(lambda: made))
             try:
-                kit.migrate(tables)
+                kit.migrate(tables, version=version, steps=steps)
                 made = kit.app.extensions[info.name] = views(kit)
                 return routes(kit, made)
             except BaseException:

@@ -9,7 +9,7 @@ from reference_services._kit.routes import Header
 from reference_services.phi import domain, service
 from reference_services.phi.controls import controls
 from reference_services.phi.models import PatientRecord, PatientView, Search, SearchResult
-from reference_services.phi.store import METADATA
+from reference_services.phi.store import METADATA, STEPS, VERSION
 
 INFO = ServiceInfo(
     name="phi-service",
@@ -38,7 +38,7 @@ IF_MATCH = Header(
 )
 
 
-@application(INFO, METADATA, service.Service, controls)
+@application(INFO, METADATA, service.Service, controls, version=VERSION, steps=STEPS)
 def create_app(kit: Kit, views: service.Service) -> Flask:
     """Add the routes."""
     kit.post(
@@ -57,6 +57,6 @@ def create_app(kit: Kit, views: service.Service) -> Flask:
     )(views.update)  # fmt: skip
     kit.post(
         "/patients/search", body=Search, returns={200: SearchResult}, scope="patient:read", audit="patient.search",
-        resource_type="patient", headers=(PURPOSE, REASON), summary="Find a record by identifier",
+        resource_type="patient", headers=(PURPOSE, REASON), problems=(409,), summary="Find a record by identifier",
     )(views.search)  # fmt: skip
     return kit.finish()

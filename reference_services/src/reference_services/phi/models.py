@@ -94,7 +94,7 @@ class Search(Model):
 
 
 class SearchResult(Model):
-    """The records found: none or one, since identifiers are unique."""
+    """The record found, if any."""
 
     omit_none = True
 

@@ -16,7 +16,7 @@ from reference_services.phi import domain
 from reference_services.phi.crypto import Vault
 from reference_services.phi.domain import View
 from reference_services.phi.models import PatientRecord, PatientView, Search, SearchResult
-from reference_services.phi.store import IdentifierTaken, Patient, Store
+from reference_services.phi.store import IdentifierShared, IdentifierTaken, Patient, Store
 
 PURPOSE = "Purpose-Of-Use"
 REASON = "Access-Reason"
@@ -104,7 +104,14 @@ class Service:
         """Find a record by one of its identifiers."""
         with self.accessing(principal) as view, self.kit.reading() as connection:
             _require(view.may_search)
-            patient = self.store.find(connection, body.identifier.system, body.identifier.value)
+            try:
+                patient = self.store.find(connection, body.identifier.system, body.identifier.value)
+            except (
+                IdentifierShared
+            ):  # which of them is meant is for who asks to say: a guess may be another person
+                errors = [("/identifier", "shared")]
+                title = "Several records have this identifier; search by another one."
+                raise Problem(409, "identifier_shared", title, errors) from None
             if patient is None:
                 return SearchResult(total=0, patients=[])
             annotate(subject=patient.id, resource_id=patient.id)

@@ -13,6 +13,11 @@ from sqlalchemy.engine import Connection
 from reference_services._kit import add_new
 from reference_services.phi.crypto import Vault
 
+#: Who assigns what is no record number: several people have one by mistake or fraud, and of synthetic ones there are
+#: less than a million.
+SHARED_SYSTEMS = frozenset(
+    {"http://hl7.org/fhir/sid/us-ssn", "urn:oid:2.16.840.1.113883.4.1", "urn:oid:2.999.1.2"}
+)
 METADATA = sa.MetaData()
 PATIENTS = sa.Table(
     "patient",
@@ -26,12 +31,21 @@ IDENTIFIERS = sa.Table(
     "identifier_index",
     METADATA,
     sa.Column("digest", sa.String(64), primary_key=True),
-    sa.Column("patient_id", sa.String(36), sa.ForeignKey("patient.id"), nullable=False, index=True),
+    sa.Column("patient_id", sa.String(36), sa.ForeignKey("patient.id"), primary_key=True, index=True),
+    sa.Column("shared", sa.Boolean, nullable=False),
+)
+_OWN = IDENTIFIERS.c.shared.is_(False)
+sa.Index(
+    "identifier_of_one_record", IDENTIFIERS.c.digest, unique=True, sqlite_where=_OWN, postgresql_where=_OWN
 )
 
 
 class IdentifierTaken(Exception):  # noqa: N818 - an outcome, named as such
     """Another record has one of these identifiers."""
+
+
+class IdentifierShared(Exception):  # noqa: N818 - an outcome, named as such
+    """Several records have this identifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +122,22 @@ class Store:
         return Patient(patient_id, version, record)
 
     def find(self, connection: Connection, system: str, value: str) -> Patient | None:
-        """Return the record with this identifier, found by its blind index."""
+        """Return the record with this identifier, found by its blind index.
+
+        Raises:
+            IdentifierShared: There are several.
+        """
         digest = self._vault.blind_index(system, value)
-        found = sa.select(IDENTIFIERS.c.patient_id).where(IDENTIFIERS.c.digest == digest)
-        patient_id = connection.execute(found).scalar()
-        return None if patient_id is None else self.read(connection, patient_id)
+        found = sa.select(IDENTIFIERS.c.patient_id).where(IDENTIFIERS.c.digest == digest).limit(2)
+        records = list(connection.execute(found).scalars())
+        if len(records) > 1:
+            raise IdentifierShared
+        return self.read(connection, records[0]) if records else None
 
     def unindexed(self, connection: Connection, patient: Patient) -> int:
         """Return how many identifiers of a record do not find it; 0 when it has another version by now."""
         found = sa.select(IDENTIFIERS.c.digest).where(IDENTIFIERS.c.patient_id == patient.id)
-        lost = self._digests(patient.record) - set(connection.execute(found).scalars())
+        lost = self._digests(patient.record).keys() - set(connection.execute(found).scalars())
         version = sa.select(PATIENTS.c.version).where(PATIENTS.c.id == patient.id)
         return len(lost) if connection.execute(version).scalar() == patient.version else 0
 
@@ -134,13 +154,33 @@ class Store:
 
     def _index(self, connection: Connection, patient_id: str, record: Mapping[str, Any]) -> None:
         # One order for all writers, so that none waits for another in a circle.
-        for digest in sorted(self._digests(record)):
-            if not add_new(connection, IDENTIFIERS, digest=digest, patient_id=patient_id):
+        for digest, shared in sorted(self._digests(record).items()):
+            if not add_new(connection, IDENTIFIERS, digest=digest, patient_id=patient_id, shared=shared):
                 raise IdentifierTaken
 
-    def _digests(self, record: Mapping[str, Any]) -> set[str]:
+    def _digests(self, record: Mapping[str, Any]) -> dict[str, bool]:
+        """Return the digest of each identifier, and whether other records may have it."""
         identifiers: Iterable[Mapping[str, str]] = record.get("identifiers") or ()
-        return {self._vault.blind_index(item["system"], item["value"]) for item in identifiers}
+        return {
+            self._vault.blind_index(item["system"], item["value"]): item["system"] in SHARED_SYSTEMS
+            for item in identifiers
+        }
+
+
+def _tell_shared_apart(connection: Connection) -> None:
+    """Bring schema 1, in which no two records had an identifier in common, to 2."""
+    before = [
+        tuple(row) for row in connection.exec_driver_sql("SELECT digest, patient_id FROM identifier_index")
+    ]
+    connection.exec_driver_sql("DROP TABLE identifier_index")
+    IDENTIFIERS.create(connection)
+    if before:
+        rows = [{"digest": digest, "patient_id": of, "shared": False} for digest, of in before]
+        connection.execute(IDENTIFIERS.insert(), rows)
+
+
+#: See `database.migrate`.
+VERSION, STEPS = 2, {2: _tell_shared_apart}
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:
