@@ -190,10 +190,29 @@ class TestJsonBody:
             (rb'{"\u0000": "\u0000", "other": {"day": ["\u0000"]}}', ""),
             (rb'"\u0000"', ""),
         ):
-            places = [(pointer, "nul_character") for pointer in pointers]
+            places = [(pointer, "control_character") for pointer in pointers]
             assert refusal(send(client, raw)) == (422, "invalid_request", places)
         fine = send(client, rb'{"count": 1, "lines": [{"sku": "\\u0000", "amount": 1}]}')
         assert fine.status_code == 201
+
+    @pytest.mark.parametrize("escaped", [True, False])
+    def test_control_characters(self, client: Any, escaped: bool) -> None:
+        """So is every other that is not shown, and every one that turns the direction, as an escape or as itself."""
+        refused = {*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)} - {
+            9,
+            10,
+            13,
+        }
+        fine = "".join(map(chr, {*range(0x500), *range(0x2000, 0x2100), 0x1F600} - refused))
+
+        def sent(*texts: str) -> Any:
+            body = {"count": 1, "lines": [{"sku": text, "amount": 1} for text in texts]}
+            return send(client, json.dumps(body, ensure_ascii=escaped).encode())
+
+        assert sent(*(fine[at : at + 8] for at in range(0, len(fine), 8))).status_code == 201
+        for code in refused:
+            places = [("/lines/1/sku", "control_character")]
+            assert refusal(sent("a", f"a{chr(code)}")) == (422, "invalid_request", places), code
 
     @pytest.mark.parametrize(
         "body",
@@ -284,9 +303,10 @@ class TestQuery:
             ("count=1&count=1", [("/count", "repeated")]),
             (f"other={SECRET}", [("", "extra_forbidden")]),
             (f"{SECRET}=1&{SECRET}=2", [("", "extra_forbidden")]),
-            ("word=%00", [("/word", "nul_character")]),
-            ("other=%00&%00=x", [("", "nul_character")]),
+            ("word=%00", [("/word", "control_character")]),
+            ("other=%00&%00=x", [("", "control_character")]),
             ("%00=x", [("", "extra_forbidden")]),
+            ("word=a%E2%80%AEb", [("/word", "control_character")]),
         ],
     )
     def test_refused(self, client: Any, query: str, errors: list[tuple[str, str]]) -> None:

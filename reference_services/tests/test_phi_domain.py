@@ -320,6 +320,16 @@ class TestVault:
             == 3
         )
 
+    @pytest.mark.parametrize("typed", ["Caf\u00e9 1", "Cafe\u0301 1", " Caf\u00e9 1\t"])
+    def test_blind_index_of_what_was_typed_otherwise(self, typed: str) -> None:
+        """Another Unicode form, or a blank around it, is the same identifier; another letter is not."""
+        vault, _ = self.vault()
+        assert (
+            vault.blind_index("a", typed)
+            == vault.blind_index("a", "Caf\u00e9 1")
+            != vault.blind_index("a", "Cafe 1")
+        )
+
 
 def test_record_fields_are_the_models() -> None:
     """Every field of the record is either shown or withheld by each view."""

@@ -1,7 +1,7 @@
 """Checks what comes in: JSON bodies, forms and query strings, against pydantic models.
 
 JSON is read as I-JSON (RFC 7493): UTF-8, no duplicate members, no lone surrogates, no numbers beyond 64 bits;
-no NaN or Infinity (RFC 8259 §6). Errors name a pointer and pydantic's error code, never the value, and
+no NaN or Infinity (RFC 8259 §6). No text has control characters, nor what turns the direction in which it is shown. Errors name a pointer and pydantic's error code, never the value, and
 a pointer stops before the first name that the model does not know, because that name is input too.
 """
 
@@ -25,6 +25,13 @@ MAX_BODY_BYTES = 1024 * 1024
 MAX_ERRORS = 50
 _MAX_INTEGER = 2**63 - 1
 _INTEGER_TEXT = re.compile(r"-?[0-9]+")
+#: Control characters but for tab and the ends of lines (FHIR R4, "string"), the separators U+2028 and U+2029, and what
+#: overrides the direction of text (Unicode UTS 55 §2.1), by which a signed reason could show as another one.
+_CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+#: Where one of them may be in a JSON document, escaped or not.
+_SUSPICIOUS = re.compile(
+    rb"\\u00[0189]|\\u007[fF]|\\u20[26]|\\[bf]|\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]"
+)
 _Json = dict[str, "_Json"] | list["_Json"] | str | int | float | None
 #: Names and indexes that lead to a part of a document.
 _Place = tuple[int | str, ...]
@@ -77,8 +84,8 @@ def json_body(request: Request, model: type[_M]) -> _M:
         raise Problem(415, "unsupported_media_type", "Send the body without a content coding.")
     raw = _received(request)
     _check_json(raw)
-    if b"\\u0000" in raw and (places := list(islice(_nul_places(json.loads(raw)), MAX_ERRORS))):
-        raise _holds_nul(places, model, "Text may not contain U+0000.")
+    if _SUSPICIOUS.search(raw) and (places := list(islice(_control_places(json.loads(raw)), MAX_ERRORS))):
+        raise _holds_controls(places, model, "Text may not contain control characters.")
     try:
         return model.model_validate_json(raw)
     except pydantic.ValidationError as exc:
@@ -114,8 +121,8 @@ def _strings(pairs: Iterable[tuple[str, list[str]]], model: type[_M], title: str
     repeated = [name for name, values in given.items() if len(values) > 1 and name in known]
     if repeated:
         raise Problem(422, "invalid_request", title, [(f"/{_escape(name)}", "repeated") for name in repeated])
-    if places := [(name,) for name, values in given.items() if any("\0" in text for text in values)]:
-        raise _holds_nul(places, model, title)
+    if places := [(name,) for name, values in given.items() if any(map(_CONTROLS.search, values))]:
+        raise _holds_controls(places, model, title)
     flat = {name: values[0] for name, values in given.items()}
     # pydantic reads what Python does, 5.0 and 1_000 too; of what is no integer to others nothing is left to read.
     flat |= {name: "" for name in flat.keys() & _integers(model) if not _INTEGER_TEXT.fullmatch(flat[name])}
@@ -176,15 +183,15 @@ def _number(text: str) -> float:
     return value
 
 
-def _nul_places(document: _Json) -> Iterator[_Place]:
-    """Yield where U+0000 is: the location of a text, or of a name."""
+def _control_places(document: _Json) -> Iterator[_Place]:
+    """Yield where control characters are: the location of a text, or of a name."""
     waiting: list[tuple[_Link, _Json]] = [(None, document)]
     for link, item in waiting:  # which grows meanwhile
-        if isinstance(item, str) and "\0" in item:
+        if isinstance(item, str) and _CONTROLS.search(item):
             yield _place(link)
         for part, value in _parts(item):
             waiting.append(((link, part), value))
-            if isinstance(part, str) and "\0" in part:
+            if isinstance(part, str) and _CONTROLS.search(part):
                 yield _place((link, part))
 
 
@@ -202,10 +209,10 @@ def _place(link: _Link) -> _Place:
     return tuple(reversed(parts))
 
 
-def _holds_nul(places: Iterable[_Place], model: type[pydantic.BaseModel], title: str) -> Problem:
+def _holds_controls(places: Iterable[_Place], model: type[pydantic.BaseModel], title: str) -> Problem:
     known = _known_names(model)
     pointers = dict.fromkeys(_pointer(place, known) for place in places)
-    return Problem(422, "invalid_request", title, [(name, "nul_character") for name in pointers])
+    return Problem(422, "invalid_request", title, [(name, "control_character") for name in pointers])
 
 
 def _invalid(exc: pydantic.ValidationError, model: type[pydantic.BaseModel], title: str) -> Problem:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
+import unicodedata
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 
@@ -71,9 +72,10 @@ class Vault:
         return self._open("decrypt", AESGCM(key), sealed, _bound(row, "record", version))
 
     def blind_index(self, system: str, value: str) -> str:
-        """Return the HMAC under which an identifier is found without storing it."""
+        """Return the HMAC under which an identifier is found without storing it, however it was typed (Unicode UAX 15)."""
+        typed = unicodedata.normalize("NFC", value).strip()
         return hmac.digest(
-            self._index_key, json.dumps(["identifier", system, value]).encode(), "sha256"
+            self._index_key, json.dumps(["identifier", system, typed]).encode(), "sha256"
         ).hex()
 
     def _seal(self, key: AESGCM, plain: bytes, bound: bytes) -> str:
