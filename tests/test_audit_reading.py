@@ -180,6 +180,17 @@ class TestRead:
         shown = {"time": None, "action": None, "outcome": None, "unreadable": True}
         assert trail.read().entries[1] == {**shown, "index": 0, "hash": None}
 
+    @pytest.mark.timeout(20)
+    def test_entry_filed_far_behind_the_others(self, trail: AuditTrail) -> None:
+        """A planted index beyond all others keeps no search from its end, at which the others are found."""
+        for _ in range(3):
+            trail.append(READ)
+        _damage(trail.path, f"INSERT INTO entry SELECT {2**61}, leaf, body FROM entry WHERE idx = 1")
+        page = trail.read(action=READ["action"], limit=2)
+        assert ([entry["index"] for entry in page.entries], page.total) == ([2**61, 2], 4)
+        page = trail.read(action=READ["action"], cursor=page.next_cursor)
+        assert [entry["index"] for entry in page.entries] == [1, 0]
+
     def test_unreadable_store(self, trail: AuditTrail) -> None:
         """A store that is gone is an AuditError."""
         trail.path.unlink()

@@ -140,11 +140,18 @@ def _matching(
     likes = [pattern for alternatives in patterns for pattern in alternatives]
     found: list[int] = []
     total = 0
-    for top in range(size, 0, -_WINDOW):
-        rows = connection.execute(statement, (max(top - _WINDOW, 0), top, *likes))
+    top = size
+    while top:
+        bottom = max(top - _WINDOW, 0)
+        rows = connection.execute(statement, (bottom, top, *likes))
         matching = [index for index, body in rows if isinstance(index, int) and wanted.matches(body)]
         total += len(matching)
         found += [index for index in matching if index < below][: limit - len(found)]
+        # An entry that somebody filed far behind the others leaves a gap that no walk would come through.
+        ((next_one,),) = connection.execute(
+            "SELECT max(idx) FROM entry WHERE idx >= 0 AND idx < ?", (bottom,)
+        )
+        top = next_one + 1 if isinstance(next_one, int) else 0
     return found, total
 
 
