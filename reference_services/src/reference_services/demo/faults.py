@@ -51,11 +51,16 @@ class Fault:
 
 
 def _edit_audit_entry(services: Mapping[str, Service]) -> None:
-    """Rewrite one entry of phi-service's trail with the owner's rights."""
+    """Rewrite the first access to a patient in phi-service's trail with the owner's rights."""
     connection = sqlite3.connect(services["phi-service"].audit_path, timeout=20.0)
     try:
         drop_triggers(connection)
-        connection.execute("""UPDATE entry SET body = replace(body, '"ok"', '"no"') WHERE idx = 1""")
+        changed = connection.execute(
+            """UPDATE entry SET body = replace(body, '"ok"', '"no"') WHERE idx = """
+            """(SELECT min(idx) FROM entry WHERE body LIKE '%"action":"patient.%' AND body LIKE '%"ok"%')"""
+        ).rowcount
+        if changed != 1:
+            raise LookupError("the trail has no access to a patient that could be rewritten")
         connection.commit()
     finally:
         connection.close()
@@ -98,8 +103,9 @@ FAULTS: dict[str, Fault] = {
         _fault("request-counted-twice", "the request histogram is observed twice", "metrics_match_requests"),
         _fault(
             "audit-entry-edited",
-            "one entry of an audit trail is rewritten in the file",
+            "one access to a patient is rewritten in the file of the audit trail",
             "audit_verifies",
+            "metrics_match_audit",  # an access that cannot be read counts for none
             "log_is_witnessed",  # the control that asks the witnesses verifies the trail as well
             patched=None,
             afterwards=_edit_audit_entry,
