@@ -25,9 +25,9 @@ MAX_BODY_BYTES = 1024 * 1024
 MAX_ERRORS = 50
 _MAX_INTEGER = 2**63 - 1
 _INTEGER_TEXT = re.compile(r"-?[0-9]+")
-#: Control characters but for tab and the ends of lines (FHIR R4, "string"), the separators U+2028 and U+2029, and what
-#: overrides the direction of text (Unicode UTS 55 §2.1), by which a signed reason could show as another one.
-_CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+#: Control characters but for tab and the ends of lines (FHIR R4, "string") and U+001D, which is between the elements of a
+#: scanned GS1 code, the separators U+2028 and U+2029, and what overrides the direction of text (Unicode UTS 55 §2.1), by which a signed reason could show as another one.
+_CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1c\x1e\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 #: Where one of them may be in a JSON document, escaped or not.
 _SUSPICIOUS = re.compile(
     rb"\\u00[0189]|\\u007[fF]|\\u20[26]|\\[bf]|\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]"
