@@ -20,6 +20,7 @@ import urllib3
 from celery import Celery, Task, signals
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore, Reject
+from kombu.transport import memory
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
 from healthobs import Settings, _runtime, observe
@@ -43,9 +44,17 @@ def _logging_as_before() -> Iterator[None]:
         one.setLevel(level)
 
 
+class _Broker(memory.Transport):
+    """The broker in memory, which a worker that is to end does not wait two seconds at."""
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> Any:
+        return super().drain_events(connection, timeout=min(timeout or 0.05, 0.05))
+
+
 @pytest.fixture
-def app() -> Iterator[Celery]:
+def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     """An application whose broker and results are in memory."""
+    monkeypatch.setattr(memory, "Transport", _Broker)
     made = Celery("claims", broker="memory://", backend="cache+memory://", set_as_current=False)
     made.conf.update(
         task_publish_retry=False,

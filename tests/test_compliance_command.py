@@ -63,7 +63,7 @@ def service(outcome: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterato
         if asked.headers.get("authorization") == "Bearer good" else None,
     )  # fmt: skip
     server = make_server("127.0.0.1", 0, app, handler_class=Quiet)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}", obs
     server.shutdown()
