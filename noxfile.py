@@ -31,6 +31,8 @@ if root := os.environ.get("PYENV_ROOT"):
 NEWER = [version for version in ("3.14", "3.15") if shutil.which(f"python{version}")]
 
 SERVICES = "./reference_services"
+#: Where `package` leaves what it built.
+DIST = Path(".nox", "dist")
 
 #: An npm package that carries the source of SQLite 3.53, and its digest.
 SQLITE_SOURCE = "better-sqlite3@12.11.1"
@@ -71,11 +73,23 @@ def tests(session: nox.Session) -> None:
     _run_tests(session)
 
 
-@nox.session(python=PYTHONS[0])
+@nox.session(python=PYTHONS[1], requires=["package"])
 def tests_min(session: nox.Session) -> None:
-    """Run the whole suite against the lowest versions that the metadata allows, and measure which lines and branches ran."""
-    session.install("--resolution=lowest-direct", *_groups("tests"), ".[all]", SERVICES)
-    _run_tests(session, "coverage", "run")
+    """Run the whole suite against the wheels, with `src` out of reach and the lowest versions that the metadata allows.
+
+    Which lines and branches ran is measured.
+    """
+    library, services = sorted(map(str, DIST.resolve().glob("*.whl")))
+    ours = [part for name in ("healthobs", "reference-services") for part in ("--reinstall-package", name)]
+    wheels = (f"{library}[all]", services)
+    session.install("--resolution=lowest-direct", *ours, *_groups("tests"), *wheels)
+    bare = Path(session.create_tmp(), "bare").resolve()
+    shutil.rmtree(bare, ignore_errors=True)
+    ignore = shutil.ignore_patterns(".git", ".nox", ".venv*", "src", "__pycache__", ".hypothesis", ".*_cache")
+    shutil.copytree(".", bare, ignore=ignore)
+    session.env["COVERAGE_FILE"] = str(Path(".coverage").resolve())
+    with session.chdir(bare):
+        _run_tests(session, "coverage", "run")
 
 
 @nox.session(venv_backend="none")
@@ -103,32 +117,15 @@ def typing(session: nox.Session) -> None:
     session.run("pyright", "--ignoreexternal", "--verifytypes", "healthobs")
 
 
-@nox.session(python=PYTHONS[1])  # the README's second command has the first, from the lock
+@nox.session
 def package(session: nox.Session) -> None:
-    """Build both distributions, check them, and run the suite against the wheels with `src` out of reach."""
-    session.install(*_groups("tests", "package"), "hatchling")
-    dist = Path(session.create_tmp(), "dist").resolve()
-    shutil.rmtree(dist, ignore_errors=True)
+    """Build both distributions, and check them."""
+    session.install(*_groups("package"), "hatchling")
+    shutil.rmtree(DIST, ignore_errors=True)
     for project in (".", SERVICES):
-        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(dist), project)
-    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
-    wheels = sorted(map(str, dist.glob("*.whl")))
-    session.run("check-wheel-contents", *wheels)
-    library, services = wheels
-    session.install(
-        "--reinstall-package",
-        "healthobs",
-        "--reinstall-package",
-        "reference-services",
-        f"{library}[all]",
-        services,
-    )
-    bare = dist.parent / "bare"
-    shutil.rmtree(bare, ignore_errors=True)
-    ignore = shutil.ignore_patterns(".git", ".nox", ".venv*", "src", "__pycache__", ".hypothesis", ".*_cache")
-    shutil.copytree(".", bare, ignore=ignore)
-    with session.chdir(bare):
-        _run_tests(session)
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", str(DIST.resolve()), project)
+    session.run("twine", "check", "--strict", *map(str, DIST.iterdir()))
+    session.run("check-wheel-contents", *map(str, DIST.glob("*.whl")))
 
 
 @nox.session
