@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import uuid
-from pathlib import Path
 from typing import Any
 
+from one_service import OneService
+from reference_services.phi.domain import RECORD_FIELDS
 from reference_services.synthetic_phi import domain as synthetic
 
-FIELDS = (
-    "first_name",
-    "last_name",
-    "date_of_birth",
-    "gender",
-    "address",
-    "telecom",
-    "identifiers",
-    "conditions",
-)
 PURPOSE = {"clinician": "TREAT", "billing": "HPAYMT", "researcher": "HRESCH"}
 
 
 def record(index: int = 0, **changes: Any) -> dict[str, Any]:
     made = synthetic.patient(42, index)
-    return {**{name: made[name] for name in FIELDS}, **changes}
+    return {**{name: made[name] for name in RECORD_FIELDS}, **changes}
 
 
-class Phi:
+class Phi(OneService):
     """phi-service with what a test asks it most."""
 
-    def __init__(self, world: Any, folder: Path) -> None:
-        self.world = world
-        self.folder = folder / "phi-service"
-        self.client = world.client("phi-service")
+    name = "phi-service"
+    prefix = "phi"
 
     def call(
         self,
@@ -64,14 +53,6 @@ class Phi:
         answer = self.create(record(index))
         assert answer.status_code == 201, answer.get_data(as_text=True)
         return str(answer.get_json()["id"])
-
-    def sample(self, name: str, **labels: str) -> float:
-        """Return a metric's value."""
-        return self.world.obs("phi-service").metrics.registry.get_sample_value(name, labels) or 0.0
-
-    def entries(self, action: str) -> list[dict[str, Any]]:
-        """Return the audit entries of an action."""
-        return list(self.world.obs("phi-service").audit.read(action=action).entries)
 
     def token(self, patient: str) -> str | None:
         """Return the token that audit entries about a patient have."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import stat
 import uuid
 from collections.abc import Callable
@@ -13,36 +12,22 @@ from typing import Any
 import pytest
 
 from healthobs.compliance import ProbeContext
+from one_service import OneService, refusal
 from reference_services._kit import ServiceSettings
 from reference_services.medical_device import models, udi
 from reference_services.medical_device.api import INFO, create_app
 from reference_services.medical_device.controls import controls
 
 UDI = "(01)00844588003288(11)250130(17)290101(10)LOT42(21)SN4711"
-SCOPES = ("device:read", "device:write", "device:sign")
 
 
-class Devices:
+class Devices(OneService):
     """medical-device with what a test asks it most."""
 
-    def __init__(self, world: Any, folder: Path) -> None:
-        self.world = world
-        self.folder = folder / "medical-device"
-        self.client = world.client("medical-device")
-        self._headers: dict[str, dict[str, str]] = {}
-
-    def headers(self, role: str) -> dict[str, str]:
-        """Return the header of the client of a role; its token is asked for once."""
-        return self._headers.setdefault(role, self.world.bearer(*SCOPES, role=role))
-
-    def post(self, path: str, body: Any, *, role: str = "device-engineer", key: str | None = None) -> Any:
-        """Post a body as the client of a role."""
-        headers = {**self.headers(role), "Idempotency-Key": key or str(uuid.uuid4())}
-        return self.client.post(path, json=body, headers=headers)
-
-    def get(self, path: str) -> Any:
-        """Get a path."""
-        return self.client.get(path, headers=self.headers("device-engineer"))
+    name = "medical-device"
+    prefix = "medical_device"
+    scopes = ("device:read", "device:write", "device:sign")
+    role = "device-engineer"
 
     def device(self, udi: str = UDI) -> str:
         """Register a device and return its id."""
@@ -66,25 +51,6 @@ class Devices:
         return self.post(
             f"/records/{path}/signatures", {"meaning": meaning, "reason": "as specified"}, role=role
         )
-
-    def sample(self, name: str, **labels: str) -> float:
-        """Return a metric's value."""
-        registry = self.world.obs("medical-device").metrics.registry
-        return registry.get_sample_value(f"medical_device_{name}", labels) or 0.0
-
-    def entries(self, action: str) -> list[dict[str, Any]]:
-        """Return the audit entries of an action."""
-        return list(self.world.obs("medical-device").audit.read(action=action).entries)
-
-    def database(self, statement: str) -> list[Any]:
-        """Run a statement on the database from outside."""
-        connection = sqlite3.connect(self.folder / "medical_device.db")
-        try:
-            found = connection.execute(statement).fetchall()
-            connection.commit()
-        finally:
-            connection.close()
-        return found
 
 
 @pytest.fixture
@@ -112,16 +78,6 @@ def item(sequence: int = 1, **changes: Any) -> dict[str, Any]:
         "sequence": sequence,
     }
     return {**made, **changes}
-
-
-def refusal(answer: Any) -> tuple[int, str, list[tuple[str, str]]]:
-    body = answer.get_json()
-    assert answer.content_type == "application/problem+json"
-    return (
-        answer.status_code,
-        body["code"],
-        [(error["pointer"], error["code"]) for error in body.get("errors", [])],
-    )
 
 
 class TestParse:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
+from one_service import refusal
 from reference_services._kit import Model
 
 
@@ -78,14 +79,6 @@ def client(bench: Any) -> Any:
 
 def send(client: Any, raw: bytes | str, content_type: str = "application/json") -> Any:
     return client.post("/orders", data=raw, headers={"Content-Type": content_type})
-
-
-def refusal(answer: Any) -> tuple[int, str, list[tuple[str, str]]]:
-    assert answer.content_type == "application/problem+json"
-    body = answer.get_json()
-    assert body["status"] == answer.status_code
-    errors = [(error["pointer"], error["code"]) for error in body.get("errors", [])]
-    return answer.status_code, body["code"], errors
 
 
 class TestJsonBody:

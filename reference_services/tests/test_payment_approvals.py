@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from healthobs.clock import Clock
-from payment_bench import Gateway, refusal
+from one_service import refusal
+from payment_bench import Gateway
 from reference_services.payment_gateway import domain
 
 

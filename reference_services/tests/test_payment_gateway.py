@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from payment_bench import CARD, NUMBER, Gateway, refusal
+from one_service import refusal
+from payment_bench import CARD, NUMBER, Gateway
 from reference_services._kit.idempotency import Idempotency
 from reference_services.payment_gateway import cards
+from reference_services.phi.domain import RECORD_FIELDS
 from reference_services.synthetic_phi import domain as synthetic
 
 UDI = "(01)00844588003288(17)290101(10)LOT42(21)SN4711"
@@ -231,21 +233,11 @@ class TestReferences:
     def patient(self, gateway: Gateway) -> str:
         """Store a patient's record and return its id."""
         made = synthetic.patient(42, 0)
-        names = (
-            "first_name",
-            "last_name",
-            "date_of_birth",
-            "gender",
-            "address",
-            "telecom",
-            "identifiers",
-            "conditions",
-        )
         headers = {
             **gateway.world.bearer("patient:write", role="clinician"), "Purpose-Of-Use": "TREAT", "Idempotency-Key": "p",
         }  # fmt: skip
         answer = gateway.world.client("phi-service").post(
-            "/patients", json={name: made[name] for name in names}, headers=headers
+            "/patients", json={name: made[name] for name in RECORD_FIELDS}, headers=headers
         )
         return str(answer.get_json()["id"])
 

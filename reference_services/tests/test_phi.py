@@ -15,7 +15,7 @@ import pytest
 
 from healthobs.compliance import ProbeContext
 from healthobs.testing import assert_no_phi
-from phi_bench import FIELDS, Phi, record
+from phi_bench import Phi, record
 from reference_services.phi import domain as phi_domain
 from reference_services.phi.controls import controls
 from reference_services.phi.crypto import Vault
@@ -29,7 +29,7 @@ class TestCreate:
         answer = phi.create(record())
         assert answer.status_code == 201
         body = answer.get_json()
-        assert {name: body[name] for name in FIELDS} == record()
+        assert {name: body[name] for name in phi_domain.RECORD_FIELDS} == record()
         assert (body["view"], body["version"]) == ("full", 1)
         assert answer.headers["Location"] == f"/patients/{body['id']}"
         assert answer.headers["ETag"] == 'W/"1"'
@@ -109,7 +109,7 @@ class TestCreate:
         assert phi.create(record(), role="billing", purpose="HPAYMT").status_code == 403
         counted = {
             outcome: phi.sample(
-                "phi_records_accessed_total", resource="patient", purpose="HPAYMT", outcome=outcome
+                "records_accessed_total", resource="patient", purpose="HPAYMT", outcome=outcome
             )
             for outcome in ("ok", "denied", "failed")
         }
@@ -119,7 +119,7 @@ class TestCreate:
         """Admission and storing are one access."""
         assert phi.create(record()).status_code == 201
         labels = {"resource": "patient", "purpose": "TREAT"}
-        assert phi.sample("phi_records_accessed_total", **labels, outcome="ok") == 1
+        assert phi.sample("records_accessed_total", **labels, outcome="ok") == 1
 
     @pytest.mark.parametrize(
         ("changes", "pointer"),
@@ -235,7 +235,7 @@ class TestRead:
         phi.call("GET", f"/patients/{uuid.uuid4()}")
         counted = {
             outcome: phi.sample(
-                "phi_records_accessed_total", resource="patient", purpose="TREAT", outcome=outcome
+                "records_accessed_total", resource="patient", purpose="TREAT", outcome=outcome
             )
             for outcome in ("ok", "denied", "failed")
         }
@@ -278,7 +278,7 @@ class TestUpdate:
         key = phi.made()
         assert phi.call("PUT", f"/patients/{key}", json=record(1), If_Match=stated).status_code == 412
         assert phi.call("GET", f"/patients/{key}").get_json()["version"] == 1
-        assert phi.sample("phi_version_conflicts_total") == 1
+        assert phi.sample("version_conflicts_total") == 1
 
     def test_two_writers_of_one_version(self, phi: Phi) -> None:
         """One wins, the other learns it."""
@@ -349,7 +349,7 @@ class TestBreakGlass:
         ]
         assert [entry["purpose"] for entry in used] == [purpose] * 4 + ["TREAT"]
         labels = {"resource": "patient", "purpose": purpose, "outcome": "ok"}
-        assert phi.sample("phi_records_accessed_total", **labels) == 4
+        assert phi.sample("records_accessed_total", **labels) == 4
 
     @pytest.mark.parametrize(
         ("purpose", "reason"), [("BTG", "unconscious, no record of allergies"), ("TREAT", None)]
@@ -438,7 +438,7 @@ class TestAtRest:
         connection.close()
         answer = phi.call("GET", f"/patients/{key}")
         assert answer.status_code == 500
-        assert phi.sample("phi_encryption_operations_total", op="decrypt", result="failed") == 1
+        assert phi.sample("encryption_operations_total", op="decrypt", result="failed") == 1
         assert phi.entries("patient.read")[0]["outcome"] == "error"
 
 

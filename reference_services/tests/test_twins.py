@@ -34,6 +34,7 @@ from healthobs import Observability
 from healthobs.testing import CountingIds, SteppingClock, assert_indistinguishable, assert_no_phi
 from healthobs.tracing import RedactingSpanExporter
 from reference_services._kit import Problem, ServiceSettings
+from reference_services.phi.domain import RECORD_FIELDS
 from reference_services.services import SERVICES
 from reference_services.synthetic_phi import domain as synthetic
 from service_world import World
@@ -43,16 +44,6 @@ DECLARED = {
     "length": r'(?:"response_bytes": ?|Content-Length: )\d+',
     "id of a made-up patient": r'"logger":"synthetic-phi-service","patient_id":"[0-9a-f-]{36}"',
 }
-TAKEN = (
-    "first_name",
-    "last_name",
-    "date_of_birth",
-    "gender",
-    "address",
-    "telecom",
-    "identifiers",
-    "conditions",
-)
 SCOPES = (
     "patient:read", "patient:write", "payment:write", "payment:read", "payment:approve", "device:read",
     "device:write", "device:sign", "audit:read", "compliance:read",
@@ -83,7 +74,7 @@ class Person:
     def record(self) -> dict[str, Any]:
         """The record that phi-service takes."""
         made: Mapping[str, Any] = synthetic.patient(42, self.index)
-        return {name: made[name] for name in TAKEN}
+        return {name: made[name] for name in RECORD_FIELDS}
 
     def needles(self) -> dict[str, str]:
         """What must be found nowhere, by what it is."""

@@ -17,6 +17,7 @@ from healthobs.client import Client
 from healthobs.clock import Clock, rfc3339
 from reference_services.demo.cluster import Identity, Service
 from reference_services.demo.evidence import Evidence, Step
+from reference_services.phi.domain import RECORD_FIELDS
 
 CARD = "4242424242424242"
 CARD_CVC = "737"
@@ -258,17 +259,7 @@ class Journey:
 
 def record_of(patient: Mapping[str, Any]) -> dict[str, Any]:
     """Turn a generated patient into what `POST /patients` takes."""
-    taken = (
-        "first_name",
-        "last_name",
-        "date_of_birth",
-        "gender",
-        "address",
-        "telecom",
-        "identifiers",
-        "conditions",
-    )
-    return {name: patient[name] for name in taken if name in patient}
+    return {name: patient[name] for name in RECORD_FIELDS if name in patient}
 
 
 def probe(
