@@ -240,8 +240,14 @@ class TestRotate:
         old = trail.vkey
         trail.close()
         assert run("rotate", key_file)[0] == 0
+        before = key_file.read_bytes()
+        status, _, told = run(
+            "rotate", key_file, "--retire", path
+        )  # nothing was started with the new one yet
+        assert (status, key_file.read_bytes()) == (2, before)
+        assert "no key was dropped" in told
         open_trail(f"sqlite:///{path}", service="s").close()
-        assert run("rotate", key_file, "--retire")[:2] == (
+        assert run("rotate", key_file, "--retire", path)[:2] == (
             0,
             "1 earlier keys dropped; restart what signs with the file\n",
         )
@@ -251,6 +257,16 @@ class TestRotate:
         for pinned in ((), ("--vkey", old), ("--vkey", trail.vkey)):
             assert run("verify", path, *pinned)[0] == 0
         assert json.loads(run("prove", path, 4)[1])["index"] == 4
+
+    def test_of_no_log(self, path: Path, tmp_path: Path, run: Run) -> None:
+        """Keys are dropped for a log that is there."""
+        open_trail(f"sqlite:///{path}", service="s").close()
+        key_file = path.with_name("audit.db.key")
+        assert run("rotate", key_file)[0] == 0
+        before = key_file.read_bytes()
+        for other in (tmp_path / "none.db", key_file):
+            assert run("rotate", key_file, "--retire", other)[0] == 2
+        assert key_file.read_bytes() == before
 
 
 class TestForms:

@@ -131,7 +131,8 @@ class TestAuditTrail:
         assert obs.audit is not None
         obs.audit.append(
             {"action": "payment.charge", "actor": "till-3", "resource_type": "payment", "resource_id": "pay_1",
-             "details": {"amount": 5}, "trace_id": "ab" * 16}
+             "details": {"amount": 5}, "trace_id": "ab" * 16, "subject": "s-1", "reason": "broke the glass",
+             "purpose": "BTG", "classification": "R"}
         )  # fmt: skip
         body = json.loads(get(obs, "/audit/trail", bearer="audit:read").body)
         assert (body["total_entries"], body["retention_days"], body["checkpoint"]["size"]) == (2, 365, 2)
@@ -139,7 +140,18 @@ class TestAuditTrail:
         assert (read["action"], read["user"], read["index"]) == ("audit.read", "auditor-7", 1)
         assert {
             name: charged[name]
-            for name in ("index", "action", "user", "outcome", "transaction_id", "details")
+            for name in (
+                "index",
+                "action",
+                "user",
+                "outcome",
+                "transaction_id",
+                "details",
+                "subject",
+                "reason",
+                "purpose",
+                "classification",
+            )
         } == {
             "index": 0,
             "action": "payment.charge",
@@ -147,6 +159,10 @@ class TestAuditTrail:
             "outcome": "ok",
             "transaction_id": "pay_1",
             "details": {"amount": 5},
+            "subject": "s-1",
+            "reason": "broke the glass",
+            "purpose": "BTG",
+            "classification": "R",
         }
         assert charged["trace_id"] == "ab" * 16
         assert len(charged["hash"]) == 64

@@ -146,3 +146,8 @@ class TestDatabase:
             database.check(engine)
         assert (tmp_path / "x.db").exists() is not gone
         engine.dispose()
+
+
+def test_postgresql_without_a_driver() -> None:
+    """A URL as libpq has it is for the driver that is installed, whatever SQLAlchemy would take."""
+    assert database.make_engine("postgresql://somewhere/records").driver == "psycopg"

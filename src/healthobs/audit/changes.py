@@ -15,11 +15,12 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from healthobs.audit import keys, opening
-from healthobs.audit.checkpoint import Signer
+from healthobs.audit import keys, opening, store
+from healthobs.audit.checkpoint import NoteError, Signer, Verifier
 from healthobs.audit.retention import Retention, RetentionReader, approve
 from healthobs.audit.sqlite import SqliteStore
 from healthobs.audit.store import Store
+from healthobs.exceptions import AuditError
 
 _SERVICE = "healthobs-audit"
 
@@ -67,7 +68,9 @@ def add(commands: Any) -> None:
     rotate = commands.add_parser("rotate", help="put a new key before those in a key file")
     rotate.add_argument("key_file", type=Path, help="the log's key file")
     rotate.add_argument(
-        "--retire", action="store_true", help="end the overlap instead: drop all earlier keys"
+        "--retire",
+        metavar="LOG",
+        help="end the overlap instead: drop all earlier keys, once this log (its file or URL) is signed with the new one",
     )
     rotate.set_defaults(change=_rotate)
 
@@ -192,7 +195,26 @@ def _approver_key(chosen: argparse.Namespace) -> Iterator[str]:
 
 def _rotate(chosen: argparse.Namespace) -> Iterator[str]:
     if chosen.retire:
+        _check_signed(place_of(chosen.retire), chosen.key_file)
         yield f"{keys.retire(chosen.key_file)} earlier keys dropped; restart what signs with the file"
     else:
         keys.rotate(chosen.key_file)
         yield "a new key signs beside the earlier ones from the next start on"
+
+
+def _check_signed(place: Store, key_file: Path) -> None:
+    """Refuse to drop keys of a log that does not know the current one yet: nobody could sign it any more.
+
+    Raises:
+        AuditError: There is no log, or its latest checkpoint lacks the current key's signature.
+    """
+    with contextlib.closing(place.connect(read_only=True)) as connection:
+        log, (_, note) = store.read_log(connection), store.head(connection)
+    if log is None:
+        raise AuditError("the file holds no audit trail")
+    try:
+        Verifier(Signer(log[0], keys.load(key_file)).vkey).opened(note or "")
+    except NoteError:
+        raise AuditError(
+            "the log is not signed with the new key yet, so no key was dropped; restart what signs with the file first"
+        ) from None

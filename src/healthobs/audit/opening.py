@@ -126,7 +126,7 @@ def _initialise(place: Store, key_file: Path, service: str, origin: str | None) 
         if keys.begun(key_file, place.name) is not None:
             raise ConfigurationError(
                 "the audit trail that this key file began here is gone; restore it, or take its line out of the file"
-                f" {keys.BEGUN} beside the key to begin another"
+                f" {key_file.name}{keys.BEGUN} beside the key to begin another"
             )
         log_id = secrets.token_hex(4)
         signer = Signer(origin or f"healthobs.example/{service}/{log_id}", keys.load_or_create(key_file))

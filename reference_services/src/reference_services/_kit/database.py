@@ -51,6 +51,8 @@ def make_engine(url: str) -> Engine:
         ConfigurationError: SQLite without a file: each of its connections would be a database of its own.
     """
     parsed = make_url(url)
+    if parsed.drivername == "postgresql":  # for which releases of SQLAlchemy have drivers of their own choice
+        parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True)
     if not parsed.database or parsed.database == ":memory:":

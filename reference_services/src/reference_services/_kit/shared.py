@@ -119,10 +119,13 @@ class AuditEntry(pydantic.BaseModel):
     action: str
     user: str | None
     outcome: str
+    subject: str | None
     resource_type: str | None
     resource_id: str | None
     transaction_id: str | None
     purpose: str | None
+    reason: str | None
+    classification: str | None
     details: dict[str, str | int | bool]
     trace_id: str | None
     request_id: str | None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import urllib3
@@ -181,7 +182,7 @@ class Journey:
         self.call(
             "calibrate it", "medical-device", "POST", "/devices/{device_id}/calibrations", expect=201,
             who="engineering-app", key=str(uuid.uuid4()), path_params=path,
-            json={"as_found": "1.2", "as_left": "0.1", "performed_by": "engineer-7", "due": "2027-11-23"},
+            json={"as_found": "1.2", "as_left": "0.1", "performed_by": "engineer-7", "due": _next_year()},
         )  # fmt: skip
         now = rfc3339(Clock().now(), timespec="milliseconds")
         batch = {
@@ -213,7 +214,7 @@ class Journey:
     def _pay(self, patient_id: str, device_id: str) -> None:
         token = self.call(
             "tokenise the card", "payment-gateway", "POST", "/tokens", expect=201, who="billing-app", key=str(uuid.uuid4()),
-            json={"number": CARD, "exp_month": 12, "exp_year": 2030, "cvc": CARD_CVC},
+            json={"number": CARD, "exp_month": 12, "exp_year": 2099, "cvc": CARD_CVC},
         )  # fmt: skip
         bill = {
             "amount": 12_500,
@@ -255,6 +256,10 @@ class Journey:
             answer = self.call(f"audit trail of {service}", service, "GET", "/audit/trail", who="auditor")
             if not answer.get("total_entries"):
                 self._progress(f"{service} has an empty trail")
+
+
+def _next_year() -> str:
+    return (datetime.now(UTC) + timedelta(days=365)).date().isoformat()
 
 
 def record_of(patient: Mapping[str, Any]) -> dict[str, Any]:
