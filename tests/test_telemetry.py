@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTHING: dict[str, dict[str, Any]] = {
-    "metrics": {}, "span_attributes": {}, "log_fields": {}, "headers": {}, "audit_fields": {},
+    "metrics": {}, "span_attributes": {}, "log_events": {}, "log_fields": {}, "headers": {}, "audit_fields": {},
 }  # fmt: skip
 
 
@@ -113,3 +113,25 @@ class TestDrift:
             "a_total": ["k", "l"],
             "b_seconds": ["x"],
         }
+
+
+class TestLines:
+    """What is read of the source's own log lines."""
+
+    def test_events_and_fields(self, tool: Any, tmp_path: Path) -> None:
+        """An event however it is written, and each field that is added to it."""
+        (tmp_path / "lines.py").write_text(
+            """
+def tell(logs, cause):
+    own = {"check": 1} | ({"cause": cause} if cause else {})
+    logs.emit("info", "it_changed", {"exc_info": None}, own=own)
+    _alarm(logs, "it_is_lost")
+    _logger.error("rows_refused", extra={"count": 3})
+    logs.write({"timestamp": now(), "event": "it_came"})
+    logs.emit("info", name, own={"place": 2})
+    parser.error("no event, but a sentence")
+"""
+        )
+        events, fields = tool.log_lines(tmp_path)
+        assert events == {"it_changed", "it_is_lost", "rows_refused", "it_came"}
+        assert fields == {"check", "cause", "count", "place"}

@@ -1,7 +1,7 @@
 """Holds `src/healthobs/telemetry.yaml`: every name that telemetry of the library shows, with its stability.
 
-Metrics are read from the source, because no single run makes all of them; span attributes, log fields, headers and
-audit fields are what a run leaves that uses every part. A name that is new is added by `--write`; one that is gone is
+Metrics and healthobs' own log lines are read from the source, because no single run makes all of them; span attributes, other
+log fields, headers and audit fields are what a run leaves that uses every part. A name that is new is added by `--write`; one that is gone is
 an error until it stands under `deprecated` with what replaces it.
 """
 
@@ -23,8 +23,10 @@ TREE = ROOT / "src" / "healthobs"
 #: Where only the installed package is at hand, it is held instead: the page is part of it.
 SOURCE = TREE if TREE.is_dir() else Path(healthobs.__file__).parent
 PAGE = SOURCE / "telemetry.yaml"
-KINDS = ("metrics", "span_attributes", "log_fields", "headers", "audit_fields")
-MAKERS = ("counter", "gauge", "histogram")
+KINDS = ("metrics", "span_attributes", "log_events", "log_fields", "headers", "audit_fields")
+MAKERS = ("counter", "gauge", "histogram", "GaugeMetricFamily", "CounterMetricFamily")
+#: Calls that write a line of healthobs' own, and which of their arguments is the event.
+LINES = {"emit": 1, "_alarm": 1, "error": 0}
 VIEW = "PrefixCollector"
 HEAD = """\
 # Names that telemetry shows; they are API (docs/explanation/telemetry-is-api.md). Made by tools/telemetry.py --write.
@@ -53,6 +55,51 @@ def metrics(source: Path = SOURCE) -> dict[str, list[str]]:
             if name:
                 found[name] = _labels(node, names, node.args[-1] if called == VIEW else None)
     return dict(sorted(found.items()))
+
+
+def log_lines(source: Path = SOURCE) -> tuple[set[str], set[str]]:
+    """Return the events of healthobs' own log lines that the source writes, and the fields that it adds to them."""
+    events, fields = set[str](), set[str]()
+    for path in sorted(source.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _called(node, {}) in LINES]
+        events |= {_event(node) for node in calls} | set(_rendered(tree))
+        given = [
+            keyword.value for node in calls for keyword in node.keywords if keyword.arg in ("own", "extra")
+        ]
+        assigned = [
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id == "own"
+        ]
+        if any(isinstance(value, ast.Name) for value in given):
+            given += assigned
+        fields |= {
+            str(key.value)
+            for value in given
+            for part in ast.walk(value)
+            if isinstance(part, ast.Dict)
+            for key in part.keys
+            if isinstance(key, ast.Constant)
+        }
+    return events - {""}, fields
+
+
+def _rendered(tree: ast.AST) -> Iterator[str]:
+    """Yield the events of lines that the source makes field by field."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "event" and "timestamp" in ast.dump(node):
+                    yield _text(value, {})
+
+
+def _event(node: ast.Call) -> str:
+    place = LINES[_called(node, {})]
+    event = _text(node.args[place], {}) if len(node.args) > place else ""
+    return event if event.isidentifier() else ""
 
 
 def _called(node: ast.Call, names: Mapping[str, ast.expr]) -> str:
@@ -106,6 +153,8 @@ def observed() -> dict[str, list[str]]:
 def today() -> dict[str, dict[str, Any]]:
     """Return what there is, by kind and name; a metric has its labels."""
     names = observed()
+    events, fields = log_lines()
+    names |= {"log_events": sorted(events), "log_fields": sorted({*names["log_fields"], *fields})}
     shown: dict[str, dict[str, Any]] = {kind: dict.fromkeys(names[kind], None) for kind in KINDS[1:]}
     return {"metrics": dict(metrics()), **shown}
 
