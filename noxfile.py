@@ -198,6 +198,8 @@ def servers(session: nox.Session) -> None:
         "-m",
         "pytest",
         "-q",
+        "-n",
+        "2",  # they mostly wait
         "-m",
         "server",
         "tests",
