@@ -138,7 +138,8 @@ class Settings:
         compliance_keys: Public keys (vkeys) of the people whose signature on those documents counts.
         audit_database_url: Database of the audit trail: a file (``sqlite:///PATH``) or ``postgresql://...``; None
             keeps no trail.
-        audit_key_file: Ed25519 signing key of the checkpoints (PEM), created 0600 when missing.
+        audit_key_file: Ed25519 signing key of the checkpoints (PEM), created 0600 with a new log; an existing log needs
+            its own: restore it where it is missing.
         audit_policy: ``deny`` (no answer without a durable entry), ``spool`` (the same, but care under break-glass
             goes on with its entry in `audit_spool_file`) or ``alert`` (answer, count, log).
         audit_spool_file: Where entries wait while the store is down, under ``spool``; created 0600.

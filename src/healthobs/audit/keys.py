@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Group may read (a mounted secret with a group id); nothing else, and nobody else anything.
 _TOO_OPEN = 0o037
-#: Ends the name of the file beside a key that says which logs it began, and where.
+#: Ends the name of the file beside a key that says which logs, or maps of subjects, it began, and where.
 BEGUN = ".logs"
 _PEM = re.compile(rb"-----BEGIN [A-Z ]+-----\r?\n.*?-----END [A-Z ]+-----\r?\n?", re.DOTALL)
 
@@ -101,7 +101,7 @@ def retire(path: Path) -> int:
 
 
 def begun(path: Path, place: str) -> str | None:
-    """Return the origin of the log that the key in `path` began at `place`, as far as anybody wrote it down."""
+    """Return what the key in `path` began at `place`, as far as anybody wrote it down: a log's origin, or what else it is."""
     for line in _begun_lines(path):
         origin, _, where = line.partition(" ")
         if where == place:
@@ -110,7 +110,7 @@ def begun(path: Path, place: str) -> str | None:
 
 
 def note_begun(path: Path, place: str, origin: str) -> None:
-    """Write down beside the key in `path` that it signs the log of that origin at `place`, where the folder may be written to."""
+    """Write down beside the key in `path` that it is that of `origin` at `place`, where the folder may be written to."""
     if begun(path, place) == origin:
         return
     lines = [line for line in _begun_lines(path) if line.partition(" ")[2] != place]
@@ -118,6 +118,14 @@ def note_begun(path: Path, place: str, origin: str) -> None:
         _replace(
             _begun_file(path), os.fsencode("".join(f"{line}\n" for line in (*lines, f"{origin} {place}")))
         )
+
+
+def gone(path: Path, what: str) -> ConfigurationError:
+    """Return the refusal to begin another in place of what the key in `path` began."""
+    return ConfigurationError(
+        f"the {what} that this key file began here is gone; restore it, or take its line out of the file"
+        f" {_begun_file(path).name} beside the key to begin another"
+    )
 
 
 def _begun_file(path: Path) -> Path:
@@ -141,9 +149,12 @@ def read_secret(path: Path) -> bytes:
         mode = path.stat().st_mode
         content = path.read_bytes()
     except OSError as exc:
-        raise ConfigurationError(f"the audit key file cannot be read ({_reason(exc)})") from None
+        remedy = "; restore it from where you keep it" if isinstance(exc, FileNotFoundError) else ""
+        raise ConfigurationError(
+            f"the key file {path.name} cannot be read ({_reason(exc)}){remedy}"
+        ) from None
     if mode & _TOO_OPEN:
-        raise ConfigurationError("the audit key file is open to others; chmod 600 it")
+        raise ConfigurationError(f"the key file {path.name} is open to others; chmod 600 it")
     return content
 
 

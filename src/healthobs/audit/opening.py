@@ -41,7 +41,7 @@ def open_trail(
     Args:
         url: ``sqlite:///PATH`` or ``postgresql://...``; the file, or the schema ``healthobs_audit``, is the trail's alone.
         service: Name of the service, in each entry and in the origin of a new log.
-        key_file: Ed25519 key in PEM form, made 0600 when missing; default the database file's name and
+        key_file: Ed25519 key in PEM form, made 0600 for a new log when missing; default the database file's name and
             ``.key``.
         clock: Default the system's.
         origin: Origin of a new log; default ``healthobs.example/<service>/<random>``. An existing log keeps its
@@ -124,10 +124,7 @@ def _initialise(place: Store, key_file: Path, service: str, origin: str | None) 
         if known is not None:
             return _known_signer(connection, known, key_file, origin)
         if keys.begun(key_file, place.name) is not None:
-            raise ConfigurationError(
-                "the audit trail that this key file began here is gone; restore it, or take its line out of the file"
-                f" {key_file.name}{keys.BEGUN} beside the key to begin another"
-            )
+            raise keys.gone(key_file, "audit trail")
         log_id = secrets.token_hex(4)
         signer = Signer(origin or f"healthobs.example/{service}/{log_id}", keys.load_or_create(key_file))
         note = signer.checkpoint(0, merkle.EMPTY_ROOT).note
