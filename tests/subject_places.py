@@ -50,6 +50,10 @@ class FilePlace:
         kept = self.file.rename(self.folder / "kept")
         return lambda: kept.rename(self.file)
 
+    def give_up(self) -> None:
+        """Say that a map that was taken away does not come back, so that another may be begun."""
+        self.key.with_name(f"{self.key.name}.logs").unlink()
+
     def is_there(self) -> bool:
         return self.file.exists()
 
@@ -81,6 +85,9 @@ class ServerPlace(FilePlace):
     def lose(self) -> Callable[[], object]:
         self.execute("ALTER SCHEMA healthobs_subjects RENAME TO kept")
         return lambda: self.execute("ALTER SCHEMA kept RENAME TO healthobs_subjects")
+
+    def give_up(self) -> None:
+        """Nothing says where a map in a database was begun but its own mark."""
 
     def drop(self) -> None:
         """Take the database away: a server with many is slow to stop and to start."""

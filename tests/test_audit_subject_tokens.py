@@ -409,6 +409,17 @@ class TestFaults:
         with pytest.raises(ConfigurationError, match="key file is missing"):
             service.open()
 
+    def test_without_its_map(self, tmp_path: Path) -> None:
+        """A service whose map in a file is gone does not start, and begins none."""
+        service = Service(FilePlace(tmp_path))
+        service.trail.close()
+        back = service.lose_map()
+        with pytest.raises(ConfigurationError, match=r"subject map .* is gone"):
+            service.open()
+        assert not service.place.is_there()
+        back()
+        service.open().close()
+
 
 class TestCare:
     """Care under break-glass goes on without the map, and the spool has no identifier."""
@@ -475,8 +486,9 @@ class TestCare:
         assert service.trail.refused_rows == 0
 
     def test_lost_map(self, service: Service) -> None:
-        """With an empty map under the same key the sealed entries are still about somebody."""
+        """With an empty map, begun on purpose under the same key, the sealed entries are still about somebody."""
         service.lose_map()
+        service.place.give_up()
         service.trail.append_or_spool(CARE)
         service.trail.close()
         service.trail = service.open()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.audit_trails import in_files
 from tests.subject_places import FilePlace
 
+from healthobs.audit import keys
 from healthobs.audit.subjects import SubjectMap
 from healthobs.exceptions import AuditError, ConfigurationError
 
@@ -98,7 +101,7 @@ class TestSubjectMap:
         """A map with rows gets no new key in place of one that is gone."""
         subjects.token(IDENTIFIER)
         place.key.unlink()
-        with pytest.raises(ConfigurationError, match="key file is missing"):
+        with pytest.raises(ConfigurationError, match=r"key file is missing; restore subjects\.key"):
             place.open()
         assert not place.key.exists()
 
@@ -110,6 +113,65 @@ class TestSubjectMap:
         subjects.erase(token)
         place.key.unlink()
         assert place.open().token(IDENTIFIER) != token
+
+    @pytest.mark.parametrize(
+        "gone", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["removed", "emptied"]
+    )
+    @pytest.mark.parametrize("form", [Path, "sqlite:///{}".format], ids=["path", "url"])
+    def test_a_map_that_is_gone_is_not_begun_anew(
+        self, tmp_path: Path, gone: Callable[[Path], object], form: Callable[[Path], Path | str]
+    ) -> None:
+        """A key whose map was there and is not any more begins no other in its place, until somebody says so."""
+        place = FilePlace(tmp_path)
+        place.place = form(place.file)
+        token = place.open().token(IDENTIFIER)
+        kept = place.file.read_bytes()
+        gone(place.file)
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match=r"map .* is gone; restore it.* subjects\.key\.logs"):
+                place.open()
+        assert not place.is_there() or not place.file.read_bytes()
+        place.file.write_bytes(kept)
+        assert place.open().find(IDENTIFIER) == token
+        place.another().open()
+        noted = tmp_path / "subjects.key.logs"
+        lines = noted.read_text().splitlines()
+        assert lines == [f"subjects {place.file}", f"subjects {tmp_path}/another.db"]
+        place.file.unlink()
+        noted.write_text(lines[1])
+        assert place.open().token(IDENTIFIER) != token
+
+    def test_a_map_from_before_it_was_noted(self, tmp_path: Path) -> None:
+        """A map of which nobody wrote down that it was begun opens as before, and is not begun anew afterwards."""
+        place = FilePlace(tmp_path)
+        place.open().token(IDENTIFIER)
+        (tmp_path / "subjects.key.logs").unlink()
+        assert place.open().find(IDENTIFIER)
+        place.file.unlink()
+        with pytest.raises(ConfigurationError, match="is gone"):
+            place.open()
+
+    def test_a_key_that_was_there_first(self, tmp_path: Path) -> None:
+        """A key that was put there, in a folder that takes no file beside it, begins a map all the same."""
+        place = FilePlace(tmp_path)
+        place.another().open()
+        (tmp_path / "subjects.key.logs").unlink()
+        (tmp_path / "subjects.key.logs").mkdir()
+        token = place.open().token(IDENTIFIER)
+        assert place.open().find(IDENTIFIER) == token
+
+    def test_begun_by_another_meanwhile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who begins a map while another process does takes that one."""
+        place, tokens, begun = FilePlace(tmp_path), list[str](), keys.begun
+
+        def late(*looked_for: Any) -> str | None:
+            found = begun(*looked_for)
+            monkeypatch.undo()
+            tokens.append(place.open().token(IDENTIFIER))
+            return found
+
+        monkeypatch.setattr(keys, "begun", late)
+        assert place.open().find(IDENTIFIER) == tokens[0]
 
     def test_altered_row_does_not_lock_the_others_out(self, subjects: SubjectMap, place: FilePlace) -> None:
         """A map in which one row was altered still opens, by another row."""
@@ -129,7 +191,7 @@ class TestSubjectMap:
         for name in ("subjects.db", "subjects.key"):
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
         (tmp_path / "subjects.key").chmod(0o644)
-        with pytest.raises(ConfigurationError, match="chmod 600"):
+        with pytest.raises(ConfigurationError, match=r"subjects\.key is open to others; chmod 600"):
             place.open()
         for content in (b"", b"!", b"AAAA"):
             key = tmp_path / "short.key"

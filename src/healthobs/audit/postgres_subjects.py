@@ -19,7 +19,6 @@ import uuid
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -82,8 +81,6 @@ class PostgresRows:
     Raises:
         ConfigurationError: The URL is malformed.
     """
-
-    path: Path | None = None
 
     def __init__(self, url: str) -> None:
         self._options = postgres.options_of(url, "the subject map's")

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from healthobs.audit import keys
 from healthobs.audit.forking import ForkGate
-from healthobs.audit.keys import sync_directory
 from healthobs.audit.sqlite import BUSY_TIMEOUT_MILLIS, connect_pragmas, forget, path_of
 from healthobs.exceptions import AuditError, ConfigurationError
 
@@ -33,14 +33,14 @@ _TABLE = (
     "CREATE TABLE IF NOT EXISTS subject (token TEXT PRIMARY KEY, lookup BLOB NOT NULL UNIQUE,"
     " sealed BLOB NOT NULL)"
 )
+_PRESENT = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'subject'"
+#: In place of a log's origin, beside the key.
+_BEGUN = "subjects"
 _ABOUT = "FROM subject WHERE lookup = ? OR token = ?"
 
 
 class Rows(Protocol):
     """The rows of one map. Safe in threads and forks; what fails is an `AuditError` without any value."""
-
-    #: The file, where it is one.
-    path: Path | None
 
     def open(self, unlock: Unlock) -> None:
         """Make what is missing, and have the key taken; with no rows yet it may be made."""
@@ -67,42 +67,53 @@ class Rows(Protocol):
         ...
 
 
-def rows_of(place: Path | str) -> Rows:
-    """Return the rows in a file, or where a URL says: ``sqlite:///PATH`` or ``postgresql://...``.
+def rows_of(place: Path | str, key_file: Path | None) -> tuple[Rows, Path]:
+    """Return the rows in a file, or where a URL says (``sqlite:///PATH`` or ``postgresql://...``), and their key file.
 
     Raises:
-        ConfigurationError: The URL is neither, or what it needs is not installed.
+        ConfigurationError: The URL is neither, or what it needs is not installed, or no key is named for PostgreSQL.
     """
-    if not isinstance(place, str):
-        return SqliteRows(place)
-    if not place.startswith(("postgresql://", "postgresql+psycopg://")):
-        return SqliteRows(path_of(place, "the subject map's"))
+    if not isinstance(place, str) or not place.startswith(("postgresql://", "postgresql+psycopg://")):
+        path = path_of(place, "the subject map's") if isinstance(place, str) else place
+        key_file = key_file or path.with_name(f"{path.name}.key")
+        return SqliteRows(path, key_file), key_file
     try:
         from healthobs.audit.postgres_subjects import PostgresRows
     except ImportError:
         raise ConfigurationError(
             "a subject map in PostgreSQL needs psycopg; install healthobs[postgres]"
         ) from None
-    return PostgresRows(place)
+    rows = PostgresRows(place)
+    if key_file is None:
+        raise ConfigurationError(
+            "a subject map in PostgreSQL needs audit_subjects_key_file: name the key that its replicas share"
+        )
+    return rows, key_file
 
 
 class SqliteRows:
-    """Rows in the file `path`."""
+    """Rows in the file `path`; beside `key_file` stands that they were begun (`healthobs.audit.keys.note_begun`)."""
 
-    def __init__(self, path: Path) -> None:
-        self.path: Path | None = path
+    def __init__(self, path: Path, key_file: Path) -> None:
         self._path = path
+        self._key_file = key_file
         #: Its own: within a trail's, a fork that waits at this one first would keep both waiting.
         self._gate = ForkGate(lambda: None)
 
     def open(self, unlock: Unlock) -> None:
-        """Make file and table where they are missing."""
-        with self._connected(make=True) as connection:
+        """Make file and table where they are missing, but not in place of those that the key began."""
+        name = str(self._path.absolute())
+        # Asked before anybody looks for the table: another process may make it, and then write that down, meanwhile.
+        begun = keys.begun(self._key_file, name) is not None
+        with self._connected(make=True, begun=begun) as connection:
+            if begun and not connection.execute(_PRESENT).fetchone():
+                raise keys.gone(self._key_file, "subject map")
             _begin(connection)
             connection.execute(_TABLE)
             connection.execute("COMMIT")
             rows = connection.execute("SELECT token, sealed FROM subject LIMIT ?", (TRIED,)).fetchall()
         unlock(rows)
+        keys.note_begun(self._key_file, name, _BEGUN)
 
     def token(self, about: About, make: Callable[[], Row] | None, wait_seconds: float) -> str | None:
         """Look first: only who adds a row waits for others that write."""
@@ -144,7 +155,7 @@ class SqliteRows:
 
     @contextmanager
     def _connected(
-        self, wait_seconds: float = WAIT_SECONDS, *, make: bool = False
+        self, wait_seconds: float = WAIT_SECONDS, *, make: bool = False, begun: bool = False
     ) -> Generator[sqlite3.Connection]:
         """Give a connection for one task, with no fork meanwhile; what it leaves uncommitted is rolled back.
 
@@ -152,9 +163,11 @@ class SqliteRows:
         """
         try:
             if make and not self._path.exists():
+                if begun:
+                    raise keys.gone(self._key_file, "subject map")
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-                sync_directory(self._path.parent)
+                keys.sync_directory(self._path.parent)
             address = f"{self._path.absolute().as_uri()}?mode=rw"
             with (
                 self._gate,

@@ -44,13 +44,13 @@ class SubjectMap:
     """The map of one service.
 
     Args:
-        place: Its SQLite file, made when missing, not the log's; or a URL: ``sqlite:///PATH``, ``postgresql://...``.
+        place: Its SQLite file, made when missing unless the key began it, not the log's; or a URL: ``sqlite:///PATH``, ``postgresql://...``.
         key_file: 32 random bytes as base64, made 0600 when missing and the map is empty; default the file's name
             and ``.key``. Keep it away from the log and its backups.
 
     Raises:
         ConfigurationError: The URL is malformed, or the key file cannot be used, is not named or is missing though
-            the map has rows, or cryptography or psycopg is not installed.
+            the map has rows, or the file of a map that it began is gone, or cryptography or psycopg is not installed.
         AuditError: The map cannot be used, or the key is not that of its rows.
 
     Example:
@@ -63,14 +63,7 @@ class SubjectMap:
     """
 
     def __init__(self, place: Path | str, key_file: Path | None = None) -> None:
-        self._rows = rows_of(place)
-        if key_file is None:
-            if self._rows.path is None:
-                raise ConfigurationError(
-                    "a subject map in PostgreSQL needs audit_subjects_key_file: name the key that its replicas share"
-                )
-            key_file = self._rows.path.with_name(self._rows.path.name + ".key")
-        self._key_file = key_file
+        self._rows, self._key_file = rows_of(place, key_file)
         self._rows.open(self._unlocked)
 
     def _unlocked(self, tried: list[tuple[str, bytes]]) -> bytes:
@@ -233,7 +226,7 @@ def _keys(key_file: Path, *, make: bool) -> tuple[AESGCM, bytes]:
         create_secret(key_file, base64.b64encode(os.urandom(_KEY_BYTES)) + b"\n")
     if not key_file.exists():
         raise ConfigurationError(
-            "the subject map has rows, but its key file is missing; restore it from where you keep it"
+            f"the subject map has rows, but its key file is missing; restore {key_file.name} from where you keep it"
         )
     try:
         secret = base64.b64decode(read_secret(key_file).strip(), validate=True)
