@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from tests.audit_trails import READ, MakeTrail, _damage, _execute, leaves
+from tests.audit_trails import READ, MakeTrail, _damage, _execute, copied, leaves, put_back
 
 import healthobs.audit
 from healthobs.audit import AuditDraft, merkle, open_trail, writer
@@ -75,7 +75,7 @@ class TestOpenTrail:
         make_trail().close()
         key = tmp_path / "audit.db.key"
         key.rename(tmp_path / "kept")
-        with pytest.raises(ConfigurationError, match="cannot be read"):
+        with pytest.raises(ConfigurationError, match=r"audit\.db\.key cannot be read .*; restore it"):
             make_trail()
         assert not key.exists()
 
@@ -89,7 +89,7 @@ class TestOpenTrail:
         origin = make_trail().origin
         make_trail().close()
         gone(tmp_path / "audit.db")
-        with pytest.raises(ConfigurationError, match="is gone; restore it"):
+        with pytest.raises(ConfigurationError, match=r"is gone; restore it.* audit\.db\.key\.logs"):
             make_trail()
         elsewhere = open_trail(f"sqlite:///{tmp_path}/b.db", service="s", key_file=tmp_path / "audit.db.key")
         elsewhere.close()
@@ -416,6 +416,48 @@ class TestHealth:
             trail.health()
         _damage(trail.path, "UPDATE checkpoint SET note = ''")
         with pytest.raises(AuditError):
+            trail.health()
+
+    def test_old_file_put_back(self, make_trail: MakeTrail, tmp_path: Path) -> None:
+        """While the log is behind what this process wrote, it is not healthy; with its own it is again."""
+        trail = make_trail()
+        trail.append(READ)
+        old = copied(trail.path, tmp_path / "old")
+        trail.append(READ)
+        own = copied(trail.path, tmp_path / "own")
+        put_back(old, trail.path)
+        for _ in range(2):
+            with pytest.raises(AuditError, match="went back"):
+                trail.health()
+            with pytest.raises(AuditWriteError):
+                trail.append(READ)
+        put_back(own, trail.path)
+        trail.health()
+        assert trail.append(READ).index == 2
+
+    @pytest.mark.parametrize("more", [1, 3])
+    def test_old_file_that_another_goes_on_with(
+        self, make_trail: MakeTrail, tmp_path: Path, more: int
+    ) -> None:
+        """A log that went back is not what this process wrote when it is as long, or longer, again."""
+        trail = make_trail()
+        trail.append(READ)
+        old = copied(trail.path, tmp_path / "old")
+        trail.append(READ)
+        put_back(old, trail.path)
+        other = make_trail()
+        for _ in range(more):
+            other.append(READ)
+        other.health()
+        with pytest.raises(AuditError, match="went back"):
+            trail.health()
+
+    def test_log_that_another_went_on_with(self, make_trail: MakeTrail) -> None:
+        """Entries of other processes are no fault."""
+        trail, other = make_trail(), make_trail()
+        trail.append(READ)
+        for _ in range(3):
+            other.append(READ)
             trail.health()
 
 

@@ -6,9 +6,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.audit_trails import READ, copied, put_back
 
 from healthobs import Observability, Settings, use
 from healthobs.health import Unreachable, http_dependency
@@ -96,6 +98,19 @@ class TestBuiltinChecks:
         assert not audited.health.facts()["metrics"].critical
         for obs in (plain, audited, fewer):
             obs.close()
+
+    def test_trail_that_went_back(self, tmp_path: Path) -> None:
+        """While the trail's database is older than what this process wrote, the service is not ready."""
+        path = tmp_path / "a.db"
+        with closing(Observability(Settings(audit_database_url=f"sqlite:///{path}"))) as obs:
+            assert obs.audit is not None
+            obs.audit.append(READ)
+            old = copied(path, tmp_path / "old")
+            obs.audit.append(READ)
+            put_back(old, path)
+            obs.health.ready()
+            status, told = obs.health.readiness()
+            assert (status, told["checks"]["audit_trail"]) == (503, "not_ready")
 
     def test_care_goes_on_without_the_trail(self, tmp_path: Any) -> None:
         """Under the policy `spool` a trail that is away leaves a service ready: out of traffic it would serve no care either."""

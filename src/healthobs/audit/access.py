@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.forking import ForkGate
+from healthobs.audit.records import Checkpoint
 from healthobs.audit.store import Connection, ReadConnection, Store
 from healthobs.audit.windows import Windows
 from healthobs.audit.writer import Writer
@@ -57,6 +58,11 @@ class Access:
         if writer is None:
             writer = self._writers.setdefault(os.getpid(), Writer(self.place, self._signer, self.gate))
         return writer
+
+    def floor(self) -> Checkpoint | None:
+        """Return the latest checkpoint that this process has written or extended, where it has any."""
+        writer = self._writers.get(os.getpid())
+        return None if writer is None else writer.floor
 
     @contextmanager
     def connected(self) -> Generator[ReadConnection]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
 from healthobs.audit import merkle
+from healthobs.audit.records import Checkpoint
 from healthobs.exceptions import AuditError, AuditTamperedError
 
 #: Statements that no store may accept, by name.
@@ -198,6 +199,17 @@ def first_index(connection: ReadConnection) -> int:
     """
     ((first,),) = connection.execute("SELECT min(idx) FROM entry")
     return 0 if first is None else number(first)
+
+
+def extends(connection: ReadConnection, size: int, earlier: Checkpoint | None) -> bool:
+    """Return whether the `size` entries that are there begin with those of an earlier checkpoint.
+
+    Raises:
+        AuditTamperedError: What is kept of the tree is not what it must be.
+    """
+    if earlier is None or earlier.size < first_index(connection):  # pruned: its root is not to be had
+        return True
+    return earlier.size <= size and load_range(connection, earlier.size).root() == earlier.root
 
 
 def number(found: object) -> int:

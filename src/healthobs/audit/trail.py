@@ -233,16 +233,24 @@ class AuditTrail(LogReader):
         """Return when an append could succeed now, as far as can be told without one.
 
         Raises:
-            AuditError: The store or the map of subjects cannot be locked for writing, or its latest checkpoint is not ours.
+            AuditError: The store or the map of subjects cannot be locked for writing, or its latest checkpoint is not ours, or
+                not after what this process has written.
         """
         if self._access.closed:
             raise AuditError("the audit trail is closed")
         if self.subjects is not None:
             self.subjects.check()
+        floor = self._access.floor()  # first: the writer goes on meanwhile
         with self.changing() as connection:
             size, note = attempts.append(connection)
-        if open_checkpoint(note or "", self._verifier).size != size:
-            raise AuditError("the audit trail's entries are not those of its latest checkpoint")
+            latest = open_checkpoint(note or "", self._verifier)
+            if latest.size != size:
+                raise AuditError("the audit trail's entries are not those of its latest checkpoint")
+            if floor is not None and floor.root != latest.root:
+                with connection.reading():
+                    extends = store.extends(connection, size, floor)
+                if not extends:
+                    raise AuditError("the audit trail went back: it is not what this process has written")
 
     def accepted_changes(self) -> tuple[str, ...]:
         """Try to change, delete, replace and misnumber an entry, and undo it; return what was not refused.

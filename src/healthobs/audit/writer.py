@@ -89,7 +89,7 @@ class Writer:
         #: The tree as last committed or loaded, and the note over it; None when it must be loaded.
         self._tree: tuple[CompactRange, str] | None = None
         #: The highest checkpoint this process has seen; the log may never be found below it.
-        self._floor: Checkpoint | None = None
+        self.floor: Checkpoint | None = None
 
     def append(self, body: bytes, timeout_seconds: float, key: str | None = None) -> Receipt:
         """Return once the entry is durable.
@@ -226,7 +226,7 @@ class Writer:
             self.release()  # what may be broken is opened anew by the next batch
             raise
         self._tree = tree, checkpoint.note
-        self._floor = checkpoint
+        self.floor = checkpoint
         self._crowd = max(min(len(batch), _MAX_CROWD), self._crowd - 1)
         return checkpoint
 
@@ -290,10 +290,10 @@ class Writer:
         if latest.size != size:
             raise AuditError("its entries are not those of its latest checkpoint; run healthobs audit verify")
         tree = self._extended(connection, size)
-        if tree.root() != latest.root or not self._extends_floor(connection, size):
+        if tree.root() != latest.root or not store.extends(connection, size, self.floor):
             raise AuditError("its entries do not match its signed checkpoints; run healthobs audit verify")
         self._tree = tree, latest.note
-        self._floor = latest
+        self.floor = latest
         return tree
 
     def _extended(self, connection: Connection, size: int) -> CompactRange:
@@ -303,12 +303,6 @@ class Writer:
         for leaf in store.leaves(connection, tree.size, size):
             tree.append(leaf)
         return tree
-
-    def _extends_floor(self, connection: Connection, size: int) -> bool:
-        floor = self._floor
-        if floor is None or floor.size < store.first_index(connection):  # pruned: its root is not to be had
-            return True
-        return floor.size <= size and store.load_range(connection, floor.size).root() == floor.root
 
     def release(self) -> None:
         """Close the connection; the next batch opens one again. Only with nobody in the gate but the caller."""
