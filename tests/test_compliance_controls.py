@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -409,6 +409,52 @@ class TestRecording:
         counted = service.metric("phi_compliance_checks_total{")
         assert 'phi_compliance_checks_total{result="pass",type="hipaa"} 7.0' in counted
         assert 'phi_compliance_checks_total{result="fail",type="hipaa"} 1.0' in counted
+
+    def test_each_change_is_one_line(self, tmp_path: Path) -> None:
+        """It says from what to what, as loud as it matters; the first round writes none, and a trail that is away no more."""
+        stream, now = io.StringIO(), {"S-1": "pass", "S-2": "fail"}
+
+        def made(name: str, required: bool) -> Control:
+            def probe(_: object) -> Outcome:
+                return Outcome(cast("Any", now[name]), "seen")
+
+            return Control(
+                name, "policy 1", "company", "Title", "criterion", "probe", probe, required=required
+            )
+
+        place = tmp_path / "a.db"
+        obs = Observability(
+            Settings(audit_database_url=f"sqlite:///{place}", endpoints=True, redaction="strict"),
+            log_stream=stream,
+            controls=[made("S-1", True), made("S-2", False)],
+        )
+        engine = obs.controls
+        assert engine is not None
+
+        def lines() -> list[tuple[str, ...]]:
+            engine.run(["S-1", "S-2"])
+            written = [json.loads(line) for line in stream.getvalue().splitlines()]
+            stream.seek(0)
+            stream.truncate()
+            return [
+                tuple(line[name] for name in ("level", "control", "old", "new"))
+                for line in written
+                if line["event"] == "control_changed"
+            ]
+
+        assert lines() == []
+        now.update({"S-1": "fail", "S-2": "pass"})
+        place.rename(tmp_path / "away")
+        assert lines() == [("error", "S-1", "pass", "fail"), ("info", "S-2", "fail", "pass")]
+        (tmp_path / "away").rename(place)
+        assert lines() == []
+        now.update({"S-1": "partial", "S-2": "fail"})
+        assert lines() == [("info", "S-1", "fail", "partial"), ("warning", "S-2", "pass", "fail")]
+        now.update({"S-1": "pass", "S-2": "pass"})
+        assert [line[0] for line in lines()] == ["info", "info"]
+        now.update({"S-1": "unknown"})
+        assert lines() == [("warning", "S-1", "pass", "unknown")]
+        obs.close()
 
     @pytest.mark.parametrize("first", [False, True])
     def test_trail_that_was_away(self, tmp_path: Path, first: bool) -> None:

@@ -383,6 +383,40 @@ class TestChanges:
         assert world.changes[1:] == [("C-2", "fail", "pass")]
         assert [row["audit_index"] for row in world.engine.status(detail=True)["controls"]] == [7, 1]
 
+    def test_each_change_after_the_first_round_is_noticed_once(self) -> None:
+        """At once and never again, also while the trail refuses it; the first round says where things begin, and is none."""
+        noticed: list[Any] = []
+
+        def notice(control: Any, old: str, new: str, required: bool) -> None:
+            noticed.append((control.id, old, new, required))
+
+        world = World(World.control("C-1"), World.control("C-2", required=False), on_notice=notice)
+        world.outcomes["C-1"] = Outcome("fail", "seen")
+        world.engine.run()
+        assert noticed == []
+        world.refuse = OSError()
+        world.outcomes.update({"C-1": Outcome("pass", "seen"), "C-2": Outcome("fail", "seen")})
+        world.engine.run()
+        world.engine.run()
+        world.refuse = None
+        world.engine.run()
+        assert noticed == [("C-1", "fail", "pass", True), ("C-2", "pass", "fail", False)]
+
+    def test_notice_that_raises(self) -> None:
+        """It is counted, and what is left is told and recorded all the same."""
+        noticed: list[str] = []
+
+        def notice(control: Any, *_: object) -> None:
+            noticed.append(control.id)
+            raise RuntimeError
+
+        world = World(on_notice=notice)
+        world.engine.run()
+        world.outcomes.update(dict.fromkeys(("C-1", "C-2"), Outcome("fail", "seen")))
+        world.engine.run()
+        assert (noticed, world.errors) == (["C-1", "C-2"], ["controls", "controls"])
+        assert world.changes[2:] == [("C-1", "pass", "fail"), ("C-2", "pass", "fail")]
+
     def test_index_is_shown(self, world: World) -> None:
         """The report names the entry that recorded the last change."""
         world.engine.run()

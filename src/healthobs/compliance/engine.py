@@ -45,6 +45,8 @@ OnStates = Callable[[Mapping[str, State]], object]
 OnChange = Callable[[Control, State, State, "Result | None", int], "int | None"]
 #: Told every state after the first round of a process, and how many seconds ago that was; returns the index of its audit entry.
 OnFirst = Callable[[Mapping[str, State], int], "int | None"]
+#: Told (control, old state, new state, whether the gate asks for it) of each change after the first round.
+OnNotice = Callable[[Control, State, State, bool], object]
 #: Told (control, the waiver that ended or was replaced, the one that holds now) of each change.
 OnWaiver = Callable[[Control, "Signed | None", "Signed | None"], object]
 #: Says what was seen that contradicts a declaration of scope, or None.
@@ -85,6 +87,8 @@ class ControlEngine:
         on_change: Told of each change of state (audit); asked again in the next round when it raises, and of one control
             in order, so that a change that reverted meanwhile is told too. The latest 1,000 are kept.
         on_first: Told all states of the first round at once, in place of a change each; asked again as `on_change`.
+        on_notice: Told of each change of state after the first round, at once and once (log lines), whatever becomes of
+            the change; its faults go to `on_error`.
         on_waiver: Told of each waiver that begins, ends or is replaced (audit); asked again as `on_change`.
         on_error: Told the component (``controls``, ``documents``) when one of the above raised, or a document
             counts for nothing.
@@ -121,6 +125,7 @@ class ControlEngine:
         on_states: OnStates | None = None,
         on_change: OnChange | None = None,
         on_first: OnFirst | None = None,
+        on_notice: OnNotice | None = None,
         on_waiver: OnWaiver | None = None,
         on_error: Callable[[str], object] | None = None,
     ) -> None:
@@ -142,6 +147,7 @@ class ControlEngine:
         self._on_states = on_states
         self._on_change = on_change
         self._on_first = on_first
+        self._on_notice = on_notice
         self._on_waiver = on_waiver
         self._on_error = on_error
         self._bound: dict[str, Any] = {}
@@ -302,8 +308,22 @@ class ControlEngine:
                 self._on_states(states)
             except Exception:  # noqa: BLE001 - a fault of telemetry must not stop the controls
                 self._failed("controls")
+        self._notice(states)
         self._note(states, now)
         self._hand_over(now)
+
+    def _notice(self, states: dict[str, State]) -> None:
+        """Tell what changed since the last round; nothing is told again, so a fault loses that one."""
+        if self._on_notice is None:
+            return
+        for name, old in self._noted.items():
+            if states[name] == old:
+                continue
+            control = self.controls[name]
+            try:
+                self._on_notice(control, old, states[name], self._is_required(control))
+            except Exception:  # noqa: BLE001 - a fault of telemetry must not stop the controls
+                self._failed("controls")
 
     def _note(self, states: dict[str, State], now_ns: int) -> None:
         """Keep what changed for `_hand_over`."""

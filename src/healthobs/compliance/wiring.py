@@ -1,8 +1,8 @@
 """Connects the control engine to the signals: what probes may look at, and where their results go.
 
 Each run of a probe counts in `<prefix>_compliance_checks_total{type,result}`; each round sets
-`healthobs_control_state{control,state}`; states and their changes are entries of the audit trail
-(`healthobs.compliance.recording`).
+`healthobs_control_state{control,state}`; each change of state after the first round is one line, `control_changed`; states
+and their changes are entries of the audit trail (`healthobs.compliance.recording`).
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
     def on_first(now: Mapping[str, State], late_s: int) -> int | None:
         return recorder.first(now, engine.once_attested, late_s)
 
+    def on_notice(control: Control, old: State, new: State, required: bool) -> None:
+        own = {"control": control.id, "old": old, "new": new}
+        obs.logs.emit(_level(old, new, required), "control_changed", own=own)
+
     recorder = Recorder(trail, settings.service_name, obs.clock)
     engine = ControlEngine(
         with_catalogue((*library_controls(), *controls)),
@@ -76,12 +80,20 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         on_states=_shower(states),
         on_change=recorder.changed,
         on_first=on_first,
+        on_notice=on_notice,
         on_waiver=recorder.waived,
         on_error=metrics.count_internal_error,
     )
     for name, state in engine.states().items():
         states.declare(name, state).set(1)
     return engine
+
+
+def _level(old: State, new: State, required: bool) -> str:
+    """Return how loud a change of state is."""
+    if new == "fail":
+        return "error" if required else "warning"
+    return "warning" if old == "pass" else "info"
 
 
 def _shower(gauge: Instrument) -> Callable[[Mapping[str, State]], None]:
