@@ -139,6 +139,31 @@ class TestFindings:
         (tmp_path / "none").mkdir()
         assert names(app, environ=environ) == []
 
+    @pytest.mark.parametrize("policy", ["deny", "spool"])
+    def test_audited_without_a_trail(
+        self, policy: Any, app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A function that names a policy under which nothing is done without an entry, in a service without a trail."""
+        monkeypatch.setattr("healthobs._runtime.operations", WeakSet[Any]())
+        functions = [audited("chart.read")(lambda: "chart")]
+        functions.append(audited("notes.read", policy="alert")(lambda: "notes"))
+        assert names(app) == []
+        functions.append(audited("allergies.read", policy=policy)(lambda: "allergies"))
+        (finding,) = examine(app, environ={}, sqlite_version=SOUND)
+        assert (finding.name, "allergies.read" in finding.seen) == ("audited_without_a_trail", True)
+        assert "chart" not in finding.seen
+        assert "notes" not in finding.seen
+        keeping = Observability(
+            Settings(
+                audit_database_url=f"sqlite:///{tmp_path}/a.db",
+                audit_key_file=tmp_path / "key",
+                audit_spool_file=tmp_path / "spool",
+            ),
+            logs="off",
+        )
+        assert names(init_app(Flask("keeping"), keeping)) == []
+        keeping.close()
+
     def test_spool_without_a_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A function whose policy is `spool`, in a service whose trail has no spool."""
         monkeypatch.setattr("healthobs._runtime.operations", WeakSet[Any]())
@@ -311,3 +336,27 @@ class TestCommand:
         """The name of a module is no data, and tells what to install."""
         assert main(["doctor", "nothing_there:app"]) == 2
         assert "(ModuleNotFoundError: nothing_there)" in capsys.readouterr().err
+
+    def test_where_it_failed_is_told(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """By file, line and function of the application's code; what is in a message is told only when the code wrote it."""
+        place = tmp_path / "served.py"
+        place.write_text(
+            "def create_app():\n    number = '078-05-1120'\n    raise RuntimeError(f'no {number}')\n"
+            "def other_app():\n    raise RuntimeError('set the key first')\n"
+        )
+        assert main(["doctor", "served:create_app()"]) == 2
+        told = capsys.readouterr().err
+        assert told == (
+            f"healthobs: served:create_app() cannot be loaded (RuntimeError)\n  at {place}:3 in create_app\n"
+        )
+        assert main(["doctor", "served:other_app()"]) == 2
+        assert "(RuntimeError: set the key first)\n  at " in capsys.readouterr().err
+
+    def test_code_that_is_none(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """The line is told, and not what stands there."""
+        (tmp_path / "served.py").write_text("x = 1\ny = = 2\n")
+        assert main(["doctor", "served:app"]) == 2
+        told = capsys.readouterr().err
+        assert told == (
+            f"healthobs: served:app cannot be loaded (SyntaxError)\n  at {tmp_path / 'served.py'}:2\n"
+        )

@@ -18,6 +18,7 @@ import os
 import shlex
 import sqlite3
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from healthobs.config import UNKNOWN, unknown_variables
 from healthobs.decorators.above import passed_over
 from healthobs.exceptions import ConfigurationError, HealthobsError
 from healthobs.logs.sinks import raw_sinks
+from healthobs.redaction.failures import describe_exception
 from healthobs.tracing import LazyExporter
 from healthobs.tracing.adoption import exporters, layers, opaque, redacts, sdk_provider
 from healthobs.tracing.foreign import INSTRUMENTED, PACKAGE
@@ -39,6 +41,7 @@ from healthobs.tracing.textmap import RAW, sends_raw_baggage
 
 OK, FINDINGS, CANNOT_LOAD = 0, 1, 2
 _MAX_LAYERS = 64
+_SHOWN_FRAMES = 20
 _INSIDE = ("wsgi_app", "app", "_app", "wsgi", "application", "build_middleware_stack", "middleware")
 
 
@@ -87,6 +90,7 @@ def examine(
         *_preload(server, providers),
         *_multiprocess(server, environ),
         *_sqlite(sqlite_version, observed),
+        *_unaudited(observed),
         *_spools(observed),
         *_loggers(observed),
         *_baggage(observed),
@@ -247,6 +251,18 @@ def _sqlite(version: tuple[int, ...], observed: Sequence[Any]) -> Iterator[Findi
         )
 
 
+def _unaudited(observed: Sequence[Any]) -> Iterator[Finding]:
+    """Look for functions that do nothing without an entry, where there is nothing to keep one."""
+    parts = [operation.plan.audited for operation in all_operations()]
+    denied = sorted({part.action for part in parts if part is not None and part.insists})
+    if denied and any(layer.obs.audit is None for layer in observed):
+        yield Finding(
+            "audited_without_a_trail",
+            f"there is no audit trail, so each call is denied (503) of {', '.join(denied)}",
+            "set Settings.audit_database_url, or pass Observability(audit=...)",
+        )
+
+
 def _spools(observed: Sequence[Any]) -> Iterator[Finding]:
     """Look for care that would be denied while the store is down, because there is nowhere to spool."""
     trails = [layer.obs.audit for layer in observed if layer.obs.audit is not None]
@@ -349,7 +365,9 @@ def main(argv: list[str]) -> int:
         print(f"healthobs: {chosen.app} cannot be loaded (ModuleNotFoundError: {exc.name})", file=sys.stderr)  # noqa: T201
         return CANNOT_LOAD
     except Exception as exc:  # noqa: BLE001 - the application's own code runs here
-        print(f"healthobs: {chosen.app} cannot be loaded ({type(exc).__name__})", file=sys.stderr)  # noqa: T201
+        facts = describe_exception(exc)
+        why = facts.type if facts.message is None else f"{facts.type}: {facts.message}"
+        print(f"healthobs: {chosen.app} cannot be loaded ({why})", *_places(exc), sep="\n  ", file=sys.stderr)  # noqa: T201
         return CANNOT_LOAD
     found = examine(app)
     for finding in found:
@@ -358,6 +376,16 @@ def main(argv: list[str]) -> int:
         print("nothing is wrong")  # noqa: T201
         return OK
     return FINDINGS
+
+
+def _places(exc: Exception) -> Iterator[str]:
+    """Yield where it was raised, the innermost last: files, lines and names of the code, and no value."""
+    own = {__file__, importlib.__file__}
+    for frame in traceback.extract_tb(exc.__traceback__, limit=-_SHOWN_FRAMES):
+        if frame.filename not in own and not frame.filename.startswith("<frozen"):
+            yield f"at {frame.filename}:{frame.lineno} in {frame.name}"
+    if isinstance(exc, SyntaxError):
+        yield f"at {exc.filename}:{exc.lineno}"
 
 
 def _load(uri: str) -> Any:
