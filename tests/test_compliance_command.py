@@ -54,7 +54,7 @@ def service(outcome: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterato
         "Ledger",
         "sum is 0",
         "measure",
-        lambda _: Outcome(outcome["state"], "sum"),
+        lambda _: Outcome(outcome["state"], "sum", unset=outcome.get("unset", False)),
     )
     settings = Settings(service_name="svc", endpoints=True, control_interval_seconds=0)
     obs = Observability(settings, log_stream=io.StringIO(), controls=[control])
@@ -154,6 +154,31 @@ class TestStatus:
             (200, None),
         ]
 
+    def test_set_up_that_lacks_something_is_told_to_everybody(
+        self, service: Any, outcome: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Where the set-up leaves a probe nothing to look at, the gate says so, also to who may see no evidence."""
+        url, obs = service
+        outcome.update(state="unknown", unset=True)
+        obs.controls.run()
+        assert run("status", url, "--gate") == 1
+        assert capsys.readouterr().out.endswith("  S-1           unknown: sum\n")
+        gate = urllib3.request("GET", f"{url}/compliance/status?gate=1").json()["controls"][0]
+        assert (gate["shuts_gate"], gate["lacks"]) == ("unknown: sum", "sum")
+        outcome["unset"] = False
+        obs.controls.run()
+        gate = urllib3.request("GET", f"{url}/compliance/status?gate=1").json()["controls"][0]
+        assert gate["shuts_gate"] == "unknown: what was seen is too old, or told nothing"
+        assert "lacks" not in gate
+
+    def test_address_without_a_scheme(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """What is no file may be an address: the error says what one begins with."""
+        assert run("status", "localhost:18080") == 2
+        told = capsys.readouterr().err
+        assert told == (
+            "healthobs compliance: the source cannot be read: there is no such file; the address of a service begins with http:// or https://\n"
+        )
+
     @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'"controls"'])
     def test_no_status(self, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
         """What is no status is 2, with a reason."""
@@ -173,6 +198,7 @@ class TestStatus:
             lambda status: status["controls"][0].update(required="no"),
             lambda status: status["controls"][0].update(waived_until=5),
             lambda status: status["controls"][0].update(id=["S-1"]),
+            lambda status: status["controls"][0].update(lacks=5),
             lambda status: status["controls"][0].update(evidence=5),
             lambda status: status["controls"][0].pop("observed_at"),
             lambda status: status.update(counts={}),

@@ -43,8 +43,9 @@ class TestHttpProbes:
     @pytest.mark.parametrize("probe", [refuses_strangers, refuses_bad_tokens])
     def test_nothing_to_ask(self, probe: Any) -> None:
         """Without an application, or without a protected route, nothing was seen."""
-        states = [probe(context()).state, probe(context(call=replying(401))).state]
-        assert states == ["unknown", "unknown"]
+        unbound, unnamed = probe(context()), probe(context(call=replying(401)))
+        assert [unbound.state, unnamed.state] == ["unknown", "unknown"]
+        assert (unnamed.text, unnamed.unset) == ("no route was named: init_app(protected=...)", True)
 
     def test_nothing_good_but_for_its_signature(self) -> None:
         """Without such a token refusals do not say that signatures are checked, and that is listed as missing."""

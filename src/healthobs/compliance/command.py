@@ -110,7 +110,12 @@ def _explain(exc: Exception) -> str:
 def _load(arguments: argparse.Namespace) -> dict[str, Any]:
     source: str = arguments.source
     if not source.startswith(("http://", "https://")):
-        content = Path(source).read_bytes()
+        try:
+            content = Path(source).read_bytes()
+        except FileNotFoundError:
+            raise ConfigurationError(
+                "the source cannot be read: there is no such file; the address of a service begins with http:// or https://"
+            ) from None
     else:
         url = source if source.endswith("/compliance/status") else source.rstrip("/") + "/compliance/status"
         request = urllib.request.Request(url)  # noqa: S310 - its scheme is one of the two above
@@ -153,6 +158,7 @@ def _is_row(row: Any) -> bool:
         and isinstance(row["required"], bool)
         and isinstance(row["waived_until"], str | None)
         and isinstance(row.get("evidence"), dict | None)
+        and isinstance(row.get("lacks"), str | None)
     )
 
 

@@ -48,6 +48,7 @@ class Outcome:
         text: What was seen, in words; never a value from a person's record.
         n: How many things were looked at.
         missing: For ``partial``: the parts that were not shown.
+        unset: For ``unknown``: the set-up leaves nothing to look at, and `text`, a literal, says to everybody what it lacks.
 
     Example:
         >>> Outcome("pass", "42 entries verified", 42).state
@@ -58,6 +59,7 @@ class Outcome:
     text: str
     n: int | None = None
     missing: tuple[str, ...] = ()
+    unset: bool = False
 
 
 @dataclass(frozen=True, slots=True)

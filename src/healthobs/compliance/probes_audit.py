@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from healthobs.audit.records import Checkpoint, Verification
     from healthobs.audit.trail import AuditTrail
 
-NO_TRAIL = Outcome("unknown", "no audit trail is configured")
+NO_TRAIL = Outcome("unknown", "no audit trail is configured", unset=True)
 #: How long a canary entry of any process stands for all that share the trail.
 CANARY_SECONDS = 300
 #: After how long the whole trail is verified again.

@@ -1,6 +1,7 @@
 """The body of `GET /compliance/status`, and the digest that ties a piece of evidence to its run.
 
-Limits: summary rows carry states only; evidence is for readers who may see it.
+Limits: summary rows carry states, and what the set-up lacks where that leaves nothing to look at; evidence is for readers
+who may see it.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ def _why(row: Mapping[str, Any]) -> str:
     evidence: Mapping[str, Any] = row.get("evidence") or {}
     if evidence.get("text"):
         return str(evidence["text"])
+    if row.get("lacks"):
+        return str(row["lacks"])
     if row["state"] == "unknown":
         return (
             "nothing has observed it yet"
@@ -104,17 +107,21 @@ def _why(row: Mapping[str, Any]) -> str:
 
 
 def _summary(row: Row) -> dict[str, Any]:
-    control = row.control
+    control, result = row.control, row.result
+    lacks: dict[str, str] = {}
+    if result is not None and result.outcome.unset and row.state == "unknown":
+        lacks = {"lacks": result.outcome.text}
     return {
         "id": control.id,
         "cite": control.cite,
         "framework": control.framework,
         "title": control.title,
         "state": row.state,
-        "observed_at": None if row.result is None else row.result.observed_at,
+        "observed_at": None if result is None else result.observed_at,
         "valid_for_s": control.valid_for_s,
         "required": row.required,
         "waived_until": None if row.waiver is None else row.waiver.document.expires,
+        **lacks,
     }
 
 
