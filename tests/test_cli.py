@@ -134,6 +134,16 @@ class TestMain:
         assert cli.main(["078-05-1120"]) == 2
         assert "078" not in capsys.readouterr().err
 
+    def test_demo_without_its_services(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The command that another distribution of the project brings is known, and what to install is said."""
+        monkeypatch.setattr(cli, "entry_points", lambda **_: ())
+        assert cli.main(["demo"]) == 2
+        assert capsys.readouterr().err == (
+            "healthobs: demo comes with the reference services; install ./reference_services of the project\n"
+        )
+
     def test_own_arguments(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         """Without arguments given, those of the process are used."""
         monkeypatch.setattr(sys, "argv", ["healthobs", "--version"])

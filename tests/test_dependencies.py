@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
@@ -87,3 +89,34 @@ class TestLocks:
 
         assert pins("run") <= pins("tests") <= pins("dev")
         assert not pins("standards") & pins("tests")
+
+
+class TestExtras:
+    """A module of the library whose framework is not installed."""
+
+    @pytest.mark.parametrize("name", ["flask", "django", "celery"])
+    def test_the_extra_is_named(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The error says what to install, and is the one that an import gives."""
+
+        class Absent:
+            def find_spec(self, wanted: str, *_: object) -> None:
+                if wanted == name:
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        for module in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
+            monkeypatch.delitem(sys.modules, module)
+        monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+        monkeypatch.delitem(sys.modules, f"healthobs.{name}", raising=False)
+        with pytest.raises(
+            ModuleNotFoundError, match=rf"is not installed; pip install healthobs\[{name}\]"
+        ) as caught:
+            import_module(f"healthobs.{name}")
+        assert caught.value.name == name
+
+    def test_what_the_framework_lacks_is_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the framework is there and something that it needs is not, its own error is what is seen."""
+        monkeypatch.setitem(sys.modules, "django.conf", None)
+        monkeypatch.delitem(sys.modules, "healthobs.django", raising=False)
+        with pytest.raises(ModuleNotFoundError) as caught:
+            import_module("healthobs.django")
+        assert (caught.value.name, "healthobs" in str(caught.value)) == ("django.conf", False)

@@ -18,8 +18,15 @@ from __future__ import annotations
 from contextvars import Token
 from typing import TYPE_CHECKING, Any, Final
 
-from celery import Celery, signals
-from celery.app import trace
+try:
+    from celery import Celery, signals
+    from celery.app import trace
+except ModuleNotFoundError as exc:
+    if exc.name != "celery":
+        raise
+    raise ModuleNotFoundError(
+        "Celery is not installed; pip install healthobs[celery]", name="celery"
+    ) from None
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import NonRecordingSpan, get_current_span, set_span_in_context
 

@@ -17,6 +17,8 @@ from typing import cast
 
 GROUP = "healthobs.commands"
 USAGE_ERROR = 2
+#: A command of another distribution of the project.
+_DEMO = "demo"
 #: Exit status when nobody reads the output any more, as a shell shows a tool that SIGPIPE ended.
 BROKEN_PIPE = 141
 _Command = Callable[[list[str]], int | None]
@@ -72,7 +74,7 @@ def _run(argv: list[str]) -> int:
     if chosen.command in _OWN:
         command: _Command = import_module(_OWN[chosen.command][1]).main
         return command(chosen.arguments) or 0
-    return _run_plugin(plugins.get(chosen.command), chosen.arguments)
+    return _run_plugin(chosen.command, plugins.get(chosen.command), chosen.arguments)
 
 
 def _parser(plugins: dict[str, EntryPoint]) -> argparse.ArgumentParser:
@@ -94,7 +96,10 @@ def _origin(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else point.value
 
 
-def _run_plugin(point: EntryPoint | None, arguments: list[str]) -> int:
+def _run_plugin(name: str, point: EntryPoint | None, arguments: list[str]) -> int:
+    if point is None and name == _DEMO:
+        _complain("demo comes with the reference services; install ./reference_services of the project")
+        return USAGE_ERROR
     if point is None:
         _complain("there is no such command; healthobs --help lists them")
         return USAGE_ERROR

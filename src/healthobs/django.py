@@ -17,11 +17,18 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from django.conf import settings
-from django.core.handlers.asgi import ASGIHandler
-from django.core.signals import got_request_exception
-from django.http import HttpResponse
-from django.urls import get_resolver
+try:
+    from django.conf import settings
+    from django.core.handlers.asgi import ASGIHandler
+    from django.core.signals import got_request_exception
+    from django.http import HttpResponse
+    from django.urls import get_resolver
+except ModuleNotFoundError as exc:
+    if exc.name != "django":
+        raise
+    raise ModuleNotFoundError(
+        "Django is not installed; pip install healthobs[django]", name="django"
+    ) from None
 
 from healthobs import _runtime, asgi, wsgi
 from healthobs._runtime import install, process

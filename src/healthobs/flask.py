@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from flask import Flask, Response, got_request_exception, request
+try:
+    from flask import Flask, Response, got_request_exception, request
+except ModuleNotFoundError as exc:
+    if exc.name != "flask":
+        raise
+    raise ModuleNotFoundError("Flask is not installed; pip install healthobs[flask]", name="flask") from None
 
 from healthobs import _runtime
 from healthobs._runtime import install, process
