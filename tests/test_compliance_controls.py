@@ -508,6 +508,18 @@ class TestRecording:
         (entry,) = service.trail.read(action=CHANGED_ACTION, resource_id="G-wrap").entries
         assert entry["details"] == {"control.old": "pass", "control.new": "fail", "control.late_s": 90}
 
+    def test_no_redaction_is_counted_where_nothing_was_said(self, tmp_path: Path) -> None:
+        """What the start and the controls plant is not counted: a service that only watches shows what others said."""
+        settings = Settings(
+            audit_database_url=f"sqlite:///{tmp_path}/a.db", endpoints=True, redaction="watch"
+        )
+        obs = Observability(settings, log_stream=io.StringIO())
+        assert obs.controls is not None
+        obs.controls.run()
+        shown = obs.metrics.exposition(None)[1].decode()
+        obs.close()
+        assert re.findall(r"healthobs_redactions_total{.*", shown) == []
+
     def test_decay_shows_in_the_gauge(self, build: Callable[..., Service]) -> None:
         """Stale evidence is unknown in the metrics too, from the next round on."""
         service = build()

@@ -195,10 +195,17 @@ class TestTelemetryProbes:
         numbers = [_card_number() for _ in range(200)]
         assert [(len(number), luhn(number)) for number in numbers] == [(16, True)] * 200
 
-    def test_probes_are_not_counted_as_redactions(self) -> None:
-        """A probe is no redaction of a signal."""
+    @pytest.mark.parametrize("mode", ["watch", "mask", "strict"])
+    def test_probes_are_not_counted_as_redactions(self, mode: Any, tmp_path: Path) -> None:
+        """A probe is no redaction of a signal, and none of an entry; what is recorded after it is one."""
         counted: list[Any] = []
-        redactor = Redactor(on_redaction=lambda *facts: counted.append(facts))
-        masks_identifiers(context(redactor=redactor))
-        hides_card_numbers(context(redactor=redactor))
-        assert counted == []
+        redactor = Redactor(mode, on_redaction=lambda *facts: counted.append(facts))
+        url, key = f"sqlite:///{tmp_path}/a.db", tmp_path / "key"
+        with closing(open_trail(url, service="s", key_file=key, redactor=redactor)) as trail:
+            asked = context(redactor=redactor, audit=trail)
+            masks_identifiers(asked)
+            hides_card_numbers(asked)
+            hides_authentication_data(asked)
+            assert counted == []
+            trail.append({"action": "card.read", "details": {"pan": _card_number()}})
+        assert counted == [("audit", "key")]

@@ -59,7 +59,7 @@ class Encoder:
             return None
         return self.subjects.find(identifier)
 
-    def encode(self, draft: Draft, wait_seconds: float) -> bytes:
+    def encode(self, draft: Draft, wait_seconds: float, signal: str = "audit") -> bytes:
         """Return the bytes of the entry that `draft` describes, as it happened here and now.
 
         Raises:
@@ -71,7 +71,7 @@ class Encoder:
         if self.subjects is not None:
             with _asking():
                 fields = self.subjects.about(fields, wait_seconds)
-        return self._encoded(fields, self._redactor)
+        return self._encoded(fields, self._redactor, signal)
 
     def own(self, draft: Mapping[str, object], wait_seconds: float) -> bytes:
         """Return the bytes of an entry of healthobs' own, whose action may be reserved."""
@@ -98,8 +98,10 @@ class Encoder:
         with _asking():
             return key, self.subjects.settled(row[1], sealed, wait_seconds)
 
-    def _encoded(self, fields: Mapping[str, object], redactor: Redactor) -> bytes:
-        return entry.encode(fields, service=self._service, moment=self._clock.now(), redactor=redactor)
+    def _encoded(self, fields: Mapping[str, object], redactor: Redactor, signal: str = "audit") -> bytes:
+        return entry.encode(
+            fields, service=self._service, moment=self._clock.now(), redactor=redactor, signal=signal
+        )
 
 
 def _fields(draft: Draft) -> Mapping[str, object]:

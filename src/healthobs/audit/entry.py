@@ -90,7 +90,14 @@ def _utf16(name: str) -> bytes:
     return name.encode("utf-16-be")
 
 
-def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redactor: Redactor) -> bytes:
+def encode(
+    draft: Mapping[str, object],
+    *,
+    service: str,
+    moment: datetime,
+    redactor: Redactor,
+    signal: str = "audit",
+) -> bytes:
     """Return the canonical bytes of the entry that `draft` describes, as it happened here and now.
 
     Args:
@@ -98,6 +105,7 @@ def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redac
         service: Who writes.
         moment: When it happened.
         redactor: Decides on all text but `action` and `outcome`.
+        signal: Under which redactions are counted; with an empty one they are not.
 
     Raises:
         AuditWriteError: A field is unknown, missing or of the wrong type; the message names it, never its value.
@@ -110,18 +118,18 @@ def encode(draft: Mapping[str, object], *, service: str, moment: datetime, redac
 
     def text(name: str, limit: int = MAX_TEXT) -> str:
         value = draft.get(name)
-        return _NULL if value is None else encode_basestring(_masked(name, value, limit, redactor))
+        return _NULL if value is None else encode_basestring(_masked(name, value, limit, redactor, signal))
 
     trace_id, span_id = _traced(draft, text("trace_id"), text("span_id"))
     request_id, current = text("request_id"), getattr(_runtime.exchange.get(), "request_id", None)
     if request_id == _NULL and isinstance(current, str):
-        request_id = encode_basestring(_masked("request_id", current, MAX_TEXT, redactor))
+        request_id = encode_basestring(_masked("request_id", current, MAX_TEXT, redactor, signal))
     tenant = stated()
     whose = f'"{_TENANT}":{encode_basestring(tenant)},' if tenant else ""
     # Written out in the order of RFC 8785, for half of what it costs to make a dictionary, sort and encode it.
     encoded = (
         f'{{"action":"{_word(draft, "action")}","actor":{{"id":{text("actor")},"kind":{text("actor_kind")}}},'
-        f'"classification":{text("classification")},"details":{_details(draft.get("details"), redactor)},'
+        f'"classification":{text("classification")},"details":{_details(draft.get("details"), redactor, signal)},'
         f'"outcome":"{_word(draft, "outcome", "ok")}","purpose":{text("purpose")},'
         f'"reason":{text("reason", MAX_REASON)},"request_id":{request_id},'
         f'"resource":{{"id":{text("resource_id")},"type":{text("resource_type")}}},'
@@ -199,15 +207,15 @@ def _word(draft: Mapping[str, object], name: str, default: str | None = None) ->
     return value
 
 
-def _masked(name: str, text: object, limit: int, redactor: Redactor) -> str:
+def _masked(name: str, text: object, limit: int, redactor: Redactor, signal: str) -> str:
     if not isinstance(text, str):
         _refuse(name)
     text = _valid(text)
     if name == "purpose" and not is_purpose(text):
-        return redactor.drop(text, signal="audit")
+        return redactor.drop(text, signal=signal)
     if _SURROGATE.fullmatch(text) is not None:
         return text
-    return _cut(redactor.text(text, signal="audit"), limit)
+    return _cut(redactor.text(text, signal=signal), limit)
 
 
 def _refuse(name: str) -> NoReturn:
@@ -256,7 +264,7 @@ def _cut(text: str, limit: int) -> str:
     return text[: start if mark is not None and mark.end() > end else end] + "…"
 
 
-def _details(details: object, redactor: Redactor) -> str:
+def _details(details: object, redactor: Redactor, signal: str) -> str:
     """Return the canonical form of the redacted details; a mark takes the place of what may not be recorded."""
     if details is None:
         return "{}"
@@ -280,7 +288,7 @@ def _details(details: object, redactor: Redactor) -> str:
             counts[name] = value
             continue
         checked[_valid(name)] = _valid(value) if isinstance(value, str) else value
-    masked = redactor.mapping(checked, signal="audit") if checked else {}
+    masked = redactor.mapping(checked, signal=signal) if checked else {}
     return canonical(
         {
             _cut(name, MAX_TEXT): _cut(value, MAX_REASON) if isinstance(value, str) else value

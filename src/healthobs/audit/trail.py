@@ -184,17 +184,25 @@ class AuditTrail(LogReader):
         """Rows of an outbox or spool that were set aside in this process, see `acceptable`."""
         return self._sequencer.refused_rows
 
-    def encode(self, draft: Mapping[str, object] | AuditDraft, wait_seconds: float | None = None) -> bytes:
+    def encode(
+        self,
+        draft: Mapping[str, object] | AuditDraft,
+        wait_seconds: float | None = None,
+        *,
+        counted: bool = True,
+    ) -> bytes:
         """Return the bytes of the entry that `draft` describes, as it happened here and now.
 
         Args:
             draft: As `append` takes it.
             wait_seconds: How long to wait for the map of subjects, where there is one; default as an append waits.
+            counted: Whether what is redacted counts (`healthobs_redactions_total`); of a made-up draft it should not.
 
         Raises:
             AuditWriteError: The entry is malformed, or its subject gets no token.
         """
-        return self._encoder.encode(draft, self._timeout_seconds if wait_seconds is None else wait_seconds)
+        wait_seconds = self._timeout_seconds if wait_seconds is None else wait_seconds
+        return self._encoder.encode(draft, wait_seconds, "audit" if counted else "")
 
     def new_key(self) -> str:
         """Return a key for a row of an outbox or spool; keys are in the order of time."""

@@ -87,7 +87,7 @@ def _absent(context: ProbeContext, secret: str, fields: dict[str, Any], what: st
     trail = context.audit
     if trail is not None:
         entry = trail.encode(
-            canary(**{name: value for name, value in fields.items() if isinstance(value, str)})
+            canary(**{name: value for name, value in fields.items() if isinstance(value, str)}), counted=False
         )
         if _contains(entry.decode(), needles):
             places.append("an audit entry")
