@@ -38,7 +38,7 @@ from healthobs import (
     use,
 )
 from healthobs._callables import recall
-from healthobs.decorators.binding import _drops_with_parent
+from healthobs.decorators.binding import OK, _drops_with_parent
 from healthobs.http import Exchange, HttpServer
 from healthobs.testing import Capture
 
@@ -300,6 +300,29 @@ class TestLogged:
         """A name that holds an identifier is redacted wherever it goes."""
         observe("call 212-555-0123", log="info")(admit)()
         assert capture.leaks("212-555-0123") == ()
+
+    @pytest.mark.parametrize(
+        "decorate",
+        [logged("op"), observe("op", log="info", fields=("number",)), observe("op", log="warning")],
+    )
+    def test_strict_keeps_the_outcome(self, decorate: Any) -> None:
+        """It is a word of healthobs, not data: it passes on every line, and is not counted as masked."""
+        with Capture(Settings(redaction="strict")) as capture:
+            decorate(admit)()
+        # Not `"ok"`: a constant of a running function passes in any case.
+        assert [line["outcome"] for line in capture.log_lines] == [OK]
+        assert "healthobs_redactions_total{" not in capture.telemetry()["metrics"]
+
+    def test_an_argument_that_is_called_like_a_field(self, capture: Capture) -> None:
+        """It has its own field beside the line's outcome."""
+
+        @logged("op", fields=("outcome",))
+        def close(outcome: str) -> None:
+            pass
+
+        close("late")
+        (line,) = capture.log_lines
+        assert (line["outcome"], line["field_outcome"]) == ("ok", "late")
 
 
 class TestClassified:

@@ -327,15 +327,12 @@ class ObservedCall:
                 line = {"event": binding.event, "trace_id": ids[0], "span_id": ids[1]}
                 binding.obs.logs.access({**line, "duration_seconds": seconds, "outcome": outcome})
                 return
-            fields: dict[str, Any] = {
-                **(self._captured or {}),
-                "duration_seconds": seconds,
-                "outcome": outcome,
-            }
+            fields: dict[str, Any] = {**(self._captured or {}), "duration_seconds": seconds}
             if exc is not None and outcome is ERROR:
                 fields["exc_info"] = exc
             failed = outcome is ERROR and level != "critical"
-            binding.obs.logs.emit("error" if failed else level, binding.name, fields)
+            written = "error" if failed else level
+            binding.obs.logs.emit(written, binding.name, fields, own={"outcome": outcome})
         except Exception as fault:  # noqa: BLE001
             binding.fault("logged", fault)
 
