@@ -59,6 +59,23 @@ class TestSpans:
         }
         assert capture.leaks("Jane Roe", "John Doe") == ()
 
+    @pytest.mark.parametrize(
+        ("allowed", "shown"), [((), {}), (("healthobs.db.shape",), {"healthobs.db.shape": "select ?"})]
+    )
+    def test_strict(self, engine: Any, allowed: tuple[str, ...], shown: dict[str, str]) -> None:
+        """A shape is text that no code need hold: it is there where the settings allow it, else left out, not masked."""
+        with (
+            Capture(Settings(redaction="strict", allowed_keys=allowed)) as capture,
+            engine.connect() as connection,
+        ):
+            connection.execute(text("select 4711"))
+        assert dict(capture.span("SELECT").attributes or {}) == {
+            "db.system.name": "sqlite",
+            "db.operation.name": "SELECT",
+            **shown,
+        }
+        assert "healthobs_redactions_total{" not in capture.telemetry()["metrics"]
+
     def test_failure(self, capture: Capture, engine: Any) -> None:
         """A statement that fails is an error of its type, without its message."""
         with pytest.raises(OperationalError), engine.connect() as connection:

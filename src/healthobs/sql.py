@@ -2,7 +2,8 @@
 
 OpenTelemetry semantic conventions for database spans (stable): `db.system.name`, `db.operation.name`; the shape is the
 statement with its literals and comments taken out, on `healthobs.db.shape`; where its quoting can be read in two ways, the
-operation alone. Parameters are not looked at.
+operation alone. In ``strict`` the shape is left out, as text that no code need hold, unless `Settings.allowed_keys` names it.
+Parameters are not looked at.
 
 Limits: only what SQLAlchemy executes is seen; a span covers the statement, not the fetching of rows.
 """
@@ -42,6 +43,7 @@ _TOKENS = [
 _NAMES_IN_QUOTES = "postgresql"
 _OPERATION = re.compile(r"\s*([A-Za-z]+)")
 _SPANS = "healthobs.spans"
+_SHAPE = "healthobs.db.shape"
 _Hooks = tuple[tuple[str, Callable[..., None]], ...]
 #: By engine: its hooks, and one object for each time it is observed.
 _observed: WeakKeyDictionary[Any, tuple[_Hooks, set[object]]] = WeakKeyDictionary()
@@ -135,11 +137,9 @@ def _hooks(dialect: str) -> _Hooks:
             return
         spans.append((context, INVALID_SPAN))  # what ends pops, whether there is a span or not
         operation = _operation(statement)
-        attributes = {
-            "db.system.name": system,
-            "db.operation.name": operation,
-            "healthobs.db.shape": shape(statement, dialect),
-        }
+        attributes = {"db.system.name": system, "db.operation.name": operation}
+        if not obs.redactor.strict or obs.redactor.allows(_SHAPE):
+            attributes[_SHAPE] = shape(statement, dialect)
         span = obs.tracing.tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes)
         spans[-1] = context, span
 
