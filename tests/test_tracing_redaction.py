@@ -110,6 +110,23 @@ PLANTS = [
 class TestRedactingSpanExporter:
     """`RedactingSpanExporter`: nothing passes unread."""
 
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_a_message_of_ours_is_not_counted(self, mode: Any) -> None:
+        """A literal of the raising code passes, so nothing counts as masked."""
+        counted: list[tuple[str, str]] = []
+        memory = InMemorySpanExporter()
+        redactor = Redactor(mode, on_redaction=lambda signal, kind: counted.append((signal, kind)))
+        tracing = build_tracing(Settings(), redactor, exporters=[memory], simple=True)
+        with tracing.tracer.start_as_current_span("read") as span:
+            try:
+                raise ValueError("no such bed")
+            except ValueError as exc:
+                record_exception(span, describe_exception(exc))
+        (event,) = memory.get_finished_spans()[0].events
+        assert (event.attributes or {})["exception.message"] == "no such bed"
+        assert counted == []
+        tracing.close()
+
     @pytest.mark.parametrize("plant", PLANTS)
     @pytest.mark.parametrize("mode", ["mask", "strict"])
     def test_no_place_of_a_span_leaks(self, plant: Callable[[trace.Tracer], None], mode: Any) -> None:

@@ -207,17 +207,19 @@ class RedactingSpanExporter(SpanExporter):
 
     def _event(self, event: Event) -> Event:
         attributes = dict(event.attributes or {})
-        changed = self._attributes(attributes)
+        own: dict[str, Any] = {}
         if event.name == "exception" and OUR_EXCEPTION in attributes and "exception.message" in attributes:
             # Our own event carries a message only when it is a literal of the raising code.
-            message = self._redactor.text(str(attributes["exception.message"]), signal="trace")
-            changed = {**(changed or attributes), "exception.message": message}
-            if changed == attributes:
-                changed = None
+            own["exception.message"] = attributes.pop("exception.message")
+        changed = self._attributes(attributes)
+        for key, message in own.items():
+            clean = self._redactor.text(str(message), signal="trace")
+            if changed is not None or clean != message:
+                changed = {**(changed or attributes), key: clean}
         name = self._redactor.name(event.name, signal="trace")
         if changed is None and name is event.name:
             return event
-        return Event(name, attributes if changed is None else changed, event.timestamp)
+        return Event(name, {**attributes, **own} if changed is None else changed, event.timestamp)
 
     def _link(self, link: Link) -> Link:
         attributes = dict(link.attributes or {})
