@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from flask import Flask, Response
+from opentelemetry.trace import StatusCode, get_current_span
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from healthobs import AuditWriteError, Observability, Phi, Settings, _runtime, audited, observe, timed, traced
@@ -376,6 +377,79 @@ class TestPolicy:
         assert trail.metric("healthobs_internal_errors_total", component="audit") == 1
         assert [(line["event"], line["action"]) for line in trail.log_lines] == [("audit_entry_lost", "a.b")]
         assert trail.metric("healthobs_operations_in_flight", operation="op") == 0
+
+    @pytest.mark.parametrize("fail", [False, True])
+    def test_every_signal_says_what_the_caller_got(self, trail: Capture, fail: bool) -> None:
+        """A call that is denied is an error in metrics, line and span, whatever its body came to."""
+
+        @observe(
+            "op",
+            audit="a.b",
+            log="info",
+            count="charts_total",
+            success_if=lambda _exc: True,
+            error_if=lambda _: False,
+        )
+        def read() -> str:
+            if fail:
+                raise KeyError
+            return "chart"
+
+        break_trail(trail)
+        with pytest.raises(AuditWriteError):
+            read()
+        assert trail.metric("charts_total") == 0
+        told = [
+            trail.metric("healthobs_operation_duration_seconds_count", operation="op", outcome=outcome)
+            for outcome in ("ok", "error")
+        ]
+        lost, line = trail.log_lines
+        span = trail.span("op")
+        assert told == [0, 1]
+        assert (line["event"], line["level"], line["outcome"]) == ("op", "error", "error")
+        assert (
+            line["exception_type"]
+            == (span.attributes or {})["error.type"]
+            == "healthobs.exceptions.AuditWriteError"
+        )
+        assert span.status.status_code is StatusCode.ERROR
+        assert lost["event"] == "audit_entry_lost"
+        assert lost["span_id"] == line["span_id"] == f"{span.context.span_id:016x}"
+
+    @pytest.mark.parametrize("exc", [KeyboardInterrupt, SystemExit])
+    def test_an_interrupt_while_the_entry_is_appended(
+        self, trail: Capture, exc: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It reaches the caller, is what the signals say, and leaves nothing in force behind it."""
+
+        def append(_draft: object) -> None:
+            raise exc
+
+        monkeypatch.setattr(trail.obs.audit, "append", append)
+        with pytest.raises(exc):
+            observe("op", audit="a.b")(lambda: "chart")()
+        assert trail.metric("healthobs_operations_total", operation="op", outcome="error") == 1
+        assert _runtime.audit_draft.get() is None
+        assert not get_current_span().get_span_context().is_valid
+
+    def test_alert_says_what_the_caller_got(self, trail: Capture) -> None:
+        """Under alert the value is returned, so the outcome stays ok."""
+        break_trail(trail)
+        audited("a.b", policy="alert")(observe("op")(nothing))()
+        assert trail.metric("healthobs_operations_total", operation="op", outcome="ok") == 1
+
+    def test_a_denied_stream_is_an_error(self, trail: Capture) -> None:
+        """The same for a stream whose first item is withheld."""
+
+        @observe("op", audit="a.b", log="info")
+        def rows() -> Generator[int]:
+            yield 1
+
+        break_trail(trail)
+        with pytest.raises(AuditWriteError):
+            next(rows())
+        assert trail.metric("healthobs_operations_total", operation="op", outcome="error") == 1
+        assert trail.log_lines[-1]["exception_type"] == "healthobs.exceptions.AuditWriteError"
 
     def test_deny_is_not_only_for_errors_of_ours(
         self, trail: Capture, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,8 @@
 
 Span attributes, `error.type` and the exception event follow the OpenTelemetry semantic conventions; the audit
 entry is the one of 45 CFR 164.312(b). The clock stops when the function returns; the entry is appended after
-that, and before the value reaches the caller.
+that, and before the value reaches the caller. A call that is denied because it cannot be recorded is an error on
+every signal.
 
 Limits: a generator's audit entry is appended before its first item is handed out, so what is annotated later
 is not in it; it is counted and logged.
@@ -212,7 +213,7 @@ class ObservedCall:
             _reset(draft_token)
 
     def finish(self, result: Any, exc: BaseException | None) -> None:
-        """End every signal with one duration, then append the audit entry.
+        """Append the audit entry, and end every signal with one duration and what the caller gets.
 
         Raises:
             AuditWriteError: Under the policy ``deny``, when the entry is not durable.
@@ -225,6 +226,14 @@ class ObservedCall:
             binding.fault("finish", fault)
         outcome = self._outcome(result, exc)
         duration_ns = now_ns - self._start_ns
+        denied: BaseException | None = None
+        if self._draft is not None:
+            try:
+                # Whatever `success_if` says of an exception, what was asked for was not given.
+                self._append(result, exc, outcome if exc is None or outcome is not OK else ERROR)
+            except BaseException as raised:  # noqa: BLE001 - raised below: it is what the caller gets
+                denied = exc = raised
+                outcome = ERROR
         ids = None
         if self._span is not None:
             ids = self._end_span(self._span, exc, outcome, duration_ns)
@@ -233,9 +242,11 @@ class ObservedCall:
         if binding.level is not None:
             self._write(binding.level, exc, outcome, duration_ns, ids)
         self._leave()
-        if self._draft is not None:
-            # Whatever `success_if` says of an exception, what was asked for was not given.
-            self._append(result, exc, outcome if exc is None or outcome is not OK else ERROR)
+        if denied is not None:
+            try:
+                raise denied
+            finally:
+                denied = exc = None  # an exception must not keep this frame alive in a cycle
 
     def _outcome(self, result: Any, exc: BaseException | None) -> str:
         """Say how the call ended, and count it out."""
