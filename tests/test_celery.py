@@ -217,15 +217,29 @@ class TestOutcome:
         assert capture.leaks(NAME, SSN) == ()
 
     def test_retry(self, observed: Celery, capture: Capture) -> None:
-        """An attempt that is repeated is an error of the kind that it is repeated for; the next is linked to it."""
+        """An attempt that is to be repeated is no error and no success: cancelled, without a failure; the next is linked to it."""
 
         def flaky(task: Task) -> None:
-            if not task.request.retries:
+            if task.request.retries < 2:
                 raise task.retry(exc=ConnectionError(NAME), countdown=0)
 
-        assert self._ended(observed, capture, flaky) == (["error", "ok"], ["ConnectionError", ""])
-        failed, again = [span for span in capture.spans if span.name == "t"]
-        assert [link.context.span_id for link in again.links] == [failed.context.span_id]
+        outcomes, exceptions = self._ended(observed, capture, flaky)
+        assert (outcomes, exceptions) == (["cancelled", "cancelled", "ok"], [""] * 3)
+        assert {line["level"] for line in capture.log_lines if line["event"] == "t"} == {"info"}
+        first, second, third = [span for span in capture.spans if span.name == "t"]
+        assert {span.status.status_code for span in (first, second, third)} == {StatusCode.UNSET}
+        assert [link.context.span_id for link in second.links] == [first.context.span_id]
+        assert [link.context.span_id for link in third.links] == [second.context.span_id]
+        assert capture.leaks(NAME) == ()
+
+    def test_no_last_success_by_a_retry(self, observed: Celery, capture: Capture) -> None:
+        """An attempt that is to be repeated has not done what it is for; the last one, which may not be, is an error."""
+
+        def flaky(task: Task) -> None:
+            raise task.retry(exc=ConnectionError(NAME), countdown=0, max_retries=1)
+
+        assert self._ended(observed, capture, flaky) == (["cancelled", "error"], ["", "ConnectionError"])
+        assert capture.metric("healthobs_job_last_success_timestamp_seconds", job="t") is None
 
     def test_reject(self, observed: Celery, capture: Capture) -> None:
         """What the task refuses is an error."""

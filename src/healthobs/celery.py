@@ -7,7 +7,8 @@ task. Works with every pool whose tasks keep their context (prefork, threads, so
 
 Limits: a process that is killed (hard time limit, out of memory) takes the spans since its last export along, and so does one
 that replaced another (`max_tasks_per_child`) when the worker stops: the kernel kills it with the thread that forked it. A task that
-raises `Ignore` is no error, and no last success.
+raises `Ignore` is no error, and no last success; an attempt that is to be repeated (`Retry`) is ``cancelled``, and what for is told by
+Celery's own line.
 """
 
 # Celery carries no types.
@@ -15,6 +16,7 @@ raises `Ignore` is no error, and no last success.
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from contextvars import Token
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,7 +48,7 @@ EXTENSION: Final = "healthobs"
 _HEADER: Final = "traceparent"
 _RUN: Final = "_healthobs_run"
 _TRACED: Final = Traced(kind="consumer", new_trace=True)
-_FAILED: Final = frozenset({"FAILURE", "REJECTED", "RETRY"})
+_FAILED: Final = frozenset({"FAILURE", "REJECTED"})
 
 
 def init_app(app: Celery, obs: Observability) -> Celery:
@@ -186,13 +188,13 @@ class _Run:
         self._job = JobRun(binding)
 
     def finish(self, retval: Any, state: str | None) -> None:
-        failure = getattr(retval, "exc", None) if state == "RETRY" else None  # what it is repeated for
-        exc = failure if isinstance(failure, BaseException) else retval
         try:
-            if state == "IGNORED":
+            if state == "RETRY":
+                self._job.finish(CancelledError())  # another run takes its place, and says how it ends
+            elif state == "IGNORED":
                 self._job.finish(None, succeeded=False)
             else:
-                self._job.finish(exc if state in _FAILED and isinstance(exc, BaseException) else None)
+                self._job.finish(retval if state in _FAILED and isinstance(retval, BaseException) else None)
         finally:
             if self._context is not None:
                 detach(self._context)
