@@ -98,6 +98,10 @@ class TestObserve:
             (lambda: audited(""), "needs an action"),
             (lambda: audited(admit), "needs an action"),  # type: ignore[arg-type]
             (lambda: observe("x", audit="read the chart"), "needs an action"),
+            (lambda: counted("a_total", labels=str), "labels takes a mapping of names to functions"),  # type: ignore[arg-type]
+            (lambda: counted("a_total", labels={"kind": "x"}), "labels takes a mapping"),  # type: ignore[dict-item]
+            (lambda: counted(labels=str), "labels takes a mapping"),  # type: ignore[call-overload]
+            (lambda: observe("x", count="a_total", labels=str), "labels takes a mapping"),  # type: ignore[call-overload]
             (lambda: audited("audit.key"), "only the trail itself records"),
             (lambda: observe("x", audit="audit.damage"), "only the trail itself records"),
             (lambda: audited("a", policy="maybe"), "policy must be one of deny"),  # type: ignore[arg-type]
@@ -136,6 +140,8 @@ class TestObserve:
         """A label's name must be one for Prometheus."""
         with pytest.raises(LabelError, match="label"):
             counted("beds_total", labels={"__kind": str})
+        with pytest.raises(LabelError, match="label"):
+            counted("beds_total", labels={3: str})  # type: ignore[dict-item]
 
 
 class TestMinimumNecessary:

@@ -318,6 +318,11 @@ def _audited(action: str, resource_type: str | None = None, policy: AuditPolicy 
 def _counter(
     metric: str | None, documentation: str, amount: Callable[[Any], float] | None, labels: Labels | None
 ) -> Counted:
+    names: Labels = {} if labels is None else labels
+    if not isinstance(cast("object", names), Mapping) or not all(map(callable, names.values())):
+        raise InstrumentationError(
+            "labels takes a mapping of names to functions of the result: write labels={'kind': lambda result: ...}"
+        )
     if metric is None:
         if amount is not None or labels:
             raise InstrumentationError(
@@ -327,8 +332,7 @@ def _counter(
         raise MetricNameError(
             "a counter's name is letters, digits and underscores and ends in _total: rename it"
         )
-    names = labels or {}
-    if not all(_LABEL.match(name) for name in names):
+    if not all(isinstance(cast("object", name), str) and _LABEL.match(name) for name in names):
         raise LabelError(
             "a label's name is letters, digits and underscores, no digit or two underscores first"
         )
