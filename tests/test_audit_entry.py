@@ -223,7 +223,7 @@ class TestEncode:
         assert value not in raw
         assert raw.count("[PHI:") == 1
 
-    @pytest.mark.parametrize("purpose", ["treatment of Jane Roe", "", "Jane Roe"])
+    @pytest.mark.parametrize("purpose", ["treatment of Jane Roe", "", "Jane Roe", "Ottoline", "ottoline"])
     def test_purpose_is_a_code(self, draft: AuditDraft, purpose: str) -> None:
         """Free text is refused where it is said, without its words, and a mark in an entry that comes otherwise."""
         with pytest.raises(InstrumentationError, match=r"takes a code such as 'TREAT', not free text$"):

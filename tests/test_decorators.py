@@ -112,6 +112,7 @@ class TestObserve:
                 lambda: classified(purpose=["Treat für Ä"]),
                 "purpose takes codes such as 'TREAT', not free text$",
             ),
+            (lambda: classified(purpose=["treat"]), "purpose takes codes such as 'TREAT', not free text$"),
             (lambda: classified(purpose=[3]), "purpose takes codes"),  # type: ignore[list-item]
             (
                 lambda: classified(frameworks=["HIPAA", "hippa"]),

@@ -113,7 +113,7 @@ class TestPhi:
             _runtime.audit_draft.reset(token)
         assert draft.details == {"revealed.name.TREAT": 2, "revealed.name.HPAYMT": 1}
 
-    @pytest.mark.parametrize("purpose", ["", "for John Smith", "1", "x" * 65])
+    @pytest.mark.parametrize("purpose", ["", "for John Smith", "1", "X" * 65, "Ottoline", "treat"])
     def test_a_purpose_is_a_code(self, purpose: str) -> None:
         """Free text would carry PHI into the audit entry, and the refusal does not quote it."""
         with pytest.raises(ValueError, match="purpose is a code such as 'TREAT', not free text"):

@@ -24,15 +24,15 @@ from healthobs import _runtime
 T = TypeVar("T")
 
 _KIND = re.compile(r"[a-z][a-z_]{0,31}")
-_PURPOSE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_PURPOSE = re.compile(r"[A-Z][A-Z0-9_.-]{0,63}")
 
 
 def is_purpose(code: object) -> bool:
-    """Return whether `code` has the form of a purpose's code, such as ``TREAT``.
+    """Return whether `code` has the form of a purpose's code, such as ``TREAT``: capitals, digits, ``_``, ``.`` and ``-``.
 
     Example:
-        >>> is_purpose("TREAT"), is_purpose("treatment of John Smith")
-        (True, False)
+        >>> is_purpose("TREAT"), is_purpose("treatment of John Smith"), is_purpose("Smith")
+        (True, False, False)
     """
     return isinstance(code, str) and _PURPOSE.fullmatch(code) is not None
 
