@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 try:
     from celery import Celery, signals
     from celery.app import trace
-except ModuleNotFoundError as exc:
-    if exc.name != "celery":
+except ModuleNotFoundError as _exc:
+    if _exc.name != "celery":
         raise
     raise ModuleNotFoundError(
         "Celery is not installed; pip install healthobs[celery]", name="celery"

@@ -23,8 +23,8 @@ try:
     from django.core.signals import got_request_exception
     from django.http import HttpResponse
     from django.urls import get_resolver
-except ModuleNotFoundError as exc:
-    if exc.name != "django":
+except ModuleNotFoundError as _exc:
+    if _exc.name != "django":
         raise
     raise ModuleNotFoundError(
         "Django is not installed; pip install healthobs[django]", name="django"

@@ -11,8 +11,8 @@ from typing import Any, Unpack
 
 try:
     from flask import Flask, Response, got_request_exception, request
-except ModuleNotFoundError as exc:
-    if exc.name != "flask":
+except ModuleNotFoundError as _exc:
+    if _exc.name != "flask":
         raise
     raise ModuleNotFoundError("Flask is not installed; pip install healthobs[flask]", name="flask") from None
 

@@ -130,7 +130,8 @@ class Service:
         """
         stated = request.headers.get(PURPOSE, "")
         purpose = stated if stated in domain.PURPOSES else "other"
-        annotate(purpose=purpose)
+        if stated in domain.PURPOSES:
+            annotate(purpose=stated)
         if purpose in domain.EMERGENCIES and request.headers.get(REASON):
             annotate(reason=request.headers[REASON][:MAX_REASON])
         outcome = "failed"
