@@ -15,7 +15,7 @@ from phi_bench import Phi
 from service_world import World
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _waiting_for_checks() -> Iterator[None]:
     """Give checks half a minute more: what they say is tested here, and the machine may be busy."""
     run = checks._Run
