@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,9 +116,7 @@ def note_begun(path: Path, place: str, origin: str) -> None:
         return
     lines = [line for line in _begun_lines(path) if line.partition(" ")[2] != place]
     with contextlib.suppress(ConfigurationError):  # a mounted secret
-        _replace(
-            _begun_file(path), os.fsencode("".join(f"{line}\n" for line in (*lines, f"{origin} {place}")))
-        )
+        _replace_begun(path, os.fsencode("".join(f"{line}\n" for line in (*lines, f"{origin} {place}"))))
 
 
 def gone(path: Path, what: str) -> ConfigurationError:
@@ -173,16 +172,57 @@ def create_secret(path: Path, content: bytes) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    _write(path, content, lambda draft: os.replace(draft, path))  # noqa: PTH105  # atomic, and said so
+    """Replace a key file; owner, group and mode stay, so that the service can read what root made."""
+    _write(path, content, lambda draft: _put(draft, path), lambda descriptor: _keep_owner(descriptor, path))
 
 
-def _write(path: Path, content: bytes, place: Callable[[Path], None]) -> None:
+def _replace_begun(path: Path, content: bytes) -> None:
+    """Replace the file beside the key in `path`: a new one is the key's owner's, as far as it can be given to them."""
+    begun = _begun_file(path)
+    _write(
+        begun, content, lambda draft: _put(draft, begun), lambda descriptor: _share(descriptor, begun, path)
+    )
+
+
+def _put(draft: Path, path: Path) -> None:
+    os.replace(draft, path)  # noqa: PTH105  # atomic, and said so
+
+
+def _keep_owner(descriptor: int, path: Path) -> None:
+    kept, made = path.stat(), os.fstat(descriptor)
+    try:
+        if (made.st_uid, made.st_gid) != (kept.st_uid, kept.st_gid):
+            os.fchown(descriptor, kept.st_uid, kept.st_gid)
+        os.fchmod(descriptor, stat.S_IMODE(kept.st_mode))
+    except OSError as exc:
+        raise ConfigurationError(
+            f"the key file {path.name} is not replaced, because its owner, group and mode cannot be kept"
+            f" ({_reason(exc)}); do it as its owner, or as root"
+        ) from None
+
+
+def _share(descriptor: int, path: Path, key: Path) -> None:
+    try:
+        kept = path.stat()
+    except FileNotFoundError:
+        kept = key.stat()
+    for owner, group in ((kept.st_uid, -1), (-1, kept.st_gid)):
+        with contextlib.suppress(OSError):  # only root gives files away
+            os.fchown(descriptor, owner, group)
+    if os.fstat(descriptor).st_gid == kept.st_gid:
+        os.fchmod(descriptor, stat.S_IMODE(kept.st_mode))
+
+
+def _write(
+    path: Path, content: bytes, place: Callable[[Path], None], give: Callable[[int], None] = lambda _: None
+) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, made 0600 from the start
+                give(file.fileno())
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
