@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -93,3 +94,8 @@ def _damage(path: Path, *statements: str) -> None:
     """Do to the file what only somebody with write access to it can: drop the guards first."""
     guards = list(healthobs.audit.sqlite.GUARDS)
     _execute(path, *(f"DROP TRIGGER IF EXISTS {name}" for name in guards), *statements)
+
+
+def read_only(*_: object) -> None:
+    """Stand in for what puts a file there, in a folder that takes none."""
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))

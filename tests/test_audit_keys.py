@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.audit_trails import read_only
 
 from healthobs.audit import keys
 from healthobs.exceptions import ConfigurationError
@@ -85,4 +90,99 @@ class TestOwner:
         assert key.read_bytes() == before
         assert sorted(item.name for item in key.parent.iterdir()) == ["k", "k.logs"]
         assert owned(key.with_name("k.logs")) == (os.geteuid(), os.getegid(), 0o600)
+        assert keys.begun(key, "/a.db") == "one"
+
+
+class TestBegun:
+    """Where a key began logs and maps is written down, and found again."""
+
+    def noted(self, key: Path) -> list[str]:
+        return key.with_name("k.logs").read_text().split("\n")
+
+    def test_what_cannot_be_read_is_not_empty(self, key: Path) -> None:
+        """Only a file that is not there says that nothing was begun: of any other nobody can tell."""
+        assert keys.begun(key, "/a.db") is None
+        key.with_name("k.logs").mkdir()
+        for ask in (lambda: keys.begun(key, "/a.db"), lambda: keys.note_begun(key, "/a.db", "one")):
+            with pytest.raises(
+                ConfigurationError, match=r"file k\.logs .* cannot be read \(Is a directory\)"
+            ):
+                ask()
+
+    def test_a_folder_that_takes_no_file(self, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Beside a mounted secret nothing is written down, and nobody is refused for that."""
+        monkeypatch.setattr(os, "replace", read_only)
+        keys.note_begun(key, "/a.db", "one")
+        assert keys.begun(key, "/a.db") is None
+        assert [item.name for item in key.parent.iterdir()] == ["k"]
+
+    @pytest.mark.parametrize("end", ["\x85", "\u2028", "\x0b", "\x1e", "\r"])
+    def test_odd_names(self, key: Path, end: str) -> None:
+        """What ends a line elsewhere is part of a file's name."""
+        for _ in range(2):
+            keys.note_begun(key, f"/a{end}b.db", "one")
+            keys.note_begun(key, "/c.db", "two")
+        assert keys.begun(key, f"/a{end}b.db") == "one"
+        assert os.fsdecode(key.with_name("k.logs").read_bytes()) == f"one /a{end}b.db\ntwo /c.db\n"
+
+    def test_line_feed(self, key: Path) -> None:
+        """A name that would be two lines is refused, and not told."""
+        for ask in (keys.begun, partial(keys.note_begun, origin="one")):
+            with pytest.raises(ConfigurationError, match="line feed") as caught:
+                ask(key, "/a\nb.db")
+            assert "b.db" not in str(caught.value)
+
+    def test_other_spellings(self, key: Path, tmp_path: Path) -> None:
+        """One file has one line, however it is named; a database elsewhere is known by its name."""
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        names = [f"{tmp_path}/{folder}/s.db" for folder in ("link", "real", "real/../real", "link/.")]
+        keys.note_begun(key, names[0], "one")
+        keys.note_begun(key, "postgresql:h:5432:d", "two")
+        for name in names:
+            assert keys.begun(key, name) == "one"
+            keys.note_begun(key, name, "one")
+        assert self.noted(key) == [f"one {names[0]}", "two postgresql:h:5432:d", ""]
+        keys.note_begun(key, names[1], "three")
+        assert self.noted(key) == ["two postgresql:h:5432:d", f"three {names[1]}", ""]
+        assert keys.begun(key, "postgresql:h:5432:d/../d") is None
+
+    def test_a_link_that_leads_elsewhere_since(self, key: Path, tmp_path: Path) -> None:
+        """A log that is looked for under the name it was begun under is that log, wherever the name leads now."""
+        (tmp_path / "link").symlink_to(tmp_path / "old")
+        keys.note_begun(key, f"{tmp_path}/link/s.db", "one")
+        (tmp_path / "link").unlink()
+        (tmp_path / "link").symlink_to(tmp_path / "new")
+        assert keys.begun(key, f"{tmp_path}/link/s.db") == "one"
+
+    def test_damaged_lines(self, key: Path) -> None:
+        """Lines that no place can have stand in nobody's way."""
+        key.with_name("k.logs").write_bytes(b"\none\n\xff /\xfe\ntwo /a\0b\nthree /c.db")
+        assert keys.begun(key, "/c.db") == "three"
+        keys.note_begun(key, "/d.db", "four")
+        assert keys.begun(key, "/c.db") == "three"
+        assert keys.begun(key, "/d.db") == "four"
+
+    def test_at_once(self, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Logs that begin at once each get their line."""
+        read = keys._begun_lines
+
+        def slow(path: Path) -> list[str]:
+            found = read(path)
+            time.sleep(0.01)
+            return found
+
+        monkeypatch.setattr(keys, "_begun_lines", slow)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda number: keys.note_begun(key, f"/{number}.db", "one"), range(8)))
+        assert sorted(self.noted(key)) == ["", *(f"one /{number}.db" for number in range(8))]
+
+    def test_no_locks_there(self, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file system without locks is one where nothing waits."""
+
+        def refused(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refused)
+        keys.note_begun(key, "/a.db", "one")
         assert keys.begun(key, "/a.db") == "one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import stat
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.audit_trails import in_files
+from tests.audit_trails import in_files, read_only
 from tests.subject_places import FilePlace
 
 from healthobs.audit import keys
@@ -151,14 +152,15 @@ class TestSubjectMap:
         with pytest.raises(ConfigurationError, match="is gone"):
             place.open()
 
-    def test_a_key_that_was_there_first(self, tmp_path: Path) -> None:
+    def test_a_key_that_was_there_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A key that was put there, in a folder that takes no file beside it, begins a map all the same."""
         place = FilePlace(tmp_path)
         place.another().open()
         (tmp_path / "subjects.key.logs").unlink()
-        (tmp_path / "subjects.key.logs").mkdir()
+        monkeypatch.setattr(os, "replace", read_only)
         token = place.open().token(IDENTIFIER)
         assert place.open().find(IDENTIFIER) == token
+        assert not (tmp_path / "subjects.key.logs").exists()
 
     def test_begun_by_another_meanwhile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Who begins a map while another process does takes that one."""

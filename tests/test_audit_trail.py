@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import os
 import sqlite3
 import stat
 import subprocess
@@ -17,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from tests.audit_trails import READ, MakeTrail, _damage, _execute, copied, leaves, put_back
+from tests.audit_trails import READ, MakeTrail, _damage, _execute, copied, leaves, put_back, read_only
 
 import healthobs.audit
 from healthobs.audit import AuditDraft, merkle, open_trail, writer
@@ -99,11 +100,14 @@ class TestOpenTrail:
         noted.write_text(lines[1])
         assert make_trail().origin != origin
 
-    def test_a_key_in_a_folder_of_others(self, make_trail: MakeTrail, tmp_path: Path) -> None:
+    def test_a_key_in_a_folder_of_others(
+        self, make_trail: MakeTrail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Where nothing can be written beside the key, as beside a mounted secret, the trail opens all the same."""
-        (tmp_path / "audit.db.key.logs").mkdir()
+        monkeypatch.setattr(os, "replace", read_only)
         make_trail().close()
         assert make_trail().append(READ).index == 0
+        assert not (tmp_path / "audit.db.key.logs").exists()
 
     def test_other_key_is_refused(self, make_trail: MakeTrail, tmp_path: Path) -> None:
         """A log does not go on under another key."""

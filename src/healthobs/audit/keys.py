@@ -10,11 +10,12 @@ Whoever has the key can rewrite the log, which only a checkpoint held elsewhere 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,21 +103,56 @@ def retire(path: Path) -> int:
 
 
 def begun(path: Path, place: str) -> str | None:
-    """Return what the key in `path` began at `place`, as far as anybody wrote it down: a log's origin, or what else it is."""
+    """Return what the key in `path` began at `place`, as far as anybody wrote it down: a log's origin, or what else it is.
+
+    Raises:
+        ConfigurationError: What was written down cannot be read, or nobody could write `place` down.
+    """
+    if "\n" in place:
+        raise ConfigurationError("the path of an audit trail or subject map must hold no line feed")
     for line in _begun_lines(path):
         origin, _, where = line.partition(" ")
-        if where == place:
+        if same_place(where, place):
             return origin
     return None
 
 
 def note_begun(path: Path, place: str, origin: str) -> None:
-    """Write down beside the key in `path` that it is that of `origin` at `place`, where the folder may be written to."""
+    """Write down beside the key in `path` that it is that of `origin` at `place`, where the folder may be written to.
+
+    Raises:
+        ConfigurationError: As `begun`.
+    """
     if begun(path, place) == origin:
         return
-    lines = [line for line in _begun_lines(path) if line.partition(" ")[2] != place]
-    with contextlib.suppress(ConfigurationError):  # a mounted secret
-        _replace_begun(path, os.fsencode("".join(f"{line}\n" for line in (*lines, f"{origin} {place}"))))
+    with _locked(path):
+        lines = [line for line in _begun_lines(path) if not same_place(line.partition(" ")[2], place)]
+        with contextlib.suppress(ConfigurationError):  # a mounted secret
+            _replace_begun(path, os.fsencode("".join(f"{line}\n" for line in (*lines, f"{origin} {place}"))))
+
+
+def same_place(one: str, other: str) -> bool:
+    """Return whether two places are one: a file has several names, a database elsewhere that by which it is known."""
+    return one == other or (one[:1] == other[:1] == "/" and _real(one) == _real(other))
+
+
+def _real(place: str) -> str:
+    try:
+        return os.path.realpath(place)
+    except ValueError:  # no file can have that name
+        return place
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """Let one process at a time change what is beside the key in `path`, where its file system has locks."""
+    with contextlib.ExitStack() as undo:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            undo.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            undo.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has it, too
+        yield
 
 
 def gone(path: Path, what: str) -> ConfigurationError:
@@ -133,9 +169,15 @@ def _begun_file(path: Path) -> Path:
 
 def _begun_lines(path: Path) -> list[str]:
     try:
-        return os.fsdecode(_begun_file(path).read_bytes()).splitlines()
-    except OSError:
+        text = os.fsdecode(_begun_file(path).read_bytes())
+    except FileNotFoundError:
         return []
+    except OSError as exc:
+        raise ConfigurationError(
+            f"the file {_begun_file(path).name} beside the key cannot be read ({_reason(exc)});"
+            " give it the owner and the mode of the key"
+        ) from None
+    return [line for line in text.split("\n") if line]
 
 
 def read_secret(path: Path) -> bytes:
