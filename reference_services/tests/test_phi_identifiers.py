@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from one_service import refusal
 from phi_bench import Phi, record
 from reference_services._kit import database
 from reference_services.phi.store import IDENTIFIERS, METADATA, PATIENTS, SHARED_SYSTEMS, STEPS, VERSION
@@ -112,6 +114,32 @@ class TestShared:
         numbers = {one["value"] for person in people for one in person["identifiers"][:1]}
         assert (len(numbers), missing > 0) == (5_000, True)
         assert {person["identifiers"][1]["system"] for person in people} < SHARED_SYSTEMS
+
+
+class TestBlank:
+    """What is nothing but blanks identifies nobody."""
+
+    @pytest.mark.parametrize("value", [" ", "\t\r\n", "\u00a0\u2003\u3000", "\x1d"])
+    def test_refused(self, phi: Phi, value: str) -> None:
+        """No record is stored with it, changed to it, or sought by it."""
+        blank = {"system": "urn:oid:2.999.1.1", "value": value}
+        key = phi.made()
+        body = record(1, identifiers=[record(1)["identifiers"][0], blank])
+        for answer, pointer in (
+            (phi.create(body), "/identifiers/1/value"),
+            (phi.call("PUT", f"/patients/{key}", json=body, If_Match='W/"1"'), "/identifiers/1/value"),
+            (phi.call("POST", "/patients/search", json={"identifier": blank}), "/identifier/value"),
+        ):
+            assert refusal(answer) == (422, "invalid_request", [(pointer, "string_pattern_mismatch")])
+
+    def test_stored_before_it_is_shown(self, phi: Phi) -> None:
+        """A record of before that has one is shown as it is."""
+        service, key = phi.world["phi-service"].extensions["phi-service"], str(uuid.uuid4())
+        blank = record(identifiers=[{"system": "urn:oid:2.999.1.1", "value": " "}])
+        with service.kit.engine.begin() as connection:
+            service.store.create(connection, key, blank)
+        answer = phi.call("GET", f"/patients/{key}")
+        assert (answer.status_code, answer.get_json()["identifiers"]) == (200, blank["identifiers"])
 
 
 SCHEMA_1 = """

@@ -20,6 +20,15 @@ class Identifier(Model):
     value: Annotated[str, Field(min_length=1, max_length=64, examples=["SYN-0000000000"])]
 
 
+class GivenIdentifier(Identifier):
+    """An identifier to store or to seek: more than blanks."""
+
+    # What `str.strip` leaves something of: to it U+001D is a blank, too.
+    value: Annotated[
+        str, Field(min_length=1, max_length=64, pattern=r"[^\s\x1d]", examples=["SYN-0000000000"])
+    ]
+
+
 class Address(Model):
     """Where the patient lives."""
 
@@ -54,7 +63,7 @@ class PatientRecord(Model):
     gender: Literal["male", "female", "other", "unknown"]
     address: Address | None = None
     telecom: Annotated[list[Contact], Field(max_length=20)] = Field(default_factory=list)
-    identifiers: Annotated[list[Identifier], Field(min_length=1, max_length=20)]
+    identifiers: Annotated[list[GivenIdentifier], Field(min_length=1, max_length=20)]
     conditions: Annotated[list[Condition], Field(max_length=100)] = Field(default_factory=list)
 
 
@@ -90,7 +99,7 @@ class PatientView(Model):
 class Search(Model):
     """Body of `POST /patients/search`; an identifier never travels in a URL."""
 
-    identifier: Identifier
+    identifier: GivenIdentifier
 
 
 class SearchResult(Model):
