@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hmac
+import json
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,8 +17,20 @@ import sqlalchemy as sa
 from one_service import refusal
 from phi_bench import Phi, record
 from reference_services._kit import database
-from reference_services.phi.store import IDENTIFIERS, METADATA, PATIENTS, SHARED_SYSTEMS, STEPS, VERSION
+from reference_services.phi.crypto import Vault
+from reference_services.phi.store import (
+    IDENTIFIERS,
+    METADATA,
+    PATIENTS,
+    SHARED_SYSTEMS,
+    STEPS,
+    VERSION,
+    IdentifierShared,
+    IdentifierTaken,
+    Store,
+)
 from reference_services.synthetic_phi import domain as synthetic
+from service_world import World
 
 
 class TestSearch:
@@ -153,22 +170,23 @@ INSERT INTO identifier_index VALUES ('d', 'p');
 """
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
+    """Give a database with the tables of schema 1."""
+    url = f"sqlite:///{tmp_path}/phi.db"
+    if request.param == "postgresql":
+        postgres = request.getfixturevalue("postgres")
+        url = postgres.url(postgres.database()).replace("postgresql://", "postgresql+psycopg://")
+    engine = database.make_engine(url)
+    with engine.begin() as connection:
+        for statement in filter(str.strip, SCHEMA_1.split(";")):
+            connection.exec_driver_sql(statement)
+    yield engine
+    engine.dispose()
+
+
 class TestSchema:
     """A database of before is brought up."""
-
-    @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
-    def engine(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
-        """Give a database with the tables of schema 1."""
-        url = f"sqlite:///{tmp_path}/phi.db"
-        if request.param == "postgresql":
-            postgres = request.getfixturevalue("postgres")
-            url = postgres.url(postgres.database()).replace("postgresql://", "postgresql+psycopg://")
-        engine = database.make_engine(url)
-        with engine.begin() as connection:
-            for statement in filter(str.strip, SCHEMA_1.split(";")):
-                connection.exec_driver_sql(statement)
-        yield engine
-        engine.dispose()
 
     def test_from_1(self, engine: sa.Engine) -> None:
         """What is indexed stays, as one record's own; what may be shared from now on may be shared with it."""
@@ -181,3 +199,155 @@ class TestSchema:
             assert database.add_new(connection, IDENTIFIERS, digest="d", patient_id="q", shared=True)
             found = connection.execute(sa.select(IDENTIFIERS).order_by(IDENTIFIERS.c.patient_id)).all()
         assert [tuple(row) for row in found] == [("d", "p", False), ("d", "q", True)]
+
+
+SYSTEM = "urn:oid:2.999.1.1"
+#: Stored under schema 1; "alike" and "nfd" differ in their Unicode form alone.
+BEFORE = {"alike": "M\u00dcLLER-1", "blank": "A-17 ", "nfd": "MU\u0308LLER-1", "plain": "B-1"}
+INDEX_KEY = b"i" * 32
+
+
+def digest_before(value: str, key: bytes = INDEX_KEY) -> str:
+    """Return the digest under which an identifier was indexed as it was typed."""
+    return hmac.digest(key, json.dumps(["identifier", SYSTEM, value]).encode(), "sha256").hex()
+
+
+def having(value: str) -> dict[str, Any]:
+    return {"identifiers": [{"system": SYSTEM, "value": value}]}
+
+
+class TestIndexOfBefore:
+    """Records that were indexed by their identifiers as typed are found however those are typed, from the next start on."""
+
+    @pytest.fixture
+    def operations(self) -> list[tuple[str, str]]:
+        return []
+
+    @pytest.fixture
+    def store(
+        self, engine: sa.Engine, operations: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    ) -> Store:
+        """Give the store on a database of schema 1 that was brought up, with records of then."""
+        monkeypatch.setattr("reference_services.phi.store.REINDEXED_AT_ONCE", 2)
+        vault = Vault(b"k" * 32, INDEX_KEY, lambda *told: operations.append(told))
+        with engine.begin() as connection:
+            for name, value in BEFORE.items():
+                key, wrapped = vault.new_key(name)
+                sealed = vault.encrypt(key, name, 1, json.dumps(having(value)).encode())
+                row = PATIENTS.insert().values(id=name, version=1, dek=wrapped, record=sealed)
+                connection.execute(row)
+                connection.execute(
+                    sa.text("INSERT INTO identifier_index VALUES (:digest, :of)"),
+                    {"digest": digest_before(value), "of": name},
+                )
+        database.migrate(engine, METADATA, version=VERSION, steps=STEPS)
+        operations.clear()
+        return Store(vault)
+
+    def found(self, engine: sa.Engine, store: Store, value: str) -> str | None:
+        with database.reading(engine) as connection:
+            patient = store.find(connection, SYSTEM, value)
+        return None if patient is None else patient.id
+
+    def test_found_again(self, engine: sa.Engine, store: Store) -> None:
+        """By its identifier typed either way; no other record gets that, and it can be changed."""
+        store.reindex(engine)
+        for typed in ("A-17", "A-17 ", " A-17"):
+            assert self.found(engine, store, typed) == "blank"
+        assert self.found(engine, store, "B-1") == "plain"
+        with database.reading(engine) as connection:
+            patients = [store.read(connection, name) for name in BEFORE]
+            assert [store.unindexed(connection, one) for one in patients if one is not None] == [0] * 4
+        with pytest.raises(IdentifierTaken), engine.begin() as connection:
+            store.create(connection, "new", having("A-17"))
+        with engine.begin() as connection:
+            assert store.update(connection, "blank", 1, having("A-17")) is not None
+        assert self.found(engine, store, "A-17 ") == "blank"
+
+    @pytest.mark.parametrize(("one", "other"), [("alike", "nfd"), ("nfd", "alike")])
+    def test_two_have_the_same(self, engine: sa.Engine, store: Store, one: str, other: str) -> None:
+        """Neither is shown, a third gets it in no case, each can be changed, and one that has it alone is found again."""
+        store.reindex(engine)
+        with pytest.raises(IdentifierShared):
+            self.found(engine, store, BEFORE[one])
+        for version, name in ((1, one), (1, other), (2, one)):
+            with engine.begin() as connection:
+                assert store.update(connection, name, version, having(BEFORE[one])) is not None
+            with pytest.raises(IdentifierShared):
+                self.found(engine, store, BEFORE[one])
+        with engine.begin() as connection:
+            assert store.update(connection, one, 3, having("C-1")) is not None
+        assert self.found(engine, store, BEFORE[one]) == other
+        for take in (
+            lambda connection: store.create(connection, "new", having(BEFORE[one])),
+            lambda connection: store.update(connection, one, 4, having(BEFORE[one])),
+        ):
+            with pytest.raises(IdentifierTaken), engine.begin() as connection:
+                take(connection)
+
+    def test_one_that_does_not_open(self, engine: sa.Engine, store: Store) -> None:
+        """It keeps what it is indexed by, and keeps the others from nothing."""
+        store.reindex(engine)
+        with database.reading(engine) as connection:
+            rows = connection.execute(sa.select(IDENTIFIERS).where(IDENTIFIERS.c.patient_id == "p")).all()
+        assert [tuple(row) for row in rows] == [("d", "p", False)]
+
+    def test_once(self, engine: sa.Engine, store: Store, operations: list[tuple[str, str]]) -> None:
+        """The next start opens no record."""
+        store.reindex(engine)
+        assert ("decrypt", "ok") in operations
+        operations.clear()
+        database.migrate(engine, METADATA, version=VERSION, steps=STEPS)
+        store.reindex(engine)
+        assert operations == []
+
+    def test_ended_in_between(
+        self,
+        engine: sa.Engine,
+        store: Store,
+        operations: list[tuple[str, str]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The next start goes on where one was ended, and leaves it as one that was not."""
+        read = store.read
+
+        def ended(connection: sa.Connection, patient_id: str) -> Any:
+            if patient_id == "nfd":
+                raise KeyboardInterrupt
+            return read(connection, patient_id)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(store, "read", ended)
+            store.reindex(engine)
+        operations.clear()
+        store.reindex(engine)
+        assert operations.count(("decrypt", "ok")) == 3  # two records, one of them to index
+        assert self.found(engine, store, "A-17") == "blank"
+        with pytest.raises(IdentifierShared):
+            self.found(engine, store, BEFORE["nfd"])
+
+    def test_several_workers(self, engine: sa.Engine, store: Store) -> None:
+        """Those that start together leave it as one does."""
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(store.reindex, [engine] * 4))
+        assert self.found(engine, store, "A-17") == "blank"
+        with database.reading(engine) as connection:
+            rows = connection.execute(sa.select(IDENTIFIERS.c.patient_id, IDENTIFIERS.c.shared)).all()
+        assert sorted(tuple(row) for row in rows) == [
+            ("alike", False), ("blank", False), ("nfd", True), ("p", False), ("plain", False),
+        ]  # fmt: skip
+
+    def test_at_start(self, tmp_path: Path) -> None:
+        """The service does so when it starts on such a database, of schema 2 too."""
+        with contextlib.closing(World(tmp_path)) as world:
+            world.environ["phi-service"] = {"HEALTHOBS_ENVIRONMENT": "production"}
+            phi = Phi(world, tmp_path)
+            key = phi.create(record(**having("A-17 "))).get_json()["id"]
+        secret = bytes.fromhex((phi.folder / "phi.index.key").read_text())
+        phi.database("UPDATE identifier_index SET digest = ?", digest_before("A-17 ", secret))
+        phi.database("DROP TABLE IF EXISTS stale_index")
+        phi.database("UPDATE schema_version SET version = 2")
+        with contextlib.closing(World(tmp_path)) as world:
+            sought = {"identifier": {"system": SYSTEM, "value": "A-17"}}
+            found = Phi(world, tmp_path).call("POST", "/patients/search", json=sought).get_json()
+        assert [patient["id"] for patient in found["patients"]] == [key]

@@ -43,6 +43,7 @@ class Service:
         index_key = kit.secret("PHI_INDEX_KEY_FILE", "phi.index.key")
         self.vault = Vault(kit.secret("PHI_KEK_FILE", "phi.kek"), index_key, self._count)
         self.store = Store(self.vault)
+        self.store.reindex(kit.engine)
 
     def admit_new(self, body: PatientRecord, principal: Principal) -> None:
         """Refuse a new record that may not be stored, before a transaction is open."""

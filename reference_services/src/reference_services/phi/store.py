@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
-from reference_services._kit import add_new
-from reference_services.phi.crypto import Vault
+from reference_services._kit import add_new, database
+from reference_services.phi.crypto import SealError, Vault
 
 #: Who assigns what is no record number: several people have one by mistake or fraud, and of synthetic ones there are
 #: less than a million.
@@ -38,6 +39,10 @@ _OWN = IDENTIFIERS.c.shared.is_(False)
 sa.Index(
     "identifier_of_one_record", IDENTIFIERS.c.digest, unique=True, sqlite_where=_OWN, postgresql_where=_OWN
 )
+
+#: Holds a row while the index is of before schema 3, for the records after one: what is typed otherwise finds none.
+_STALE = sa.Table("stale_index", METADATA, sa.Column("after", sa.String(36), primary_key=True))
+REINDEXED_AT_ONCE = 500
 
 
 class IdentifierTaken(Exception):  # noqa: N818 - an outcome, named as such
@@ -117,8 +122,9 @@ class Store:
         changed = PATIENTS.update().where(current).values(version=version, record=sealed)
         if connection.execute(changed.returning(PATIENTS.c.id)).first() is None:
             return None
-        connection.execute(IDENTIFIERS.delete().where(IDENTIFIERS.c.patient_id == patient_id))
-        self._index(connection, patient_id, record)
+        had = IDENTIFIERS.delete().where(IDENTIFIERS.c.patient_id == patient_id)
+        before = set(connection.execute(had.returning(IDENTIFIERS.c.digest)).scalars())
+        self._index(connection, patient_id, record, before)
         return Patient(patient_id, version, record)
 
     def find(self, connection: Connection, system: str, value: str) -> Patient | None:
@@ -141,6 +147,27 @@ class Store:
         version = sa.select(PATIENTS.c.version).where(PATIENTS.c.id == patient.id)
         return len(lost) if connection.execute(version).scalar() == patient.version else 0
 
+    def reindex(self, engine: Engine) -> None:
+        """Have every record found however its identifiers were typed: once, at the first start after schema 3 came.
+
+        Where several turn out to have one, all keep it, and a search by it shows none. One that does not open stays
+        indexed as it is. It goes on where a start that was ended left it; no write waits while records are opened.
+        """
+        while True:
+            with database.reading(engine) as connection:
+                after = connection.execute(sa.select(_STALE.c.after)).scalar()
+                if after is None:
+                    return
+                ids = sa.select(PATIENTS.c.id).where(PATIENTS.c.id > after).order_by(PATIENTS.c.id)
+                some = connection.execute(ids.limit(REINDEXED_AT_ONCE)).scalars().all()
+                lost = [patient_id for patient_id in some if self._lost(connection, patient_id)]
+            own = _STALE.c.after == after  # not once another worker did these
+            done = _STALE.update().where(own).values(after=some[-1]) if some else _STALE.delete().where(own)
+            with engine.begin() as connection:
+                if connection.execute(done.returning(_STALE.c.after)).first() is not None:
+                    for patient_id in lost:
+                        self._reindex(connection, patient_id)
+
     def raw(self, connection: Connection, limit: int) -> list[tuple[str, int, str, str]]:
         """Return id, version, wrapped key and sealed record of some rows, as stored."""
         rows = connection.execute(sa.select(PATIENTS).order_by(PATIENTS.c.id).limit(limit))
@@ -152,10 +179,40 @@ class Store:
         index = connection.execute(sa.select(IDENTIFIERS).where(IDENTIFIERS.c.patient_id == patient_id))
         return [str(column) for found in (row, *index) for column in found]
 
-    def _index(self, connection: Connection, patient_id: str, record: Mapping[str, Any]) -> None:
+    def _lost(self, connection: Connection, patient_id: str) -> Patient | None:
+        """Return a record that opens and that not all of its identifiers find."""
+        with suppress(SealError):
+            patient = self.read(connection, patient_id)
+            if patient is not None and self.unindexed(connection, patient):
+                return patient
+        return None
+
+    def _reindex(self, connection: Connection, patient_id: str) -> None:
+        if patient := self._lost(connection, patient_id):
+            connection.execute(IDENTIFIERS.delete().where(IDENTIFIERS.c.patient_id == patient_id))
+            self._index(connection, patient_id, patient.record, self._digests(patient.record))
+
+    def _index(
+        self,
+        connection: Connection,
+        patient_id: str,
+        record: Mapping[str, Any],
+        before: Container[str] = frozenset(),
+    ) -> None:
+        """Index a record that is not; what it had `before`, it keeps though another record has it too.
+
+        Raises:
+            IdentifierTaken: One of its identifiers belongs to another record.
+        """
+        digests = self._digests(record)
+        found = sa.select(IDENTIFIERS.c.digest).where(IDENTIFIERS.c.digest.in_(digests))
+        others = set(connection.execute(found).scalars())
         # One order for all writers, so that none waits for another in a circle.
-        for digest, shared in sorted(self._digests(record).items()):
-            if not add_new(connection, IDENTIFIERS, digest=digest, patient_id=patient_id, shared=shared):
+        for digest, shared in sorted(digests.items()):
+            kept = digest in others and digest in before
+            taken = digest in others and not (shared or kept)
+            row = {"digest": digest, "patient_id": patient_id, "shared": shared or kept}
+            if taken or not add_new(connection, IDENTIFIERS, **row):
                 raise IdentifierTaken
 
     def _digests(self, record: Mapping[str, Any]) -> dict[str, bool]:
@@ -179,8 +236,14 @@ def _tell_shared_apart(connection: Connection) -> None:
         connection.execute(IDENTIFIERS.insert(), rows)
 
 
+def _mark_stale(connection: Connection) -> None:
+    """Bring schema 2, whose index may have identifiers as they were typed, to 3; see `Store.reindex`."""
+    _STALE.create(connection, checkfirst=True)
+    connection.execute(_STALE.insert().values(after=""))
+
+
 #: See `database.migrate`.
-VERSION, STEPS = 2, {2: _tell_shared_apart}
+VERSION, STEPS = 3, {2: _tell_shared_apart, 3: _mark_stale}
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:
