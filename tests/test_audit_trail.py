@@ -178,17 +178,20 @@ class TestOpenTrail:
         assert make_trail().append(READ).index == 0
 
     def test_light_import(self) -> None:
-        """Importing the package loads neither the store nor cryptography."""
+        """Importing the package loads neither the store nor cryptography, nor what only they hand out."""
         code = (
             "import sys, healthobs.audit as a; a.AuditDraft('x'); "
-            "print([n for n in ('cryptography', 'healthobs.audit.store') if n in sys.modules])"
+            "print([n for n in ('cryptography', 'healthobs.audit.store', 'healthobs.audit.records') if n in sys.modules])"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]"
 
     def test_lazy_names(self) -> None:
-        """`AuditTrail` can be imported from the package; an unknown name is an AttributeError."""
+        """Each public name can be had from the package; an unknown name is an AttributeError."""
         assert healthobs.audit.AuditTrail is AuditTrail
+        assert [
+            name for name in healthobs.audit.__all__ if not callable(getattr(healthobs.audit, name))
+        ] == []
         with pytest.raises(AttributeError, match="no attribute"):
             healthobs.audit.nothing  # noqa: B018
 

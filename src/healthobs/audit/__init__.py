@@ -10,19 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from healthobs.audit.draft import AuditDraft, annotate
-from healthobs.audit.records import (
-    Checkpoint,
-    ConsistencyProof,
-    InclusionProof,
-    Page,
-    Problem,
-    Receipt,
-    Verification,
-)
 
 if TYPE_CHECKING:
     from healthobs.audit.opening import open_trail
     from healthobs.audit.outbox import Outbox
+    from healthobs.audit.records import (
+        Checkpoint,
+        ConsistencyProof,
+        InclusionProof,
+        Page,
+        Problem,
+        Receipt,
+        Verification,
+    )
     from healthobs.audit.trail import AuditTrail
 
 __all__ = [
@@ -41,12 +41,15 @@ __all__ = [
 ]
 
 
-#: What needs a database or cryptography, and the module that has it.
-_LATER = {"AuditTrail": "trail", "Outbox": "outbox", "open_trail": "opening"}
+#: What `import healthobs` need not pay for, and the module that has it.
+_LATER = {"AuditTrail": "trail", "Outbox": "outbox", "open_trail": "opening"} | dict.fromkeys(
+    ("Checkpoint", "ConsistencyProof", "InclusionProof", "Page", "Problem", "Receipt", "Verification"),
+    "records",
+)
 
 
 def __getattr__(name: str) -> Any:
-    """Load what needs a database or cryptography when it is first asked for."""
+    """Load a name of `_LATER` when it is first asked for."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
