@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from healthobs import Observability, Settings, audited, use
-from healthobs.audit import Outbox, annotate
+from healthobs.audit import Outbox, Receipt, annotate
 from healthobs.exceptions import AuditWriteError
 
 
@@ -21,6 +21,7 @@ class Charts:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "business.db"
+        self.failing: list[BaseException | None] = []
         settings = Settings(audit_database_url=f"sqlite:///{folder}/audit.db", audit_key_file=folder / "key")
         self.obs = Observability(settings, logs="off")
         assert self.obs.audit is not None
@@ -32,7 +33,9 @@ class Charts:
 
     @contextmanager
     def begin(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection in a transaction of its own."""
+        """Give a connection in a transaction of its own, unless it is the turn of a failure."""
+        if self.failing and (failure := self.failing.pop(0)) is not None:
+            raise failure
         with closing(sqlite3.connect(self.path)) as connection, connection:
             yield connection
 
@@ -161,6 +164,49 @@ class TestReady:
         update("c-3")
         written = ["c-1", "c-2", "c-3"] if goes_on else ["c-1", "c-3"]
         assert (charts.charts(), charts.entries()) == (written, [("ok", name) for name in written])
+
+    @pytest.mark.parametrize("failure", [sqlite3.OperationalError("restarted"), KeyboardInterrupt()])
+    @pytest.mark.parametrize("moment", ["whether it was committed", "while it is removed"])
+    def test_after_the_business_database_was_away(
+        self, charts: Charts, failure: BaseException, moment: str
+    ) -> None:
+        """A row whose call could not settle it goes into the log before the next effect begins."""
+
+        @audited("chart.update", resource_type="chart")
+        def update(name: str) -> None:
+            charts.outbox.ready()
+            charts.write(name)
+
+        update("c-1")
+        charts.failing = [None, failure] if moment == "whether it was committed" else [None, None, failure]
+        with suppress(AuditWriteError, KeyboardInterrupt):
+            update("c-2")
+        assert charts.failing == []
+        with charts.begin() as connection:
+            assert connection.execute("SELECT count(*) FROM healthobs_outbox").fetchone() == (1,)
+        update("c-3")
+        with charts.begin() as connection:
+            assert connection.execute("SELECT count(*) FROM healthobs_outbox").fetchone() == (0,)
+        assert charts.entries() == [("ok", name) for name in ("c-1", "c-2", "c-3")]
+
+    def test_row_that_waits_since_another_flush_began(
+        self, charts: Charts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever ends a flush does not call that settled which began to wait meanwhile."""
+        flush = Outbox.flush
+
+        def slow(outbox: Outbox) -> dict[str, Receipt]:
+            done = flush(outbox)
+            monkeypatch.undo()
+            with away(monkeypatch):
+                audited("chart.update", resource_type="chart")(charts.write)("c-1")
+            return done
+
+        monkeypatch.setattr(Outbox, "flush", slow)
+        charts.outbox.ready()
+        assert charts.entries() == []
+        charts.outbox.ready()
+        assert charts.entries() == [("ok", "c-1")]
 
     def test_each_process_catches_up_once(self, charts: Charts, monkeypatch: pytest.MonkeyPatch) -> None:
         """What a killed process left is put into the log by the next one's first call."""

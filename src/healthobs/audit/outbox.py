@@ -56,8 +56,10 @@ class Outbox:
     def __init__(self, trail: AuditTrail, begin: Callable[[], AbstractContextManager[Any]]) -> None:
         self._trail = trail
         self._begin = begin
-        #: The process that put into the log what was left before; None when something waits again.
-        self._caught_up: int | None = None
+        #: Another object whenever a row may wait again.
+        self._behind = object()
+        #: The process that put into the log what was left before, and what `_behind` was when it began to.
+        self._caught_up: tuple[int, object] | None = None
 
     def create_table(self) -> None:
         """Make the table where it is missing."""
@@ -113,7 +115,8 @@ class Outbox:
         Raises:
             AuditWriteError: The log does not take it now; do not begin.
         """
-        if self._caught_up == os.getpid():
+        here = (os.getpid(), self._behind)
+        if self._caught_up == here:
             return
         try:
             self.flush()
@@ -121,27 +124,37 @@ class Outbox:
             if getattr(_runtime.audit_draft.get(), "purpose", None) not in CARE:
                 raise
         else:
-            self._caught_up = os.getpid()
+            self._caught_up = here
 
     def has(self, key: str, body: bytes) -> bool:
         """Return whether a row was committed: it is in the table, or in the log by somebody's `flush`."""
-        with self._begin() as connection:
-            if _is_in(connection, key):
-                return True
-        return self._trail.has(key, body)
+        try:
+            with self._begin() as connection:
+                if _is_in(connection, key):
+                    return True
+            return self._trail.has(key, body)
+        except BaseException:
+            self._behind = object()  # it may be
+            raise
 
     def settle(self, key: str, body: bytes) -> Receipt | None:
         """Put one committed row into the log and remove it here; None where the log does not take it now, and it stays."""
+        receipt = None
+        removed = False
         try:
             (receipt,) = self._trail.sequence([(key, body)])
-        except AuditWriteError:
-            self._caught_up = None
-            return None
-        try:
             with self._begin() as connection:
                 _execute(connection, f"DELETE FROM {TABLE} WHERE id = ?", (key,))  # noqa: S608
-        except Exception:  # noqa: BLE001 - effect and entry are durable; the row goes with the next flush
-            self._caught_up = None
+            removed = True
+        except AuditWriteError:
+            pass  # it waits
+        except Exception:
+            if receipt is None:
+                raise
+            # Effect and entry are durable; the row goes with the next flush.
+        finally:
+            if not removed:
+                self._behind = object()
         return receipt
 
     def flush(self) -> dict[str, Receipt]:
