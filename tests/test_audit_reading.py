@@ -134,7 +134,8 @@ class TestRead:
             {"cursor": ""},
             {"cursor": "-1"},
             {"cursor": "\u0661"},
-            {"cursor": "9" * 19},
+            {"cursor": str(2**63)},
+            {"cursor": "0" * 20},
             {"start": "yesterday"},
             {"end": "tomorrow"},
         ],
@@ -185,11 +186,12 @@ class TestRead:
         """A planted index beyond all others keeps no search from its end, at which the others are found."""
         for _ in range(3):
             trail.append(READ)
-        _damage(trail.path, f"INSERT INTO entry SELECT {2**61}, leaf, body FROM entry WHERE idx = 1")
-        page = trail.read(action=READ["action"], limit=2)
-        assert ([entry["index"] for entry in page.entries], page.total) == ([2**61, 2], 4)
+        for far in (2**61, 2**63 - 2):
+            _damage(trail.path, f"INSERT INTO entry SELECT {far}, leaf, body FROM entry WHERE idx = 1")
+        page = trail.read(action=READ["action"], limit=1)
+        assert ([entry["index"] for entry in page.entries], page.total) == ([2**63 - 2], 5)
         page = trail.read(action=READ["action"], cursor=page.next_cursor)
-        assert [entry["index"] for entry in page.entries] == [1, 0]
+        assert [entry["index"] for entry in page.entries] == [2**61, 2, 1, 0]
 
     def test_unreadable_store(self, trail: AuditTrail) -> None:
         """A store that is gone is an AuditError."""

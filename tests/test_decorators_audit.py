@@ -439,9 +439,9 @@ class TestPolicy:
         assert trail.metric("healthobs_operations_total", operation="op", outcome="ok") == 1
 
     def test_a_denied_stream_is_an_error(self, trail: Capture) -> None:
-        """The same for a stream whose first item is withheld."""
+        """The same for a stream whose first item is withheld; and the lost entry's line has the ids of its span."""
 
-        @observe("op", audit="a.b", log="info")
+        @observe("op", audit="a.b", log="info", success_if=lambda _exc: True)
         def rows() -> Generator[int]:
             yield 1
 
@@ -449,7 +449,10 @@ class TestPolicy:
         with pytest.raises(AuditWriteError):
             next(rows())
         assert trail.metric("healthobs_operations_total", operation="op", outcome="error") == 1
-        assert trail.log_lines[-1]["exception_type"] == "healthobs.exceptions.AuditWriteError"
+        lost, line = trail.log_lines
+        assert line["exception_type"] == "healthobs.exceptions.AuditWriteError"
+        assert lost["span_id"] == line["span_id"] == f"{trail.span('op').context.span_id:016x}"
+        assert not get_current_span().get_span_context().is_valid
 
     def test_deny_is_not_only_for_errors_of_ours(
         self, trail: Capture, monkeypatch: pytest.MonkeyPatch

@@ -22,6 +22,8 @@ from healthobs.clock import rfc3339
 
 MAX_LIMIT = 1_000
 _WINDOW = 10_000
+#: No store has a higher index.
+_HIGHEST = 2**63 - 1
 #: Filter by name, and where its value is in the body.
 _PATHS = {
     "actor": ("actor", "id"),
@@ -71,7 +73,7 @@ def page(
 def _position(cursor: str | None) -> int | None:
     if cursor is None:
         return None
-    if not (cursor.isascii() and cursor.isdecimal()) or len(cursor) > 18:
+    if not (cursor.isascii() and cursor.isdecimal()) or len(cursor) > 19 or int(cursor) > _HIGHEST:
         raise ValueError("cursor is not one that an earlier page returned")
     return int(cursor)
 

@@ -127,8 +127,8 @@ class ObservedCall:
     """One call: entered when made, left at each pause, finished once."""
 
     __slots__ = (
-        "_binding", "_captured", "_context", "_draft", "_draft_token", "_inside", "_running", "_span", "_start_ns",
-        "_token", "_wall_ns", "_written",
+        "_binding", "_captured", "_context", "_denied", "_draft", "_draft_token", "_inside", "_running", "_span",
+        "_start_ns", "_token", "_wall_ns", "_written",
     )  # fmt: skip
 
     def __init__(self, binding: Binding, captured: dict[str, Any] | None) -> None:
@@ -140,7 +140,7 @@ class ObservedCall:
         self._token: Token[Context] | None = None
         self._draft: AuditDraft | None = None
         self._draft_token: Token[Any] | None = None
-        self._running = self._written = False
+        self._running = self._written = self._denied = False
         self._wall_ns = self._start_ns = 0
         try:
             if binding.audited is not None or binding.plan.classified is not None:
@@ -198,10 +198,11 @@ class ObservedCall:
             context = current_context()
             if context is not self._context:  # the body keeps a span of its own open across the yield
                 self._inside = get_current_span(context)
-        self._leave()
         if self._draft is not None:
+            self._denied = True  # by what this raises: `finish` follows, in the context of the call
             self._append(None, None, OK)
-            self._written = True
+            self._denied, self._written = False, True
+        self._leave()
 
     def _leave(self) -> None:
         # Not `opentelemetry.context.detach`: it logs an error when a coroutine is closed from elsewhere.
@@ -257,7 +258,8 @@ class ObservedCall:
         try:
             if self._running and binding.running is not None:
                 binding.running.dec()
-            if outcome is ERROR and exc is not None and plan.success_if is not None and plan.success_if(exc):
+            success_if = None if self._denied else plan.success_if
+            if outcome is ERROR and exc is not None and success_if is not None and success_if(exc):
                 outcome = OK
             if exc is None and plan.error_if is not None and plan.error_if(result):
                 outcome = ERROR
