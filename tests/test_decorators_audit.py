@@ -481,11 +481,14 @@ class TestPolicy:
         assert line["exception_message"].startswith(f"the audit entry's {field} must be ")
         assert trail.leaks("Ottoline", "0012345") == ()
 
-    def test_the_line_has_no_action_that_is_none(self, trail: Capture) -> None:
-        """An action that the call set itself may be made of data."""
+    @pytest.mark.parametrize("action", ["the chart of Ottoline", "ottoline.quimby"])
+    def test_the_line_has_the_decorators_action(self, trail: Capture, action: str) -> None:
+        """An action that the call set itself may be made of data, whatever its form."""
+        break_trail(trail)
         with pytest.raises(AuditWriteError, match="not answered"):
-            audited("a.b")(lambda: annotate(action="the chart of Ottoline"))()
-        assert trail.leaks("Ottoline") == ()
+            audited("a.b")(lambda: annotate(action=action))()
+        assert [line["action"] for line in trail.log_lines] == ["a.b"]
+        assert trail.leaks("Ottoline", "ottoline") == ()
 
     def test_deny_replaces_an_exception_too(self, trail: Capture) -> None:
         """An error's answer may tell something as well."""

@@ -18,7 +18,6 @@ from opentelemetry.trace import INVALID_SPAN
 from healthobs import _runtime
 from healthobs.audit.draft import CARE, AuditDraft
 from healthobs.decorators.binding import OK, Binding, spooled
-from healthobs.decorators.plan import ACTION
 from healthobs.exceptions import AuditWriteError
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def append_entry(
         return  # a control of this process asked without credentials and was refused: nobody's access
     try:
         if draft.placed is not None and draft.placed.committed():
-            receipt = _settle(binding, draft.placed, draft.action)
+            receipt = _settle(binding, draft.placed)
         else:
             receipt = _append(binding, draft, span)
         if receipt is not None and exchange is not None:
@@ -61,7 +60,7 @@ def append_entry(
         return
     except Exception as raised:  # noqa: BLE001 - whatever it is, there is no durable entry
         failure = raised
-    _alarm(binding, "audit_entry_lost", draft.action, failure)
+    _alarm(binding, "audit_entry_lost", failure)
     # An interrupt or a cancellation answers nothing: it goes on.
     if binding.policy != "alert" and (exc is None or isinstance(exc, Exception)):
         raise AuditWriteError(
@@ -84,34 +83,37 @@ def _append(binding: Binding, draft: AuditDraft, span: Span) -> Receipt | None:
     receipt = trail.append_or_spool(entry)
     if receipt is None:
         spooled(binding.obs.metrics).inc()
-        binding.obs.logs.emit("error", "audit_entry_spooled", {}, own={"action": draft.action})
+        binding.obs.logs.emit("error", "audit_entry_spooled", {}, own={"action": _action(binding)})
     return receipt
 
 
-def _settle(binding: Binding, placed: Placed, action: str) -> Receipt | None:
+def _settle(binding: Binding, placed: Placed) -> Receipt | None:
     """Put the entry that is beside its effect into the log; return None where it waits."""
     receipt = placed.settle()
     if receipt is None:
-        _alarm(binding, "audit_entry_waiting", action, None)
+        _alarm(binding, "audit_entry_waiting", None)
     return receipt
 
 
-def refuse_without_trail(binding: Binding, action: str) -> None:
+def refuse_without_trail(binding: Binding) -> None:
     """Refuse a call that insists on an entry where there is no trail, before it has any effect.
 
     Raises:
         AuditWriteError: Always.
     """
-    _alarm(binding, "audit_entry_lost", action, None)
+    _alarm(binding, "audit_entry_lost", None)
     raise AuditWriteError("the access cannot be recorded, so it is not begun; set audit_database_url")
 
 
-def _alarm(binding: Binding, event: str, action: str, failure: Exception | None) -> None:
+def _alarm(binding: Binding, event: str, failure: Exception | None) -> None:
     binding.obs.metrics.count_internal_error("audit")
-    # One that the call set itself may be anything.
-    told = action if isinstance(cast("object", action), str) and ACTION.match(action) else ""
-    own = {"action": told, "policy": binding.policy}
+    own = {"action": _action(binding), "policy": binding.policy}
     binding.obs.logs.emit("error", event, {"exc_info": failure}, own=own)
+
+
+def _action(binding: Binding) -> str:
+    """Return the action that stands at the decorator; one that the call annotated may be made of data."""
+    return binding.audited.action if binding.audited is not None else ""
 
 
 def rehearse(obs: Observability) -> Rehearsal:
@@ -136,7 +138,7 @@ def rehearse(obs: Observability) -> Rehearsal:
         metrics=SimpleNamespace(count_internal_error=counted.append),
         logs=SimpleNamespace(emit=emit),
     )
-    binding = cast("Binding", SimpleNamespace(obs=heard, policy=obs.settings.audit_policy))
+    binding = cast("Binding", SimpleNamespace(obs=heard, policy=obs.settings.audit_policy, audited=None))
     draft = AuditDraft(CANARY_ACTION, details=cast("dict[str, DetailValue]", {"rehearsal": 0.5}))
     try:
         append_entry(binding, draft, INVALID_SPAN, None, None, OK)

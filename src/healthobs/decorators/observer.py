@@ -85,7 +85,7 @@ class Operation:
         if binding.spans_only and (binding.tracer is None or (binding.inherits and binding.parent_drops())):
             return None
         if binding.audited is not None and obs.audit is None:
-            refuse_without_trail(binding, binding.audited.action)
+            refuse_without_trail(binding)
         captured = None if self._signature is None else self._captured(binding, args, kwargs, bound)
         return ObservedCall(binding, captured)
 
