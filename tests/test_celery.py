@@ -228,6 +228,8 @@ class TestOutcome:
         assert {line["level"] for line in capture.log_lines if line["event"] == "t"} == {"info"}
         first, second, third = [span for span in capture.spans if span.name == "t"]
         assert {span.status.status_code for span in (first, second, third)} == {StatusCode.UNSET}
+        types = [(span.attributes or {}).get("error.type") for span in (first, second, third)]
+        assert types == ["ConnectionError", "ConnectionError", None]
         assert [link.context.span_id for link in second.links] == [first.context.span_id]
         assert [link.context.span_id for link in third.links] == [second.context.span_id]
         assert capture.leaks(NAME) == ()

@@ -452,8 +452,20 @@ class TestRecording:
         assert lines() == [("info", "S-1", "fail", "partial"), ("warning", "S-2", "pass", "fail")]
         now.update({"S-1": "pass", "S-2": "pass"})
         assert [line[0] for line in lines()] == ["info", "info"]
-        now.update({"S-1": "unknown"})
-        assert lines() == [("warning", "S-1", "pass", "unknown")]
+        told = []
+        for state in ("partial", "not-applicable", "unknown", "pass", "not-applicable", "pass", "unknown"):
+            now.update({"S-1": state})
+            told += [(line[0], line[3]) for line in lines()]
+        loud, quiet = "warning", "info"
+        assert told == [
+            (loud, "partial"),
+            (quiet, "not-applicable"),
+            (loud, "unknown"),
+            (quiet, "pass"),
+            (quiet, "not-applicable"),
+            (quiet, "pass"),
+            (loud, "unknown"),
+        ]
         obs.close()
 
     @pytest.mark.parametrize("first", [False, True])

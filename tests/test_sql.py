@@ -76,6 +76,13 @@ class TestSpans:
         }
         assert "healthobs_redactions_total{" not in capture.telemetry()["metrics"]
 
+    @pytest.mark.parametrize("statement", ["Quimby; select 1", "OTTOLINE"])
+    def test_first_word_that_is_none(self, capture: Capture, engine: Any, statement: str) -> None:
+        """What stands where SQL has a verb, and is none, names no span: it may be data."""
+        with engine.connect() as connection, pytest.raises(OperationalError):
+            connection.execute(text(statement))
+        assert (capture.span("SQL").attributes or {})["db.operation.name"] == "SQL"
+
     def test_failure(self, capture: Capture, engine: Any) -> None:
         """A statement that fails is an error of its type, without its message."""
         with pytest.raises(OperationalError), engine.connect() as connection:

@@ -7,8 +7,8 @@ task. Works with every pool whose tasks keep their context (prefork, threads, so
 
 Limits: a process that is killed (hard time limit, out of memory) takes the spans since its last export along, and so does one
 that replaced another (`max_tasks_per_child`) when the worker stops: the kernel kills it with the thread that forked it. A task that
-raises `Ignore` is no error, and no last success; an attempt that is to be repeated (`Retry`) is ``cancelled``, and what for is told by
-Celery's own line.
+raises `Ignore` is no error, and no last success; an attempt that raises `Retry` is ``cancelled``, with the type of what it is repeated
+for on its span (`error.type`). One that is repeated without raising (`retry(throw=False)`) ends as its function does.
 """
 
 # Celery carries no types.
@@ -16,6 +16,7 @@ Celery's own line.
 
 from __future__ import annotations
 
+import contextlib
 from asyncio import CancelledError
 from contextvars import Token
 from typing import TYPE_CHECKING, Any, Final
@@ -39,6 +40,7 @@ from healthobs.decorators.plan import Traced
 from healthobs.exceptions import ConfigurationError
 from healthobs.metrics import multiprocess
 from healthobs.observability import Observability
+from healthobs.redaction.failures import describe_exception
 from healthobs.tracing import format_traceparent, parse_traceparent
 
 if TYPE_CHECKING:
@@ -190,6 +192,7 @@ class _Run:
     def finish(self, retval: Any, state: str | None) -> None:
         try:
             if state == "RETRY":
+                _tell(getattr(retval, "exc", None))
                 self._job.finish(CancelledError())  # another run takes its place, and says how it ends
             elif state == "IGNORED":
                 self._job.finish(None, succeeded=False)
@@ -199,3 +202,10 @@ class _Run:
             if self._context is not None:
                 detach(self._context)
             _runtime.override.reset(self._override)
+
+
+def _tell(cause: object) -> None:
+    """Put the type of what an attempt is repeated for on its span; its message may hold anything."""
+    if isinstance(cause, BaseException):
+        with contextlib.suppress(Exception):  # a fault of telemetry is not the task's
+            get_current_span().set_attribute("error.type", describe_exception(cause).type)

@@ -42,6 +42,16 @@ _TOKENS = [
 #: Where ``"..."`` is a name and never a string, and ``#`` an operator.
 _NAMES_IN_QUOTES = "postgresql"
 _OPERATION = re.compile(r"\s*([A-Za-z]+)")
+#: First words of statements in the dialects of SQLAlchemy's own.
+_VERBS = frozenset(
+    """
+    ABORT ALTER ANALYZE ATTACH BACKUP BEGIN CALL CHECK CHECKPOINT CLOSE CLUSTER COMMENT COMMIT COPY CREATE DEALLOCATE DECLARE
+    DELETE DENY DESC DESCRIBE DETACH DISCARD DO DROP END EXEC EXECUTE EXPLAIN FETCH FLUSH GRANT HANDLER IMPORT INSERT KILL
+    LISTEN LOAD LOCK MERGE MOVE NOTIFY OPTIMIZE PRAGMA PREPARE REASSIGN REFRESH REINDEX RELEASE RENAME REPAIR REPLACE RESET
+    RESTORE REVOKE ROLLBACK SAVE SAVEPOINT SECURITY SELECT SET SHOW START TABLE TRUNCATE UNLISTEN UNLOCK UPDATE USE VACUUM
+    VALUES WITH XA
+    """.split()  # noqa: SIM905 - a list of words reads better
+)
 _SPANS = "healthobs.spans"
 _SHAPE = "healthobs.db.shape"
 _Hooks = tuple[tuple[str, Callable[..., None]], ...]
@@ -82,8 +92,10 @@ def _shaped(statement: str, tokens: re.Pattern[str], *, names: bool) -> str | No
 
 
 def _operation(statement: str) -> str:
+    """Return the statement's first word, where it is one that SQL has; what else stands there can be anybody's."""
     found = _OPERATION.match(statement)
-    return found[1].upper() if found else "SQL"
+    word = found[1].upper() if found else ""
+    return word if word in _VERBS else "SQL"
 
 
 def observe_engine(engine: Any) -> Callable[[], None]:

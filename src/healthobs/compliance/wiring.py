@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from healthobs.compliance import history
 from healthobs.compliance.catalogue import library_controls, with_catalogue
-from healthobs.compliance.control import STATES, Control, ProbeContext, Result, State
+from healthobs.compliance.control import ACCEPTED, STATES, Control, ProbeContext, Result, State
 from healthobs.compliance.documents import read_folder
 from healthobs.compliance.engine import ControlEngine, CounterCheck
 from healthobs.compliance.recording import Recorder
@@ -93,7 +93,7 @@ def _level(old: State, new: State, required: bool) -> str:
     """Return how loud a change of state is."""
     if new == "fail":
         return "error" if required else "warning"
-    return "warning" if old == "pass" else "info"
+    return "warning" if old in ACCEPTED and new not in ACCEPTED else "info"
 
 
 def _shower(gauge: Instrument) -> Callable[[Mapping[str, State]], None]:
