@@ -248,6 +248,19 @@ class TestEncode:
         raw = entry.encode(draft.as_mapping(), service="s", moment=MOMENT, redactor=Redactor(mode))
         assert json.loads(raw)["details"] == {f"revealed.{kind}.TREAT": 2 for kind in kinds}
 
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_what_it_was_revealed_for_is_redacted(self, draft: AuditDraft, mode: Any) -> None:
+        """An identifier that has the form of a purpose's code is masked; what was revealed is still counted."""
+        for purpose in ("S078-05-1120", "S536-90-4399", "X4111111111111111", "DOB.1961-04-12", "TREAT"):
+            Phi("x", "name").reveal(purpose)
+        raw = entry.encode(draft.as_mapping(), service="s", moment=MOMENT, redactor=Redactor(mode))
+        assert json.loads(raw)["details"] == {
+            "revealed.name.S[PHI:ssn]": 2,
+            "revealed.name.X[PHI:card]": 1,
+            "revealed.name.DOB.[PHI:date]": 1,
+            "revealed.name.TREAT": 1,
+        }
+
     def test_nobody_else_counts_what_was_revealed(self, draft: AuditDraft) -> None:
         """A number that the caller puts under such a name is redacted like any other, and counts for nothing."""
         annotate(details={"revealed.mrn.TREAT": 12345678, "revealed.ssn.TREAT": 78051120})

@@ -23,6 +23,7 @@ def plugged(monkeypatch: pytest.MonkeyPatch) -> None:
     points = EntryPoints(
         [
             EntryPoint("echo", f"{__name__}:echo", cli.GROUP),
+            EntryPoint("demo", f"{__name__}:echo", cli.GROUP),
             EntryPoint("silent", f"{__name__}:silent", cli.GROUP),
             EntryPoint("gone", "no_such_module:main", cli.GROUP),
             EntryPoint("bare", f"{__name__}:no_such_function", cli.GROUP),
@@ -133,6 +134,11 @@ class TestMain:
         """What is no command is refused without being repeated."""
         assert cli.main(["078-05-1120"]) == 2
         assert "078" not in capsys.readouterr().err
+
+    def test_demo_with_its_services(self, capsys: pytest.CaptureFixture[str], plugged: None) -> None:
+        """It is a plug-in like any other."""
+        assert cli.main(["demo", "x"]) == 7
+        assert capsys.readouterr().out == "x\n"
 
     def test_demo_without_its_services(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

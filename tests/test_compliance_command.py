@@ -22,6 +22,8 @@ from healthobs import Observability, Settings
 from healthobs.cli import main as healthobs
 from healthobs.compliance import Control, Outcome
 from healthobs.compliance.documents import read
+from healthobs.compliance.probes_audit import NO_TRAIL
+from healthobs.compliance.probes_http import NO_APPLICATION, NO_ROUTES
 from healthobs.flask import init_app, remove_app
 
 
@@ -54,7 +56,7 @@ def service(outcome: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterato
         "Ledger",
         "sum is 0",
         "measure",
-        lambda _: Outcome(outcome["state"], "sum", unset=outcome.get("unset", False)),
+        lambda _: Outcome(outcome["state"], outcome.get("text", "sum"), unset=outcome.get("unset", False)),
     )
     settings = Settings(service_name="svc", endpoints=True, control_interval_seconds=0)
     obs = Observability(settings, log_stream=io.StringIO(), controls=[control])
@@ -165,11 +167,26 @@ class TestStatus:
         assert capsys.readouterr().out.endswith("  S-1           unknown: sum\n")
         gate = urllib3.request("GET", f"{url}/compliance/status?gate=1").json()["controls"][0]
         assert (gate["shuts_gate"], gate["lacks"]) == ("unknown: sum", "sum")
-        outcome["unset"] = False
+        outcome["text"] = "no ledger for 078-05-1120"
+        obs.controls.run()
+        gate = urllib3.request("GET", f"{url}/compliance/status?gate=1").json()["controls"][0]
+        assert gate["lacks"] == "no ledger for [PHI:ssn]"
+        outcome.update(unset=False, text="sum")
         obs.controls.run()
         gate = urllib3.request("GET", f"{url}/compliance/status?gate=1").json()["controls"][0]
         assert gate["shuts_gate"] == "unknown: what was seen is too old, or told nothing"
         assert "lacks" not in gate
+
+    def test_what_was_seen_is_not_told_to_everybody(self) -> None:
+        """Only where nothing could be looked at does the set-up lack something; the library says so of three things."""
+        with pytest.raises(ValueError, match="its state is unknown"):
+            Outcome("pass", "the ledger of Ottoline is 0", unset=True)
+        assert (NO_TRAIL.unset, NO_APPLICATION.unset, NO_ROUTES.unset) == (True, True, True)
+
+    def test_source_that_is_no_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """What is there and cannot be read is not called missing."""
+        assert run("status", str(tmp_path)) == 2
+        assert "no such file" not in capsys.readouterr().err
 
     def test_address_without_a_scheme(self, capsys: pytest.CaptureFixture[str]) -> None:
         """What is no file may be an address: the error says what one begins with."""

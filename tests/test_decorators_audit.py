@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import operator
+import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -415,6 +417,25 @@ class TestPolicy:
         assert span.status.status_code is StatusCode.ERROR
         assert lost["event"] == "audit_entry_lost"
         assert lost["span_id"] == line["span_id"] == f"{span.context.span_id:016x}"
+
+    def test_a_denial_is_freed_at_once(self, trail: Capture) -> None:
+        """What was raised is not kept alive by a cycle through our frame."""
+        break_trail(trail)
+        denied = observe("op", audit="a.b")(lambda: "chart")
+
+        def refused() -> weakref.ref[AuditWriteError]:
+            try:
+                denied()
+            except AuditWriteError as exc:
+                return weakref.ref(exc)
+            raise AssertionError
+
+        gc.collect()
+        gc.disable()
+        try:
+            assert refused()() is None
+        finally:
+            gc.enable()
 
     @pytest.mark.parametrize("exc", [KeyboardInterrupt, SystemExit])
     def test_an_interrupt_while_the_entry_is_appended(

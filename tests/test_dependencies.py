@@ -113,10 +113,22 @@ class TestExtras:
             import_module(f"healthobs.{name}")
         assert caught.value.name == name
 
-    def test_what_the_framework_lacks_is_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("name", "part"), [("django", "django.conf"), ("celery", "celery.app"), ("flask", "flask")]
+    )
+    def test_what_the_framework_lacks_is_its_own(
+        self, name: str, part: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Where the framework is there and something that it needs is not, its own error is what is seen."""
-        monkeypatch.setitem(sys.modules, "django.conf", None)
-        monkeypatch.delitem(sys.modules, "healthobs.django", raising=False)
+
+        class Lacking:
+            def find_spec(self, wanted: str, *_: object) -> None:
+                if wanted == part:
+                    raise ModuleNotFoundError("No module named 'elsewhere'", name="elsewhere")
+
+        monkeypatch.delitem(sys.modules, part, raising=False)
+        monkeypatch.setattr(sys, "meta_path", [Lacking(), *sys.meta_path])
+        monkeypatch.delitem(sys.modules, f"healthobs.{name}", raising=False)
         with pytest.raises(ModuleNotFoundError) as caught:
-            import_module("healthobs.django")
-        assert (caught.value.name, "healthobs" in str(caught.value)) == ("django.conf", False)
+            import_module(f"healthobs.{name}")
+        assert (caught.value.name, "healthobs" in str(caught.value)) == ("elsewhere", False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import sqlite3
 import sys
@@ -151,6 +152,10 @@ class TestFindings:
         functions.append(audited("allergies.read", policy=policy)(lambda: "allergies"))
         (finding,) = examine(app, environ={}, sqlite_version=SOUND)
         assert (finding.name, "allergies.read" in finding.seen) == ("audited_without_a_trail", True)
+        settings = Settings(audit_database_url=f"sqlite:///{tmp_path}/kept.db")
+        with contextlib.closing(Observability(settings, log_stream=io.StringIO())) as kept:
+            found = names(Middleware(app, kept))  # both are in force, and one has none
+        assert "audited_without_a_trail" in found
         assert "chart" not in finding.seen
         assert "notes" not in finding.seen
         keeping = Observability(
@@ -351,6 +356,33 @@ class TestCommand:
         )
         assert main(["doctor", "served:other_app()"]) == 2
         assert "(RuntimeError: set the key first)\n  at " in capsys.readouterr().err
+
+    def test_only_the_innermost_places(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Of many, those nearest to where it failed."""
+        (tmp_path / "served.py").write_text(
+            "def fails():\n    raise KeyError\n\ndef down(n):\n    down(n - 1) if n else fails()\n\ndown(50)\n"
+        )
+        assert main(["doctor", "served:app"]) == 2
+        _, *places = capsys.readouterr().err.splitlines()
+        assert (len(places), places[-1]) == (20, f"  at {tmp_path / 'served.py'}:2 in fails")
+
+    def test_what_a_missing_framework_needs(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The library's remedy is told, not the name of the module alone."""
+        monkeypatch.setitem(sys.modules, "celery", None)
+        monkeypatch.delitem(sys.modules, "healthobs.celery", raising=False)
+        (tmp_path / "served.py").write_text("import healthobs.celery\n")
+        assert main(["doctor", "served:app"]) == 2
+        assert "(ModuleNotFoundError: Celery is not installed; pip install healthobs[celery])\n  at " in (
+            capsys.readouterr().err
+        )
+
+    def test_syntax_of_no_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """An error of syntax that has no place of its own is at no place but where it was raised."""
+        (tmp_path / "served.py").write_text("raise SyntaxError('no')\n")
+        assert main(["doctor", "served:app"]) == 2
+        assert "None" not in capsys.readouterr().err
 
     def test_code_that_is_none(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """The line is told, and not what stands there."""

@@ -361,12 +361,10 @@ def main(argv: list[str]) -> int:
     except HealthobsError as exc:  # its message tells the remedy, and quotes no value
         print(f"healthobs: {chosen.app} cannot be loaded ({type(exc).__name__}: {exc})", file=sys.stderr)  # noqa: T201
         return CANNOT_LOAD
-    except ModuleNotFoundError as exc:  # the name of a module is no data
-        print(f"healthobs: {chosen.app} cannot be loaded (ModuleNotFoundError: {exc.name})", file=sys.stderr)  # noqa: T201
-        return CANNOT_LOAD
     except Exception as exc:  # noqa: BLE001 - the application's own code runs here
         facts = describe_exception(exc)
-        why = facts.type if facts.message is None else f"{facts.type}: {facts.message}"
+        said = _missing(exc) if isinstance(exc, ModuleNotFoundError) else facts.message
+        why = facts.type if said is None else f"{facts.type}: {said}"
         print(f"healthobs: {chosen.app} cannot be loaded ({why})", *_places(exc), sep="\n  ", file=sys.stderr)  # noqa: T201
         return CANNOT_LOAD
     found = examine(app)
@@ -378,13 +376,19 @@ def main(argv: list[str]) -> int:
     return FINDINGS
 
 
+def _missing(exc: ModuleNotFoundError) -> str | None:
+    """Return what is missing: the name of a module is no data, and what this package says of it tells the remedy."""
+    (raised,) = traceback.extract_tb(exc.__traceback__)[-1:]
+    return str(exc) if Path(raised.filename).parent == Path(__file__).parent else exc.name
+
+
 def _places(exc: Exception) -> Iterator[str]:
     """Yield where it was raised, the innermost last: files, lines and names of the code, and no value."""
     own = {__file__, importlib.__file__}
     for frame in traceback.extract_tb(exc.__traceback__, limit=-_SHOWN_FRAMES):
         if frame.filename not in own and not frame.filename.startswith("<frozen"):
             yield f"at {frame.filename}:{frame.lineno} in {frame.name}"
-    if isinstance(exc, SyntaxError):
+    if isinstance(exc, SyntaxError) and exc.filename and exc.lineno:
         yield f"at {exc.filename}:{exc.lineno}"
 
 

@@ -284,8 +284,12 @@ def _details(details: object, redactor: Redactor, signal: str) -> str:
             raise AuditWriteError(
                 "a whole number in the audit entry's details needs more than 53 bits; pass it as text"
             )
-        if isinstance(value, Revealed):  # code wrote the name, and no person's data can make this type
-            counts[name] = value
+        if isinstance(
+            value, Revealed
+        ):  # made by `Phi.reveal` alone: of its name, all but the purpose is the code's
+            *ours, purpose = name.split(".", 2)
+            shown = ".".join((*ours, redactor.text(purpose, signal=signal)))
+            counts[shown] = counts.get(shown, 0) + value
             continue
         checked[_valid(name)] = _valid(value) if isinstance(value, str) else value
     masked = redactor.mapping(checked, signal=signal) if checked else {}

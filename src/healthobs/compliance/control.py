@@ -50,6 +50,9 @@ class Outcome:
         missing: For ``partial``: the parts that were not shown.
         unset: For ``unknown``: the set-up leaves nothing to look at, and `text`, a literal, says to everybody what it lacks.
 
+    Raises:
+        ValueError: It is `unset` in another state than ``unknown``.
+
     Example:
         >>> Outcome("pass", "42 entries verified", 42).state
         'pass'
@@ -60,6 +63,11 @@ class Outcome:
     n: int | None = None
     missing: tuple[str, ...] = ()
     unset: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that nothing but what a set-up lacks is for everybody."""
+        if self.unset and self.state != "unknown":
+            raise ValueError("unset says that nothing could be looked at, so its state is unknown")
 
 
 @dataclass(frozen=True, slots=True)

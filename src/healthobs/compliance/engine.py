@@ -282,6 +282,10 @@ class ControlEngine:
         outcome = control.probe(context)
         if outcome.state not in STATES or outcome.state == "attested":
             return Outcome("unknown", "the probe returned a state that no probe may return")
+        if outcome.unset:
+            return replace(
+                outcome, text=context.redactor.text(outcome.text, signal="problem")
+            )  # everybody may see it
         return outcome
 
     def _result(self, control: Control, outcome: Outcome) -> Result:

@@ -19,8 +19,8 @@ from healthobs.compliance.control import Call, Outcome, ProbeContext, Route
 #: Name in `ProbeContext.refused_tokens` of a token with which nothing is wrong but its signature.
 BAD_SIGNATURE = "bad_signature"
 _REFUSED = frozenset({401, 403})
-_NO_APPLICATION = Outcome("unknown", "no application is bound: use init_app", unset=True)
-_NO_ROUTES = Outcome("unknown", "no route was named: init_app(protected=...)", unset=True)
+NO_APPLICATION = Outcome("unknown", "no application is bound: use init_app", unset=True)
+NO_ROUTES = Outcome("unknown", "no route was named: init_app(protected=...)", unset=True)
 _FAR_FUTURE = 4_102_444_800  # 2100-01-01
 _LONG_AGO = 946_684_800  # 2000-01-01
 _HEADER = {"alg": "RS256", "typ": "at+jwt", "kid": "canary"}
@@ -44,9 +44,9 @@ _ANSWERS = (("GET", "{}/health"), ("GET", "/healthobs-control-canary"), ("DELETE
 def refuses_strangers(context: ProbeContext) -> Outcome:
     """Call every protected route without credentials."""
     if context.call is None:
-        return _NO_APPLICATION
+        return NO_APPLICATION
     if not context.protected:
-        return _NO_ROUTES
+        return NO_ROUTES
     answered = _not_refused(context.call, context.protected, {"no credentials": None})
     if answered:
         return Outcome("fail", f"not refused: {'; '.join(answered)}", len(answered))
@@ -58,9 +58,9 @@ def refuses_strangers(context: ProbeContext) -> Outcome:
 def refuses_bad_tokens(context: ProbeContext) -> Outcome:
     """Call every protected route with tokens that must not be accepted."""
     if context.call is None:
-        return _NO_APPLICATION
+        return NO_APPLICATION
     if not context.protected:
-        return _NO_ROUTES
+        return NO_ROUTES
     supplied = dict(context.refused_tokens()) if context.refused_tokens is not None else {}
     tokens: dict[str, str | None] = {**_forged_tokens(), **supplied}
     forged = supplied.get(BAD_SIGNATURE)
@@ -119,7 +119,7 @@ def _encode(data: bytes) -> str:
 def sends_headers(context: ProbeContext) -> Outcome:
     """Look at the headers of a success, of an unknown path and of a wrong method."""
     if context.call is None:
-        return _NO_APPLICATION
+        return NO_APPLICATION
     expected = dict(_SECURITY)
     if context.settings.audience == "all":
         expected |= _COMPLIANCE

@@ -109,7 +109,7 @@ def _why(row: Mapping[str, Any]) -> str:
 def _summary(row: Row) -> dict[str, Any]:
     control, result = row.control, row.result
     lacks: dict[str, str] = {}
-    if result is not None and result.outcome.unset and row.state == "unknown":
+    if result is not None and result.outcome.unset:
         lacks = {"lacks": result.outcome.text}
     return {
         "id": control.id,
