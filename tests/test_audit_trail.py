@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +23,8 @@ from tests.audit_trails import READ, MakeTrail, _damage, _execute, copied, leave
 
 import healthobs.audit
 from healthobs.audit import AuditDraft, merkle, open_trail, writer
-from healthobs.audit.sqlite import path_of
+from healthobs.audit.sqlite import SqliteConnection, path_of
+from healthobs.audit.store import StoreError
 from healthobs.audit.trail import AuditTrail
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, AuditWriteError, ConfigurationError
@@ -401,6 +403,37 @@ class TestHealth:
         """A trail that can append says nothing."""
         trail.append(READ)
         assert trail.health() is None  # type: ignore[func-returns-value]
+
+    def test_locked_by_another(self, trail: AuditTrail) -> None:
+        """While another connection holds the lock and adds nothing, it is not healthy, and of its guards nothing can be said."""
+        with closing(sqlite3.connect(trail.path, isolation_level=None)) as blocker:
+            blocker.execute("BEGIN IMMEDIATE")
+            for asked in (trail.health, trail.accepted_changes):
+                with pytest.raises(AuditError, match="SQLITE_BUSY"):
+                    asked()
+        trail.health()
+
+    @pytest.mark.parametrize(("grows", "healthy"), [((True, True), True), ((True, False), False)])
+    def test_others_write_all_the_time(
+        self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch, grows: tuple[bool, ...], healthy: bool
+    ) -> None:
+        """A log whose lock is never to be had, and which grows, takes entries; its guards can be tried in the end."""
+        trail.append(READ)
+        attempting = SqliteConnection.attempting
+        left = list(grows)
+
+        def taken(connection: SqliteConnection) -> AbstractContextManager[None]:
+            if not left:
+                return attempting(connection)
+            if left.pop(0):
+                trail.append(READ)
+            raise StoreError("SQLITE_BUSY", busy=True)
+
+        monkeypatch.setattr(SqliteConnection, "attempting", taken)
+        with nullcontext() if healthy else pytest.raises(AuditError, match="SQLITE_BUSY"):
+            trail.health()
+        left.extend([False] * 7)
+        assert trail.accepted_changes() == ()
 
     def test_missing_file(self, trail: AuditTrail) -> None:
         """Without its file the trail is not healthy, and makes no new one."""

@@ -28,7 +28,7 @@ CONNECT_SECONDS = 5
 #: The server ends a session that holds the lock and does nothing (a stopped process) after this time.
 IDLE_MILLIS = 30_000
 #: How long `attempting` waits for the lock.
-ATTEMPT_MILLIS = 400
+ATTEMPT_MILLIS = 250
 #: Any number, the same in every process: the lock under which tables are made.
 _ADVISORY_LOCK = 4_911_024
 #: Columns and constraints by table, as the server writes them itself.
@@ -154,7 +154,8 @@ def _translated() -> Generator[None]:
         yield
     except psycopg.Error as exc:
         refused = isinstance(exc, (psycopg.IntegrityError, errors.InsufficientPrivilege))
-        raise StoreError(code_of(exc), refused=refused) from None
+        busy = isinstance(exc, errors.LockNotAvailable)
+        raise StoreError(code_of(exc), refused=refused, busy=busy) from None
 
 
 class PostgresStore:

@@ -28,7 +28,7 @@ from healthobs.exceptions import AuditError, ConfigurationError
 #: How long a statement waits for another connection's lock.
 BUSY_TIMEOUT_MILLIS = 5_000
 #: How long `attempting` waits.
-ATTEMPT_MILLIS = 400
+ATTEMPT_MILLIS = 250
 _TABLES = {
     "log": """one INTEGER PRIMARY KEY CHECK (one = 1), format INTEGER NOT NULL,
     origin TEXT NOT NULL, vkey TEXT NOT NULL)""",
@@ -138,7 +138,8 @@ def _text(raw: bytes) -> str | bytes:
 
 def _store_error(exc: Exception) -> StoreError:
     code = getattr(exc, "sqlite_errorname", None) or getattr(exc, "strerror", None) or type(exc).__name__
-    return StoreError(code, refused=isinstance(exc, sqlite3.IntegrityError))
+    busy = code.startswith("SQLITE_BUSY")
+    return StoreError(code, refused=isinstance(exc, sqlite3.IntegrityError), busy=busy)
 
 
 class SqliteStore:

@@ -44,11 +44,13 @@ class StoreError(AuditError):
     Args:
         code: What it called the failure (``SQLITE_FULL``, ``53100 DiskFull``), never its text, which may hold values.
         refused: A guard or a missing privilege refused the statement.
+        busy: Another connection had the lock for as long as it was waited for.
     """
 
-    def __init__(self, code: str, *, refused: bool = False) -> None:
+    def __init__(self, code: str, *, refused: bool = False, busy: bool = False) -> None:
         self.code = code
         self.refused = refused
+        self.busy = busy
         super().__init__(f"the audit store cannot be used ({code}); check the database and its disk")
 
 
