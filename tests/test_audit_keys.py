@@ -93,6 +93,58 @@ class TestOwner:
         assert keys.begun(key, "/a.db") == "one"
 
 
+class TestRetired:
+    """Keys that are dropped are not destroyed."""
+
+    def retired(self, key: Path) -> list[bytes]:
+        """Return the keys that were dropped, as PEM."""
+        return keys._PEM.findall(key.with_name("k.retired").read_bytes())
+
+    def test_kept_beside_it(self, key: Path) -> None:
+        """Each dropped key is appended to the file of that name, which is the owner's alone, and read by nobody."""
+        pems = [key.read_bytes()]
+        for _ in range(2):
+            keys.rotate(key)
+            pems.append(keys._PEM.findall(key.read_bytes())[0])
+            assert keys.retire(key) == 1
+            key.with_name("k.retired").chmod(0o644)
+        assert keys.retire(key) == 0
+        assert (self.retired(key), key.read_bytes()) == (pems[:2], pems[2])
+        key.with_name("k.retired").write_bytes(b"what nobody reads")
+        keys.rotate(key)
+        assert keys.retire(key) == 1
+        assert (self.retired(key), owned(key.with_name("k.retired"))[2]) == (pems[2:], 0o600)
+
+    def test_kept_first(self, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They are there before the key file is without them."""
+        keys.rotate(key)
+        before = key.read_bytes()
+        monkeypatch.setattr(os, "replace", read_only)
+        with pytest.raises(ConfigurationError, match="key file k "):
+            keys.retire(key)
+        assert key.read_bytes() == before
+        assert before.endswith(self.retired(key)[0])
+
+    def test_not_kept(self, key: Path) -> None:
+        """Where they cannot be kept, none is dropped."""
+        keys.rotate(key)
+        before = key.read_bytes()
+        key.with_name("k.retired").mkdir()
+        with pytest.raises(ConfigurationError, match=r"no key was dropped: k\.retired .*\(Is a directory\)"):
+            keys.retire(key)
+        assert key.read_bytes() == before
+        assert sorted(item.name for item in key.parent.iterdir()) == ["k", "k.retired"]
+
+    @needs_root
+    def test_whose_they_are(self, key: Path) -> None:
+        """They are the key's owner's, who may have to put them back."""
+        keys.rotate(key)
+        os.chown(key, OTHER, OTHER + 1)
+        key.chmod(0o640)
+        keys.retire(key)
+        assert owned(key.with_name("k.retired")) == (OTHER, OTHER + 1, 0o600)
+
+
 class TestBegun:
     """Where a key began logs and maps is written down, and found again."""
 

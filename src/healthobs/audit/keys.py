@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 _TOO_OPEN = 0o037
 #: Ends the name of the file beside a key that says which logs, or maps of subjects, it began, and where.
 BEGUN = ".logs"
+#: Stands there before the place of a map, where before that of a log its origin does.
+MAP = "subjects"
+#: Ends the name of the file beside a key that keeps those which were dropped; nothing here reads it.
+RETIRED = ".retired"
 _PEM = re.compile(rb"-----BEGIN [A-Z ]+-----\r?\n.*?-----END [A-Z ]+-----\r?\n?", re.DOTALL)
 
 
@@ -94,12 +98,26 @@ def rotate(path: Path) -> Ed25519PrivateKey:
 def retire(path: Path) -> int:
     """Take all but the current key out of `path`, and return how many those were.
 
+    They go to the file of its name and `.retired`, for the case that a process still signs with them alone: put
+    back after the current key, they let the log be opened. Delete it once every process was restarted.
+
     Raises:
-        ConfigurationError: As `load_or_create`.
+        ConfigurationError: As `load_or_create`; or they cannot be kept, and none was dropped.
     """
     current, *earlier = load_all(path)
-    _replace(path, _pem(current))
+    if earlier:
+        _replace(path, _pem(current), lambda: _keep_retired(path, b"".join(map(_pem, earlier))))
     return len(earlier)
+
+
+def logs(path: Path) -> list[tuple[int, str]]:
+    """Return where the key in `path` began logs, as far as anybody wrote it down: number of the line, and place.
+
+    Raises:
+        ConfigurationError: As `begun`.
+    """
+    lines = ((number, *line.partition(" ")) for number, line in enumerate(_begun_lines(path), 1) if line)
+    return [(number, place) for number, origin, _, place in lines if origin != MAP]
 
 
 def begun(path: Path, place: str) -> str | None:
@@ -126,7 +144,9 @@ def note_begun(path: Path, place: str, origin: str) -> None:
     if begun(path, place) == origin:
         return
     with _locked(path):
-        lines = [line for line in _begun_lines(path) if not same_place(line.partition(" ")[2], place)]
+        lines = [
+            line for line in _begun_lines(path) if line and not same_place(line.partition(" ")[2], place)
+        ]
         with contextlib.suppress(ConfigurationError):  # a mounted secret
             _replace_begun(path, os.fsencode("".join(f"{line}\n" for line in (*lines, f"{origin} {place}"))))
 
@@ -177,7 +197,7 @@ def _begun_lines(path: Path) -> list[str]:
             f"the file {_begun_file(path).name} beside the key cannot be read ({_reason(exc)});"
             " give it the owner and the mode of the key"
         ) from None
-    return [line for line in text.split("\n") if line]
+    return text.split("\n")
 
 
 def read_secret(path: Path) -> bytes:
@@ -213,9 +233,32 @@ def create_secret(path: Path, content: bytes) -> None:
     _write(path, content, place)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Replace a key file; owner, group and mode stay, so that the service can read what root made."""
-    _write(path, content, lambda draft: _put(draft, path), lambda descriptor: _keep_owner(descriptor, path))
+def _replace(path: Path, content: bytes, first: Callable[[], None] = lambda: None) -> None:
+    """Replace a key file, after `first`; owner, group and mode stay, so that the service can read what root made."""
+
+    def place(draft: Path) -> None:
+        first()
+        _put(draft, path)
+
+    _write(path, content, place, lambda descriptor: _keep_owner(descriptor, path))
+
+
+def _keep_retired(path: Path, content: bytes) -> None:
+    kept, key = path.with_name(path.name + RETIRED), path.stat()
+    try:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(kept, flags, 0o600), "ab") as file:  # noqa: PTH123  # a descriptor, made 0600 from the start
+            with contextlib.suppress(OSError):  # only root gives files away
+                os.fchown(file.fileno(), key.st_uid, key.st_gid)
+            os.fchmod(file.fileno(), 0o600)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_directory(kept.parent)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"no key was dropped: {kept.name} beside the key cannot be written ({_reason(exc)})"
+        ) from None
 
 
 def _replace_begun(path: Path, content: bytes) -> None:

@@ -34,8 +34,6 @@ _TABLE = (
     " sealed BLOB NOT NULL)"
 )
 _PRESENT = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'subject'"
-#: In place of a log's origin, beside the key.
-_BEGUN = "subjects"
 _ABOUT = "FROM subject WHERE lookup = ? OR token = ?"
 
 
@@ -113,7 +111,7 @@ class SqliteRows:
             connection.execute("COMMIT")
             rows = connection.execute("SELECT token, sealed FROM subject LIMIT ?", (TRIED,)).fetchall()
         unlock(rows)
-        keys.note_begun(self._key_file, name, _BEGUN)
+        keys.note_begun(self._key_file, name, keys.MAP)
 
     def token(self, about: About, make: Callable[[], Row] | None, wait_seconds: float) -> str | None:
         """Look first: only who adds a row waits for others that write."""
