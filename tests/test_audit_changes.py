@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from healthobs.audit import keys, open_trail
+from healthobs.audit import changes, keys, open_trail
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.command import main
+from healthobs.audit.sqlite import SqliteStore
+from healthobs.exceptions import ConfigurationError
 from healthobs.testing import SteppingClock
 
 Run = Callable[..., tuple[int, str, str]]
@@ -249,7 +252,13 @@ class TestRotate:
         open_trail(f"sqlite:///{path}", service="s").close()
         assert run("rotate", key_file, "--retire", path)[:2] == (
             0,
-            "1 earlier keys dropped; restart what signs with the file\n",
+            """1 earlier keys dropped; restart what signs with the file
+kept in audit.db.key.retired beside it; delete that file once every process that signs was restarted
+""",
+        )
+        assert run("rotate", key_file, "--retire", path)[:2] == (
+            0,
+            "0 earlier keys dropped; restart what signs with the file\n",
         )
         trail = open_trail(f"sqlite:///{path}", service="s")
         trail.append({"action": "a.b"})
@@ -266,6 +275,146 @@ class TestRotate:
         before = key_file.read_bytes()
         for other in (tmp_path / "none.db", key_file):
             assert run("rotate", key_file, "--retire", other)[0] == 2
+        assert key_file.read_bytes() == before
+
+    @pytest.fixture
+    def key_file(self, path: Path) -> Path:
+        """The key of the trail."""
+        return path.with_name("audit.db.key")
+
+    @pytest.fixture
+    def refused(self, run: Run, key_file: Path) -> Callable[..., str]:
+        """Retires, and returns why that is refused, once nothing was changed."""
+
+        def call(*arguments: object) -> str:
+            before = key_file.read_bytes()
+            status, out, told = run("rotate", key_file, "--retire", *arguments)
+            assert (status, out, key_file.read_bytes()) == (2, "", before)
+            return told
+
+        return call
+
+    @pytest.fixture
+    def other(self, path: Path, key_file: Path) -> Callable[[], None]:
+        """Opens another log of the same key, and closes it."""
+
+        def call() -> None:
+            open_trail(f"sqlite:///{path.parent}/other.db", service="s", key_file=key_file).close()
+
+        call()
+        return call
+
+    def test_every_log_of_the_key(
+        self, path: Path, key_file: Path, run: Run, other: Callable[[], None], refused: Callable[..., str]
+    ) -> None:
+        """Keys are dropped once each log that the file began is signed with the new one, not the named one alone."""
+        keys.note_begun(key_file, f"{path.parent}/map.db", keys.MAP)
+        assert run("rotate", key_file)[0] == 0
+        open_trail(f"sqlite:///{path}", service="s").close()
+        told = refused(path)
+        assert "other.db (line 2 of audit.db.key.logs) is not signed with the new key" in told
+        assert "if that log is no more, take the line out" in told
+        assert "checkpoint of other.db is not signed" in refused(path, path.with_name("other.db"))
+        assert "none.db cannot be asked" in refused(path, path.with_name("none.db"))
+        other()
+        assert run("rotate", key_file, "--retire", path)[0] == 0
+        other()
+
+    @pytest.mark.parametrize(
+        "gone",
+        [Path.unlink, lambda place: place.write_bytes(b""), lambda place: place.write_bytes(b"x" * 99)],
+    )
+    def test_a_log_that_cannot_be_asked(
+        self, path: Path, key_file: Path, run: Run, other: Callable[[], None], refused: Callable[..., str],
+        gone: Callable[[Path], object],
+    ) -> None:  # fmt: skip
+        """A log that is gone says nothing; who knows that it is no more takes its line out."""
+        assert run("rotate", key_file)[0] == 0
+        other()
+        open_trail(f"sqlite:///{path}", service="s").close()
+        gone(path.with_name("other.db"))
+        told = refused(path)
+        assert "other.db (line 2 of audit.db.key.logs) cannot be asked, so no key was dropped" in told
+        assert "if that log is no more, take the line out" in told
+        noted = key_file.with_name("audit.db.key.logs")
+        noted.write_text(noted.read_text().splitlines()[0])
+        assert run("rotate", key_file, "--retire", path)[0] == 0
+
+    def test_a_log_that_is_no_file(
+        self, path: Path, key_file: Path, run: Run, other: Callable[[], None], refused: Callable[..., str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """A log in PostgreSQL is asked where it is named: beside the key its password is not written down."""
+        assert run("rotate", key_file)[0] == 0
+        other()
+        open_trail(f"sqlite:///{path}", service="s").close()
+        place = SqliteStore(path.with_name("other.db"))
+        place.name = "postgresql:h:5432:d"
+        place.path = None
+        noted = key_file.with_name("audit.db.key.logs")
+        noted.write_text(f"{noted.read_text().splitlines()[0]}\no/r {place.name}\n")
+        told = refused(path)
+        assert "line 2 of audit.db.key.logs is of a log that is no file; name it too, after --retire" in told
+        assert "if that log is no more, take the line out" in told
+        found = changes.place_of
+        monkeypatch.setattr(changes, "place_of", lambda name: place if "://" in name else found(name))
+        assert run("rotate", key_file, "--retire", "postgresql://u:p@h/d", path)[0] == 0
+
+    def test_a_process_that_was_not_restarted(
+        self, path: Path, key_file: Path, run: Run, refused: Callable[..., str]
+    ) -> None:
+        """While one signs with the old key alone, now and then, the old key stays."""
+        url = f"sqlite:///{path}"
+        with contextlib.closing(open_trail(url, service="s")) as old:
+            assert run("rotate", key_file)[0] == 0
+            old.append({"action": "a.b"})  # 4: before anything signs with the new one
+            with contextlib.closing(open_trail(url, service="s")) as new:  # 5
+                old.append({"action": "a.b"})
+                new.append({"action": "a.b"})
+                old.append({"action": "a.b"})
+                assert "the latest checkpoint of audit.db is not signed with the new key" in refused(path)
+                assert "the latest checkpoint" in refused(path, "--since", 9)
+                new.append({"action": "a.b"})
+                told = refused(path)
+                assert "audit.db was signed without the new key, lastly at size 8" in told
+                assert "--since 9" in told
+                assert "lastly at size 8" in refused(path, "--since", 8)
+                old.append({"action": "a.b"})
+                new.append({"action": "a.b"})
+                assert "lastly at size 10" in refused(path, "--since", 9), "it was not restarted after all"
+        assert run("rotate", key_file, "--retire", path, "--since", 11)[0] == 0
+        open_trail(url, service="s").close()
+
+    def test_a_process_that_was_idle(self, path: Path, key_file: Path, run: Run) -> None:
+        """One that signs with dropped keys alone stops the log from opening, until they are put back."""
+        url = f"sqlite:///{path}"
+        with contextlib.closing(open_trail(url, service="s")) as old:
+            assert run("rotate", key_file)[0] == 0
+            open_trail(url, service="s").close()
+            assert run("rotate", key_file, "--retire", path)[0] == 0
+            old.append({"action": "a.b"})
+        with pytest.raises(ConfigurationError, match="does not hold the key"):
+            open_trail(url, service="s")
+        with key_file.open("ab") as file:
+            file.write(key_file.with_name("audit.db.key.retired").read_bytes())
+        open_trail(url, service="s").close()
+        assert run("verify", path)[0] == 0
+        assert run("rotate", key_file, "--retire", path)[0] == 2
+        assert run("rotate", key_file, "--retire", path, "--since", 6)[0] == 0
+
+    @pytest.mark.parametrize("arguments", [("",), ("AUDIT", ""), ("", "AUDIT")])
+    def test_an_empty_name(
+        self, path: Path, key_file: Path, run: Run, refused: Callable[..., str], arguments: tuple[str, ...]
+    ) -> None:
+        """A name that is empty, as an unset variable of a shell is, neither retires nor rotates."""
+        assert run("rotate", key_file)[0] == 0
+        open_trail(f"sqlite:///{path}", service="s").close()
+        assert "empty" in refused(*(path if name else "" for name in arguments))
+
+    def test_since_without_retiring(self, key_file: Path, run: Run) -> None:
+        """`--since` is of `--retire`: alone it does not rotate."""
+        before = key_file.read_bytes()
+        assert run("rotate", key_file, "--since", 3)[0] == 2
         assert key_file.read_bytes() == before
 
 

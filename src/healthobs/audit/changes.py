@@ -11,16 +11,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from healthobs.audit import keys, opening, store
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
 from healthobs.audit.retention import Retention, RetentionReader, approve
 from healthobs.audit.sqlite import SqliteStore
-from healthobs.audit.store import Store
-from healthobs.exceptions import AuditError
+from healthobs.audit.store import ReadConnection, Store
+from healthobs.exceptions import AuditError, AuditTamperedError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _SERVICE = "healthobs-audit"
 
@@ -69,8 +73,17 @@ def add(commands: Any) -> None:
     rotate.add_argument("key_file", type=Path, help="the log's key file")
     rotate.add_argument(
         "--retire",
+        nargs="+",
         metavar="LOG",
-        help="end the overlap instead: drop all earlier keys, once this log (its file or URL) is signed with the new one",
+        help="end the overlap instead: drop all earlier keys, once these logs (file or URL), and those in files that the key"
+        " began, are signed with the new one",
+    )
+    rotate.add_argument(
+        "--since",
+        type=int,
+        metavar="ENTRIES",
+        help="with --retire: of so many entries the log was when the last process was restarted; before, some may have"
+        " signed without the new key (default: from its first signature on none may)",
     )
     rotate.set_defaults(change=_rotate)
 
@@ -194,27 +207,109 @@ def _approver_key(chosen: argparse.Namespace) -> Iterator[str]:
 
 
 def _rotate(chosen: argparse.Namespace) -> Iterator[str]:
-    if chosen.retire:
-        _check_signed(place_of(chosen.retire), chosen.key_file)
-        yield f"{keys.retire(chosen.key_file)} earlier keys dropped; restart what signs with the file"
-    else:
-        keys.rotate(chosen.key_file)
+    key_file: Path = chosen.key_file
+    if chosen.retire is None:
+        if chosen.since is not None:
+            raise ValueError("--since goes with --retire")
+        keys.rotate(key_file)
         yield "a new key signs beside the earlier ones from the next start on"
+        return
+    key = keys.load(key_file)
+    for asked in _asked(chosen.retire, key_file):
+        asked.check(key, chosen.since or 0)
+    dropped = keys.retire(key_file)
+    yield f"{dropped} earlier keys dropped; restart what signs with the file"
+    if dropped:
+        yield (
+            f"kept in {key_file.name}{keys.RETIRED} beside it;"
+            " delete that file once every process that signs was restarted"
+        )
 
 
-def _check_signed(place: Store, key_file: Path) -> None:
-    """Refuse to drop keys of a log that does not know the current one yet: nobody could sign it any more.
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A log that must be signed with the current key before those before it are dropped: nobody could sign it any more.
+
+    Args:
+        name: What errors call it.
+        place: Where it is.
+        remedy: What else errors say.
+    """
+
+    name: str
+    place: Store
+    remedy: str = ""
+
+    def check(self, key: Ed25519PrivateKey, since: int) -> None:
+        """Return when it is signed with the key, and only with it since the key was first used or it had `since` entries.
+
+        Raises:
+            AuditError: It is not, or there is no log.
+        """
+        try:
+            with contextlib.closing(self.place.connect(read_only=True)) as connection, connection.reading():
+                log = store.read_log(connection)
+                if log is None:
+                    raise AuditError("there is no audit trail")
+                verifier = Verifier(Signer(log[0], key).vkey)
+                _, latest = store.head(connection)
+                lacking = _last_without(connection, verifier, since)
+        except AuditTamperedError:
+            raise
+        except AuditError as exc:
+            raise AuditError(
+                f"{self.name} cannot be asked, so no key was dropped: {exc}{self.remedy}"
+            ) from None
+        if not _signed(latest, verifier):
+            raise AuditError(
+                f"the latest checkpoint of {self.name} is not signed with the new key, so no key was dropped;"
+                f" restart every process that signs with the file first{self.remedy}"
+            )
+        if lacking is not None:
+            raise AuditError(
+                f"{self.name} was signed without the new key, lastly at size {lacking}, after others had signed with it,"
+                " so no key was dropped; restart every process that signs with the file,"
+                f" and where all were restarted since, say so with --since {lacking + 1}{self.remedy}"
+            )
+
+
+def _asked(named: Sequence[str], key_file: Path) -> Iterator[_Asked]:
+    """Yield the logs that were named, and those in files that the key began.
 
     Raises:
-        AuditError: There is no log, or its latest checkpoint lacks the current key's signature.
+        AuditError: The key began one that is no file, and it was not named.
     """
-    with contextlib.closing(place.connect(read_only=True)) as connection:
-        log, (_, note) = store.read_log(connection), store.head(connection)
-    if log is None:
-        raise AuditError("the file holds no audit trail")
+    if not all(named):
+        raise ValueError("a LOG after --retire is empty; give its file or URL")
+    places = [place_of(name) for name in named]
+    for place in places:
+        yield _Asked("the log in PostgreSQL" if place.path is None else place.path.name, place)
+    for number, where in keys.logs(key_file):
+        if any(keys.same_place(place.name, where) for place in places):
+            continue
+        line = f"line {number} of {key_file.name}{keys.BEGUN}"
+        remedy = "; if that log is no more, take the line out of the file"
+        if not where.startswith("/"):
+            raise AuditError(
+                f"{line} is of a log that is no file; name it too, after --retire, as its service does{remedy};"
+                " no key was dropped"
+            )
+        yield _Asked(f"{Path(where).name} ({line})", SqliteStore(Path(where)), remedy)
+
+
+def _last_without(connection: ReadConnection, verifier: Verifier, since: int) -> int | None:
+    """Return the size of the last checkpoint without the key's signature after the first with it; None when all have it."""
+    used, last = False, None
+    for size, note in store.checkpoints(connection, store.HIGHEST):
+        if _signed(note, verifier):
+            used = True
+        elif used and size >= since:
+            last = size
+    return last
+
+
+def _signed(note: object, verifier: Verifier) -> bool:
     try:
-        Verifier(Signer(log[0], keys.load(key_file)).vkey).opened(note or "")
+        return isinstance(note, str) and bool(verifier.open(note))
     except NoteError:
-        raise AuditError(
-            "the log is not signed with the new key yet, so no key was dropped; restart what signs with the file first"
-        ) from None
+        return False
