@@ -16,6 +16,7 @@ import pytest
 from tests.postgres import Postgres
 
 from healthobs.audit import governance, merkle, open_trail
+from healthobs.audit.command import main
 from healthobs.audit.copies import unfaithful
 from healthobs.audit.opening import store_of
 from healthobs.audit.postgres import GUARDS, prepare
@@ -106,6 +107,19 @@ class TestTrail:
             assert not later.done()
         with closing(later.result()) as trail:
             assert trail.append(READ).index == 0
+
+    def test_key_is_retired_where_the_log_is_named(self, log: Log, tmp_path: Path) -> None:
+        """Keys that sign a log here and one in a file are dropped when this one is named, by whichever role."""
+        with closing(open_trail(f"sqlite:///{tmp_path}/b.db", service="s", key_file=log.key_file)):
+            log.open().append(READ)
+        retire = ["rotate", str(log.key_file), "--retire"]
+        assert main(retire[:2]) == 0
+        open_trail(f"sqlite:///{tmp_path}/b.db", service="s", key_file=log.key_file).close()
+        assert main([*retire, log.owner]) == 2, "not signed with the new one yet"
+        log.open()
+        assert main([*retire, f"{tmp_path}/b.db"]) == 2, "not named"
+        assert main([*retire, log.owner]) == 0
+        assert log.open().append(READ).index == 2
 
     def test_goes_on_after_an_exception(self, log: Log) -> None:
         """What was written before an exception is undone, and the connection is as good as before."""
