@@ -19,7 +19,6 @@ from healthobs.audit import keys
 from healthobs.exceptions import ConfigurationError
 
 OTHER = 4321
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
 
 
 @pytest.fixture
@@ -35,6 +34,14 @@ def owned(path: Path) -> tuple[int, int, int]:
     return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
 
 
+def give(path: Path, owner: int, group: int) -> None:
+    """Give a file away, as only root may, and not in every container."""
+    try:
+        os.chown(path, owner, group)
+    except PermissionError:
+        pytest.skip("nobody gives files away here")
+
+
 class TestOwner:
     """A file that is replaced stays that of whom it was."""
 
@@ -47,25 +54,23 @@ class TestOwner:
         assert keys.retire(key) == 1
         assert owned(key)[2] == mode
 
-    @needs_root
     def test_owner_is_kept(self, key: Path) -> None:
         """Whoever rotates as root does not lock the service out of its key."""
-        os.chown(key, OTHER, OTHER + 1)
+        give(key, OTHER, OTHER + 1)
         key.chmod(0o640)
         keys.rotate(key)
         assert owned(key) == (OTHER, OTHER + 1, 0o640)
         keys.retire(key)
         assert owned(key) == (OTHER, OTHER + 1, 0o640)
 
-    @needs_root
     def test_beside_it(self, key: Path) -> None:
         """What is written down beside a key is the key's owner's, and goes on being that of whom it is."""
-        os.chown(key, OTHER, OTHER + 1)
+        give(key, OTHER, OTHER + 1)
         key.chmod(0o640)
         keys.note_begun(key, "/a.db", "one")
         noted = key.with_name("k.logs")
         assert owned(noted) == (OTHER, OTHER + 1, 0o640)
-        os.chown(noted, OTHER, OTHER)
+        give(noted, OTHER, OTHER)
         noted.chmod(0o600)
         keys.note_begun(key, "/b.db", "two")
         assert owned(noted) == (OTHER, OTHER, 0o600)
@@ -135,11 +140,10 @@ class TestRetired:
         assert key.read_bytes() == before
         assert sorted(item.name for item in key.parent.iterdir()) == ["k", "k.retired"]
 
-    @needs_root
     def test_whose_they_are(self, key: Path) -> None:
         """They are the key's owner's, who may have to put them back."""
         keys.rotate(key)
-        os.chown(key, OTHER, OTHER + 1)
+        give(key, OTHER, OTHER + 1)
         key.chmod(0o640)
         keys.retire(key)
         assert owned(key.with_name("k.retired")) == (OTHER, OTHER + 1, 0o600)
