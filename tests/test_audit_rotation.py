@@ -36,6 +36,7 @@ class TestRotation:
         self.rotate(bench)
         entry = bench.trail.read().entries[0]
         assert (entry["action"], entry["index"]) == (governance.KEY, 2)
+        assert entry["actor"]["id"] == "healthobs"
         assert entry["details"] == {"vkey": bench.trail.vkey, "previous": old}
         note = bench.trail.checkpoint().note
         assert Verifier(old).open(note) == Verifier(bench.trail.vkey).open(note)
