@@ -81,12 +81,59 @@ class TestWords:
 
     @pytest.mark.parametrize(
         "subject",
-        ["patient", "member", "person", "subject", "plan", "policy", "claim", "encounter", "chart", "device", "serial"],
+        ["patient", "member", "person", "subject", "plan", "policy", "claim", "encounter", "chart", "device", "serial",
+         "record", "admission", "certificate", "visit", "case", "hospital", "household", "national", "tax"],
     )  # fmt: skip
     @pytest.mark.parametrize("word", ["id", "identifier", "number", "ref", "key", "serial"])
     def test_the_identifier_of_a_person_or_of_a_persons_thing(self, subject: str, word: str) -> None:
-        """`claim_id` names somebody."""
+        """`claim_id` names somebody, and so does `claimid`."""
         assert classify(f"{subject}_{word}", frozenset()) is Action.DENY
+        assert classify(f"{subject}{word}", frozenset()) is Action.DENY
+        assert classify(f"old.{subject}{word}", frozenset()) is Action.DENY
+
+    @pytest.mark.parametrize(
+        "key",
+        ["nhs", "nhs_number", "nhsNumber", "imei", "device_imei", "udi", "dea", "dea_no", "aadhaar", "health_number",
+         "nin", "employer", "emergency_contact", "voiceprint", "initials", "addr"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_a_number_under_a_word_that_the_scan_knows(self, mode: Any, key: str) -> None:
+        """A number is never scanned, so only the key can tell, in `strict` too."""
+        assert Redactor(mode).value(key, 7654321) == "[PHI:key]"
+
+    @pytest.mark.parametrize(
+        "key",
+        ["givenname", "familyname", "middlename", "maidenname", "homephone", "cellphone", "workphone", "phoneno",
+         "patientmrn", "patientdob", "memberphone", "membername", "mrnnumber", "emailid", "accountno", "dateofdeath",
+         "placeofbirth", "birthplace", "addressline", "nextofkin"],
+    )  # fmt: skip
+    def test_two_words_written_as_one(self, key: str) -> None:
+        """They say what they say apart."""
+        assert classify(key, frozenset()) is Action.DENY
+
+    @pytest.mark.parametrize(
+        "key", ["member_idle", "lowercase_id", "recorded", "case", "visit", "record", "national", "homebody", "mRNA_dose"]
+    )  # fmt: skip
+    def test_words_that_only_contain_one(self, key: str) -> None:
+        """A word that begins or ends alike says nothing."""
+        assert classify(key, frozenset()) is Action.SCAN
+
+    @pytest.mark.parametrize(
+        "key",
+        ["policy_holder_name", "policyHolderName", "group_member_name", "test_subject_name", "program_participant_name",
+         "key_worker_name", "social_worker_names", "resource_owner_name", "service_user_name", "name_of_file",
+         "user_role_name", "file.owner.name", "service_full_name", "table_name_name"],
+    )  # fmt: skip
+    def test_the_name_of_a_person_beside_a_thing(self, key: str) -> None:
+        """A thing excuses a name only where it stands right before it, and where no person is told of."""
+        assert classify(key, frozenset()) is Action.DENY
+
+    @pytest.mark.parametrize(
+        "key", ["policy_name", "role_name", "worker_name", "celery.worker.name", "old_file_names", "user_file_count"]
+    )  # fmt: skip
+    def test_the_name_of_a_thing(self, key: str) -> None:
+        """The thing stands right before it."""
+        assert classify(key, frozenset()) is Action.SCAN
 
 
 def test_own_keys_that_pass_unscanned_are_set_by_the_code() -> None:

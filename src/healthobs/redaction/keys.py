@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
+from itertools import pairwise
 
 
 def _set(words: str) -> frozenset[str]:
@@ -80,7 +81,7 @@ _DENIED = _set("""
     symptom symptoms note notes comment comments narrative gender sex race ethnicity religion
     surname forename firstname lastname fullname nickname username maiden mother father spouse
     guardian kin stacktrace traceback body payload statement sql args kwargs params parameters
-    locals query ip ipaddress fhir
+    locals query ip ipaddress fhir nhs imei udi dea nin aadhaar personnummer employer voiceprint initials addr
     """)
 #: Pairs of words that mask together, though each alone is harmless.
 _DENIED_PAIRS = tuple(
@@ -88,13 +89,31 @@ _DENIED_PAIRS = tuple(
     for pair in _set("""
         social+security medical+record api+key track+data track+1 track+2 private+key exception+message
         error+message url+full url+path http+url http+target http+path request+path raw+path request+uri
-        request+url process+command process+owner
+        request+url process+command process+owner health+number emergency+contact
         """)
 )
 #: Words that are identifiers of a person only together with one of `_ID_WORDS`.
-_SUBJECTS = _set("patient member person subject plan policy claim encounter chart device serial")
+_SUBJECTS = _set("""
+    patient member person subject plan policy claim encounter chart device serial record admission certificate visit
+    case hospital household national tax
+    """)
 _ID_WORDS = _set("id identifier ids number no num nr ref reference mrn key code serial")
-#: A name of one of these is no person's name.
+#: Where one of these is told of, the name of a thing is a person's too.
+_PERSONS = _set("patient member person subject holder owner participant guest user customer resident")
+#: With one of these a worker is a person.
+_WORK = _set("key social care case support health")
+#: Two words written as one: `memberid`, `phoneno`, `patientmrn`.
+_COMPOUNDS = frozenset(
+    (
+        *(subject + word for subject in _SUBJECTS | _DENIED for word in _ID_WORDS),
+        *(
+            whose + word
+            for whose in ("patient", "member", "person", "subject")
+            for word in (*_DENIED, "name")
+        ),
+    )
+)
+#: A name of one of these, which stands right before it, is no person's name.
 _THINGS = _set("""
     service metric table file operation event check host thread span module function class queue column
     field header scope logger control job task worker route method db database schema index process program
@@ -108,8 +127,10 @@ _MEASURES = _set("""
     """)
 #: Long words that mask even when the key has no word boundaries (`patientname`).
 _GLUED = _set(
-    "socialsecurity dateofbirth birthdate birthday emailaddress phonenumber patientname patientid firstname "
-    "lastname fullname surname medicalrecord creditcard cardnumber accountnumber ssnumber password"
+    "socialsecurity dateofbirth dateofdeath placeofbirth birthdate birthday birthplace emailaddress addressline "
+    "phonenumber homephone cellphone workphone mobilephone patientname patientid firstname lastname fullname surname "
+    "givenname familyname middlename maidenname nextofkin medicalrecord creditcard cardnumber accountnumber ssnumber "
+    "password"
 )
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
@@ -134,7 +155,7 @@ def classify(key: str, allowed: frozenset[str]) -> Action:
     parts = words(key)
     if not parts:
         return Action.SCAN
-    named = _names_a_person(frozenset(parts), "".join(parts))
+    named = _names_a_person(parts, "".join(parts))
     if parts[-1] in _MEASURES:
         return Action.MEASURE if named else Action.SCAN
     aged = {"age", "ages"}.intersection(parts) and not {"max", "min", "cache"}.intersection(parts)
@@ -142,17 +163,22 @@ def classify(key: str, allowed: frozenset[str]) -> Action:
         return Action.AGE
     if named:
         return Action.DENY
-    several = frozenset(part if part in _THINGS else part.removesuffix("s") for part in parts)
+    several = [part if part in _THINGS else part.removesuffix("s") for part in parts]
     return Action.MEASURE if _names_a_person(several, "") else Action.SCAN
 
 
-def _names_a_person(parts: frozenset[str], squeezed: str) -> bool:
-    if parts & _DENIED or any(pair <= parts for pair in _DENIED_PAIRS):
+def _names_a_person(parts: list[str], squeezed: str) -> bool:
+    told = frozenset(parts)
+    if told & _DENIED or told & _COMPOUNDS or any(pair <= told for pair in _DENIED_PAIRS):
         return True
-    if parts & {"name", "names"} and not parts & _THINGS:
+    if told & {"name", "names"} and not _names_a_thing(parts, told):
         return True
-    if "patient" in parts and (parts & {"name", "names"} or len(parts) == 1):
-        return True
-    if parts & _SUBJECTS and parts & _ID_WORDS:
+    if parts == ["patient"] or (told & _SUBJECTS and told & _ID_WORDS):
         return True
     return any(word in squeezed for word in _GLUED)
+
+
+def _names_a_thing(parts: list[str], told: frozenset[str]) -> bool:
+    if told & _PERSONS or ("worker" in told and told & _WORK):
+        return False
+    return all(before in _THINGS for before, word in pairwise(["", *parts]) if word in ("name", "names"))
