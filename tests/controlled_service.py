@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flask import Flask, request
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from healthobs import Observability, Settings
-from healthobs.audit import open_trail
+from healthobs.audit import keys, open_trail
 from healthobs.audit.checkpoint import Verifier as NoteVerifier
 from healthobs.audit.cosigning import Witnesses, WitnessPeer
 from healthobs.audit.witness import Cosigner, Witness, WitnessState
@@ -176,8 +175,9 @@ class Service:
             audit=self.trail,
             controls=controls,
         )
-        cosigner = Cosigner("witness.example/w", Ed25519PrivateKey.generate())
-        state = WitnessState(folder / "witness.db")
+        key_file = folder / "witness.key"
+        cosigner = Cosigner("witness.example/w", keys.load_or_create(key_file))
+        state = WitnessState(folder / "witness.db", key_file)
         self.witness = Witness(
             cosigner, {self.trail.origin: NoteVerifier(self.trail.vkey)}, state, self.clock
         )

@@ -39,9 +39,10 @@ def witness(tmp_path: Path) -> Witness:
 
 def make(directory: Path, clock: Clock | None = None) -> Witness:
     """Return the witness whose state is in `directory`."""
-    state = WitnessState(directory / "witness.db")
+    key_file = directory / "witness.key"
+    cosigner = Cosigner(NAME, keys.load_or_create(key_file))
     logs = {ORIGIN: Verifier(Signer(ORIGIN, LOG_KEY).vkey)}
-    return Witness(Cosigner(NAME, WITNESS_KEY), logs, state, clock)
+    return Witness(cosigner, logs, WitnessState(directory / "witness.db", key_file), clock)
 
 
 def request(
@@ -137,7 +138,7 @@ class TestWitness:
         line = make(tmp_path, time.clock()).add_checkpoint(request(0, 5)).body.decode()
         dash, name, encoded = line.removesuffix("\n").split(" ")
         raw = base64.b64decode(encoded, validate=True)
-        public = WITNESS_KEY.public_key().public_bytes_raw()
+        public = keys.load(tmp_path / "witness.key").public_key().public_bytes_raw()
         moment = int.from_bytes(raw[4:12])
         assert (dash, name, len(raw)) == ("—", NAME, 4 + 8 + 64)
         assert raw[:4] == sha256(NAME.encode() + b"\n\x04" + public).digest()[:4]
@@ -150,6 +151,40 @@ class TestWitness:
         """What was cosigned is remembered by the next process, so that no old state can be cosigned again."""
         assert make(tmp_path).add_checkpoint(request(0, 9)).status == 200
         assert make(tmp_path).add_checkpoint(request(0, 5)).status == 409
+
+    @pytest.mark.parametrize("left", [None, b""])
+    @pytest.mark.parametrize("place", ["witness.db", "elsewhere.db"])
+    def test_state_that_is_gone_is_not_begun_anew(
+        self, tmp_path: Path, place: str, left: bytes | None
+    ) -> None:
+        """With its state deleted or emptied no witness starts under its key, here or elsewhere, and no file is made."""
+        state, key_file = tmp_path / "witness.db", tmp_path / "witness.key"
+        assert make(tmp_path).add_checkpoint(request(0, 9)).status == 200
+        kept = state.read_bytes()
+        state.unlink()
+        if left is not None:
+            (tmp_path / place).write_bytes(left)
+        with pytest.raises(ConfigurationError, match="witness's key file began is gone"):
+            WitnessState(tmp_path / place, key_file)
+        assert (tmp_path / place).exists() == (left is not None)
+        state.unlink(missing_ok=True)
+        (tmp_path / place).write_bytes(kept)
+        WitnessState(tmp_path / place, key_file)  # it was moved, and is whole
+
+    def test_state_of_an_earlier_release(self, tmp_path: Path) -> None:
+        """A state of which nothing is written down goes on, and is written down."""
+        make(tmp_path)
+        (tmp_path / "witness.key.logs").unlink()
+        assert make(tmp_path).add_checkpoint(request(0, 9)).status == 200
+        assert (tmp_path / "witness.key.logs").read_text() == f"witness {tmp_path}/witness.db\n"
+        assert keys.logs(tmp_path / "witness.key") == []
+
+    def test_state_that_vanishes_under_a_running_witness(self, witness: Witness, tmp_path: Path) -> None:
+        """Nothing is cosigned, and no empty state takes its place."""
+        (tmp_path / "witness.db").unlink()
+        with pytest.raises(AuditError, match="witness's state"):
+            witness.add_checkpoint(request(0, 5))
+        assert not (tmp_path / "witness.db").exists()
 
     def test_one_of_many_at_once(self, witness: Witness) -> None:
         """Of requests that start from the same size at once, with different ends, one is cosigned."""
@@ -210,8 +245,9 @@ class Bench:
         return open_trail(f"sqlite:///{self.directory}/audit.db", service="s", origin=ORIGIN)
 
     def add(self, name: str) -> None:
-        cosigner = Cosigner(f"{name}.example/w", Ed25519PrivateKey.generate())
-        state = WitnessState(self.directory / f"{name}.db")
+        key_file = self.directory / f"{name}.key"
+        cosigner = Cosigner(f"{name}.example/w", keys.load_or_create(key_file))
+        state = WitnessState(self.directory / f"{name}.db", key_file)
         logs = {ORIGIN: Verifier(self.trail.vkey)}
         self.witnesses[f"https://{name}"] = Witness(cosigner, logs, state, self.time.clock())
         self.vkeys[name] = cosigner.vkey

@@ -12,12 +12,11 @@ from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flask import Flask
 
 from asgi_calls import Answer, http_scope
 from healthobs import Observability, Settings, asgi, wsgi
-from healthobs.audit import AuditTrail, open_trail
+from healthobs.audit import AuditTrail, keys, open_trail
 from healthobs.audit.checkpoint import Verifier
 from healthobs.audit.cosigning import Witnesses, WitnessPeer
 from healthobs.audit.witness import MAX_BODY_BYTES, Cosigner, Witness, WitnessState
@@ -86,8 +85,10 @@ def trail(tmp_path: Path) -> Iterator[AuditTrail]:
 @pytest.fixture
 def witness(tmp_path: Path, trail: AuditTrail) -> Witness:
     """What knows that log."""
-    cosigner = Cosigner("witness.example/w1", Ed25519PrivateKey.generate())
-    return Witness(cosigner, {trail.origin: Verifier(trail.vkey)}, WitnessState(tmp_path / "witness.db"))
+    key_file = tmp_path / "witness.key"
+    cosigner = Cosigner("witness.example/w1", keys.load_or_create(key_file))
+    state = WitnessState(tmp_path / "witness.db", key_file)
+    return Witness(cosigner, {trail.origin: Verifier(trail.vkey)}, state)
 
 
 @pytest.fixture(params=["flask", "wsgi", "wsgi, chunked", "asgi"])

@@ -83,6 +83,15 @@ class TestInOneProcess:
         with pytest.raises(ConfigurationError, match="is gone; restore it" if told else "names another log"):
             witnessed.world.obs(PHI)
 
+    def test_a_witness_whose_state_is_gone(self, witnessed: Witnessed) -> None:
+        """A service whose witness forgot what it cosigned does not start with the key of that witness."""
+        witnessed.integrity()
+        witnessed.world.close()
+        (witnessed.base / PHI / "phi.witness.db").unlink()
+        witnessed.world = witnessed.start()
+        with pytest.raises(ConfigurationError, match="witness's key file began is gone"):
+            witnessed.world.obs(PHI)
+
     def test_every_peer_cosigns(self, witnessed: Witnessed) -> None:
         """The log is self-witnessed, and partial as nobody independent saw it; each peer shows what it cosigned."""
         state, text = witnessed.integrity()

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 #: Group may read (a mounted secret with a group id); nothing else, and nobody else anything.
 _TOO_OPEN = 0o037
-#: Ends the name of the file beside a key that says which logs, or maps of subjects, it began, and where.
+#: Ends the name of the file beside a key that says which logs, maps of subjects or witness's states it began, and where.
 BEGUN = ".logs"
 #: Stands there before the place of a map, where before that of a log its origin does.
 MAP = "subjects"
+#: Stands there before the place of a witness's state.
+WITNESS = "witness"
 #: Ends the name of the file beside a key that keeps those which were dropped; nothing here reads it.
 RETIRED = ".retired"
 _PEM = re.compile(rb"-----BEGIN [A-Z ]+-----\r?\n.*?-----END [A-Z ]+-----\r?\n?", re.DOTALL)
@@ -117,7 +119,16 @@ def logs(path: Path) -> list[tuple[int, str]]:
         ConfigurationError: As `begun`.
     """
     lines = ((number, *line.partition(" ")) for number, line in enumerate(_begun_lines(path), 1) if line)
-    return [(number, place) for number, origin, _, place in lines if origin != MAP]
+    return [(number, place) for number, origin, _, place in lines if origin not in {MAP, WITNESS}]
+
+
+def has_begun(path: Path, origin: str) -> bool:
+    """Return whether the key in `path` began `origin` (a log's, or what else it is) at any place, as far as anybody wrote it down.
+
+    Raises:
+        ConfigurationError: As `begun`.
+    """
+    return any(line.partition(" ")[0] == origin for line in _begun_lines(path))
 
 
 def begun(path: Path, place: str) -> str | None:
@@ -127,7 +138,9 @@ def begun(path: Path, place: str) -> str | None:
         ConfigurationError: What was written down cannot be read, or nobody could write `place` down.
     """
     if "\n" in place:
-        raise ConfigurationError("the path of an audit trail or subject map must hold no line feed")
+        raise ConfigurationError(
+            "the path of an audit trail, subject map or witness's state must hold no line feed"
+        )
     for line in _begun_lines(path):
         origin, _, where = line.partition(" ")
         if same_place(where, place):

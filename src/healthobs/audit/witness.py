@@ -4,7 +4,7 @@ A witness cosigns a checkpoint only when it extends the last one that it cosigne
 answers. So nobody can show it two histories of one log, nor an old one as new.
 
 Limits: Ed25519 cosignatures (`cosignature/v1`); the optional `sign-subtree` is not offered. A witness that lost
-its state must be given a new key. One operator's witnesses share that operator's weaknesses: see
+its state must be given a new key; one whose state was put back to an older copy cannot know it. One operator's witnesses share that operator's weaknesses: see
 `healthobs.audit.cosigning` for what is then claimed.
 """
 
@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from healthobs.audit import merkle
+from healthobs.audit import keys, merkle
 from healthobs.audit.checkpoint import (
     COSIGNATURE,
     ORIGIN,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 1 << 17
 _MAX_PROOF = 63
 _OLD = re.compile(r"old (0|[1-9][0-9]{0,18})")
+_PRESENT = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'latest'"
 _SIZE_TYPE = "text/x.tlog.size"
 _TEXT = "text/plain; charset=utf-8"
 
@@ -92,24 +93,37 @@ class WitnessState:
     """The latest cosigned checkpoint of each log, in a SQLite file of its own.
 
     Args:
-        path: The file, made when missing. Losing it means losing the witness: never start afresh with its key.
+        path: The file, made when missing. Losing it means losing the witness: it is not begun anew with its key.
+        key_file: The file of the witness's key, beside which stands that the state was begun (`healthobs.audit.keys`).
+
+    Raises:
+        ConfigurationError: The key began a state, and none is in `path`; or what it began cannot be read.
+        AuditError: The file cannot be used.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key_file: Path) -> None:
         self._path = path
         self._gate = ForkGate(lambda: None)
-        with self.changing() as connection:
+        # Asked before anybody looks for the table: another process may make it, and then write that down, meanwhile.
+        begun = keys.has_begun(key_file, keys.WITNESS)
+        if begun and not path.exists():
+            raise _lost()
+        with self.changing("rwc") as connection:
+            if begun and not connection.execute(_PRESENT).fetchone():
+                raise _lost()
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS latest (origin TEXT PRIMARY KEY, note TEXT NOT NULL)"
             )
+        keys.note_begun(key_file, str(path.absolute()), keys.WITNESS)
 
     @contextmanager
-    def changing(self) -> Generator[sqlite3.Connection]:
+    def changing(self, mode: str = "rw") -> Generator[sqlite3.Connection]:
         """Give a connection inside a transaction that excludes every other, durable once it ends well; no fork meanwhile."""
+        address = f"{self._path.absolute().as_uri()}?mode={mode}"
         try:
             with (
                 self._gate,
-                contextlib.closing(sqlite3.connect(self._path, isolation_level=None)) as connection,
+                contextlib.closing(sqlite3.connect(address, isolation_level=None, uri=True)) as connection,
             ):
                 for pragma in connect_pragmas():
                     connection.execute(pragma)
@@ -119,6 +133,13 @@ class WitnessState:
         except sqlite3.Error as exc:
             name = getattr(exc, "sqlite_errorname", None) or type(exc).__name__
             raise AuditError(f"the witness's state cannot be used ({name}); check its disk") from None
+
+
+def _lost() -> ConfigurationError:
+    return ConfigurationError(
+        "the state that the witness's key file began is gone from here; restore it, or give the witness a new key"
+        " in a file of another name, as this one could cosign a second history"
+    )
 
 
 class Witness:

@@ -69,8 +69,9 @@ def witness(kit: Kit) -> Witness | None:
         return answer.status, answer.body
 
     Witnesses(trail, asked, send, clock=kit.clock)
-    state = WitnessState(kit.settings.file("WITNESS_STATE_FILE", f"{kit.info.prefix}.witness.db"))
     cosigner = kit.key(*_named(kit.info), partial(_cosigner, kit.info), _known_by)
+    place = kit.settings.file("WITNESS_STATE_FILE", f"{kit.info.prefix}.witness.db")
+    state = WitnessState(place, kit.settings.file(*_named(kit.info)))
     return Witness(cosigner, logs, state, kit.clock)
 
 
