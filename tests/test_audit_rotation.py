@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.retention_bench import ALICE, BOB, Bench, encode
+from tests.retention_bench import ALICE, BOB, YEAR, Bench, encode, signed
 
 from healthobs.audit import (
     governance,
@@ -18,6 +18,7 @@ from healthobs.audit import (
     verification,
 )
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
+from healthobs.audit.command import main
 from healthobs.audit.sqlite import SqliteStore
 from healthobs.exceptions import ConfigurationError
 
@@ -61,6 +62,63 @@ class TestRotation:
                 assert verification.verify(connection, Verifier(vkey)).problems == ()
         with pytest.raises(NoteError, match="not signed by the expected key"):
             Verifier(vkeys[0]).open(bench.trail.checkpoint().note)
+
+    @pytest.mark.parametrize("rotations", [1, 2])
+    def test_pruned(self, bench: Bench, rotations: int) -> None:
+        """A pruning that takes the entries on earlier keys says again what they said, also the next one that takes those."""
+        vkeys = [bench.trail.vkey]
+        bench.add(2)
+        bench.appoint()
+        for _ in range(rotations):
+            self.rotate(bench)
+            vkeys.append(bench.trail.vkey)
+            bench.add(3)
+            assert keys.retire(bench.key_file)
+            bench.reopen().append({"action": "a.b"})
+        path, new = str(bench.trail.path), vkeys[-1]
+        for below in (256, 512):
+            bench.add(300)
+            bench.time.advance(YEAR)
+            order = signed(bench.retention().order(below), ALICE, BOB)
+            bench.retention().prune(order, actor="dpo-1", reason="r")
+            assert bench.verify().problems == ()
+            assert main(["verify", path]) == 0
+            assert main(["verify", path, "--vkey", new]) == 0
+            assert main(["verify", path, "--vkey", new, "--vkey", vkeys[0]]) == 0
+            assert main(["verify", path, "--vkey", vkeys[0]]) == 1, "nothing that the old key signed is left"
+        with bench.trail.connected() as connection:
+            again = [order for order in governance.orders(connection) if order.action == governance.KEY]
+        assert {order.vkeys for order in again} == {(new, vkey) for vkey in vkeys[:-1]}
+        assert len(again) == rotations
+
+    def test_pruning_while_both_sign(self, bench: Bench) -> None:
+        """Whoever pins the old key follows a pruning that came while it still signed."""
+        old = bench.trail.vkey
+        bench.appoint()
+        self.rotate(bench)
+        bench.add(300)
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
+        keys.retire(bench.key_file)
+        bench.reopen().append({"action": "a.b"})
+        assert main(["verify", str(bench.trail.path), "--vkey", old]) == 0
+
+    def test_pruning_vouches_for_no_key_that_was_slipped_in(self, bench: Bench) -> None:
+        """What somebody wrote into the file about a key is not said again by a pruning that takes it."""
+        bench.appoint()
+        bench.add(300)
+        thief = Signer(bench.trail.origin, Ed25519PrivateKey.generate())
+        details = {"vkey": bench.trail.vkey, "previous": thief.vkey}
+        body = encode({"action": governance.KEY, "details": details}, bench.time)
+        bench.time.advance(YEAR)
+        with bench.trail.changing() as connection, connection.amending():
+            connection.execute(
+                "UPDATE entry SET leaf = ?, body = ? WHERE idx = 5", (merkle.leaf_hash(body), body.decode())
+            )
+        bench.reopen()  # what runs would see it
+        bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
+        with bench.trail.connected() as connection:
+            assert not any(order.vkeys for order in governance.orders(connection))
 
     def test_key_exchanged_without_overlap(self, bench: Bench) -> None:
         """A key file that holds none of the log's keys is refused."""

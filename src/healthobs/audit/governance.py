@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, cast
 
-from healthobs.audit.merkle import TILE_HEIGHT, leaf_hash
-from healthobs.audit.store import ReadConnection, stored_bytes
+from healthobs.audit.merkle import TILE_HEIGHT, inclusion_path, leaf_hash, verify_inclusion
+from healthobs.audit.records import Checkpoint
+from healthobs.audit.store import ReadConnection, stored_bytes, tree
+from healthobs.exceptions import AuditTamperedError
 from healthobs.redaction import Redactor
 
 if TYPE_CHECKING:
@@ -51,12 +53,14 @@ class Order:
         action: One of `RESERVED`.
         subject: The subject that a hold is about.
         details: The rest, as recorded.
+        leaf: Hash of the entry; none when it is not of a log.
     """
 
     index: int
     action: str
     subject: str | None
     details: Mapping[str, Any]
+    leaf: bytes = b""
 
     @property
     def ranges(self) -> list[Range]:
@@ -102,7 +106,12 @@ def orders(connection: ReadConnection, start: int = 0) -> list[Order]:
 def order_of(index: object, leaf: object, body: object) -> Order | None:
     """Return what an entry as it was read says of the trail itself; None when it is no governing one, or not what its leaf says."""
     stored = stored_bytes(body)
-    if stored is None or leaf_hash(stored) != leaf or not isinstance(index, int):
+    if (
+        stored is None
+        or not isinstance(leaf, bytes)
+        or leaf_hash(stored) != leaf
+        or not isinstance(index, int)
+    ):
         return None
     try:
         entry = cast("dict[str, Any]", json.loads(stored))
@@ -117,7 +126,18 @@ def order_of(index: object, leaf: object, body: object) -> Order | None:
     named = isinstance(action, str) and action in RESERVED and (subject is None or isinstance(subject, str))
     if not named or not isinstance(details, dict):
         return None
-    return Order(index, action, subject, cast("dict[str, Any]", details))
+    return Order(index, action, subject, cast("dict[str, Any]", details), leaf)
+
+
+def is_signed(connection: ReadConnection, order: Order, signed: Checkpoint) -> bool:
+    """Return whether a governing entry is under the root of a checkpoint, which somebody else must have opened."""
+    if order.index >= signed.size:
+        return False
+    try:
+        path = inclusion_path(order.index, signed.size, tree(connection, signed.size).subtree)
+    except AuditTamperedError:
+        return False
+    return verify_inclusion(order.leaf, order.index, signed.size, path, signed.root)
 
 
 def erased(found: Iterable[Order]) -> list[Range]:

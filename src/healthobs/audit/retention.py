@@ -304,12 +304,16 @@ class Retention(RetentionReader):
         Raises:
             RetentionError: The order is not this log's or lacks two approvers, or an entry is too young or held.
             AuditTamperedError: An entry that would go is not what was recorded.
+            AuditError: The latest checkpoint is not this log's, or the store cannot be used.
         """
         approvers, below = self._examined(order)
         if not dry_run:
             if (approvers.index or 0) < below:
                 again = approval.appointment(self._trail.origin, approvers.vkeys, approvers.after)
                 self._name(again, approvers, actor, reason)
+            for previous in self._unvouched(below):
+                details = {"vkey": self._trail.vkey, "previous": previous}
+                self._record(governance.KEY, actor, reason, details)
             self._record(governance.PRUNE, actor, reason, {"below": below, "order": order})
             if disposal.carry_out(self._trail)[1] < below:
                 raise RetentionError("a hold or other approvers came meanwhile; nothing was pruned")
@@ -325,6 +329,21 @@ class Retention(RetentionReader):
             AuditError: The store cannot be written to, or not by this role; or who is held cannot be told from the map.
         """
         disposal.carry_out(self._trail)
+
+    def _unvouched(self, below: int) -> list[str]:
+        """Return the keys that only entries before `below` vouch for, each of them under the root that is signed now.
+
+        So what is vouched for again the log's key vouches for already, and nothing that somebody wrote past it.
+        """
+        latest = self._trail.checkpoint()
+        with self._trail.connected() as connection:
+            found = [
+                order
+                for order in governance.orders(connection)
+                if order.action == governance.KEY and governance.is_signed(connection, order, latest)
+            ]
+        named = {vkey: order.index for order in found for vkey in order.vkeys}  # the last that does
+        return [vkey for vkey, last in named.items() if last < below and vkey != self._trail.vkey]
 
     def _name(self, note: str, before: Approvers, actor: str, reason: str) -> Receipt:
         """Record an appointment, the only one after `before`: of two that were made at once the second is refused."""
