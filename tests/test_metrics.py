@@ -23,6 +23,9 @@ from healthobs.metrics.exemplars import Kept, Pace, RememberingHistogram, attach
 from healthobs.metrics.exposition import PrefixCollector
 from healthobs.redaction import Redactor
 
+#: Not in a test, where it would be written in a function that is running.
+NAME = "Ottoline"
+
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """Return every sample of the text exposition."""
@@ -337,6 +340,53 @@ class TestExemplars:
         shown = {(s.labels["le"], s.exemplar.labels["trace_id"]) for s in family.samples if s.exemplar}
         assert shown == {("1.0", "t")}
         assert registry.get_sample_value("h_seconds_count", {"x": "a"}) == 2
+
+
+class TestRedactedExemplars:
+    """What an exemplar of our own series may say."""
+
+    @pytest.mark.parametrize("several", [False, True])
+    def test_they_are_redacted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
+        """Ids stay, other values are judged as those of labels, and a name that may not leave goes with its value."""
+        if several:
+            monkeypatch.setenv(multiprocess.VARIABLE, str(tmp_path))
+            monkeypatch.setattr(multiprocess, "readable", lambda _path: [])
+        metrics = Metrics(Settings(max_series=1), redactor=Redactor("strict"))
+        series = metrics.histogram("wait_seconds", "", ("ward",))
+        ids = {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "span_id": "00f067aa0ba902b7"}
+        for ward, amount in (("a", 0.3), ("beyond the cap", 99.0)):
+            series.labels(ward).observe(amount, {**ids, "patient": NAME, NAME: "1", "step": NAME})
+            series.labels(ward).observe(0.04, {"trace_id": NAME})
+        if several:
+            shown = [exemplar.labels for exemplar in metrics.kept.values()]
+        else:
+            text = metrics.exposition("application/openmetrics-text; version=1.0.0")[1].decode()
+            families = parse_openmetrics(text)
+            shown = [s.exemplar.labels for family in families for s in family.samples if s.exemplar]
+        safe = [{"trace_id": "[PHI:strict]"}, {**ids, "patient": "[PHI:key]", "step": "[PHI:strict]"}]
+        assert sorted(shown, key=len) == [safe[0], safe[0], safe[1], safe[1]]
+
+    def test_at_the_weaker_steps(self) -> None:
+        """`mask` looks for patterns; `watch` and no redactor at all leave everything."""
+        for redactor, shown in (
+            (Redactor("mask"), "[PHI:ssn]"),
+            (Redactor("watch"), "078-05-1120"),
+            (None, "078-05-1120"),
+        ):
+            metrics = Metrics(Settings(), redactor=redactor)
+            metrics.histogram("wait_seconds", "").observe(0.3, {"step": "078-05-1120"})
+            text = metrics.exposition("application/openmetrics-text; version=1.0.0")[1].decode()
+            assert f'# {{step="{shown}"}}' in text
+
+    def test_of_a_counter(self) -> None:
+        """prometheus_client's counters take exemplars, too: those are redacted when they are asked for."""
+        metrics = Metrics(Settings(), redactor=Redactor("strict"))
+        child: Any = metrics.counter("reads_total", "", ("ward",)).labels("a")
+        child.inc(1, exemplar={"patient": NAME})
+        child = metrics.counter("writes_total", "", ("ward",)).labels("a")
+        child.inc()
+        text = metrics.exposition("application/openmetrics-text; version=1.0.0")[1].decode()
+        assert '# {patient="[PHI:key]"}' in text
 
 
 class TestSeveralWorkers:

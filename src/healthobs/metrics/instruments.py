@@ -44,7 +44,7 @@ class Child(Protocol):
         """Set (gauges)."""
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        """Record one measurement (histograms)."""
+        """Record one measurement (histograms); of `exemplar` only ids of traces and spans leave unjudged."""
 
 
 class Instrument:
@@ -65,6 +65,7 @@ class Instrument:
         self._labelnames: tuple[str, ...] = shape[2]
         self._metrics = metrics
         self._children: dict[tuple[str, ...], Child] = {}
+        self._beyond: Child | None = None
         self._declared = 0
         self._cap = metrics.max_series * (len(metrics.tenants) + 2 if TENANT in self._labelnames else 1)
         self._lock = threading.Lock()
@@ -112,7 +113,7 @@ class Instrument:
         self._children[()].set(value)
 
     def observe(self, value: float, exemplar: dict[str, str] | None = None) -> None:
-        """Record one measurement (histograms without labels)."""
+        """Record one measurement (histograms without labels); `exemplar` as in `Child.observe`."""
         self._children[()].observe(value, exemplar)
 
     def unregister(self, registry: CollectorRegistry) -> None:
@@ -138,17 +139,21 @@ class Instrument:
 
     def _series(self, child: Any, values: tuple[str, ...]) -> Child:
         kind, name, labels, options = self.shape
-        if kind is not Histogram or not self._metrics.multiprocess:
-            return cast("Child", child)
-        series = exemplars.RememberingHistogram(
-            child, name, dict(zip(labels, values, strict=True)), dict(options)["buckets"], self._metrics.kept
-        )
-        return cast("Child", series)
+        redactor = self._metrics.redactor
+        if kind is Histogram and self._metrics.multiprocess:
+            named, bounds = dict(zip(labels, values, strict=True)), dict(options)["buckets"]
+            child = exemplars.RememberingHistogram(child, name, named, bounds, self._metrics.kept, redactor)
+        elif kind is Histogram and redactor is not None:
+            child = exemplars.RedactingHistogram(child, redactor)
+        return cast("Child", child)
 
     def _overflow(self) -> Child:
         if self is not self._metrics.overflow:  # which must not count itself
             self._metrics.overflow.labels(self.name).inc()
-        return cast("Child", self._metric.labels(*(OVERFLOW,) * len(self._labelnames)))
+        if self._beyond is None:
+            values = (OVERFLOW,) * len(self._labelnames)
+            self._beyond = self._series(self._metric.labels(*values), values)
+        return self._beyond
 
 
 class Metrics:
@@ -184,7 +189,7 @@ class Metrics:
         self.max_series: int = settings.max_series
         self.tenants: tuple[str, ...] = settings.tenants
         self.kept: exemplars.Kept = {}
-        self._redactor = redactor
+        self.redactor: Redactor | None = redactor
         judged = redactor is not None and (redactor.strict or "hipaa" in settings.frameworks)
         self._foreign = ForeignSeries(partial(self.clean, declared=False)) if judged else None
         self._instruments: dict[str, Instrument] = {}
@@ -261,7 +266,7 @@ class Metrics:
 
     def clean(self, label: str, value: str, *, declared: bool) -> str:
         """Return a label's value as it may leave (`Redactor.label`)."""
-        return value if self._redactor is None else self._redactor.label(label, value, declared=declared)
+        return value if self.redactor is None else self.redactor.label(label, value, declared=declared)
 
     def show_also_as(self, view: PrefixCollector) -> None:
         """Expose one more view of samples that are recorded already; nothing when one of its name is there."""
@@ -309,9 +314,12 @@ class Metrics:
         if self._foreign is not None:
             families = self._redacted(families, self._foreign, path)
         recorded = {name.removesuffix("_bucket") for name, _ in list(self.kept)}  # requests add to it
+        counters = {one.family for one in list(self._instruments.values()) if one.shape[0] is Counter}
         for family in families:
             if family.name in recorded:
                 exemplars.attach(family, self.kept)
+            if self.redactor is not None and family.name in counters:
+                exemplars.redact(family, self.redactor)
         yield from families
         by_name: Mapping[str, Metric] = {family.name: family for family in families}
         for view in self._views:
@@ -344,8 +352,8 @@ class Metrics:
             if known is None:
                 metric = kind(name, documentation, labels, registry=None, **options)
                 self._register(metric, name)
-                if self._redactor is not None:
-                    self._redactor.written(name)  # the label of its overflow
+                if self.redactor is not None:
+                    self.redactor.written(name)  # the label of its overflow
                 known = self._instruments[name] = Instrument(metric, shape, self)
                 path = multiprocess.directory() if self.multiprocess and self._foreign is not None else None
                 if path is not None:
