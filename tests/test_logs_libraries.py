@@ -20,6 +20,7 @@ from tests.set_ups import WHO
 
 from healthobs import Observability, Settings
 from healthobs.logs import origins
+from healthobs.logs.libraries import NAMED
 
 SITE = "/venv/lib/python3.11/site-packages/{}/web.py"
 LIBRARY = """
@@ -140,6 +141,11 @@ class TestLibraries:
         ward.tell(logging.getLogger("ward"), WHO)
         obs.close()
         assert root.getvalue().count(WHO) == len(TOLD) - 1
+
+
+def test_names_in_a_template() -> None:
+    """A name ends where another begins, so that no character is looked at twice."""
+    assert NAMED.findall("%(who)s %(a%(b)s %({x-name}i)s %(") == ["who", "b", "{x-name}i"]
 
 
 class TestFields:

@@ -18,7 +18,7 @@ from healthobs.redaction import Phi, Redactor
 
 VALUE = "[PHI:value]"
 #: A name in a template.
-NAMED = re.compile(r"%\((.*?)\)")
+NAMED = re.compile(r"%\(([^()]*)\)")
 #: Loggers of Python whose records are not told apart by their place in the code.
 _JUDGED_APART = frozenset({"asyncio", "py.warnings"})
 #: What Python makes of a warning.

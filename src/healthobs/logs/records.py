@@ -1,7 +1,8 @@
 """What a record of the standard library may say: its template is judged before it is formatted.
 
 Messages of known servers and clients quote the request: their paths become the route's template, or a mark, to the end of
-what quotes them, since a path may hold blanks; a message that was made of data ends where it begins to quote. Celery's quote a task's result and exception, asyncio's an exception and the
+what quotes them, since a path may hold blanks; what other arguments may say is told by `healthobs.logs.servers`; a message that
+was made of data ends where it begins to quote. Celery's quote a task's result and exception, asyncio's an exception and the
 arguments of a callback, those of Django's database the statement and its parameters. What any other library says is judged by
 `healthobs.logs.libraries`.
 
@@ -28,33 +29,25 @@ from healthobs.logs.libraries import (
     values,
 )
 from healthobs.logs.origins import warns_for_a_library
+from healthobs.logs.servers import REQUEST, TARGET, argument, known_method, known_version, without_targets
 from healthobs.redaction import Redactor
 
-TARGET = "[PHI:url]"
 _SERVERS = frozenset(
     {"django", "gunicorn", "httpcore", "httpx", "hypercorn", "urllib3", "uvicorn", "waitress", "werkzeug"}
 )
 #: Loggers whose arguments are the application's data.
 _QUOTING = re.compile(r"(?:asyncio|celery|django\.db)(?:\..*)?", re.DOTALL)
-_METHODS = frozenset(
-    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE")
-)
-_TARGET = re.compile(
-    r"""(?:(?<![\w.%-])/|(?<![\w+.-])[a-zA-Z][\w+.-]*://).*?(?= HTTP/\d(?:\.\d)?["')]*\Z|\Z)""", re.DOTALL
-)
-#: Clients among them, whose texts are the peer's.
-_CLIENTS = frozenset({"httpcore", "httpx"})
 #: Where a server's message begins to quote what it was sent; no apostrophe in a word.
 _QUOTE = re.compile(r"""(?:(?<!\w)|\bb)['"]|[(<]""")
 #: Where asyncio's message begins to quote: arguments, objects, what they raised.
 _ASYNCIO = re.compile(r"[(\n]|<(?!locals>)| exception=")
 _FLASK = re.compile(r"Exception on (.*) \[(\w+)\]", re.DOTALL)
-_VERSION = re.compile(r"(HTTP/)?\d(\.\d)?")
 _ACCESS = '%s - "%s %s HTTP/%s" %d'
 _ACCESS_BY_ATOMS = frozenset({"gunicorn.access", "hypercorn.access"})
+_ADDRESS = "%s://"
 _WERKZEUG = '"%s" %s %s'
-#: A request line, in werkzeug's colours or without.
-_REQUEST = re.compile(r"^(?:\x1b\[\d+m)*([A-Z]+) .* (HTTP/\d\.\d)(?:\x1b\[\d+m)*$", re.DOTALL)
+#: What ends the template of an access line; werkzeug writes the address before it.
+_REQUEST_LINES = {"werkzeug": _WERKZEUG + "\n", "django.server": _WERKZEUG}
 #: gunicorn's atoms that are numbers or times of its own.
 _ATOMS = re.compile(r"[-\d.<>]*")
 _TASK = frozenset({"description", "name", "runtime"})
@@ -152,11 +145,12 @@ def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
         return _ACCESS, _uvicorn(cast("tuple[object, ...]", arguments), redactor)
     if server and record.name in _ACCESS_BY_ATOMS and isinstance(arguments, Mapping):
         return template, _gunicorn(cast("Mapping[str, object]", arguments), redactor)
-    if server and record.name == "werkzeug" and template.endswith(_WERKZEUG + "\n") and arguments:
+    line = _REQUEST_LINES.get(record.name)
+    if server and line and template.endswith(line) and isinstance(arguments, tuple) and arguments:
         return _WERKZEUG, _werkzeug(cast("tuple[object, ...]", arguments))
     failed = None if arguments or redactor.mode == "watch" else _FLASK.fullmatch(template)
     if failed is not None:
-        return f"Exception on {_route()} [{_method(failed[2])}]", None
+        return f"Exception on {_route()} [{known_method(failed[2])}]", None
     if redactor.mode != "watch" and record.name == "asyncio" and not arguments:
         template = _ASYNCIO.split(template, maxsplit=1)[0]
     if record.name == "py.warnings" and redactor.mode == "mask" and warns_for_a_library():
@@ -169,10 +163,10 @@ def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
         judged = judged_template(record, template, redactor)
         fitting = judged_arguments(template, arguments, redactor) if arguments else None
         return (judged, fitting) if fitting is None or _fits(judged, fitting) else (judged, None)
-    judged = redactor.name(_of_server(template, redactor) if server and not arguments else template)
     if not arguments:
-        return judged, None
-    fitting = _arguments(arguments, redactor, record.name.partition(".")[0] if server else "")
+        return redactor.name(_of_server(template, redactor) if server else template), None
+    judged = _servers_template(template, redactor) if server else redactor.name(template)
+    fitting = _of_servers(template, arguments, redactor) if server else _arguments(arguments, redactor)
     return (judged, fitting) if _fits(judged, fitting) else (judged, None)
 
 
@@ -184,31 +178,48 @@ def _fits(template: str, arguments: Any) -> bool:
         return False
 
 
-def _arguments(arguments: Any, redactor: Redactor, server: str) -> Any:
-    def bare(value: object) -> object:
-        if not server or not isinstance(value, str):
-            return value
-        if server in _CLIENTS and value not in _METHODS and not _VERSION.fullmatch(value):
-            return _TARGET.sub(TARGET, value) if _TARGET.match(value) else VALUE
-        return _TARGET.sub(TARGET, _unquoted(value) if server == "werkzeug" else value)
-
+def _arguments(arguments: Any, redactor: Redactor) -> Any:
     if isinstance(arguments, Mapping):  # `%r` shows its names, too
         named = cast("Mapping[str, object]", arguments)
-        redacted = redactor.mapping({key: bare(value) for key, value in named.items()})
+        redacted = redactor.mapping(named)
         return named if redactor.mode == "watch" else redacted
-    return tuple(redactor.value("argument", bare(value)) for value in arguments)
+    return tuple(redactor.value("argument", value) for value in arguments)
+
+
+def _servers_template(template: str, redactor: Redactor) -> str:
+    """Return a server's template as it may leave: an address that is made of its fields is none yet."""
+    if redactor.strict and not redactor.is_written(template):
+        return redactor.name(template)
+    return _ADDRESS.join(map(redactor.text, template.split(_ADDRESS)))
+
+
+def _of_servers(template: str, arguments: Any, redactor: Redactor) -> Any:
+    """Return the arguments of a server's message: what it was handed is not among them."""
+    if not isinstance(arguments, Mapping):
+        return tuple(redactor.value("argument", argument(value)) for value in arguments)
+    named = cast("Mapping[str, object]", arguments)
+    names = NAMED.findall(template)
+    if not names:  # it shows the whole mapping
+        return (VALUE,)
+    return redactor.mapping({name: argument(named[name]) for name in names if name in named})
 
 
 def _uvicorn(arguments: tuple[object, ...], redactor: Redactor) -> tuple[object, ...]:
     address, method, _path, version, status = arguments
-    return (redactor.value("argument", address), _method(method), _route(), _http(version), _status(status))
+    return (
+        redactor.value("argument", address),
+        known_method(method),
+        _route(),
+        known_version(version),
+        _status(status),
+    )
 
 
 def _werkzeug(arguments: tuple[object, ...]) -> tuple[object, ...]:
-    found = _REQUEST.search(str(arguments[0]))
+    found = REQUEST.search(str(arguments[0]))
     method, version = found.groups() if found else ("", "")
     numbers = (str(one) if _ATOMS.fullmatch(str(one)) else "-" for one in arguments[1:])
-    return (f"{_method(method)} {_route()} {_http(version)}", *numbers)
+    return (f"{known_method(method)} {_route()} {known_version(version)}", *numbers)
 
 
 def _quoted(template: str, arguments: Any, redactor: Redactor) -> Any:
@@ -226,10 +237,10 @@ def _quoted(template: str, arguments: Any, redactor: Redactor) -> Any:
 
 
 def _gunicorn(atoms: Mapping[str, object], redactor: Redactor) -> Mapping[str, object]:
-    line = f"{_method(atoms.get('m'))} {_route()} {_http(atoms.get('H'))}"
+    line = f"{known_method(atoms.get('m'))} {_route()} {known_version(atoms.get('H'))}"
     safe = _Atoms({key: str(atoms[key]) for key in _NUMBERS if _ATOMS.fullmatch(str(atoms.get(key, "?")))})
-    safe.update(l="-", u="-", t=atoms.get("t", "-"), r=line, m=_method(atoms.get("m")), U=_route())
-    safe.update(H=_http(atoms.get("H")), h=redactor.value("argument", atoms.get("h")))
+    safe.update(l="-", u="-", t=atoms.get("t", "-"), r=line, m=known_method(atoms.get("m")), U=_route())
+    safe.update(H=known_version(atoms.get("H")), h=redactor.value("argument", atoms.get("h")))
     return safe
 
 
@@ -245,7 +256,7 @@ def _of_server(message: str, redactor: Redactor) -> str:
     head, cut, _traceback = message.partition("Error on request:")
     if not redactor.is_written(message):
         head = _unquoted(head)
-    return _TARGET.sub(TARGET, head + cut)
+    return without_targets(head + cut)
 
 
 def _unquoted(text: str) -> str:
@@ -257,14 +268,6 @@ def _route() -> str:
     """Return the template of the route that is being answered, or a mark."""
     exchange = _runtime.exchange.get()
     return TARGET if exchange is None else exchange.route or TARGET
-
-
-def _method(method: object) -> str:
-    return method if isinstance(method, str) and method in _METHODS else "_OTHER"
-
-
-def _http(version: object) -> str:
-    return version if isinstance(version, str) and _VERSION.fullmatch(version) else "?"
 
 
 def _status(status: object) -> int:
