@@ -178,6 +178,36 @@ class TestSignals:
         Exchange(HttpServer(strict.obs), "GET", "http", ("host", "80"), given, None, None).finish(0)
         assert (strict.spans[0].attributes or {})["network.protocol.version"] == said
 
+    @pytest.mark.parametrize(
+        ("name", "claimed", "told"),
+        [
+            ("10.0.0.7", "records.example", True),
+            ("10.0.0.7", None, True),
+            ("localhost", "localhost:8080", True),
+            ("ottoline-smith", "Ottoline-Smith:443", False),
+            ("078-05-1120", "078-05-1120", False),
+            ("", "records.example", False),
+        ],
+    )
+    def test_server_that_the_client_named(
+        self, strict: Capture, name: str, claimed: str | None, told: bool
+    ) -> None:
+        """What a server took from `Host` is data of the request: neither the name is recorded nor its port."""
+        server = HttpServer(strict.obs)
+        Exchange(server, "GET", "http", (name, "443"), "1.1", None, None, claimed=claimed).finish(0)
+        found = {
+            key: value
+            for key, value in (strict.spans[0].attributes or {}).items()
+            if key.startswith("server")
+        }
+        assert found == ({"server.address": name, "server.port": 443} if told else {})
+
+    @pytest.mark.parametrize("port", ["078051120", "\u0661", "-1", ""])
+    def test_port_that_is_none(self, strict: Capture, port: str) -> None:
+        """More digits than a port has are none."""
+        Exchange(HttpServer(strict.obs), "GET", "http", ("host", port), "1.1", None, None).finish(0)
+        assert "server.port" not in (strict.spans[0].attributes or {})
+
 
 class TestSilent:
     """A request that the service makes to itself, for a control."""

@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from prometheus_client.registry import Collector
 
 from fronts import FRONTS, Front
-from healthobs import _runtime, job, observe
+from healthobs import _runtime, http, job, observe
 from healthobs.endpoints import InvalidCredentials
 from healthobs.http import Exchange, HttpServer
 
@@ -76,6 +76,13 @@ class TestSpan:
         }
         assert "pt-4711" not in front.telemetry()
         assert "078-05-1120" not in front.telemetry()
+
+    def test_server_that_the_client_named(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A server that names itself after the `Host` header, as gunicorn does on a Unix socket, tells nothing of it."""
+        monkeypatch.setattr(http, "_OWN_NAMES", frozenset())
+        front = make()
+        front.get("/own", host="127.0.0.1")
+        assert not [key for key in front.spans()[0].attributes or {} if key.startswith("server")]
 
     def test_continues_a_trace(self, make: Make) -> None:
         """An incoming `traceparent` becomes the parent (W3C Trace Context §3.2)."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextvars import Token
@@ -64,6 +65,9 @@ _REQUEST_ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\
 #: A proxy's header or a server may put anything there.
 _SCHEMES, _VERSIONS = frozenset({"http", "https"}), frozenset({"", "0.9", "1.0", "1.1", "2", "3"})
 _ERROR_STATUS = Status(StatusCode.ERROR)
+#: Names by which this machine is meant, whoever wrote them.
+_OWN_NAMES = frozenset({"localhost", "127.0.0.1", "::1", socket.gethostname()})
+_PORT_DIGITS = 5
 _DURATION = "http_server_request_duration_seconds"
 _ACTIVE = "http_server_active_requests"
 _DURATION_LABELS = (
@@ -185,6 +189,8 @@ class Exchange:
         trust_incoming: Continue the caller's trace and take its baggage; default the settings'.
         baggage: `baggage` as received, or None; only what the settings allow is taken.
         tenant: What `Settings.tenant_header` says, or None; taken where the trace is continued.
+        claimed: `Host` as received, or None. A server name out of it is the client's word (gunicorn on a Unix socket, Mangum,
+            werkzeug's ProxyFix), so it is not recorded.
     """
 
     __slots__ = (
@@ -209,6 +215,7 @@ class Exchange:
         baggage: str | None = None,
         defers: bool = False,
         tenant: str | None = None,
+        claimed: str | None = None,
     ) -> None:
         obs = server.obs
         self._server = server
@@ -238,7 +245,9 @@ class Exchange:
             self.span: Span = INVALID_SPAN if theirs is None else NonRecordingSpan(theirs)
             self._context = otel_context.get_current()
         else:
-            self.span = INVALID_SPAN if silent else self._start_span(host, traceparent, trusts=trusts)
+            self.span = (
+                INVALID_SPAN if silent else self._start_span(host, claimed, traceparent, trusts=trusts)
+            )
             self._context = set_span_in_context(self.span)
             if baggage and trusts and obs.settings.baggage:
                 self._context = read_baggage(baggage, obs.settings.baggage, self._context)
@@ -248,7 +257,9 @@ class Exchange:
         if self._active is not None:
             self._active.inc()
 
-    def _start_span(self, host: tuple[str, str], traceparent: str | None, *, trusts: bool) -> Span:
+    def _start_span(
+        self, host: tuple[str, str], claimed: str | None, traceparent: str | None, *, trusts: bool
+    ) -> Span:
         remote = parse_traceparent(traceparent) if traceparent else None
         parent, links = None, None
         if remote is not None:
@@ -259,11 +270,13 @@ class Exchange:
         attributes: dict[str, Any] = {
             "http.request.method": self._method,
             "url.scheme": self._scheme,
-            "server.address": host[0],
             "network.protocol.version": self._protocol,
         }
-        if host[1].isdecimal():
-            attributes["server.port"] = int(host[1])
+        name, port = host
+        if name and (name in _OWN_NAMES or claimed is None or name.lower() not in claimed.lower()):
+            attributes["server.address"] = name
+            if port.isascii() and port.isdecimal() and len(port) <= _PORT_DIGITS:
+                attributes["server.port"] = int(port)
         try:
             return self._server.obs.tracing.tracer.start_span(
                 self._method if self._method != OTHER else "HTTP",

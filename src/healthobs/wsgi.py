@@ -122,6 +122,7 @@ class Middleware(Front[dict[str, Any], ResponseHook]):
             baggage=get("HTTP_BAGGAGE"),
             tenant=None if self._tenant_key is None else get(self._tenant_key),
             defers=self._defers,
+            claimed=get("HTTP_HOST"),
         )
 
     def _operational(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -37,7 +37,7 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: What may carry the body, the server's extensions among it; of a file's bytes nothing is known here.
 _BODIES = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
-_READ = (b"traceparent", b"x-request-id", b"baggage")
+_READ = (b"traceparent", b"x-request-id", b"baggage", b"host")
 #: Told the server span and the message that starts the response.
 ResponseHook = Callable[[Span, Message], object]
 Options = FrontOptions[Scope, ResponseHook]
@@ -137,6 +137,7 @@ class Middleware(Front[Scope, ResponseHook]):
             trust_incoming=None if asked is None else bool(self.safely(asked, scope)),
             baggage=found.get(b"baggage"),
             tenant=found.get(self._tenant_header),
+            claimed=found.get(b"host"),
         )
 
     def _living(self, send: Send) -> Send:
