@@ -189,6 +189,22 @@ class TestReady:
             assert connection.execute("SELECT count(*) FROM healthobs_outbox").fetchone() == (0,)
         assert charts.entries() == [("ok", name) for name in ("c-1", "c-2", "c-3")]
 
+    def test_transaction_that_outlives_the_call(self, charts: Charts) -> None:
+        """Its row does not wait for a restart; it is an entry of its own beside the call's."""
+        charts.outbox.ready()
+        with charts.begin() as connection:
+
+            @audited("chart.update", resource_type="chart")
+            def update() -> None:
+                connection.execute("INSERT INTO chart VALUES ('c-1')")
+                charts.outbox.record(connection)
+
+            update()
+        charts.outbox.ready()
+        with charts.begin() as connection:
+            assert connection.execute("SELECT count(*) FROM healthobs_outbox").fetchone() == (0,)
+        assert charts.entries() == [("ok", None), ("ok", None)]
+
     def test_row_that_waits_since_another_flush_began(
         self, charts: Charts, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -409,8 +409,9 @@ class TestHealth:
         with closing(sqlite3.connect(trail.path, isolation_level=None)) as blocker:
             blocker.execute("BEGIN IMMEDIATE")
             for asked in (trail.health, trail.accepted_changes):
-                with pytest.raises(AuditError, match="SQLITE_BUSY"):
+                with pytest.raises(StoreError, match="SQLITE_BUSY") as caught:
                     asked()
+                assert caught.value.busy
         trail.health()
 
     @pytest.mark.parametrize(("grows", "healthy"), [((True, True), True), ((True, False), False)])
@@ -434,6 +435,20 @@ class TestHealth:
             trail.health()
         left.extend([False] * 7)
         assert trail.accepted_changes() == ()
+
+    def test_full_while_others_write(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What fails otherwise than by the lock is told, though the log grows."""
+        trail.append(READ)
+        left = ["SQLITE_FULL", "SQLITE_BUSY"]
+
+        def refused(_: SqliteConnection) -> AbstractContextManager[None]:
+            trail.append(READ)
+            code = left.pop()
+            raise StoreError(code, busy=code == "SQLITE_BUSY")
+
+        monkeypatch.setattr(SqliteConnection, "attempting", refused)
+        with pytest.raises(StoreError, match="SQLITE_FULL"):
+            trail.health()
 
     def test_missing_file(self, trail: AuditTrail) -> None:
         """Without its file the trail is not healthy, and makes no new one."""

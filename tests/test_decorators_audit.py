@@ -475,6 +475,18 @@ class TestPolicy:
         assert lost["span_id"] == line["span_id"] == f"{trail.span('op').context.span_id:016x}"
         assert not get_current_span().get_span_context().is_valid
 
+    def test_a_stream_that_fails_after_its_entry(self, trail: Capture) -> None:
+        """With its entry on disk, an exception that `success_if` takes is none."""
+
+        @observe("op", audit="a.b", success_if=lambda exc: isinstance(exc, KeyError))
+        def rows() -> Generator[int]:
+            yield 1
+            raise KeyError
+
+        with pytest.raises(KeyError):
+            list(rows())
+        assert trail.metric("healthobs_operations_total", operation="op", outcome="ok") == 1
+
     def test_deny_is_not_only_for_errors_of_ours(
         self, trail: Capture, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -90,7 +90,8 @@ class Outbox:
         The call puts it into the log when it ends, and answers with its receipt. Where the log does not take it then, the
         call is answered all the same, because effect and entry are both durable: the entry waits, counted and logged
         (``audit_entry_waiting``), and `ready` refuses the next effect. Where the transaction is rolled back, the call is
-        recorded as any other. Outside an audited call nothing happens.
+        recorded as any other. The transaction must end within the call: one that is committed later is recorded once more, by
+        the next `ready`. Outside an audited call nothing happens.
 
         Args:
             connection: The one that the effect is written on.
@@ -128,14 +129,15 @@ class Outbox:
 
     def has(self, key: str, body: bytes) -> bool:
         """Return whether a row was committed: it is in the table, or in the log by somebody's `flush`."""
+        found = False
         try:
             with self._begin() as connection:
-                if _is_in(connection, key):
-                    return True
-            return self._trail.has(key, body)
-        except BaseException:
-            self._behind = object()  # it may be
-            raise
+                found = _is_in(connection, key)
+            found = found or self._trail.has(key, body)
+        finally:
+            if not found:
+                self._behind = object()  # it may be there, or come yet
+        return found
 
     def settle(self, key: str, body: bytes) -> Receipt | None:
         """Put one committed row into the log and remove it here; None where the log does not take it now, and it stays."""
