@@ -19,8 +19,9 @@ from healthobs.audit import governance, merkle, open_trail
 from healthobs.audit.command import main
 from healthobs.audit.copies import unfaithful
 from healthobs.audit.opening import store_of
-from healthobs.audit.postgres import GUARDS, prepare
+from healthobs.audit.postgres import GUARDS, PostgresStore, prepare
 from healthobs.audit.removal import Removals
+from healthobs.audit.store import StoreError
 from healthobs.audit.trail import AuditTrail
 from healthobs.exceptions import AuditError, AuditWriteError, ConfigurationError
 
@@ -82,6 +83,17 @@ class TestTrail:
         assert trail.inclusion_proof(257).verify(root)
         assert trail.read(resource_id="%_17").total == 1
         assert trail.read(actor="client-1", limit=7).total == 300
+        trail.health()
+
+    def test_locked_by_another(self, log: Log) -> None:
+        """While another connection holds the lock and adds nothing, it is not healthy; with the lock free it is again."""
+        trail = log.open()
+        trail.append(READ)
+        with closing(PostgresStore(log.application).connect()) as blocker, blocker.writing():
+            for asked in (trail.health, trail.accepted_changes):
+                with pytest.raises(StoreError, match="55P03") as caught:
+                    asked()
+                assert caught.value.busy
         trail.health()
 
     def test_goes_on_after_it_was_opened_again(self, log: Log) -> None:

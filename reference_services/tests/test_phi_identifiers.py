@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -325,6 +326,32 @@ class TestIndexOfBefore:
         assert self.found(engine, store, "A-17") == "blank"
         with pytest.raises(IdentifierShared):
             self.found(engine, store, BEFORE["nfd"])
+
+    def test_changed_meanwhile(
+        self, engine: sa.Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A record that a process of before changes while it is indexed is found by what it has then."""
+        lost, asked = store._lost, list[str]()
+
+        def change() -> None:
+            with engine.begin() as connection:
+                store.update(connection, "blank", 1, having("NEW-1"))
+
+        other = threading.Thread(target=change)
+
+        def slow(connection: sa.Connection, patient_id: str) -> Any:
+            found = lost(connection, patient_id)
+            asked.append(patient_id)
+            if asked[-1] == "blank" and asked.count("blank") == 2:  # to index it
+                other.start()
+                other.join(0.5)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_lost", slow)
+            store.reindex(engine)
+        other.join()
+        assert (self.found(engine, store, "NEW-1"), self.found(engine, store, "A-17")) == ("blank", None)
 
     def test_several_workers(self, engine: sa.Engine, store: Store) -> None:
         """Those that start together leave it as one does."""

@@ -151,7 +151,8 @@ class Store:
         """Have every record found however its identifiers were typed: once, at the first start after schema 3 came.
 
         Where several turn out to have one, all keep it, and a search by it shows none. One that does not open stays
-        indexed as it is. It goes on where a start that was ended left it; no write waits while records are opened.
+        indexed as it is. It goes on where a start that was ended left it; writes wait only while records that are not found
+        are indexed.
         """
         while True:
             with database.reading(engine) as connection:
@@ -188,6 +189,9 @@ class Store:
         return None
 
     def _reindex(self, connection: Connection, patient_id: str) -> None:
+        # Nobody changes it meanwhile; SQLite's writers have the whole database.
+        locked = sa.select(PATIENTS.c.id).where(PATIENTS.c.id == patient_id).with_for_update()
+        connection.execute(locked)
         if patient := self._lost(connection, patient_id):
             connection.execute(IDENTIFIERS.delete().where(IDENTIFIERS.c.patient_id == patient_id))
             self._index(connection, patient_id, patient.record, self._digests(patient.record))
