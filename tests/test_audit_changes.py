@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -288,7 +289,12 @@ kept in audit.db.key.retired beside it; delete that file once every process that
 
         def call(*arguments: object) -> str:
             before = key_file.read_bytes()
-            status, out, told = run("rotate", key_file, "--retire", *arguments)
+            asked = [
+                part
+                for name in arguments
+                for part in (("--retire", name) if "--since" not in str(name) else (name,))
+            ]
+            status, out, told = run("rotate", key_file, *asked)
             assert (status, out, key_file.read_bytes()) == (2, "", before)
             return told
 
@@ -358,7 +364,7 @@ kept in audit.db.key.retired beside it; delete that file once every process that
         assert "if that log is no more, take the line out" in told
         found = changes.place_of
         monkeypatch.setattr(changes, "place_of", lambda name: place if "://" in name else found(name))
-        assert run("rotate", key_file, "--retire", "postgresql://u:p@h/d", path)[0] == 0
+        assert run("rotate", key_file, "--retire", "postgresql://u:p@h/d", "--retire", path)[0] == 0
 
     def test_a_process_that_was_not_restarted(
         self, path: Path, key_file: Path, run: Run, refused: Callable[..., str]
@@ -373,17 +379,57 @@ kept in audit.db.key.retired beside it; delete that file once every process that
                 new.append({"action": "a.b"})
                 old.append({"action": "a.b"})
                 assert "the latest checkpoint of audit.db is not signed with the new key" in refused(path)
-                assert "the latest checkpoint" in refused(path, "--since", 9)
+                assert "the latest checkpoint" in refused(path, f"--since={path}=8")
+                assert "fewer entries than --since says" in refused(path, f"--since={path}=9")
                 new.append({"action": "a.b"})
                 told = refused(path)
                 assert "audit.db was signed without the new key, lastly at size 8" in told
-                assert "--since 9" in told
-                assert "lastly at size 8" in refused(path, "--since", 8)
+                assert f"--since {path}=9" in told
+                assert "lastly at size 8" in refused(path, f"--since={path}=8")
                 old.append({"action": "a.b"})
                 new.append({"action": "a.b"})
-                assert "lastly at size 10" in refused(path, "--since", 9), "it was not restarted after all"
-        assert run("rotate", key_file, "--retire", path, "--since", 11)[0] == 0
+                assert "lastly at size 10" in refused(path, f"--since={path}=9"), (
+                    "it was not restarted after all"
+                )
+        assert run("rotate", key_file, "--retire", path, f"--since={path}=11")[0] == 0
         open_trail(url, service="s").close()
+
+    def test_since_is_of_one_log(
+        self, path: Path, key_file: Path, run: Run, other: Callable[[], None], refused: Callable[..., str]
+    ) -> None:
+        """What is said of one log passes over nothing of another; of a log that is not asked, or not so written, it is an error."""
+        logs = [f"sqlite:///{path}", f"sqlite:///{path.parent}/other.db"]
+        open_log = partial(open_trail, service="s", key_file=key_file)
+        with contextlib.ExitStack() as stack:
+            old = [stack.enter_context(contextlib.closing(open_log(url))) for url in logs]
+            assert run("rotate", key_file)[0] == 0
+            new = [stack.enter_context(contextlib.closing(open_log(url))) for url in logs]
+            for trail in (*old, *new):
+                trail.append({"action": "a.b"})
+        sizes = [trail.checkpoint().size for trail in new]
+        assert "audit.db was signed without the new key" in refused(path)
+        told = refused(path, f"--since={path}={sizes[0]}")
+        assert "other.db (line 2 of audit.db.key.logs) was signed without the new key" in told
+        for wrong in ("/none.db=1", "1", f"{path}=", f"{path}=x", "=1"):
+            assert "--since" in refused(
+                path,
+                f"--since={path}={sizes[0]}",
+                f"--since={path.parent}/other.db={sizes[1]}",
+                f"--since={wrong}",
+            )
+        assert (
+            run(
+                "rotate",
+                key_file,
+                "--since",
+                f"{path}={sizes[0]}",
+                "--since",
+                f"{path.parent}/other.db={sizes[1]}",
+                "--retire",
+                path,
+            )[0]
+            == 0
+        )
 
     def test_a_process_that_was_idle(self, path: Path, key_file: Path, run: Run) -> None:
         """One that signs with dropped keys alone stops the log from opening, until they are put back."""
@@ -400,7 +446,7 @@ kept in audit.db.key.retired beside it; delete that file once every process that
         open_trail(url, service="s").close()
         assert run("verify", path)[0] == 0
         assert run("rotate", key_file, "--retire", path)[0] == 2
-        assert run("rotate", key_file, "--retire", path, "--since", 6)[0] == 0
+        assert run("rotate", key_file, "--retire", path, f"--since={path}=6")[0] == 0
 
     @pytest.mark.parametrize("arguments", [("",), ("AUDIT", ""), ("", "AUDIT")])
     def test_an_empty_name(
@@ -414,7 +460,7 @@ kept in audit.db.key.retired beside it; delete that file once every process that
     def test_since_without_retiring(self, key_file: Path, run: Run) -> None:
         """`--since` is of `--retire`: alone it does not rotate."""
         before = key_file.read_bytes()
-        assert run("rotate", key_file, "--since", 3)[0] == 2
+        assert run("rotate", key_file, f"--since={key_file}=3")[0] == 2
         assert key_file.read_bytes() == before
 
 

@@ -42,6 +42,29 @@ def give(path: Path, owner: int, group: int) -> None:
         pytest.skip("nobody gives files away here")
 
 
+class TestAtOnce:
+    """Several that change one key file at the same time."""
+
+    def test_no_key_is_lost(self, key: Path) -> None:
+        """Each rotation puts its key before those that were there; what is retired meanwhile is kept."""
+        with ThreadPoolExecutor(8) as pool:
+            list(
+                pool.map(lambda number: keys.retire(key) if number % 4 == 3 else keys.rotate(key), range(16))
+            )
+        kept = key.with_name("k.retired").read_bytes() + key.read_bytes()
+        assert kept.count(b"BEGIN PRIVATE KEY") == len({*kept.split(b"-----END")}) - 1 == 13
+
+    def test_rotated_after_it_was_asked(self, key: Path) -> None:
+        """Keys are dropped for the key that the logs were asked about, and for no other."""
+        asked = keys.rotate(key)
+        keys.rotate(key)
+        before = key.read_bytes()
+        with pytest.raises(ConfigurationError, match="rotated meanwhile"):
+            keys.retire(key, asked)
+        assert key.read_bytes() == before
+        assert keys.retire(key, keys.load(key)) == 2
+
+
 class TestOwner:
     """A file that is replaced stays that of whom it was."""
 

@@ -73,16 +73,16 @@ def add(commands: Any) -> None:
     rotate.add_argument("key_file", type=Path, help="the log's key file")
     rotate.add_argument(
         "--retire",
-        nargs="+",
+        action="append",
         metavar="LOG",
         help="end the overlap instead: drop all earlier keys, once these logs (file or URL), and those in files that the key"
         " began, are signed with the new one",
     )
     rotate.add_argument(
         "--since",
-        type=int,
-        metavar="ENTRIES",
-        help="with --retire: of so many entries the log was when the last process was restarted; before, some may have"
+        action="append",
+        metavar="LOG=ENTRIES",
+        help="with --retire: of so many entries that log was when its last process was restarted; before, some may have"
         " signed without the new key (default: from its first signature on none may)",
     )
     rotate.set_defaults(change=_rotate)
@@ -215,15 +215,25 @@ def _rotate(chosen: argparse.Namespace) -> Iterator[str]:
         yield "a new key signs beside the earlier ones from the next start on"
         return
     key = keys.load(key_file)
+    since = dict(map(_entries, chosen.since or ()))
     for asked in _asked(chosen.retire, key_file):
-        asked.check(key, chosen.since or 0)
-    dropped = keys.retire(key_file)
+        asked.check(key, since.pop(asked.place.name, 0))
+    if since:
+        raise ValueError("--since names a log that is not asked; write it as the refusal does")
+    dropped = keys.retire(key_file, key)
     yield f"{dropped} earlier keys dropped; restart what signs with the file"
     if dropped:
         yield (
             f"kept in {key_file.name}{keys.RETIRED} beside it;"
             " delete that file once every process that signs was restarted"
         )
+
+
+def _entries(text: str) -> tuple[str, int]:
+    place, _, number = text.rpartition("=")
+    if not (place and number.isascii() and number.isdecimal()):
+        raise ValueError("--since takes LOG=ENTRIES, as a refusal writes it")
+    return place, int(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +262,9 @@ class _Asked:
                 if log is None:
                     raise AuditError("there is no audit trail")
                 verifier = Verifier(Signer(log[0], key).vkey)
-                _, latest = store.head(connection)
+                size, latest = store.head(connection)
+                if since > size:
+                    raise AuditError("it has fewer entries than --since says")
                 lacking = _last_without(connection, verifier, since)
         except AuditTamperedError:
             raise
@@ -269,7 +281,7 @@ class _Asked:
             raise AuditError(
                 f"{self.name} was signed without the new key, lastly at size {lacking}, after others had signed with it,"
                 " so no key was dropped; restart every process that signs with the file,"
-                f" and where all were restarted since, say so with --since {lacking + 1}{self.remedy}"
+                f" and where all were restarted since, say so with --since {self.place.name}={lacking + 1}{self.remedy}"
             )
 
 
@@ -298,12 +310,17 @@ def _asked(named: Sequence[str], key_file: Path) -> Iterator[_Asked]:
 
 
 def _last_without(connection: ReadConnection, verifier: Verifier, since: int) -> int | None:
-    """Return the size of the last checkpoint without the key's signature after the first with it; None when all have it."""
-    used, last = False, None
+    """Return the size of the last checkpoint without the key's signature after the first with it; None when all have it.
+
+    Those before `since` are not looked at: after it all must have it.
+    """
+    used, last = since > 0, None
     for size, note in store.checkpoints(connection, store.HIGHEST):
+        if size < since:
+            continue
         if _signed(note, verifier):
             used = True
-        elif used and size >= since:
+        elif used:
             last = size
     return last
 

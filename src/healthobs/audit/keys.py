@@ -91,24 +91,29 @@ def rotate(path: Path) -> Ed25519PrivateKey:
     Raises:
         ConfigurationError: As `load_or_create`.
     """
-    before = load_all(path)
-    pem = _new_pem()
-    _replace(path, pem + b"".join(_pem(key) for key in before))
-    return load(path)
+    with _locked(path):
+        before = load_all(path)
+        pem = _new_pem()
+        _replace(path, pem + b"".join(_pem(key) for key in before))
+        return load(path)
 
 
-def retire(path: Path) -> int:
+def retire(path: Path, expected: Ed25519PrivateKey | None = None) -> int:
     """Take all but the current key out of `path`, and return how many those were.
 
     They go to the file of its name and `.retired`, for the case that a process still signs with them alone: put
     back after the current key, they let the log be opened. Delete it once every process was restarted.
 
     Raises:
-        ConfigurationError: As `load_or_create`; or they cannot be kept, and none was dropped.
+        ConfigurationError: As `load_or_create`; or they cannot be kept, or `expected` is not the current key, and none was
+            dropped.
     """
-    current, *earlier = load_all(path)
-    if earlier:
-        _replace(path, _pem(current), lambda: _keep_retired(path, b"".join(map(_pem, earlier))))
+    with _locked(path):
+        current, *earlier = load_all(path)
+        if expected is not None and _pem(expected) != _pem(current):
+            raise ConfigurationError("no key was dropped: the key file was rotated meanwhile; ask again")
+        if earlier:
+            _replace(path, _pem(current), lambda: _keep_retired(path, b"".join(map(_pem, earlier))))
     return len(earlier)
 
 
@@ -178,14 +183,21 @@ def _real(place: str) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Generator[None]:
-    """Let one process at a time change what is beside the key in `path`, where its file system has locks."""
+    """Let one process at a time change the key file `path` and what is beside it, where its file system has locks."""
     with contextlib.ExitStack() as undo:
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            undo.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            undo.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has it, too
+            while not _lock(path, undo):
+                undo.pop_all().close()
         yield
+
+
+def _lock(path: Path, undo: contextlib.ExitStack) -> bool:
+    """Lock the file and return whether it still is the one of that name; whoever had the lock may have replaced it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    undo.callback(os.close, descriptor)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    undo.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has it, too
+    return os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def gone(path: Path, what: str) -> ConfigurationError:
