@@ -102,6 +102,33 @@ AFTER_A_KEYWORD = [
     ("Patient(name='John', age=5)", "type"),
 ]
 
+WRITTEN = [
+    ('{"patientId": "A7654321"}', '{"patientId": "[PHI:id]"}'),
+    ('{"memberId":"W1234567", "x": 1}', '{"memberId":"[PHI:id]", "x": 1}'),
+    ('{"medicalRecordNumber": "7654321"}', '{"medicalRecordNumber": "[PHI:id]"}'),
+    ('{"patientMrn": 7654321}', '{"patientMrn": [PHI:id]}'),
+    ('{\\"memberId\\": \\"W1234567\\"}', '{\\"memberId\\": \\"[PHI:id]\\"}'),
+    ('{\\"mrn\\": \\"7654321\\"}', '{\\"mrn\\": [PHI:key]}'),
+    ('{\\"name\\": \\"Ottoline\\"}', '{\\"name\\": [PHI:key]}'),
+    ('{"name": "Otto \\"Line\\" Smith"}', '{"name": "[PHI:key]"}'),
+    ("patientMRN=7654321 ok", "patientMRN=[PHI:id] ok"),
+    ("primaryMRNNumber=7654321 ok", "primaryMRNNumber=[PHI:id] ok"),
+    ("homePhone: 0221 4567 89 ok", "homePhone: [PHI:phone] ok"),
+    ("patientId=aB765d4321x ok", "patientId=[PHI:id] ok"),
+    ("MRN [7654321]", "MRN [[PHI:id]]"),
+    ("phone [0221 4567 89]", "phone [[PHI:phone]]"),
+    ("age [93]", "age [[PHI:age]]"),
+    ("mrn b'7654321'", "mrn b'[PHI:id]'"),
+    ("'MRN\\n7654321'", "'MRN\\n[PHI:id]'"),
+    ("'x\\nMRN 7654321'", "'x\\nMRN [PHI:id]'"),
+    ("'x\\n078051120'", "'x\\n[PHI:ssn]'"),
+    ("'x\\t2125550123 y'", "'x\\t[PHI:phone] y'"),
+    ("'x\\r\\nj@x.org'", "'x\\r\\n[PHI:email]'"),
+    ("\x1b[1m078051120\x1b[0m", "\x1b[1m[PHI:ssn]\x1b[0m"),
+    ("\x1b[36mmrn\x1b[0m=\x1b[35;1m7654321\x1b[0m", "\x1b[36mmrn\x1b[0m=\x1b[35;1m[PHI:id]\x1b[0m"),
+    ("078\x1b[1m-05-\x1b[0m1120 ok", "[PHI:ssn] ok"),
+]
+
 CLEAN = [
     "",
     "payment_declined",
@@ -150,6 +177,21 @@ class TestScan:
         """A record or account number has no form of its own; the word before it tells."""
         expected = () if kind is None else (kind,)
         assert scan(text)[1] == expected
+
+    @pytest.mark.parametrize(("text", "clean"), WRITTEN)
+    def test_finds_it_in_what_was_written_as_text(self, text: str, clean: str) -> None:
+        """JSON, a repr or colours inside a text hide neither the keyword nor where the number begins."""
+        assert scan(text)[0] == clean
+        assert scan(f"caf\u00e9 {text}")[0] == f"caf\u00e9 {clean}"
+
+    @pytest.mark.parametrize(
+        "text",
+        ["lowerCase 7654321", "patientIdle 7654321", "cardinalPlane=76543", "patientId: 550e8400-e29b-41d4-a716-446655440000",
+         "iPhone 12", "aMRNa 7654321", "\\x1b[1m12 rows\\x1b[0m", "mrn [PHI:id] 7654321", "mrn [PHI:ip]7654321"],
+    )  # fmt: skip
+    def test_leaves_what_is_only_written_alike(self, text: str) -> None:
+        """A seam in a word makes no keyword of a part that is none; a mark stands between a keyword and a number."""
+        assert scan(text)[1] == scan(f"caf\u00e9 {text}")[1] == ()
 
     @pytest.mark.parametrize("text", CLEAN)
     def test_leaves_clean_text_alone(self, text: str) -> None:
@@ -210,7 +252,7 @@ class TestScanLimit:
         "unit",
         ["1", "1-", "1 ", "1.", "a@", "@", "a:", ":", "://", "www.", "jan ", "name=", "mrn ", "(a", "f(a=", "ey",
          "ey-.", "1a", "a1", "0-", "aa-", "aa:", "gb29 ", "(01)", "may 5", "+1 ", "(", "age ", "1/2/", "٣", "\u200b1",
-         "[PHI:ssn]", "bearer ", "policy no ", "99 year", "phone ("],
+         "[PHI:ssn]", "bearer ", "policy no ", "99 year", "phone (", "aB", "mrnId 1", "\\\\n", "\x1b[1m", "\x1b[", "patientId ", "mrn [", 'name="\\\\'],
     )  # fmt: skip
     def test_hostile_text_is_bounded(self, unit: str) -> None:
         """Forty kilobytes made to provoke backtracking cost at most four scans of what fits the limit."""

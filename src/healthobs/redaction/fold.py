@@ -7,21 +7,26 @@ Limits: look-alike letters of other scripts (homoglyphs) are not folded.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from functools import lru_cache
+
+#: What switches colours on a terminal (ECMA-48 SGR, EL): invisible, and its last letter would be part of a word.
+COLOUR = re.compile(r"\x1b\[[0-9;]{0,32}[mK]")
 
 
 def fold(text: str) -> tuple[str, list[int]]:
     """Return `text` in ASCII-like lower case for matching, and where each of its characters came from.
 
-    Digits, dashes and blanks of any script become ASCII ones; invisible and combining characters are left
-    out, so that they cannot hide a number.
+    Digits, dashes and blanks of any script become ASCII ones; invisible and combining characters and colours are
+    left out, so that they cannot hide a number.
     """
+    hidden = {place for match in COLOUR.finditer(text) for place in range(*match.span())}
     shadow: list[str] = []
     places: list[int] = []
     for place, char in enumerate(text):
         folded = char.lower() if char < "\x80" else _fold_char(char)
-        if folded:
+        if folded and place not in hidden:
             shadow.append(folded)
             places.append(place)
     return "".join(shadow), places

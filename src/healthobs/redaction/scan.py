@@ -16,6 +16,7 @@ encoded text (percent-encoding, Base64). Telemetry should carry no free text at 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from healthobs.redaction import numbers
 from healthobs.redaction.fold import fold
@@ -57,15 +58,16 @@ _WEAK = (
 _KEYWORD = re.compile(
     # The value is only looked at: in `device serial number 8812` the first keyword must not take the second.
     rf"(?<![a-z])(?:(?P<birth>{_BIRTH})|(?P<strong>{_STRONG})|(?:{_WEAK}))(?![a-z])"
-    r"(?=[^a-z0-9\[]{0,4}(?:(?:number|num|no|nr|id|code|is|was|of|on)(?![a-z])[^a-z0-9\[]{0,4}){0,2}"
-    r"(?P<value>[a-z0-9][a-z0-9./_-]{0,255}))"
+    # Six signs, so that one does not reach beyond a mark of seven; `": "` in a text in a text has as many.
+    r"(?=[^a-z0-9]{0,6}(?:(?:number|num|no|nr|id|code|is|was|of|on)(?![a-z])[^a-z0-9]{0,6}){0,2}"
+    r"(?:b['\"])?(?P<value>[a-z0-9][a-z0-9./_-]{0,255}))"
 )
 _VALUE_REST = re.compile(r"[a-z0-9./_-]*")
 _PLAIN_YEAR = re.compile(r"(?:1[89]|20)[0-9]{2}")
 _OPAQUE_ID = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
 _PHONE_AFTER = re.compile(
-    r"(?<![a-z])(?:tele)?(?:phone|fax|mobile|cell|tel)(?![a-z])[^a-z0-9+(\[]{0,4}"
-    r"(?:(?:number|no|is)(?![a-z])[^a-z0-9+(\[]{0,4})?(?P<value>[0-9+(][0-9 ().-]{5,})"
+    r"(?<![a-z])(?:tele)?(?:phone|fax|mobile|cell|tel)(?![a-z])[^a-z0-9+(]{0,6}"
+    r"(?:(?:number|no|is)(?![a-z])[^a-z0-9+(]{0,6})?(?P<value>[0-9+(][0-9 ().-]{5,})"
 )
 _NAME_OF = "patient|first|last|full|given|family|middle|maiden|sur|user"
 _FIELD = (
@@ -86,16 +88,16 @@ _FIELD_WORDS = frozenset(
 )
 _NAMED_FIELD = re.compile(
     rf"(?<![a-z0-9_.-])(?:(?:{_NAME_OF})?[ _-]?name|{_FIELD}|api[ _-]?key|birth_?date)"
-    r"[\"']?[ \t]{0,3}[=:](?![:/])[ \t]{0,3}"
+    r"\\{0,3}[\"']?[ \t]{0,3}[=:](?![:/])[ \t]{0,3}"
     # A quoted value ends at its quote; a bare one at the next `key=`, or at the end of the line.
-    r"(?:\"(?P<double>[^\"\r\n]*)|'(?P<single>[^'\r\n]*)"
+    r"(?:\"(?P<double>(?:[^\"\\\r\n]|\\[^\r\n])*)|'(?P<single>(?:[^'\\\r\n]|\\[^\r\n])*)"
     r"|(?P<bare>(?:(?![,;&|\s]\s?[a-z0-9_.]{1,30}[=:])[^\r\n}\]])+))"
 )
 _BEARER = re.compile(r"bearer [a-z0-9._~+/=-]{8,}")
 _JWT = re.compile(r"(?<![a-z0-9_-])ey[a-z0-9_-]{8,}\.[a-z0-9_-]{4,}\.[a-z0-9_-]*")
 _REPR = re.compile(r"\([a-z_][a-z0-9_]*=")
 _AGE = re.compile(
-    r"(?<![a-z])(?:aged?)(?![a-z])[^a-z0-9\[]{0,4}(?:(?:is|was|of)[^a-z0-9\[]{1,3})?(?P<after>[0-9]{2,3})(?![0-9])|"
+    r"(?<![a-z])(?:aged?)(?![a-z])[^a-z0-9]{0,6}(?:(?:is|was|of)[^a-z0-9]{1,3})?(?P<after>[0-9]{2,3})(?![0-9])|"
     r"(?<![0-9])(?P<before>[0-9]{2,3})(?:[ -]?(?:years?|yrs?)[ -]old|[ -]?y/?o)(?![a-z])"
 )
 _MONTH_NAMES = (
@@ -117,6 +119,12 @@ _DAY_MONTH = re.compile(
     rf"(?:(?:{_MONTH})(?![a-z])(?:\.?[ ,.-]{{1,3}}(?:{_YEAR}|[0-9]{{2}}(?![0-9])))?|may[ ,.-]{{1,3}}{_YEAR})"
 )
 _WORD = re.compile(r"[a-z]+")
+#: A line feed, return or tab as JSON and a repr write it: its letter is no part of the next word.
+_ESCAPED = re.compile(r"\\[nrt]")
+_SEAM = re.compile(r"[a-z][A-Z]")
+#: A word without a digit: what follows a seam in `aB7654321` is part of the identifier.
+_LETTERS = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]+(?![A-Za-z0-9])")
+_SEWN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 #: ASCII with blanks for all but lower-case letters: splits into words faster than an expression finds them.
 _BLANKED = "".join(chr(code) if chr(code).islower() else " " for code in range(128))
 #: Every keyword, age and month pattern contains one of these as a whole word.
@@ -171,14 +179,23 @@ def scan(text: str) -> tuple[str, tuple[str, ...]]:
 def _scan_once(text: str) -> tuple[str, tuple[str, ...]]:
     if len(text) > SCAN_LIMIT and _over_long(text):
         return _scan_long(text)
-    if text.isascii():
+    if text.isascii() and "\x1b" not in text:
         if len(text) == _UUID_LENGTH and _UUID.fullmatch(text):
             return text, ()
-        findings = find(text.lower())
+        findings = find(text.lower(), text)
     else:
-        shadow, places = fold(text)
-        findings = [(places[start], places[end - 1] + 1, kind) for start, end, kind in find(shadow)]
+        findings = _find_folded(text)
     return _replace(text, findings) if findings else (text, ())
+
+
+def _find_folded(text: str) -> list[Finding]:
+    shadow, places = fold(text)
+    cased = "".join([text[place] for place in places])
+    return _placed(find(shadow, cased), places)
+
+
+def _placed(findings: list[Finding], places: list[int]) -> list[Finding]:
+    return [(places[start], places[end - 1] + 1, kind) for start, end, kind in findings]
 
 
 def _over_long(text: str) -> bool:
@@ -187,12 +204,11 @@ def _over_long(text: str) -> bool:
 
 
 def _scan_long(text: str) -> tuple[str, tuple[str, ...]]:
-    shadow, places = fold(text[:SCAN_LIMIT])
     limit = SCAN_LIMIT - _MARGIN
     findings = [
-        (places[start], min(places[end - 1] + 1, limit), kind)
-        for start, end, kind in find(shadow)
-        if places[start] < limit
+        (start, min(end, limit), kind)
+        for start, end, kind in _find_folded(text[:SCAN_LIMIT])
+        if start < limit
     ]
     kept, kinds = _replace(text[:limit], findings)
     return kept + "[PHI:length]", (*kinds, "length")
@@ -213,12 +229,19 @@ def _replace(text: str, findings: list[Finding]) -> tuple[str, tuple[str, ...]]:
     return "".join(parts), tuple(kinds)
 
 
-def find(shadow: str) -> list[Finding]:
-    """Return every identifier in lower-case `shadow` as (start, end, kind), in no order."""
+def find(shadow: str, cased: str = "") -> list[Finding]:
+    """Return every identifier in lower-case `shadow` as (start, end, kind), in no order.
+
+    Args:
+        shadow: The text in lower case.
+        cased: The same with its capitals, which tell where a word of camelCase begins.
+    """
     found: list[Finding] = []
     if "[phi:" in shadow:
         # The words in marks of an earlier pass are no keywords; brackets end whatever stands before.
         shadow = _MARK_FOLDED.sub(lambda mark: "]" * len(mark.group()), shadow)
+    if "\\" in shadow:
+        shadow = _ESCAPED.sub("  ", shadow)
     words = shadow.translate(_BLANKED).split() if shadow.isascii() else _WORD.findall(shadow)
     if "@" in shadow:
         _emails(shadow, found)
@@ -231,7 +254,29 @@ def find(shadow: str) -> list[Finding]:
         _hex_addresses(shadow, found)
     if _DIGIT.search(shadow):
         _with_digits(shadow, words, found)
+        if _SEAM.search(cased):
+            _in_camel_case(shadow, cased, found)
     return found
+
+
+def _in_camel_case(shadow: str, cased: str, found: list[Finding]) -> None:
+    """Find what follows a keyword such as `patientMRN`: a blank is put at each seam."""
+    seams = [
+        word.start() + part.start()
+        for word in _LETTERS.finditer(cased)
+        for part in _SEWN.finditer(word.group())
+        if part.start()
+    ]
+    parts: list[str] = []
+    places: list[int] = []
+    for start, end in pairwise((0, *seams, len(shadow))):
+        parts.append(shadow[start:end])
+        places += (*range(start, end), end)
+    opened = _UUID.sub("_" * _UUID_LENGTH, " ".join(parts))
+    if not _TELLING_WORDS.isdisjoint(_WORD.findall(opened)):
+        numbered: list[Finding] = []
+        _keyword_numbers(opened, numbered)
+        found += _placed(numbered, places)
 
 
 def _named(shadow: str, words: list[str], found: list[Finding]) -> None:
