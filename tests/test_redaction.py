@@ -24,6 +24,8 @@ from healthobs.redaction import Phi, Redactor
 from healthobs.redaction.keys import ALLOWED, Action, classify, words
 
 NEEDLE = "078-05-1120"
+#: Not in a test, where it would be written in a function that is running.
+NAME = "Ottoline"
 
 
 @dataclass
@@ -324,6 +326,67 @@ class TestValue:
         result = Redactor().value("step", Sly(NEEDLE))
         assert result == "[PHI:ssn]"
         assert type(Redactor().value("http.route", Sly("x"))) is str
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_what_a_subclass_says_of_itself(self, mode: Any) -> None:
+        """Numbers, spans of time and texts come out as Python's own, which render as what they are."""
+
+        class Sly:
+            def __str__(self) -> str:
+                return NAME
+
+            __repr__ = total_seconds = __str__
+
+            def __format__(self, _spec: str) -> str:
+                return NAME
+
+            def __gt__(self, _other: object) -> bool:
+                return False
+
+        class Real(Sly, float): ...
+
+        class Whole(Sly, int): ...
+
+        class Exact(Sly, Decimal): ...
+
+        class Span(Sly, timedelta): ...
+
+        redactor = Redactor(mode)
+        for value, plain in (
+            (Real(1.5), 1.5),
+            (Real(-0.0), -0.0),
+            (Real("nan"), "NaN"),
+            (Whole(3), 3),
+            (Exact("1.50"), "1.50"),
+            (Span(seconds=2), 2.0),
+        ):
+            shown = redactor.value("argument", value)
+            assert (type(shown), repr(shown)) == (type(plain), repr(plain))
+            assert redactor.value("age", value) == shown
+        assert [redactor.value("age", one) for one in (Real(95), Whole(95), Exact(95))] == ["[PHI:age]"] * 3
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_a_text_that_is_none_of_pythons(self, mode: Any) -> None:
+        """Text and name come out as Python's own, whatever a subclass says of itself or takes itself for."""
+
+        class Sly(str):
+            __slots__ = ()
+
+            def __str__(self) -> str:
+                return NAME
+
+            def __eq__(self, _other: object) -> bool:
+                return True
+
+            def __hash__(self) -> int:
+                return hash("info")
+
+        redactor = Redactor(mode)
+        for shown in (redactor.text(Sly("patient admitted")), redactor.name(Sly("patient admitted"))):
+            assert (type(shown), repr(shown)) == (str, "'patient admitted'")
+        assert redactor.name(Sly(NAME)) == (NAME if mode == "mask" else "[PHI:strict]")
+        given = Sly("x")
+        assert Redactor("watch").text(given) is given
 
     def test_nesting_beyond_four_is_masked(self) -> None:
         """Depth is bounded."""

@@ -61,6 +61,33 @@ class TestStrict:
             "INFO|healthobs|ours",
         ]
 
+    @pytest.mark.parametrize("redaction", ["mask", "strict"])
+    def test_classes_that_speak_for_themselves(self, root: io.StringIO, redaction: Any) -> None:
+        """A message or number of a class of the application's own is written as the text or number that it is."""
+
+        class Text(str):
+            __slots__ = ()
+
+            def __str__(self) -> str:
+                return NAME
+
+        class Number(float):
+            def __str__(self) -> str:
+                return NAME
+
+            __repr__ = __str__
+
+        obs = Observability(replace(PHI, redaction=redaction), logs="processor")
+        logging.getLogger("app").info(Text("patient admitted"))
+        logging.getLogger("app").info("after %s", Number(1.5))
+        logging.getLogger("asyncio").info("after %s seconds", Number(1.5))
+        obs.close()
+        assert root.getvalue().splitlines() == [
+            "INFO|app|patient admitted",
+            "INFO|app|after 1.5",
+            "INFO|asyncio|after [PHI:value] seconds",
+        ]
+
     def test_a_template_that_comes_through_helpers(self, root: io.StringIO) -> None:
         """An adapter and helpers of the application's own do not hide that a message is written in the code."""
         adapter = logging.LoggerAdapter(logging.getLogger("app"), {})

@@ -225,7 +225,7 @@ def _werkzeug(arguments: tuple[object, ...]) -> tuple[object, ...]:
 def _quoted(template: str, arguments: Any, redactor: Redactor) -> Any:
     """Return numbers, and what names a task's run; all else is the application's data."""
     if not isinstance(arguments, Mapping):
-        return tuple(one if isinstance(one, (int, float)) else VALUE for one in arguments)
+        return tuple(one if type(one) in (int, float, bool) else VALUE for one in arguments)
     if not NAMED.search(template):  # it shows the whole mapping
         return (VALUE,)
     task = cast("Mapping[str, object]", arguments)

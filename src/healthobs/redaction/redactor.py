@@ -32,7 +32,7 @@ _type_of: Callable[[object], type[object]] = type
 _SCALARS = (str, int, float, bool)
 #: Numbers that can be an age; in a longer one nothing is lost by masking.
 _AGES = re.compile(r"\d{1,9}")
-_AGE_OF_90 = timedelta(days=32_850)  # 90 years of 365 days
+_AGE_OF_90 = 90 * 365 * 86_400.0  #: 90 years, in seconds.
 _UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -91,27 +91,31 @@ class Redactor:
         return value if self._watch else redacted
 
     def text(self, text: str, *, signal: str = "log") -> str:
-        """Return free `text` with every identifier replaced; the same object when there was none.
+        """Return free `text` with every identifier replaced; the same object when there was none, and it is no subclass of `str`.
 
         Example:
             >>> Redactor().text("seen on 2024-03-01 by a@b.org")
             'seen on [PHI:date] by [PHI:email]'
         """
         try:
-            redacted, kinds = scan(str.__str__(text))
+            plain = str.__str__(text)
+            redacted, kinds = scan(plain)
             for kind in kinds:
                 self._count(signal, kind)
         except Exception:  # noqa: BLE001  # fail closed
-            redacted, kinds = self._mark(signal, "error"), ("error",)
-        return redacted if kinds and not self._watch else text
+            plain = redacted = self._mark(signal, "error")
+            kinds = ()
+        return text if self._watch else redacted if kinds else plain
 
     def name(self, text: str, *, signal: str = "log") -> str:
         """Return the name of a span, an event or a log line as it may leave.
 
         Like `text`; in ``strict`` a name that is not written in the code is replaced (`healthobs.redaction.literals`).
         """
-        if self._strict and not self.is_written(text):
-            return self.drop(text, signal=signal)
+        if self._strict:
+            plain = text if type(text) is str else self.text(text, signal="")  # not what it takes itself for
+            if not self.is_written(plain):
+                return self.drop(text, signal=signal)
         return self.text(text, signal=signal)
 
     def drop(self, text: str, *, signal: str) -> str:
@@ -330,12 +334,13 @@ class _Walk:
     def _number(self, value: float | Decimal, action: Action) -> Any:
         if isinstance(value, bool):
             return value
-        if isinstance(value, int) and type(value) is not int:
-            value = int.__add__(value, 0)
         if isinstance(value, Decimal):
-            if action is Action.AGE and value > 89:
+            exact = Decimal(value)
+            if action is Action.AGE and exact > 89:
                 return self._mark("age")
-            return self._redactor.text(str(value), signal=self._signal)
+            return self._redactor.text(str(exact), signal=self._signal)
+        if type(value) is not int and type(value) is not float:  # a subclass may say what it likes of itself
+            value = int.__add__(value, 0) if isinstance(value, int) else float.__float__(value)
         if action is not Action.ALLOW and abs(value) < math.inf:
             if action is Action.AGE and value > 89:
                 return self._mark("age")
@@ -359,9 +364,10 @@ class _Walk:
         if isinstance(value, (date, time)):
             return self._mark("date")
         if isinstance(value, timedelta):
-            if value > _AGE_OF_90 and self._redactor.action(key) is Action.AGE:
+            seconds = timedelta.total_seconds(value)
+            if seconds > _AGE_OF_90 and self._redactor.action(key) is Action.AGE:
                 return self._mark("age")
-            return value.total_seconds()
+            return seconds
         if depth > 0:
             marked = marked_fields(value)
             if marked is not None:
