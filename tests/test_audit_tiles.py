@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -16,8 +17,10 @@ from hypothesis import strategies as st
 
 from healthobs.audit import keys, merkle, open_trail, store, tiles
 from healthobs.audit.checkpoint import Signer, Verifier
+from healthobs.audit.command import main
 from healthobs.audit.entry import encode
 from healthobs.audit.reader import inclusion
+from healthobs.audit.retention import Retention
 from healthobs.audit.sqlite import SqliteConnection, SqliteStore
 from healthobs.audit.store import Row, insert
 from healthobs.exceptions import AuditError, AuditTamperedError
@@ -177,6 +180,60 @@ class TestExport:
         assert (verdict.ok, verdict.first_bad_index) == (False, index)
 
     @pytest.mark.parametrize(
+        ("name", "whole", "length"),
+        [
+            ("tile/entries/002.p/{}", "tile/entries/002.p/188", "entry"),
+            ("tile/entries/001.p/{}", "tile/entries/001", "entry"),
+            ("tile/0/002.p/{}", "tile/0/002.p/188", "hash"),
+            ("tile/1/000.p/{}", "tile/1/000.p/2", "hash"),
+        ],
+    )
+    def test_narrower_tiles_are_whole(
+        self, exported: tuple[Path, str, Path], tmp_path: Path, name: str, whole: str, length: str
+    ) -> None:
+        """A narrower tile or bundle has the name that it was exported under, and ends where its last piece does."""
+        copy = Path(shutil.copytree(exported[0], tmp_path / "copy"))
+        content = (copy / whole).read_bytes()
+        end = 32 if length == "hash" else 2 + int.from_bytes(content[:2])
+
+        def is_good(width: str, part: bytes) -> bool:
+            path = copy / name.format(width)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(part)
+            ok = tiles.check(copy, Verifier(exported[1])).ok
+            path.unlink()
+            return ok
+
+        assert is_good("1", content[:end])
+        bad = [("1", content[: end - 1]), ("1", content[: end + 1]), ("1", content[:1]), ("1", b"")]
+        bad += [(width, content[:end]) for width in ("001", "\u0661", "+1", "1 ", "0", "2")]
+        assert [pair for pair in bad if is_good(*pair)] == []
+
+    @pytest.mark.parametrize("name", ["tile/entries/x001", "tile/0/000.p", "extra", "tile/entries/000"])
+    def test_links_are_no_tiles(self, exported: tuple[Path, str, Path], tmp_path: Path, name: str) -> None:
+        """A link to a folder or a file elsewhere is a problem, also in place of a tile that is true by now."""
+        copy = Path(shutil.copytree(exported[0], tmp_path / "copy"))
+        aside = tmp_path / "aside"
+        if (copy / name).exists():
+            (copy / name).rename(aside)
+        else:
+            aside.mkdir()
+            (aside / "999").write_bytes(b"forged")
+        (copy / name).symlink_to(aside)
+        verdict = tiles.check(copy, Verifier(exported[1]))
+        assert (verdict.ok, len(verdict.problems)) == (False, 1)
+
+    def test_what_cannot_be_looked_at(self, exported: tuple[Path, str, Path], tmp_path: Path) -> None:
+        """A folder that cannot be read, or what is no file, is a problem and keeps nobody waiting."""
+        copy = Path(shutil.copytree(exported[0], tmp_path / "copy"))
+        os.mkfifo(copy / "tile/0/002.p/1")
+        assert not tiles.check(copy, Verifier(exported[1])).ok
+        (copy / "tile/0/002.p/1").unlink()
+        (copy / "more").mkdir(mode=0)
+        verdict = tiles.check(copy, Verifier(exported[1]))
+        assert verdict.ok == (os.geteuid() == 0)
+
+    @pytest.mark.parametrize(
         ("name", "more"),
         [
             ("tile/entries/002.p/188", b"\0\2{}"),
@@ -194,6 +251,12 @@ class TestExport:
             ("tile/entries/002.p/x", b"text"),
             ("tile/0/002.p/1", bytes(32)),
             ("tile/2/000.p/1", bytes(32)),
+            ("tile/2/000.p/\u0661", bytes(32)),
+            ("tile/0/000.p/0", b""),
+            ("tile/0/000.p/256", b""),
+            ("entries.jsonl", b"text"),
+            ("Tile/0/000", b"text"),
+            (".new", b"text"),
         ],
     )
     def test_more_than_was_signed_is_a_problem(
@@ -208,7 +271,7 @@ class TestExport:
         assert (verdict.ok, verdict.first_bad_index, len(verdict.problems)) == (False, None, 1)
 
     def test_exported_again_when_it_has_grown(self, tmp_path: Path) -> None:
-        """Narrower tiles of an earlier export may stay; not with an entry that was erased since."""
+        """Narrower tiles of an earlier export may stay, without the entries that were erased by order since."""
         path, vkey = build(tmp_path, 300)
         trail = open_trail(f"sqlite:///{path}", service="s")
 
@@ -220,11 +283,73 @@ class TestExport:
         assert check()
         trail.sequence([(trail.new_key(), trail.encode({"action": "a"})) for _ in range(300)])
         assert (check(), (tmp_path / "tiles/tile/entries/001.p/44").exists()) == (True, True)
+        narrower = tmp_path / "tiles/tile/entries/001.p/44"
+        before = narrower.read_bytes()
+        Retention(trail, classes=()).erase(actor="a", reason="r", entries=(298, 298))
+        assert check()
+        after = narrower.read_bytes()
+        assert len(after) == len(before) - len(before) // 44 + 2
         with trail.changing() as connection, connection.amending():
             connection.execute("UPDATE entry SET body = NULL WHERE idx = 299")
-        assert not check()
-        (tmp_path / "tiles/tile/entries/001.p/44").unlink()
-        assert check()
+        assert not check(), "nobody ordered that"
+        assert narrower.read_bytes() == after, "what may be the last copy stays"
+        trail.close()
+
+    def test_exported_again_at_once_after_an_erasure(self, tmp_path: Path) -> None:
+        """A bundle that is not full yet keeps no erased entry under its earlier widths; what is none of ours is left for `check`."""
+        path, vkey = build(tmp_path, 6)
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        command = ["export", str(path), "--tiles", str(tmp_path / "tiles")]
+        assert main(command) == 0
+        whole = (tmp_path / "tiles/tile/entries/000.p/6").read_bytes()
+        forged = tmp_path / "tiles/tile/entries/000.p/3"
+        forged.write_bytes(whole[: len(whole) // 2] + b"\0")
+        Retention(trail, classes=()).erase(actor="a", reason="r", entries=(1, 1))
+        assert main(command) == 0
+        assert forged.read_bytes() == whole[: len(whole) // 2] + b"\0"
+        forged.unlink()
+        verdict = tiles.check(tmp_path / "tiles", Verifier(vkey), erased=True)
+        assert (verdict.ok, verdict.erased) == (True, 1)
+        assert (tmp_path / "tiles/tile/entries/000.p/6").stat().st_size == len(whole) - len(whole) // 6 + 2
+        trail.close()
+
+    def test_export_that_broke_off(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each file is there as it was before or as it is to be, and the next export finishes."""
+        path, vkey = build(tmp_path, 6)
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        to = tmp_path / "tiles"
+
+        def export() -> None:
+            with trail.connected() as connection:
+                tiles.export(connection, trail.checkpoint(), to)
+
+        def content() -> dict[str, bytes]:
+            return {str(file): file.read_bytes() for file in to.rglob("*") if file.is_file()}
+
+        export()
+        before = content()
+        Retention(trail, classes=()).erase(actor="a", reason="r", entries=(1, 1))
+        replace, left = Path.replace, 0
+
+        def broken(self: Path, target: Path) -> Path:
+            nonlocal left
+            if not left:
+                raise OSError
+            left -= 1
+            return replace(self, target)
+
+        for calls in range(4):  # tile, bundle, the bundle before, checkpoint
+            left = calls
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "replace", broken)
+                with pytest.raises(OSError):
+                    export()
+            now = content()
+            assert now.keys() >= before.keys()
+            assert sum(now[name] != before[name] for name in before) == (calls == 3)
+        (to / ".new").write_bytes(b"left behind")
+        export()
+        assert tiles.check(to, Verifier(vkey), erased=True).ok
         trail.close()
 
     def test_forged_or_missing_checkpoint(self, exported: tuple[Path, str, Path], tmp_path: Path) -> None:
@@ -254,17 +379,25 @@ class TestExport:
         trail.close()
 
     def test_erased_entries(self, tmp_path: Path) -> None:
-        """An erased body is an empty entry: accepted only where that is asked for."""
-        path, vkey = build(tmp_path, 3)
-        with contextlib.closing(SqliteStore(path).connect()) as connection:
-            with connection.amending():
-                connection.execute("UPDATE entry SET body = NULL WHERE idx = 1")
-            trail = open_trail(f"sqlite:///{path}", service="s")
+        """An erased body is an empty entry: accepted only where that is asked for, and an order among the entries says so."""
+        path, vkey = build(tmp_path, 6)
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        Retention(trail, classes=()).erase(actor="a", reason="r", entries=(1, 2))
+        with trail.connected() as connection:
             tiles.export(connection, trail.checkpoint(), tmp_path / "tiles")
-            trail.close()
+        trail.close()
         assert tiles.check(tmp_path / "tiles", Verifier(vkey)).first_bad_index == 1
         verdict = tiles.check(tmp_path / "tiles", Verifier(vkey), erased=True)
-        assert (verdict.ok, verdict.erased) == (True, 1)
+        assert (verdict.ok, verdict.erased) == (True, 2)
+        bundle = tmp_path / "tiles/tile/entries/000.p/7"
+        good = bundle.read_bytes()
+        length = 2 + int.from_bytes(good[:2])
+        bundle.write_bytes(b"\0\0" + good[length:])
+        verdict = tiles.check(tmp_path / "tiles", Verifier(vkey), erased=True)
+        assert (verdict.ok, verdict.first_bad_index, len(verdict.problems)) == (False, 0, 1)
+        bundle.write_bytes(bytes(14))
+        verdict = tiles.check(tmp_path / "tiles", Verifier(vkey), erased=True)
+        assert [problem.index for problem in verdict.problems] == list(range(7))
 
 
 class TestProofs:

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         help="public key of an approver of prunings who must have been named first (repeatable; default: whom the log names)",
     )
     fsck = _add(commands, "fsck", "check an exported directory of tiles, or the database under a trail")
-    fsck.add_argument("--erased", action="store_true", help="accept tiles whose entries were erased")
+    fsck.add_argument("--erased", action="store_true", help="accept tiles whose entries were erased by order")
     fsck.set_defaults(checkpoint=[], approver=[])
     _add(commands, "checkpoint", "print the latest signed checkpoint; keep it elsewhere")
     prove = _add(commands, "prove", "print the proof that an entry is in the log, as JSON")
@@ -256,7 +256,8 @@ class _Command:
     def _export(self) -> int:
         """Write what there is, and then say whether it is what was recorded, and all of it."""
         if self._chosen.tiles is not None:
-            count = tiles.export(self._connection, self._latest(), self._chosen.tiles)
+            with self._connection.reading():
+                count = tiles.export(self._connection, self._latest(), self._chosen.tiles)
             _out(f"{count} files written")
         elif self._chosen.csv:
             export.csv(self._connection, sys.stdout)
