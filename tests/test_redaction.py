@@ -35,6 +35,17 @@ class Patient:
     name: str = "John Smith"
 
 
+class Counted(str):
+    """A name that counts how often another was made of it."""
+
+    __slots__ = ()
+    made = 0
+
+    def __format__(self, spec: str) -> str:
+        Counted.made += 1
+        return super().__format__(spec)
+
+
 class Broken:
     """An object whose every rendering fails, with the needle in the error."""
 
@@ -448,6 +459,13 @@ class TestMapping:
         """Masking two keys must not lose a field."""
         result = Redactor().mapping({"078-05-1120": 1, "078-05-1121": 2, "078-05-1122": 3})
         assert result == dict.fromkeys(["[PHI:ssn]", "[PHI:ssn]_2", "[PHI:ssn]_3"], "[PHI:key]")
+
+    def test_many_keys_that_become_equal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each takes the number behind the last one's: none is asked for twice."""
+        Counted.made = 0
+        monkeypatch.setattr(Redactor, "key", lambda *_, **__: Counted("[PHI:ssn]"))
+        assert len(Redactor().mapping(dict.fromkeys(map(str, range(500)), 1))) == 500
+        assert Counted.made == 499
 
     def test_keys_that_are_no_text(self) -> None:
         """Numbers are written out, objects are masked."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -428,6 +430,21 @@ class TestLiterals:
 
         assert dive(14, "near enough") is True
         assert dive(16, "too far away") is False
+
+    def test_several_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The functions that are running are looked at once for all of them, in tuples of names too."""
+        looked: list[None] = []
+
+        def frame() -> FrameType | None:
+            looked.append(None)
+            return inspect.currentframe()
+
+        monkeypatch.setattr("healthobs.redaction.literals.currentframe", frame)
+        known = Literals()
+        names = ("written here", "and there")
+        known.note([*names, *(f"unknown {number}" for number in range(50))])
+        assert known._known == set(names)
+        assert len(looked) == 1
 
     def test_the_memory_is_bounded(self) -> None:
         """What does not fit is looked up each time."""

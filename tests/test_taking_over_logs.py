@@ -7,7 +7,7 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from tests.set_ups import WHO
 
 from healthobs import Observability, Settings
 from healthobs.exceptions import ConfigurationError
+from healthobs.redaction import Redactor
 
 
 def _bound() -> Any:
@@ -204,6 +205,74 @@ class TestStructlog:
         assert (line["bed"], line["[PHI:strict]"]) == (3, "[PHI:key]")
         assert {"at_utc", "lineno"} <= line.keys()
         assert WHO not in stream.getvalue()
+
+
+class Counted(str):
+    """A name that counts how often another was made of it."""
+
+    __slots__ = ()
+    made = 0
+
+    def __format__(self, spec: str) -> str:
+        Counted.made += 1
+        return super().__format__(spec)
+
+
+class TestManyFields:
+    """A line whose names of fields are data, and many."""
+
+    @pytest.fixture(params=["stdlib", "structlog"])
+    def fields(
+        self, request: pytest.FixtureRequest, root: io.StringIO
+    ) -> Iterator[Callable[[int], list[str]]]:
+        """Return what logs as many fields, and tells their names."""
+        found: list[str] = []
+        through = request.param
+
+        def log(number: int) -> list[str]:
+            more = {f"{WHO}{one}": 1 for one in range(number)}
+            if through == "structlog":
+                structlog.get_logger().info("form", **more)
+            else:
+                logging.getLogger("app").info("form", extra=more)
+            return [name for name in found if "[PHI:" in name or name == "redaction" or WHO in name]
+
+        def note(record: logging.LogRecord) -> bool:
+            found.extend(vars(record))
+            return True
+
+        def render(_logger: Any, _method: str, event: Any) -> str:
+            found.extend(event)
+            return "line"
+
+        structlog.configure(processors=[render], logger_factory=structlog.PrintLoggerFactory(io.StringIO()))
+        obs = Observability(Settings(redaction="strict"), logs="processor")
+        handler = logging.getLogger().handlers[0]
+        handler.addFilter(note)
+        yield log
+        handler.removeFilter(note)
+        obs.close()
+        structlog.reset_defaults()
+
+    def test_numbers(self, fields: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each takes the number behind the last one's: none is asked for twice."""
+        key = Redactor.key
+
+        def counted(self: Redactor, name: object, *, signal: str = "log") -> str:
+            shown = key(self, name, signal=signal)
+            return Counted(shown) if shown.startswith("[PHI:") else shown
+
+        monkeypatch.setattr(Redactor, "key", counted)
+        Counted.made = 0
+        assert len(fields(300)) == 300
+        assert Counted.made == 299
+
+    def test_too_many(self, fields: Callable[[int], list[str]]) -> None:
+        """A mark stands for those beyond a thousand."""
+        names = fields(1500)
+        assert names[-1] == "redaction"
+        assert 990 < len(names) <= 1001
+        assert WHO not in str(names)
 
 
 class TestBareWordsOfASetUp:

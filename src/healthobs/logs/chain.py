@@ -134,15 +134,17 @@ class StructlogChain:
 
     def _process(self, event_dict: EventDict) -> EventDict:
         self._shield_exception(event_dict)  # a step may have found one
+        others: list[str] = []
         for key, value in list(event_dict.items()):
             if key not in _STRUCTLOGS or isinstance(value, (Own, OwnTexts, Rendered)):
-                self._fields.redact(event_dict, key)
+                others.append(key)
             elif key == "event":
                 event_dict[key] = (
                     self._redactor.name(value) if isinstance(value, str) else str(self._marked(value))
                 )
             elif key == "stack_info":
                 event_dict[key] = bool(value)
+        self._fields.redact(event_dict, others)
         self._fields.add_ids(event_dict)
         return event_dict
 

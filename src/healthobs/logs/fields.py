@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +17,8 @@ from healthobs.logs.records import Own, OwnTexts, Rendered, current_ids, own
 from healthobs.logs.stdlib import DONE
 from healthobs.logs.substitutes import Substitute, substitute
 from healthobs.redaction import Redactor
+from healthobs.redaction.apart import Apart
+from healthobs.redaction.redactor import MAX_ITEMS
 
 #: Returns an exception's fields as they may leave.
 Facts = Callable[[BaseException], Mapping[str, Any]]
@@ -51,32 +53,40 @@ class FieldRedactor:
         #: Fields in which the time of the line itself may stand.
         self.stamps: set[str] = {"timestamp"}
 
-    def redact(self, fields: MutableMapping[str, Any], key: str) -> None:
-        """Redact one field; what healthobs wrote itself, and plumbing, stays."""
-        value = fields[key]
-        if isinstance(value, (Own, OwnTexts)):
-            return
-        if isinstance(value, Rendered):
-            fields[key] = str(self._redactor.text(value))
-        elif not _is_plumbing(key, value) and not self._is_of_the_line(key, value):
-            self._redact(fields, key)
+    def redact(self, fields: MutableMapping[str, Any], keys: Iterable[str]) -> None:
+        """Redact the fields of a line under `keys`; what healthobs wrote itself, and plumbing, stays.
+
+        A mark stands for those that are too many.
+        """
+        apart, left = Apart(), MAX_ITEMS
+        for key in keys:
+            value = fields[key]
+            if isinstance(value, (Own, OwnTexts)):
+                continue
+            if isinstance(value, Rendered):
+                fields[key] = str(self._redactor.text(value))
+            elif not _is_plumbing(key, value) and not self._is_of_the_line(key, value):
+                left -= 1
+                if left >= 0:
+                    self._redact(fields, key, apart)
+                elif self._redactor.mode != "watch":
+                    del fields[key]
+        if left < 0 and self._redactor.mode != "watch":
+            fields["redaction"] = "[PHI:length]"
 
     def _is_of_the_line(self, key: str, value: object) -> bool:
         return (key in self.stamps and _is_now(value)) or (
             key in _IDS and type(value) is str and value in current_ids()
         )
 
-    def _redact(self, fields: MutableMapping[str, Any], key: str) -> None:
+    def _redact(self, fields: MutableMapping[str, Any], key: str, apart: Apart) -> None:
         """Redact one field; a name that may not leave goes, and its value with it."""
         name = self._redactor.key(key)
         if name == key or self._redactor.mode == "watch":
             fields[key] = self._redactor.value(key, fields[key])
             return
         del fields[key]
-        unique, number = name, 2
-        while unique in fields:
-            unique, number = f"{name}_{number}", number + 1
-        fields[unique] = "[PHI:key]"
+        fields[apart.free(name, fields)] = "[PHI:key]"
 
     def tell(self, fields: MutableMapping[str, Any], exc: BaseException) -> None:
         """Put what may be said of an exception in its place, in `exc_info` and in fields."""

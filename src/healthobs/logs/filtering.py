@@ -111,8 +111,7 @@ class RecordFilter:
             fields.pop("color_message", None)
             if record.name.startswith("celery."):
                 fields.pop("data", None)  # arguments, id and exception of the task
-        for key in fields.keys() - STANDARD:
-            self._fields.redact(fields, key)
+        self._fields.redact(fields, [key for key in fields if key not in STANDARD])
         for key in _ORIGINS:
             name = fields.get(key)
             if isinstance(name, str) and not _GIVEN.fullmatch(name):

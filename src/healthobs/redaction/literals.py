@@ -9,7 +9,7 @@ Limits: CPython. Data that equals a constant of a function on the stack passes (
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from inspect import currentframe
 from typing import cast
 
@@ -28,6 +28,15 @@ def _holds(constants: tuple[object, ...], text: str) -> bool:
         ):
             return True
     return False
+
+
+def _texts(constants: tuple[object, ...]) -> Iterator[str]:
+    """Yield the texts among `constants`, and in tuples of them."""
+    for constant in constants:
+        if type(constant) is str:
+            yield constant
+        elif type(constant) is tuple:
+            yield from (one for one in cast("tuple[object, ...]", constant) if type(one) is str)
 
 
 class Literals:
@@ -52,10 +61,17 @@ class Literals:
         return text in self._known
 
     def note(self, texts: Collection[str]) -> None:
-        """Look at `texts` while the function that uses them is running; one look-up when all are known."""
-        if not self._known.issuperset(texts):
-            for text in texts:
-                self.has(text)
+        """Look at `texts` while the function that uses them is running; one look-up when all are known, else one at the stack."""
+        if self._known.issuperset(texts):
+            return
+        unknown = set(texts) - self._known
+        frame = currentframe()
+        for _ in range(_FRAMES):
+            frame = None if frame is None else frame.f_back
+            if frame is None:
+                break
+            for text in unknown.intersection(_texts(frame.f_code.co_consts)):
+                self.add(text)
 
     def has(self, text: str) -> bool:
         """Return whether `text` is known, or a constant of one of the nearest functions that are running."""

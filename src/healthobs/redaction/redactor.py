@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, Literal, cast
 from uuid import UUID
 
+from healthobs.redaction.apart import Apart
 from healthobs.redaction.keys import ALLOWED, LABELS, WORDS, Action, classify
 from healthobs.redaction.literals import Literals
 from healthobs.redaction.marks import marked_fields
@@ -19,7 +20,8 @@ from healthobs.redaction.phi import Phi
 from healthobs.redaction.scan import scan
 
 _MAX_DEPTH = 4
-_MAX_ITEMS = 1000
+#: Items of one mapping or record that are looked at; a mark stands for the rest.
+MAX_ITEMS = 1000
 _MAX_KEYS = 2048
 _MAX_KEY_LENGTH = 128
 _MAX_TEMPLATES = 4096
@@ -276,7 +278,7 @@ class _Walk:
     def __init__(self, redactor: Redactor, signal: str) -> None:
         self._redactor = redactor
         self._signal = signal
-        self._left = _MAX_ITEMS
+        self._left = MAX_ITEMS
 
     def value(self, key: str, value: object, depth: int) -> Any:
         kind = type(value)
@@ -299,15 +301,14 @@ class _Walk:
 
     def mapping(self, fields: Mapping[Any, object], depth: int, under: str | None = None) -> dict[str, Any]:
         result: dict[str, Any] = {}
+        apart = Apart()
         for key, value in fields.items():
             self._left -= 1
             if self._left < 0:
                 result["redaction"] = self._mark("length")
                 break
             name = self._redactor.key(key, signal=self._signal)
-            unique, number = name, 2
-            while unique in result:
-                unique, number = f"{name}_{number}", number + 1
+            unique = apart.free(name, result)
             if name != key and "[PHI:" in name:
                 # A key made of an identifier makes its value one about that person.
                 result[unique] = self._mark("key")
