@@ -100,6 +100,17 @@ class TestErased:
         kept = Removals().look(bench.trail)
         assert (any(each.held for each in kept.removals), kept.missing) == (shows, 0)
 
+    def test_hold_itself(self, bench: Bench) -> None:
+        """Whoever looked before knows a hold that was erased, and what it keeps."""
+        bench.add(3)
+        bench.retention().hold("case", actor="a", reason="r", entries=(0, 0))
+        removals = Removals()
+        removals.look(bench.trail)
+        for ranges in ("3", "0"):
+            bench.trail.append_own({"action": governance.ERASE, "details": {"ranges": ranges}})
+            took(bench, f"UPDATE entry SET body = NULL WHERE idx = {ranges}")
+            assert removals.look(bench.trail).removals[-1].held
+
     def test_hold_that_came_after(self, bench: Bench) -> None:
         """A hold that came after the order, or was released, makes nothing wrong."""
         bench.add(6)

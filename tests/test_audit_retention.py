@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.audit_trails import in_files
-from tests.retention_bench import ALICE, BOB, YEAR, Bench, signed
+from tests.retention_bench import ALICE, BOB, YEAR, Bench, encode, signed
 
-from healthobs.audit import governance, store
+from healthobs.audit import governance, merkle, store
 from healthobs.audit.retention import RecordClass, Retention
 from healthobs.audit.sqlite import connect_pragmas
 from healthobs.exceptions import AuditError, AuditTamperedError, AuditWriteError, RetentionError
@@ -104,6 +104,46 @@ class TestErase:
         with bench.trail.changing() as connection, connection.amending():
             connection.execute("UPDATE entry SET body = NULL WHERE idx IN (0, 3)")
         assert bench.verify().first_bad_index == 3
+
+    def test_order_that_names_what_governs(self, bench: Bench) -> None:
+        """An order that names an entry by which the trail governs itself takes nothing of that, and is named."""
+        bench.add(2)
+        bench.retention().hold("case-17", actor="counsel", reason="r", entries=(0, 0))
+        bench.trail.append_own({"action": governance.ERASE, "details": {"ranges": "1-3"}})
+        bench.retention().apply()
+        assert [order.index for order in bench.retention().holds()] == [2]
+        assert [str(problem) for problem in bench.verify().problems] == [
+            "entry 2: the entry governs the trail, and an erasure names it"
+        ]
+
+    def test_order_that_is_no_entry(self, bench: Bench) -> None:
+        """What is longer than an entry can be orders nothing, so that no list without end is gone through."""
+        bench.add(3)
+        for spaces, found in ((60_000, 1), (66_000, 0)):
+            text = (
+                encode({"action": governance.ERASE, "details": {"ranges": "1"}}, bench.time).decode()
+                + " " * spaces
+            )
+            with bench.trail.changing() as connection, connection.amending():
+                connection.execute("DELETE FROM entry WHERE idx = 3")
+                connection.execute(
+                    "INSERT INTO entry VALUES (3, ?, ?)", (merkle.leaf_hash(text.encode()), text)
+                )
+                assert len(governance.orders(connection)) == found
+            assert (governance.order_of(3, merkle.leaf_hash(text.encode()), text) is not None) == found
+
+    def test_ranges_are_joined(self) -> None:
+        """Ranges of one or many orders are ascending and apart, and tell what is in them."""
+        found = [
+            governance.Order(20, governance.ERASE, None, {"ranges": "9-1,4-5,3,30-40,12-99,6-7"}),
+            governance.Order(10, governance.ERASE, None, {"ranges": "5,1,0"}),
+            governance.Order(30, governance.HOLD, None, {"ranges": "22-25"}),
+        ]
+        ranges = governance.erased(found)
+        assert ranges == [(0, 1), (3, 7), (12, 19)]
+        covered = {index for index in range(-2, 30) if governance.covers(ranges, index)}
+        assert covered == {0, 1, *range(3, 8), *range(12, 20)}
+        assert not governance.covers([], 0)
 
     def test_interrupted(self, bench: Bench) -> None:
         """An order that a crash kept from being carried out is carried out by the next."""

@@ -117,8 +117,8 @@ class TestRotation:
             )
         bench.reopen()  # what runs would see it
         bench.retention().prune(signed(bench.retention().order(256), ALICE, BOB), actor="a", reason="r")
-        with bench.trail.connected() as connection:
-            assert not any(order.vkeys for order in governance.orders(connection))
+        with bench.trail.connected() as reader:
+            assert not any(order.vkeys for order in governance.orders(reader))
 
     def test_key_exchanged_without_overlap(self, bench: Bench) -> None:
         """A key file that holds none of the log's keys is refused."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.retention_bench import YEAR, Bench
 
-from healthobs.audit import store, verification
+from healthobs.audit import governance, store, verification
 from healthobs.audit.merkle import CompactRange
 from healthobs.exceptions import AuditError, AuditTamperedError
 
@@ -76,6 +76,14 @@ def test_erased_by_order(bench: Bench, seen: CompactRange) -> None:
     damage(bench, "UPDATE entry SET body = NULL WHERE idx IN (6, 9)")
     verdict, _ = bench.trail.verify_since(seen)
     assert [problem.index for problem in verdict.problems] == [6, 9]
+
+
+def test_order_that_names_what_governs(bench: Bench, seen: CompactRange) -> None:
+    """An order since that names an entry since by which the trail governs itself is named."""
+    bench.retention().hold("case", actor="a", reason="r", entries=(0, 0))
+    bench.trail.append_own({"action": governance.ERASE, "details": {"ranges": "10"}})
+    verdict, _ = bench.trail.verify_since(seen)
+    assert [problem.index for problem in verdict.problems] == [10]
 
 
 def test_long_list_is_cut(bench: Bench, seen: CompactRange, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,20 +3,22 @@
 They are ordinary entries under ordinary proofs, so nothing that they allow can be claimed afterwards. Their
 actions are reserved: `AuditTrail.append` refuses them, `healthobs.audit.retention` and the opening write them.
 
-Limits: they are found by scan. Ranges are inclusive, as ``0-4,7``.
+Limits: they are found by scan. Ranges are inclusive, as ``0-4,7``. What is longer than an entry can be is none.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, cast
 
+from healthobs.audit.entry import MAX_BODY
 from healthobs.audit.merkle import TILE_HEIGHT, inclusion_path, leaf_hash, verify_inclusion
 from healthobs.audit.records import Checkpoint
-from healthobs.audit.store import ReadConnection, stored_bytes, tree
+from healthobs.audit.store import HIGHEST, ReadConnection, stored_bytes, tree
 from healthobs.exceptions import AuditTamperedError
 from healthobs.redaction import Redactor
 
@@ -94,11 +96,11 @@ def damage_statement(origin: str, key: str, body: bytes) -> str:
     return f"{_DAMAGE_TITLE}\n{origin}\n{key}\n{sha256(body).hexdigest()}\n"
 
 
-def orders(connection: ReadConnection, start: int = 0) -> list[Order]:
-    """Return the governing entries from `start` on whose bodies are what their leaves say, oldest first."""
+def orders(connection: ReadConnection, start: int = 0, last: int = HIGHEST) -> list[Order]:
+    """Return the governing entries from `start` to `last` whose bodies are what their leaves say, oldest first."""
     rows = connection.execute(
-        "SELECT idx, leaf, body FROM entry WHERE idx >= ? AND body LIKE ? ORDER BY idx",
-        (start, '%"action":"audit.%'),
+        "SELECT idx, leaf, body FROM entry WHERE idx >= ? AND idx <= ? AND body LIKE ? AND length(body) <= ? ORDER BY idx",
+        (start, last, '%"action":"audit.%', MAX_BODY),
     )
     return [order for row in rows if (order := order_of(*row)) is not None]
 
@@ -106,12 +108,9 @@ def orders(connection: ReadConnection, start: int = 0) -> list[Order]:
 def order_of(index: object, leaf: object, body: object) -> Order | None:
     """Return what an entry as it was read says of the trail itself; None when it is no governing one, or not what its leaf says."""
     stored = stored_bytes(body)
-    if (
-        stored is None
-        or not isinstance(leaf, bytes)
-        or leaf_hash(stored) != leaf
-        or not isinstance(index, int)
-    ):
+    if stored is None or len(stored) > MAX_BODY or not isinstance(index, int):
+        return None
+    if not isinstance(leaf, bytes) or leaf_hash(stored) != leaf:
         return None
     try:
         entry = cast("dict[str, Any]", json.loads(stored))
@@ -141,13 +140,26 @@ def is_signed(connection: ReadConnection, order: Order, signed: Checkpoint) -> b
 
 
 def erased(found: Iterable[Order]) -> list[Range]:
-    """Return the entries whose bodies were ordered to go, each order for entries before it only."""
-    return [
+    """Return the entries whose bodies were ordered to go, each order for entries before it only: ascending, and apart."""
+    ordered = sorted(
         (first, min(last, order.index - 1))
         for order in found
         if order.action == ERASE
         for first, last in order.ranges
-    ]
+    )
+    apart: list[Range] = []
+    for first, last in ordered:
+        if apart and first <= apart[-1][1] + 1:
+            apart[-1] = apart[-1][0], max(last, apart[-1][1])
+        elif first <= last:
+            apart.append((first, last))
+    return apart
+
+
+def covers(ranges: Sequence[Range], index: int) -> bool:
+    """Return whether one of the ranges, ascending and apart as `erased` gives them, has the entry."""
+    place = bisect_right(ranges, index, key=lambda part: part[0])
+    return place > 0 and index <= ranges[place - 1][1]
 
 
 def holds(found: Iterable[Order]) -> list[Order]:

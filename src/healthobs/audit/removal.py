@@ -40,7 +40,8 @@ class Removal(NamedTuple):
         last: The last of them.
         least_days: None of them was younger than that when it was ordered to go; None when nothing says so.
         most_days: None of them was older; None when nothing says so.
-        held: A hold that is in force, and was when it was ordered, keeps one of them.
+        held: A hold that is in force, and was when it was ordered, keeps one of them; or an erasure names one by which the trail
+            governs itself, as far as it is there or was seen.
     """
 
     first: int
@@ -117,7 +118,9 @@ class Removals:
         ]
 
     def _held(self, trail: AuditTrail, order: Order, gone: Range) -> bool:
-        """Return whether a hold in force that was placed before the order keeps what is gone."""
+        """Return whether a hold in force that was placed before the order keeps what is gone, or it governed the trail."""
+        if order.action == governance.ERASE and any(gone[0] <= one.index <= gone[1] for one in self._orders):
+            return True
         before = [hold for hold in governance.holds(self._orders) if hold.index < order.index]
         if not before:
             return False

@@ -235,10 +235,10 @@ def entries(connection: ReadConnection, after: int = LOWEST, last: int = HIGHEST
     )
 
 
-def checkpoints(connection: ReadConnection, last: int) -> Iterator[Row]:
-    """Yield size and note of each checkpoint up to the size `last`, in order, piece by piece."""
+def checkpoints(connection: ReadConnection, last: int, after: int = LOWEST) -> Iterator[Row]:
+    """Yield size and note of each checkpoint beyond the size `after` up to `last`, in order, piece by piece."""
     statement = "SELECT size, note FROM checkpoint WHERE size > ? AND size <= ? ORDER BY size"
-    return _walk(connection, statement, LOWEST, last)
+    return _walk(connection, statement, after, last)
 
 
 def _walk(connection: ReadConnection, statement: str, after: int, last: int) -> Iterator[Row]:

@@ -5,6 +5,9 @@ are held against every signed checkpoint, and against those that somebody kept e
 missing beginning is a problem unless an entry of the log itself ordered it; a key that signed is a problem
 unless it is known, or an entry under a known key's checkpoint vouches for it.
 
+Others may append, erase and prune meanwhile: where a body is missing, the orders that came since are read, and what came with
+them is verified too; where the beginning went, all is read anew.
+
 Limits: a file that was put back to an earlier state, checkpoints included, verifies; only a checkpoint held
 outside shows it (`known`). So does a log rewritten by whoever has the signing key. Whom the log names first as approvers of
 prunings is believed unless they are pinned.
@@ -20,11 +23,14 @@ from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.governance import Order, Range
 from healthobs.audit.merkle import HASH_BYTES, TILE_HEIGHT, TILE_WIDTH, CompactRange, leaf_hash
 from healthobs.audit.records import Checkpoint, Problem, Verification
-from healthobs.audit.store import HIGHEST, ReadConnection, StoreError
-from healthobs.exceptions import AuditTamperedError
+from healthobs.audit.store import HIGHEST, LOWEST, ReadConnection, StoreError
+from healthobs.exceptions import AuditError, AuditTamperedError
 
 #: Problems that are listed; one is enough to fail, and a ruined file must not flood the report.
 MAX_PROBLEMS = 50
+#: Runs in one of which nobody must have pruned; prunings are rare.
+_RUNS = 3
+_GOVERNS = "the entry governs the trail, and an erasure names it"
 #: The hashes that are kept of a tile where they are as many as they should, and how many entries there are by now.
 _TILE = """SELECT CASE WHEN length(hashes) = width * 32 THEN hashes END,
     (SELECT coalesce(max(idx) + 1, 0) FROM entry) FROM tile WHERE level = ? AND n = ?"""
@@ -46,7 +52,12 @@ def verify(
     """
     for vkey in approvers:
         Verifier(vkey)  # a malformed one would find fault with every pruning
-    return _Run(connection, verifier, known, approvers).run()
+    left = _RUNS
+    while True:
+        run = _Run(connection, verifier, known, approvers)
+        verdict, left = run.run(), left - 1
+        if verdict.ok or not left or not run.overtaken():
+            return verdict
 
 
 def extend(
@@ -68,7 +79,9 @@ def extend(
     problems = guard_problems(connection)
     start, tree = before.size, before.copy()
     with connection.reading():
-        gone = governance.erased(governance.orders(connection, start))
+        found = governance.orders(connection, start)
+        gone = governance.erased(found)
+        problems += [Problem(one.index, _GOVERNS) for one in found if governance.covers(gone, one.index)]
         size, note = store.head(connection)
         if size < start or store.load_range(connection, start).root() != before.root():
             problems.append(Problem(None, f"the log does not extend the {start} entries that were verified"))
@@ -77,7 +90,7 @@ def extend(
             bodies = connection.execute("SELECT body FROM entry WHERE idx >= ? ORDER BY idx", (start,))
             for index, (leaf, (body,)) in enumerate(zip(leaves, bodies, strict=True), start):
                 stored = store.stored_bytes(body)
-                ordered = stored is None and any(first <= index <= last for first, last in gone)
+                ordered = stored is None and governance.covers(gone, index)
                 if not ordered and (stored is None or leaf_hash(stored) != leaf):
                     problems.append(Problem(index, "the body is not what was recorded"))
                 tree.append(leaf)
@@ -107,6 +120,12 @@ def ring(verifier: Verifier, orders: Sequence[Order]) -> Verifier:
     return Verifier(*dict.fromkeys((*verifier.vkeys, *own)))
 
 
+def _beginning(connection: ReadConnection) -> object:
+    """Return what the first entry that is there is filed under."""
+    ((there,),) = connection.execute("SELECT min(idx) FROM entry")
+    return there
+
+
 def _bound(number: object, none: int) -> int:
     """Return the highest number of a table, to read up to; of one that has other things for numbers all is read."""
     if number is None:
@@ -126,6 +145,7 @@ class _Run:
         self._approvers = approvers
         self._orders: list[Order] = []
         self._erased: list[Range] = []
+        self._governing: set[int] = set()
         self._ring = verifier
         #: Who signed: the first size filed under it, and the highest whose root is that of the entries.
         self._signers: dict[frozenset[str], tuple[int, int]] = {}
@@ -140,14 +160,24 @@ class _Run:
         self._nodes: dict[int, tuple[int, bytes]] = {}
         self._first = 0
         self._bodies_erased = 0
+        #: What there is to verify, as of one moment: the last entry, how many were signed, how many kept tiles.
+        self._last = -1
+        self._signed_size = 0
+        self._tiles_kept = 0
+        #: The first entry that was there at the start.
+        self._begun: object = None
+        #: Pieces of the walk that were read, and as of which of them the orders are known.
+        self._piece = 0
+        self._looked = 0
 
     def run(self) -> Verification:
         try:
             self._problems += guard_problems(self._connection)
-            self._orders = governance.orders(self._connection)
-            self._erased = governance.erased(self._orders)
-            self._ring = ring(self._verifier, self._orders)
-            self._walk([open_checkpoint(note, self._ring) for note in self._known], *self._extent())
+            self._begun = _beginning(self._connection)
+            if not self._extent():
+                self._problem(None, "there is no checkpoint at all")
+            self._take(governance.orders(self._connection, last=self._last))
+            self._walk([open_checkpoint(note, self._ring) for note in self._known])
             self._keys()
         except AuditTamperedError as exc:
             self._problem(exc.index, exc.problem)
@@ -160,6 +190,33 @@ class _Run:
         return Verification(
             not problems, self._entries, root, problems, self._checkpoints, self._first, self._bodies_erased
         )
+
+    def overtaken(self) -> bool:
+        """Return whether the beginning went since this run began, which may have seen one half of that and not the other."""
+        try:
+            return self._begun != _beginning(self._connection)
+        except AuditError:
+            return False
+
+    def _take(self, orders: list[Order]) -> None:
+        self._orders += orders
+        self._erased = governance.erased(self._orders)
+        self._governing = {order.index for order in self._orders}
+        self._ring = ring(self._verifier, self._orders)
+
+    def _look_again(self) -> None:
+        """Take the orders that came since, so that what they took is not missed, and go on as far as they are.
+
+        Once for each piece of the walk is enough: an order is there before anything goes by it.
+        """
+        if self._looked == self._piece:
+            return
+        self._looked, before = self._piece, self._last
+        self._extent()
+        came = governance.orders(self._connection, before + 1, self._last) if self._last > before else []
+        if came:
+            self._take(came)
+            self._judge(before + 1)
 
     def _problem(self, index: int | None, what: str) -> None:
         if len(self._problems) < MAX_PROBLEMS:
@@ -184,19 +241,26 @@ class _Run:
         if vkey not in trusted or origin != self._verifier.name:
             self._problem(None, "the key written in the file is not the expected key")
 
-    def _extent(self) -> tuple[int, int, int]:
-        """Return the last entry, how many were signed, and how many kept tiles there are, as of one moment."""
+    def _extent(self) -> bool:
+        """Take up to where there is anything to verify, as of this moment; return whether anything was signed."""
         with self._connection.reading():
             ((last,),) = self._connection.execute("SELECT max(idx) FROM entry WHERE idx <= ?", (HIGHEST,))
             ((signed,),) = self._connection.execute(
                 "SELECT max(size) FROM checkpoint WHERE size <= ?", (HIGHEST,)
             )
             ((tiles,),) = self._connection.execute("SELECT count(*) FROM tile")
-        if signed is None:
-            self._problem(None, "there is no checkpoint at all")
-        return _bound(last, -1), _bound(signed, 0), tiles
+        self._last, self._signed_size, self._tiles_kept = _bound(last, -1), _bound(signed, 0), tiles
+        return signed is not None
 
-    def _walk(self, known: list[Checkpoint], last: int, signed_size: int, tiles: int) -> None:
+    def _judge(self, start: int) -> set[int]:
+        """Name what is wrong with the approvers and prunings from entry `start` on; return where, in the whole log."""
+        faults = approval.judge(self._orders, self._verifier.name, self._approvers).faults
+        for index, fault in faults.items():
+            if index >= start:
+                self._problem(index, fault)
+        return set(faults)
+
+    def _walk(self, known: list[Checkpoint]) -> None:
         expected = self._first = self._start()
         if any(checkpoint.size < expected for checkpoint in known):
             raise NoteError(
@@ -204,9 +268,9 @@ class _Run:
             )
         by_size = sorted(known, key=lambda checkpoint: checkpoint.size)  # merge takes what is in order
         outside = ((checkpoint.size, checkpoint) for checkpoint in by_size)
-        checkpoints = merge(self._signed(signed_size), outside, key=lambda pair: pair[0])
+        checkpoints = merge(self._signed(), outside, key=lambda pair: pair[0])
         due = next(checkpoints, None)
-        for index, leaf, body in self._rows(last):
+        for index, leaf, body in self._rows():
             if index < expected:
                 self._problem(index, "the entry is numbered out of order")
                 self._tree = None
@@ -225,21 +289,19 @@ class _Run:
                 self._tree = None
             self._checkpoint(*due)
             due = next(checkpoints, None)
-        if signed_size < expected:
-            self._problem(signed_size, "the entries from here on were never signed")
+        if self._signed_size < expected:
+            self._problem(self._signed_size, "the entries from here on were never signed")
         if self._tree is None:
             return
         for level, (n, hashes) in self._nodes.items():
             self._tile(level, n, hashes)
-        if tiles > self._tiles:
+        if self._tiles_kept > self._tiles:
             self._problem(None, "there are kept tiles that belong to no entries")
 
     def _start(self) -> int:
         """Return where the log begins; where it was pruned by order, load the tree up to there from kept nodes."""
-        ((there,),) = self._connection.execute("SELECT min(idx) FROM entry")
-        faults = approval.judge(self._orders, self._verifier.name, self._approvers).faults
-        for index, fault in faults.items():
-            self._problem(index, fault)
+        there = _beginning(self._connection)
+        faults = self._judge(0)
         good = (order.below for order in self._orders if order.index not in faults)
         first = max((below for below in good if isinstance(there, int) and below <= there), default=0)
         if not first:
@@ -261,32 +323,50 @@ class _Run:
         self._good_size = self._good_outside = first
         return first
 
-    def _rows(self, last: int) -> Iterator[tuple[int, object, object]]:
-        expected = self._first
-        for index, leaf, body in store.entries(self._connection, last=last):
-            if isinstance(index, int):
-                yield index, leaf, body
-                expected = index + 1
-            else:
-                self._problem(expected, "what is filed here is numbered by no whole number")
-                self._tree = None
+    def _rows(self) -> Iterator[tuple[int, object, object]]:
+        """Yield the entries up to the last, which may come to be a later one meanwhile."""
+        expected, after = self._first, LOWEST
+        while True:
+            last = self._last
+            for place, (index, leaf, body) in enumerate(store.entries(self._connection, after, last)):
+                self._piece += place % store.AT_ONCE == 0
+                if isinstance(index, int):
+                    yield index, leaf, body
+                    expected = index + 1
+                else:
+                    self._problem(expected, "what is filed here is numbered by no whole number")
+                    self._tree = None
+            if self._last <= last:
+                return
+            after = last
 
-    def _signed(self, highest: int) -> Iterator[tuple[int, object]]:
-        for size, note in store.checkpoints(self._connection, highest):
-            if isinstance(size, int):
-                yield size, note
-            else:
-                self._problem(None, "a checkpoint is filed under what is no whole number")
+    def _signed(self) -> Iterator[tuple[int, object]]:
+        """Yield the checkpoints up to the latest, which may come to be a later one meanwhile."""
+        after = LOWEST
+        while True:
+            highest = self._signed_size
+            for size, note in store.checkpoints(self._connection, highest, after):
+                if isinstance(size, int):
+                    yield size, note
+                else:
+                    self._problem(None, "a checkpoint is filed under what is no whole number")
+            if self._signed_size <= highest:
+                return
+            after = highest
 
     def _entry(self, index: int, leaf: object, body: object) -> None:
         self._entries += 1
         stored = store.stored_bytes(body)
         if stored is None:
             self._bodies_erased += 1
-            if not any(first <= index <= last for first, last in self._erased):
+            if not governance.covers(self._erased, index):
+                self._look_again()
+            if not governance.covers(self._erased, index):
                 self._problem(index, "the body is missing")
         elif leaf_hash(stored) != leaf:
             self._problem(index, "the body is not what was recorded")
+        elif index in self._governing and governance.covers(self._erased, index):
+            self._problem(index, _GOVERNS)
         if not store.is_hash(leaf):
             self._problem(index, "the leaf is no hash")
             self._tree = None

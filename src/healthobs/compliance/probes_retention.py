@@ -91,7 +91,7 @@ class Retained:
             for count, text in (
                 (kept.missing, f"{kept.missing} entries are missing, and no order says so"),
                 (early, f"{early} removals took entries before their time"),
-                (held, f"{held} removals took entries that a hold keeps"),
+                (held, f"{held} removals took entries that a hold keeps or that govern the trail"),
             )
             if count
         ]
