@@ -252,7 +252,8 @@ class TestScanLimit:
         "unit",
         ["1", "1-", "1 ", "1.", "a@", "@", "a:", ":", "://", "www.", "jan ", "name=", "mrn ", "(a", "f(a=", "ey",
          "ey-.", "1a", "a1", "0-", "aa-", "aa:", "gb29 ", "(01)", "may 5", "+1 ", "(", "age ", "1/2/", "٣", "\u200b1",
-         "[PHI:ssn]", "bearer ", "policy no ", "99 year", "phone (", "aB", "mrnId 1", "\\\\n", "\x1b[1m", "\x1b[", "patientId ", "mrn [", 'name="\\\\'],
+         "[PHI:ssn]", "bearer ", "policy no ", "99 year", "phone (", "aB", "mrnId 1", "\\\\n", "\x1b[1m", "\x1b[", "patientId ", "mrn [", '"a', '"a"@', "078_05_", "4111|", "13.02.", "born 1950 3 ",
+         "0049 30 ", "06 12 ", "93 y.", "0011.2233.", "1eg4 ", "gb82-", "5. m\u00e4rz ", 'name="\\\\'],
     )  # fmt: skip
     def test_hostile_text_is_bounded(self, unit: str) -> None:
         """Forty kilobytes made to provoke backtracking cost at most four scans of what fits the limit."""

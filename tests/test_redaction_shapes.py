@@ -50,6 +50,38 @@ def test_the_length_of_a_card(length: int, kinds: tuple[str, ...]) -> None:
     assert scan(f"paid {card(length)} ok")[1] == kinds
 
 
+@pytest.mark.parametrize("separator", ["\t", "\n", "\r\n", "_", "\u00b7", "\u2022", ":", "|", "~"])
+class TestRareSeparators:
+    """Social security and card numbers as forms, tables and encodings cut them."""
+
+    def test_a_social_security_number(self, separator: str) -> None:
+        """The same sign twice, and no further number behind it: then it is a row of a table."""
+        number = separator.join(("078", "05", "1120"))
+        assert scan(f"is {number} ok")[0] == "is [PHI:ssn] ok"
+        for other in (
+            f"{number}{separator}7",
+            f"7{separator}{number}",
+            f"1{number}",
+            f"{number}1",
+            f"a{number}",
+            f"{number}b",
+        ):
+            assert scan(f"is {other} ok")[1] == ()
+        assert (
+            scan(f"is 078{separator}05;1120 ok")[1] == scan(f"is 000{separator}05{separator}1120 ok")[1] == ()
+        )
+
+    @pytest.mark.parametrize("groups", [(4, 4, 4, 4), (4, 6, 5)])
+    def test_a_card(self, groups: tuple[int, ...], separator: str) -> None:
+        """By its check digit; the signs may differ."""
+        number = card(sum(groups))
+        cut = grouped(number, groups, separator)
+        wrong = cut[:-1] + str((int(cut[-1]) + 1) % 10)
+        assert scan(f"paid {cut} ok")[0] == "paid [PHI:card] ok"
+        assert scan(f"paid {cut.replace(separator, ' ', 1)} ok")[0] == "paid [PHI:card] ok"
+        assert scan(f"paid {wrong} ok")[1] == scan(f"paid {cut}1 ok")[1] == ()
+
+
 class TestDates:
     """Dates in digits."""
 
@@ -65,6 +97,39 @@ class TestDates:
     def test_each_shape_goes_whole(self, date: str) -> None:
         """With one digit or two for day and month, the year first or last."""
         assert scan(f"seen {date} ok")[0] == "seen [PHI:date] ok"
+
+    @pytest.mark.parametrize("text", ["13.02.50", "(01.12.49)", "on 31.01.99."])
+    def test_a_short_date_with_dots(self, text: str) -> None:
+        """Two digits each, the day first."""
+        assert scan(f"seen {text} ok")[1] == ("date",)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["v13.02.50", "v 13.02.50", "version 13.02.50", "x/13.02.50", "3.13.02.50", "313.02.50.1", "13.02.501", "13.02.50b1",
+         "13.13.50", "32.02.50", "00.02.50", "3.2.50", "13.2.50"],
+    )  # fmt: skip
+    def test_a_version_is_no_short_date(self, text: str) -> None:
+        """What says that it is one, or goes on, or has one digit."""
+        assert "date" not in scan(f"seen {text} ok")[1]
+
+    @pytest.mark.parametrize(
+        "month",
+        ["januar", "februar", "m\u00e4rz", "maerz", "mai", "juni", "juli", "oktober", "okt", "dezember", "dez", "janvier", "f\u00e9vrier",
+         "fevrier", "mars", "avril", "juin", "juillet", "ao\u00fbt", "aout", "septembre", "octobre", "novembre", "d\u00e9cembre",
+         "decembre", "MA\u0308RZ"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("day", ["5. ", "5 ", "1er "])
+    def test_german_and_french_months(self, month: str, day: str) -> None:
+        """With the day before them."""
+        assert scan(f"le {day}{month} 1950 ok")[0] == "le [PHI:date] ok"
+
+    @pytest.mark.parametrize("word", ["born", "DOB", "date of birth", "dateOfBirth=", "birthday was"])
+    @pytest.mark.parametrize("date", ["1950 03 05", "1950 3 5", "05 03 1950", "5 3 1950"])
+    def test_blanks_in_a_date_of_birth(self, word: str, date: str) -> None:
+        """Only after a word of birth: elsewhere they are three numbers."""
+        assert scan(f"{word} {date} ok")[0] == f"{word} [PHI:date] ok"
+        assert scan(f"rows {date} ok")[1] == ()
+        assert scan("born 1950 in 3 rows, 1950 60 70")[1] == ()
 
     @pytest.mark.parametrize(
         "text",
@@ -160,6 +225,56 @@ class TestTelephones:
     def test_how_many_digits_and_which(self, text: str, clean: str) -> None:
         """8 to 15 digits after a plus (E.164); the numbering plan of North America elsewhere."""
         assert scan(f"call {text} ok")[0] == f"call {clean} ok"
+
+    @pytest.mark.parametrize(
+        "text",
+        ["0049 30 1234567", "0044 20 7946 0958", "0033 6 12 34 56 78", "001 212 555 0123", "020 7946 0958", "0121 496 0000", "01632 960983",
+         "01632 960 983", "06 12 34 56 78", "06.12.34.56.78", "06-12-34-56-78"],
+    )  # fmt: skip
+    def test_with_a_zero_before_it(self, text: str) -> None:
+        """Two for another country, one for another place in the United Kingdom or in France."""
+        assert scan(f"call {text} ok")[0] == "call [PHI:phone] ok"
+
+    @pytest.mark.parametrize(
+        "text",
+        ["0000 30 1234567", "0049 30 123", "0049 1234567890123456", "000 7946 0958", "120 7946 0958",
+         "01 02 03 04 05", "06 12 34 56 78 90", "16 12 34 56 78", "06 12.34 56-78", "00 12 34 56 78", "0221 4567 89", "a020 7946 0958"],
+    )  # fmt: skip
+    def test_what_only_begins_with_a_zero(self, text: str) -> None:
+        """Other groups, a count, a longer row of numbers."""
+        assert "phone" not in scan(f"rows {text} ok")[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("93 y.o. male", "[PHI:age] y.o. male"),
+        ("93 yrs female", "[PHI:age] yrs female"),
+        ("93 yr. old", "[PHI:age] yr. old"),
+        ("93-year woman", "[PHI:age]-year woman"),
+        ("89 yrs female", "89 yrs female"),
+        ("89 y.o. male", "89 y.o. male"),
+        ("93 years", "93 years"),
+        ("93 yrs males", "93 yrs males"),
+        ("93 y.ok", "93 y.ok"),
+        ('"john smith"@example.org', "[PHI:email]"),
+        ('<"j. s"@example.org>', "<[PHI:email]>"),
+        ('{"a": "@type", "@id": 1}', '{"a": "@type", "@id": 1}'),
+        ('["x", "@y"]', '["x", "@y"]'),
+        ("0011.2233.4455", "[PHI:mac]"),
+        ("00aa.bbcc.dd1f", "[PHI:mac]"),
+        ("face.fade.deed 1234", "face.fade.deed 1234"),
+        ("0011.2233.4455.1", "0011.2233.4455.1"),
+        ("x.0011.2233.4455", "x.0011.2233.4455"),
+        ("0011.2233.445", "0011.2233.445"),
+        ("1EG4 TE5 MK73", "[PHI:mbi]"),
+        ("GB82-WEST-1234-5698-7654-32", "[PHI:iban]"),
+        ("GB82-WEST-1234-5698-7654-33", "GB82-WEST-1234-5698-7654-33"),
+    ],
+)  # fmt: skip
+def test_rarer_ways_to_write_it(text: str, clean: str) -> None:
+    """The whole of it goes, and its nearest neighbour stays."""
+    assert scan(f"seen {text} ok")[0] == f"seen {clean} ok"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,21 @@ from healthobs.redaction.identifiers import (
 _RUN = re.compile(r"[0-9]+(?:[ .\-/()]{1,3}[0-9]+)*")
 _GROUP = re.compile(r"[0-9]+")
 _TIME = re.compile(r"[t ][0-9]{2}:?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]{1,9})?)?(?:z|[+-][0-9]{2}:?[0-9]{2})?")
+#: Signs that forms, tables and encodings put between the groups of a number.
+_RARE = r"(?:\r\n|[\t\n\r_\u00b7\u2022:|~])"
+_RARE_SSN = re.compile(
+    rf"[0-9]{{3}}(?P<sign>{_RARE})[0-9]{{2}}(?P=sign)[0-9]{{4}}(?![0-9a-z]|(?P=sign)[0-9])"
+)
+_CARD_SIGN = rf"(?:{_RARE}|[ .-])"
+_RARE_CARD = re.compile(
+    rf"[0-9]{{4}}(?:(?:{_CARD_SIGN}[0-9]{{4}}){{3}}|{_CARD_SIGN}[0-9]{{6}}{_CARD_SIGN}[0-9]{{5}})(?![0-9a-z])"
+)
+_IS_RARE = re.compile(rf"[0-9]{_RARE}[0-9]")
+#: `13.02.50`: with one digit, after a `v` or with more behind it, it is a version.
+_DOTTED_DATE = re.compile(
+    r"(?<![0-9a-z./_-])(?<!\bv )(?<!version )(?:0[1-9]|[12][0-9]|3[01])\.(?:0[1-9]|1[0-2])\.[0-9]{2}"
+    r"(?![0-9a-z]|[._-][0-9a-z])"
+)
 _WIDEST = 5
 _SHORTEST_RUN = 6
 _IPV6_LENGTH = 45  # 8 groups of 4 with an embedded IPv4 address
@@ -99,6 +114,10 @@ _SHAPES: dict[tuple[int, ...], Check] = {
 }
 
 
+#: Numbers of the United Kingdom and of France as they are dialled inside the country.
+_NATIONAL = frozenset(((3, 4, 4), (4, 3, 4), (5, 6), (5, 3, 3), (2, 2, 2, 2, 2)))
+
+
 def is_ipv6(text: str) -> bool:
     """Return whether `text` is an IPv6 address; ``a::b`` without any digit is rather a name in code."""
     if not 3 <= len(text) <= _IPV6_LENGTH or text.count(":") < 2:
@@ -123,11 +142,31 @@ def find_numbers(shadow: str, found: list[tuple[int, int, str]]) -> None:
             _add(shadow, start, end, _bare(shadow, start, end), found)
         else:
             _grouped(shadow, start, run, found)
+    if shadow.count(".") > 1:
+        found += [(*match.span(), "date") for match in _DOTTED_DATE.finditer(shadow)]
+
+
+def find_cut_numbers(shadow: str, found: list[tuple[int, int, str]]) -> None:
+    """Add social security and card numbers whose groups stand between signs that are no separator elsewhere."""
+    if _IS_RARE.search(shadow) is None:
+        return
+    for match in _RARE_SSN.finditer(shadow):
+        start, sign = match.start(), match["sign"]
+        lead = shadow[max(start - len(sign) - 1, 0) : start]
+        in_row = lead[:1].isdigit() and lead[1:] == sign
+        if not lead[-1:].isalnum() and not in_row and is_ssn("".join(_GROUP.findall(match.group()))):
+            found.append((*match.span(), "ssn"))
+    for match in _RARE_CARD.finditer(shadow):
+        alone = not shadow[match.start() - 1 : match.start()].isalnum()
+        if alone and is_card("".join(_GROUP.findall(match.group()))):
+            found.append((*match.span(), "card"))
 
 
 def _grouped(shadow: str, offset: int, run: str, found: list[tuple[int, int, str]]) -> None:
     spans = [(match.start() + offset, match.end() + offset) for match in _GROUP.finditer(run)]
     _international(shadow, spans, found)
+    if run[0] == "0" and not shadow[offset - 1 : offset].isalnum():
+        _dialled(shadow, spans, found)
     # Every window is looked at, also inside a hit: in `2-2024-01-02` the month and year found first must not
     # hide the date. Overlapping findings are replaced as one.
     for first, (start, end) in enumerate(spans):
@@ -158,6 +197,23 @@ def _international(shadow: str, spans: list[tuple[int, int]], found: list[tuple[
         taken += 1
     if digits >= 8:
         found.append((spans[0][0] - 1, spans[taken - 1][1], "phone"))
+
+
+def _dialled(shadow: str, spans: list[tuple[int, int]], found: list[tuple[int, int, str]]) -> None:
+    """Find a whole run that is a telephone number with one zero or two before it."""
+    groups = [shadow[start:end] for start, end in spans]
+    separators = {shadow[left[1] : right[0]] for left, right in pairwise(spans)}
+    if groups[0].startswith("00"):
+        abroad = (
+            3 <= len(groups[0]) <= 5 and groups[0][2] != "0" and not any("." in each for each in separators)
+        )
+        wanted = abroad and 10 <= sum(map(len, groups)) <= 17
+    else:
+        # `01 02 03` is a count.
+        counted = all(int(right) - int(left) == 1 for left, right in pairwise(groups))
+        wanted = tuple(map(len, groups)) in _NATIONAL and len(separators) == 1 and not counted
+    if wanted:
+        found.append((spans[0][0], spans[-1][1], "phone"))
 
 
 def _bare(shadow: str, start: int, end: int) -> str | None:

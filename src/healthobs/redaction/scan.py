@@ -62,6 +62,9 @@ _KEYWORD = re.compile(
     r"(?=[^a-z0-9]{0,6}(?:(?:number|num|no|nr|id|code|is|was|of|on)(?![a-z])[^a-z0-9]{0,6}){0,2}"
     r"(?:b['\"])?(?P<value>[a-z0-9][a-z0-9./_-]{0,255}))"
 )
+_SPACED_DATE = re.compile(
+    r"(?:(?:1[89]|20)[0-9]{2} [0-9]{1,2} [0-9]{1,2}|[0-9]{1,2} [0-9]{1,2} (?:1[89]|20)[0-9]{2})(?![0-9a-z])"
+)
 _VALUE_REST = re.compile(r"[a-z0-9./_-]*")
 _PLAIN_YEAR = re.compile(r"(?:1[89]|20)[0-9]{2}")
 _OPAQUE_ID = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
@@ -98,7 +101,8 @@ _JWT = re.compile(r"(?<![a-z0-9_-])ey[a-z0-9_-]{8,}\.[a-z0-9_-]{4,}\.[a-z0-9_-]*
 _REPR = re.compile(r"\([a-z_][a-z0-9_]*=")
 _AGE = re.compile(
     r"(?<![a-z])(?:aged?)(?![a-z])[^a-z0-9]{0,6}(?:(?:is|was|of)[^a-z0-9]{1,3})?(?P<after>[0-9]{2,3})(?![0-9])|"
-    r"(?<![0-9])(?P<before>[0-9]{2,3})(?:[ -]?(?:years?|yrs?)[ -]old|[ -]?y/?o)(?![a-z])"
+    r"(?<![0-9])(?P<before>[0-9]{2,3})"
+    r"(?:[ -]?(?:years?|yrs?)\.?[ -](?:old|male|female|man|woman|lady|gentleman)|[ -]?y/?o|[ -]?y\. ?o\.?)(?![a-z])"
 )
 _MONTH_NAMES = (
     "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
@@ -106,16 +110,18 @@ _MONTH_NAMES = (
 )  # fmt: skip
 _MONTH = (
     "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
-    "nov(?:ember)?|dec(?:ember)?"
+    "nov(?:ember)?|dec(?:ember)?|"
+    "januar|februar|m(?:\u00e4|ae|a)rz|mai|juni|juli|okt(?:ober)?|dez(?:ember)?|"
+    "janvier|f(?:\u00e9|e)vrier|mars|avril|juin|juillet|ao(?:\u00fb|u)t|septembre|octobre|novembre|d(?:\u00e9|e)cembre"
 )
 _YEAR = r"(?:1[89]|20)[0-9]{2}(?![0-9])"
-_DAY = r"(?:3[01]|[12][0-9]|0?[1-9])(?:st|nd|rd|th)?(?![0-9a-z])"
+_DAY = r"(?:3[01]|[12][0-9]|0?[1-9])(?:st|nd|rd|th|er)?(?![0-9a-z])"
 _MONTH_DATE = re.compile(
     rf"(?<![a-z])(?:(?:{_MONTH})\.?[ ,-]{{0,3}}(?:{_DAY}(?:[ ,-]{{1,3}}{_YEAR})?|{_YEAR})"
     rf"|may[ ,-]{{1,3}}(?:{_DAY}[ ,-]{{1,3}}{_YEAR}|{_YEAR}|[0-9]{{1,2}}(?:st|nd|rd|th)))"
 )
 _DAY_MONTH = re.compile(
-    r"(?<![0-9])(?:3[01]|[12][0-9]|0?[1-9])(?:st|nd|rd|th)?[ .-]{0,2}(?:of )?"
+    r"(?<![0-9])(?:3[01]|[12][0-9]|0?[1-9])(?:st|nd|rd|th|er)?[ .-]{0,2}(?:of )?"
     rf"(?:(?:{_MONTH})(?![a-z])(?:\.?[ ,.-]{{1,3}}(?:{_YEAR}|[0-9]{{2}}(?![0-9])))?|may[ ,.-]{{1,3}}{_YEAR})"
 )
 _WORD = re.compile(r"[a-z]+")
@@ -130,7 +136,10 @@ _BLANKED = "".join(chr(code) if chr(code).islower() else " " for code in range(1
 #: Every keyword, age and month pattern contains one of these as a whole word.
 _TELLING_WORDS = frozenset(
     _WORD.findall(
-        f"{_BIRTH} {_STRONG} {_WEAK} telephone telefax phone fax mobile cell tel age aged old yo y bearer sept birthdate"
+        f"{_BIRTH} {_STRONG} {_WEAK} telephone telefax phone fax mobile cell tel age aged old yo y male "
+        "female man woman lady gentleman bearer sept birthdate januar februar m\u00e4rz marz maerz mai juni juli okt oktober "
+        "dez dezember janvier f\u00e9vrier fevrier mars avril juin juillet ao\u00fbt aout septembre octobre novembre d\u00e9cembre "
+        "decembre"
     )
 ).union(*((name, name[:3]) for name in _MONTH_NAMES)) - {"of", "no", "id", "number"}
 #: A short date (`1/2/50`) or IPv4 address has four digits; every other number or token has more.
@@ -139,17 +148,20 @@ _FOUR_DIGITS = re.compile(r"[0-9](?:[^0-9]*[0-9]){3}")
 _NUMBER = re.compile(r"[0-9][0-9 .\-/()]{4,}[0-9]")
 #: What everything that `_tokens` knows contains; a letter or digit before it would make it part of another word.
 _MIXED = re.compile(
-    r"(?<![a-z0-9])(?:(?=[a-z0-9]{9})[a-z]*[0-9]|[0-9][a-z][a-z0-9][0-9])|[a-z]{2}[0-9]{2} |\(01\)"
+    r"(?<![a-z0-9])(?:(?=[a-z0-9]{9})[a-z]*[0-9]|[0-9][a-z][a-z0-9][0-9])|[a-z]{2}[0-9]{2}[ -]|\(01\)"
 )
 _TOKEN = re.compile(r"[a-z0-9]{9,}")
 _MBI_LETTER = "ac-hjkmnp-rt-y"
 _MBI = re.compile(
-    rf"[1-9][{_MBI_LETTER}][0-9{_MBI_LETTER}][0-9]-?[{_MBI_LETTER}][0-9{_MBI_LETTER}][0-9]-?"
+    rf"[1-9][{_MBI_LETTER}][0-9{_MBI_LETTER}][0-9][ -]?[{_MBI_LETTER}][0-9{_MBI_LETTER}][0-9][ -]?"
     rf"[{_MBI_LETTER}]{{2}}[0-9]{{2}}(?![a-z0-9])"
 )
-_SPACED_IBAN = re.compile(r"[a-z]{2}[0-9]{2}(?: [a-z0-9]{4}){2,7}(?: [a-z0-9]{1,3}(?![a-z0-9]))?")
+_SPACED_IBAN = re.compile(r"[a-z]{2}[0-9]{2}(?:[ -][a-z0-9]{4}){2,7}(?:[ -][a-z0-9]{1,3}(?![a-z0-9]))?")
 _UDI = re.compile(r"\(01\)[0-9]{14}(?:\([0-9]{2,4}\)[a-z0-9./_-]{1,30}){0,8}")
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}(?![0-9a-z])|[0-9a-f]{2}(?:-[0-9a-f]{2}){5}(?![0-9a-z])")
+_DOTTED_MAC = re.compile(
+    r"(?<![0-9a-z.])(?=[a-f]*[0-9])[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}(?![0-9a-z]|\.[0-9a-z])"
+)
 _COLONS = re.compile(r"[0-9a-f:]+(?:[0-9.]+)?")
 
 
@@ -297,8 +309,11 @@ def _with_digits(shadow: str, words: list[str], found: list[Finding]) -> None:
     if _FOUR_DIGITS.search(shadow):
         if _NUMBER.search(shadow):
             numbers.find_numbers(shadow, found)
+        numbers.find_cut_numbers(shadow, found)
         if _MIXED.search(shadow):
             _tokens(shadow, found)
+    if shadow.count(".") > 1:
+        found += [(*match.span(), "mac") for match in _DOTTED_MAC.finditer(shadow)]
     if "ey" in shadow:
         found += [(*match.span(), "secret") for match in _JWT.finditer(shadow)]
 
@@ -321,10 +336,19 @@ def _emails(shadow: str, found: list[Finding]) -> None:
         end = at + 1
         while end < len(shadow) and shadow[end] not in _EMAIL_STOP:
             end += 1
+        if shadow[at - 1 : at] == '"' and end > at + 1:
+            start = _quoted(shadow, done, at)
         if start < at and end > at + 1:
             found.append((start, end, "email"))
         done = at + 1
         at = shadow.find("@", done)
+
+
+def _quoted(shadow: str, done: int, at: int) -> int:
+    """Return where ``"john smith"@`` begins; what stands between two strings (`": "@`) is no name."""
+    start = shadow.rfind('"', done, at - 1)
+    local = shadow[start + 1 : at - 1]
+    return start if start >= 0 and local[:1].isalnum() and local[-1:].isalnum() else at
 
 
 def _urls(shadow: str, found: list[Finding]) -> None:
@@ -374,6 +398,10 @@ def _hex_addresses(shadow: str, found: list[Finding]) -> None:
 def _keyword_numbers(shadow: str, found: list[Finding]) -> None:
     done = 0
     for match in _KEYWORD.finditer(shadow):
+        spaced = _SPACED_DATE.match(shadow, match.start("value")) if match.group("birth") else None
+        if spaced is not None:
+            found.append((*spaced.span(), "date"))
+            continue
         value = match.group("value").rstrip(".-/_")
         digits = sum(char.isdigit() for char in value)
         if match.group("birth"):
@@ -408,7 +436,7 @@ def _tokens(shadow: str, found: list[Finding]) -> None:
     found += [
         (*match.span(), "mbi") for match in _MBI.finditer(shadow) if _begins_word(shadow, match.start())
     ]
-    if shadow.count(" ") > 1:
+    if shadow.count(" ") + shadow.count("-") > 1:
         _spaced_ibans(shadow, found)
     if "(01)" in shadow:
         found += [(*match.span(), "udi") for match in _UDI.finditer(shadow)]
@@ -416,7 +444,7 @@ def _tokens(shadow: str, found: list[Finding]) -> None:
 
 def _spaced_ibans(shadow: str, found: list[Finding]) -> None:
     for match in _SPACED_IBAN.finditer(shadow):
-        candidate = match.group()
+        candidate = match.group().replace("-", " ")
         while len(candidate) > 14:
             if is_iban(candidate.replace(" ", "")):
                 found.append((match.start(), match.start() + len(candidate), "iban"))
