@@ -245,7 +245,8 @@ class TestRecords:
         [
             (f"export for {NAME} {SSN}", "[PHI:strict]"),
             ("MainThread", "MainThread"),
-            ("Thread-12 (process_request_thread)", "Thread-12 (process_request_thread)"),
+            ("Thread-12 (test_names_of_threads)", "Thread-12 (test_names_of_threads)"),
+            ("Thread-12 (process_request_thread)", "Thread-12 ([PHI:strict])"),
             ("ThreadPoolExecutor-0_3", "ThreadPoolExecutor-0_3"),
             ("Task-7", "Task-7"),
             ("ForkPoolWorker-2", "ForkPoolWorker-2"),
@@ -256,7 +257,7 @@ class TestRecords:
     def test_names_of_threads(
         self, key: str, name: str | None, shown: str, root: Callable[[str], io.StringIO]
     ) -> None:
-        """Those that Python gives pass, and one that is made of data does not."""
+        """Those that Python gives pass, with a function that is running, and one that is made of data does not."""
         lines = root(f"%({key})s")
         obs = Observability(PHI, log_stream=io.StringIO())
         logging.getLogger("app").handle(

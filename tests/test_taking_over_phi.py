@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Generator
+import re
+import threading
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import flask
@@ -177,6 +180,84 @@ class TestStrict:
         structlog.get_logger().info("found", patient_name=NAME)
         obs.close()
         assert "Ottoline" not in capsys.readouterr().out
+
+
+class TestPlaces:
+    """What a record says of where it was made."""
+
+    FORMAT = "%(levelname)s|%(pathname)s|%(filename)s|%(module)s|%(funcName)s|%(threadName)s"
+
+    @pytest.fixture
+    def told(self, root: io.StringIO) -> Iterator[Callable[[], list[str]]]:
+        """Return what reads the lines of a service that declares PHI."""
+        logging.getLogger().handlers[0].setFormatter(logging.Formatter(self.FORMAT))
+        obs = Observability(PHI, logs="processor")
+        yield lambda: root.getvalue().splitlines()
+        obs.close()
+
+    def test_levels(self, told: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those that were named before, and those that have a number only; not one that was made of data."""
+        monkeypatch.setattr(logging, "_levelToName", dict(logging._levelToName))
+        monkeypatch.setattr(logging, "_nameToLevel", dict(logging._nameToLevel))
+        logging.addLevelName(35, NAME)
+        log = logging.getLogger("app")
+        for number in (30, 35, 37, 40):
+            log.log(number, "seen")
+        assert [line.split("|")[0] for line in told()] == ["WARNING", "[PHI:strict]", "Level 37", "ERROR"]
+
+    def test_a_level_of_the_set_up(self, root: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It was named before redaction began."""
+        monkeypatch.setattr(logging, "_levelToName", dict(logging._levelToName))
+        monkeypatch.setattr(logging, "_nameToLevel", dict(logging._nameToLevel))
+        logging.addLevelName(35, "".join(("NOT", "ICE")))
+        obs = Observability(PHI, logs="processor")
+        logging.getLogger("app").log(35, "seen")
+        obs.close()
+        assert root.getvalue() == "NOTICE|app|seen\n"
+
+    def test_the_place(self, told: Callable[[], list[str]]) -> None:
+        """It is the code's where a function that is running has it, and masked in a record that was made by hand."""
+        log = logging.getLogger("app")
+        log.warning("seen")
+        made = {
+            "name": "app",
+            "msg": "seen",
+            "levelno": 30,
+            "levelname": "WARNING",
+            "threadName": "MainThread",
+        }
+        for wrong in (
+            {"funcName": NAME},
+            {"pathname": NAME, "filename": NAME, "module": NAME},
+            {"pathname": __file__, "filename": NAME, "module": "x", "funcName": "test_the_place"},
+            {"stack_info": NAME},
+        ):
+            log.handle(logging.makeLogRecord({**made, **wrong}))
+        file, name = Path(__file__), "test_the_place"
+        assert told()[0] == f"WARNING|{file}|{file.name}|{file.stem}|{name}|MainThread"
+        assert told()[1].startswith("WARNING||||[PHI:strict]|")
+        assert told()[2].startswith("WARNING|[PHI:strict]|[PHI:strict]|[PHI:strict]|None|")
+        assert NAME not in str(told())
+
+    def test_where_no_caller_is_found(self, told: Callable[[], list[str]]) -> None:
+        """What `logging` says then is nobody's."""
+        record = logging.LogRecord("app", 30, "(unknown file)", 0, "seen", (), None, "(unknown function)")
+        logging.getLogger("app").handle(record)
+        assert told()[0].split("|")[1:5] == ["(unknown file)"] * 3 + ["(unknown function)"]
+
+    def test_threads(self, told: Callable[[], list[str]]) -> None:
+        """A thread of Python's name keeps the function that it runs, when it is one."""
+
+        def visit() -> None:
+            logging.getLogger("app").warning("seen")
+
+        for name in (None, f"Thread-1 ({NAME.split()[0]})", "Thread-7", NAME):
+            thread = threading.Thread(target=visit, name=name)
+            thread.start()
+            thread.join()
+        names = [line.rpartition("|")[2] for line in told()]
+        assert re.fullmatch(r"Thread-\d+ \(visit\)", names[0])
+        assert names[1:] == ["Thread-1 ([PHI:strict])", "Thread-7", "[PHI:strict]"]
 
 
 class TestEveryHandler:

@@ -19,17 +19,12 @@ from healthobs.logs.fields import FieldRedactor
 from healthobs.logs.hook import Hook, handlers, reached
 from healthobs.logs.libraries import clean_fields
 from healthobs.logs.names import LoggerNames
+from healthobs.logs.places import ORIGINS, Places
 from healthobs.logs.records import STANDARD, RenderedFields, Sealed, clean, note
 from healthobs.logs.stdlib import DONE, CapturingHandler
 from healthobs.logs.substitutes import exception_of
 from healthobs.redaction import Redactor
 
-#: Fields of a record that name what it comes from, and the names that Python gives by itself.
-_ORIGINS = ("threadName", "processName", "taskName")
-_GIVEN = re.compile(
-    r"MainThread|MainProcess|AnyIO worker thread|healthobs-[a-z0-9_-]{1,80}|(Dummy|Thread|ThreadPoolExecutor|Task|asyncio|(Spawn|Fork|ForkServer)?(Process|PoolWorker))"
-    r"[-_]\d{1,6}(?:[_:]\d{1,6})*( \([\w<>]+\))?"
-)
 #: A field in the format of a handler: ``%(name)s``, ``{name}`` or ``$name``.
 _FORMATTED = re.compile(r"[(${]([A-Za-z_]\w*)")
 
@@ -59,6 +54,7 @@ class RecordFilter:
     def __init__(self, redactor: Redactor, fields: FieldRedactor, names: LoggerNames) -> None:
         self._redactor = redactor
         self._names = names
+        self._places = Places(redactor)
         self._fields = fields
         self._handlers: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
         for _logger, handler in handlers():
@@ -76,6 +72,7 @@ class RecordFilter:
         """Put the filter on each handler that `record` of `logger` comes to."""
         note(record, self._redactor)
         self._names.note(record.name)
+        self._places.note(record)
         clean_fields(record, self._redactor, record.__dict__.keys() - _made())
         for handler in reached(logger):
             if handler not in self._handlers:
@@ -101,21 +98,18 @@ class RecordFilter:
             record.name = "[PHI:error]"
             for key in fields.keys() - STANDARD:
                 del fields[key]
-            fields.update(dict.fromkeys(_ORIGINS, "[PHI:error]"))
+            fields.update(dict.fromkeys(ORIGINS, "[PHI:error]"))
         fields[DONE] = id(self._redactor)
         return True
 
     def _redact(self, record: logging.LogRecord, fields: MutableMapping[str, Any]) -> None:
+        self._places.redact(fields)  # first, because it stays when anything else fails
         if self._redactor.mode != "watch":
             # uvicorn's second template, which would take the first one's place
             fields.pop("color_message", None)
             if record.name.startswith("celery."):
                 fields.pop("data", None)  # arguments, id and exception of the task
         self._fields.redact(fields, [key for key in fields if key not in STANDARD])
-        for key in _ORIGINS:
-            name = fields.get(key)
-            if isinstance(name, str) and not _GIVEN.fullmatch(name):
-                fields[key] = self._redactor.name(name)
         record.exc_text = None  # made of the exception again, or by a process whose exception is not here
         exc = exception_of(record.exc_info)
         if exc is not None:
