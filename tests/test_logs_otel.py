@@ -61,6 +61,35 @@ def test_records_are_redacted(exporter: InMemoryLogRecordExporter, mode: Any) ->
     assert SSN in str(shown(exporter)[0])
 
 
+@pytest.mark.parametrize("mode", ["mask", "strict"])
+def test_severity_and_scope(exporter: InMemoryLogRecordExporter, mode: Any) -> None:
+    """What is made of data is not kept; names of levels, modules and of the code's own loggers are."""
+    obs = Observability(Settings(frameworks=("hipaa",), redaction=mode), log_stream=io.StringIO())
+    get = _logs.get_logger_provider().get_logger
+    get(f"x {SSN}", SSN, f"urn:{SSN}", {"ssn": SSN}).emit(LogRecord(severity_text=SSN))
+    get(f"ward.{NAME}", NAME, attributes={NAME: 1}).emit(LogRecord(severity_text=NAME))
+    for severity in ("FATAL4", "Warning", "urgent"):
+        get("opentelemetry.sdk._logs", "1.2.3").emit(LogRecord(severity_text=severity))
+    get("ledger").emit(LogRecord())
+    obs.close()
+    records = exporter.get_finished_logs()
+    told = [
+        (one.log_record.severity_text, scope.name, scope.version, dict(scope.attributes or {}))
+        for one in records
+        if (scope := one.instrumentation_scope) is not None
+    ]
+    assert SSN not in str(told)
+    assert SSN not in str([one.instrumentation_scope for one in records])
+    assert (NAME in str(told)) is (mode == "mask")
+    module = ("opentelemetry.sdk._logs", "1.2.3", {})
+    assert told[2:] == [
+        ("FATAL4", *module),
+        ("Warning", *module),
+        ("urgent", *module),
+        (None, "ledger", None, {}),
+    ]
+
+
 @pytest.mark.filterwarnings("ignore:.*LoggingHandler.*:DeprecationWarning")
 def test_records_of_the_standard_library(exporter: InMemoryLogRecordExporter) -> None:
     """What a handler covered on its way is not judged again, and carries no mark of ours."""

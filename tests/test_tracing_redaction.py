@@ -41,6 +41,8 @@ def tracing(memory: InMemorySpanExporter) -> Iterator[Tracing]:
     built.close()
 
 
+#: Not in a test, where it would be written in a function that is running.
+NAME = "Ottoline"
 REMOTE = SpanContext(TRACE_ID, SPAN_ID, True, TraceFlags(1), TraceState([("vendor", NEEDLE)]))
 
 
@@ -162,6 +164,81 @@ class TestRedactingSpanExporter:
         assert first.resource.attributes["service.name"] == "demo"
         assert second.resource is first.resource
         provider.shutdown()
+
+    @pytest.mark.parametrize("mode", ["mask", "strict"])
+    def test_each_part_of_a_scope(self, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is made of data is not kept: name, version, schema and attributes; what names an instrumentation is."""
+        memory = InMemorySpanExporter()
+        tracing = build_tracing(Settings(), Redactor(mode), exporters=[memory], simple=True)
+        schema = "https://opentelemetry.io/schemas/1.11.0"
+        get = tracing.provider.get_tracer
+        get(NEEDLE, NEEDLE, f"https://x/{NEEDLE}", {"step": NEEDLE}).start_span("op").end()
+        get(f"ward.{NAME}", NAME, f"urn:{NAME}", {NAME: 1}).start_span("op").end()
+        get("opentelemetry.sdk.trace", "0.48b0", schema).start_span("op").end()
+        get("ledger", "edge", "urn:ledger", {"beds": 3}).start_span("op").end()
+        monkeypatch.setitem(globals(), "holding", get("".join(("stock", ".", "room"))))
+        globals()["holding"].start_span("op").end()
+        tracing.close()
+        found = [span.instrumentation_scope for span in memory.get_finished_spans()]
+        scopes = [(one.name, one.version, one.schema_url, dict(one.attributes or {})) for one in found if one]
+        free = mode == "mask"
+        assert scopes == [
+            (
+                "[PHI:ssn]" if free else "[PHI:strict]",
+                None,
+                "",
+                {"step": "[PHI:ssn]" if free else "[PHI:strict]"},
+            ),
+            (f"ward.{NAME}", NAME, f"urn:{NAME}", {NAME: 1})
+            if free
+            else ("[PHI:strict]", None, "", {"[PHI:strict]": "[PHI:key]"}),
+            ("opentelemetry.sdk.trace", "0.48b0", schema, {}),
+            ("ledger", "edge", "urn:ledger", {"beds": 3}),
+            ("stock.room", "", "", {}),
+        ]
+
+    def test_watch_leaves_the_scope(self) -> None:
+        """Nothing of it is left out."""
+        memory = InMemorySpanExporter()
+        tracing = build_tracing(Settings(), Redactor("watch"), exporters=[memory], simple=True)
+        tracing.provider.get_tracer(NEEDLE, NEEDLE, f"https://x/{NEEDLE}").start_span("op").end()
+        scope = memory.get_finished_spans()[0].instrumentation_scope
+        assert scope is not None
+        assert (scope.name, scope.version, scope.schema_url) == (NEEDLE, NEEDLE, f"https://x/{NEEDLE}")
+        tracing.close()
+
+    def test_the_version_of_the_service_is_configuration(self) -> None:
+        """Whatever its form, it is that of our scope, in `strict` too."""
+        memory = InMemorySpanExporter()
+        settings = Settings(service_version="".join("gab1"))
+        tracing = build_tracing(settings, Redactor("strict"), exporters=[memory], simple=True)
+        tracing.tracer.start_span("op").end()
+        scope = memory.get_finished_spans()[0].instrumentation_scope
+        assert scope is not None
+        assert (scope.name, scope.version) == ("healthobs", "gab1")
+        tracing.close()
+
+    def test_a_name_that_is_learned_late(self) -> None:
+        """A batch is exported by a thread of its own, where no function that knows the name is running."""
+        keeping = Keeping()
+        tracing = build_tracing(Settings(), Redactor("strict"), exporters=[keeping])
+        tracing.provider.get_tracer("storeroom", "edge").start_span("op").end()
+        tracing.provider.get_tracer(f"ward.{NAME}").start_span("op").end()
+        tracing.close()
+        found = [span.instrumentation_scope for span in keeping.spans]
+        assert [(one.name, one.version) for one in found if one] == [
+            ("storeroom", "edge"),
+            ("[PHI:strict]", ""),
+        ]
+
+    def test_a_scope_that_is_no_text(self) -> None:
+        """The span begins all the same, and what cannot be judged is not exported."""
+        keeping = Keeping()
+        tracing = build_tracing(Settings(), Redactor("strict"), exporters=[keeping], simple=True)
+        name: Any = 7
+        tracing.provider.get_tracer(name).start_span("op").end()
+        tracing.close()
+        assert keeping.spans == []
 
     def test_a_clean_span_is_passed_on_itself(self) -> None:
         """Spans in which nothing changes are not copied."""

@@ -30,7 +30,7 @@ class LogAdoption:
         fields = FieldRedactor(redactor, facts, ids)
         self._chain = StructlogChain(redactor, fields, names)
         self._filter = RecordFilter(redactor, fields, names)
-        self._records = OtelRecords(redactor)
+        self._records = OtelRecords(redactor, names)
 
     def release(self) -> None:
         """Take processors and filters out again."""

@@ -11,10 +11,10 @@ only is taken for one that was made of data.
 from __future__ import annotations
 
 import logging
-import sys
 from inspect import currentframe
 
 from healthobs.redaction import Redactor
+from healthobs.redaction.literals import is_in_a_module
 
 _MAX_LENGTH = 256
 _FRAMES = 16
@@ -36,7 +36,7 @@ class LoggerNames:
         if name in self._known:
             return True
         if len(name) <= _MAX_LENGTH and (
-            _is_in_a_module(name) or self._redactor.is_written(name) or _is_held(name)
+            is_in_a_module(name) or self._redactor.is_written(name) or _is_held(name)
         ):
             self._known.add(name)
             return True
@@ -52,18 +52,6 @@ class LoggerNames:
         if self._redactor.strict and not self.is_written(name):
             return self._redactor.drop(name, signal="log")
         return self._redactor.text(name)
-
-
-def _is_in_a_module(name: str) -> bool:
-    """Return whether `name` is that of a module that is loaded, or of a class or function in it."""
-    parts = name.split(".")
-    for end in range(len(parts), 0, -1):
-        at: object = sys.modules.get(".".join(parts[:end]))
-        if at is not None:
-            for part in parts[end:]:
-                at = getattr(at, "__dict__", {}).get(part)
-            return at is not None
-    return False
 
 
 def _is_held(name: str) -> bool:

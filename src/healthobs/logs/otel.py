@@ -9,21 +9,30 @@ OpenTelemetry's meters; `raw` names them, and with it the control G-wrap.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from healthobs.logs.names import LoggerNames
 from healthobs.logs.stdlib import DONE
-from healthobs.redaction import Redactor
+from healthobs.redaction import Redactor, scopes
 
 _ONE_AFTER_ANOTHER = "SynchronousMultiLogRecordProcessor"
+#: Short names of severities (OpenTelemetry logs data model, "Displaying Severity").
+_SEVERITY = re.compile("(?:TRACE|DEBUG|INFO|WARN|ERROR|FATAL)[2-4]?")
 
 
 class OtelRecords:
-    """Redacts the records of the LoggerProvider that is in force, until `release`."""
+    """Redacts the records of the LoggerProvider that is in force, until `release`.
 
-    def __init__(self, redactor: Redactor) -> None:
-        self._first = _Redacting(redactor)
+    Args:
+        redactor: Decides.
+        names: Decides on names of scopes, which are those of loggers.
+    """
+
+    def __init__(self, redactor: Redactor, names: LoggerNames) -> None:
+        self._first = _Redacting(redactor, names)
         self._chain = _chain(_provider("_logs", "get_logger_provider"))
         if self._chain is not None:
             with self._chain._lock:
@@ -38,10 +47,11 @@ class OtelRecords:
 
 
 class _Redacting:
-    """Redacts body and attributes in the record, where no handler of the standard library did."""
+    """Redacts a record: scope and severity, and body and attributes where no handler of the standard library did."""
 
-    def __init__(self, redactor: Redactor) -> None:
+    def __init__(self, redactor: Redactor, names: LoggerNames) -> None:
         self._redactor = redactor
+        self._names = names
 
     def on_emit(self, log_record: Any) -> None:
         """Redact one."""
@@ -53,8 +63,19 @@ class _Redacting:
                 record.body = self._body(record.body)
                 record.event_name = self._text(record.event_name)
             record.attributes = attributes
+            record.severity_text = self._severity(record.severity_text)
+            log_record.instrumentation_scope = self._scope(log_record.instrumentation_scope)
         except Exception:  # noqa: BLE001 - fail closed: it keeps its time, level and trace
             record.body, record.attributes, record.event_name = "[PHI:error]", {}, None
+            record.severity_text = log_record.instrumentation_scope = None
+
+    def _severity(self, text: str | None) -> str | None:
+        return text if text and _SEVERITY.fullmatch(text) and type(text) is str else self._text(text)
+
+    def _scope(self, scope: Any) -> Any:
+        if scope is None:
+            return None
+        return scopes.redacted(scope, self._redactor, self._names.shown, signal="log")
 
     def _body(self, body: Any) -> Any:
         return self._text(body) if isinstance(body, str) else self._redactor.value("body", body)

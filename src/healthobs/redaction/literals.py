@@ -9,6 +9,7 @@ Limits: CPython. Data that equals a constant of a function on the stack passes (
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from inspect import currentframe
 from typing import cast
@@ -86,3 +87,15 @@ class Literals:
                 self.add(text)
                 return True
         return False
+
+
+def is_in_a_module(name: str) -> bool:
+    """Return whether `name` is that of a module that is loaded, or of a class or function in it."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        at: object = sys.modules.get(".".join(parts[:end]))
+        if at is not None:
+            for part in parts[end:]:
+                at = getattr(at, "__dict__", {}).get(part)
+            return at is not None
+    return False

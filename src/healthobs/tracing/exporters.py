@@ -24,8 +24,10 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, Status
 
-from healthobs.redaction import Redactor
+from healthobs.redaction import Redactor, scopes
 from healthobs.redaction.keys import Action
+from healthobs.redaction.literals import is_in_a_module
+from healthobs.tracing.holders import is_held
 
 _logger = logging.getLogger(__name__)
 
@@ -265,26 +267,30 @@ class RedactingSpanExporter(SpanExporter):
     def _scope(self, scope: InstrumentationScope | None) -> InstrumentationScope | None:
         if scope is None or scope in self._clean_scopes:
             return scope
-        changed = self._attributes(scope.attributes or {})
-        name, version = self._redactor.text(scope.name, signal="trace"), scope.version
-        clean = version is None or self._redactor.text(version, signal="trace") is version
-        if changed is None and name is scope.name and clean:
-            if len(self._clean_scopes) < _RESOURCES_KEPT:
-                self._clean_scopes.append(scope)
-            return scope
-        return InstrumentationScope(
-            name, version if clean else None, scope.schema_url, changed or scope.attributes
+        clean: InstrumentationScope = scopes.redacted(scope, self._redactor, self._scope_name, signal="trace")
+        if clean is scope and len(self._clean_scopes) < _RESOURCES_KEPT:
+            self._clean_scopes.append(scope)
+        return clean
+
+    def _scope_name(self, name: str) -> str:
+        """Return a scope's name as it may leave; in ``strict`` it is that of a module, or written in the code."""
+        written = is_in_a_module(name) or not self._redactor.strict
+        return (
+            self._redactor.text(name, signal="trace")
+            if written
+            else self._redactor.name(name, signal="trace")
         )
 
 
 class NotesNames:
-    """Mixin of a span processor: in ``strict`` it learns which names and keys of spans are written in the code.
+    """Mixin of a span processor: in ``strict`` it learns which names and keys of spans and of their scopes are written in the code.
 
     That can be told only while the function that uses them is running, so the span is made one that looks.
     """
 
     redactor: Redactor
     _noting: tuple[type[Span], type[Span]] | None = None
+    _noted_scopes: tuple[InstrumentationScope, ...] = ()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's
         """Look at name and attributes, and go on looking."""
@@ -292,6 +298,8 @@ class NotesNames:
         if not redactor.strict:
             return
         redactor.is_written(span.name)
+        with contextlib.suppress(Exception):  # a name that is no text: the exporter drops the span
+            self._note_scope(span.instrumentation_scope)
         for attributes in (span.attributes, *[link.attributes for link in span.links]):
             if attributes is not None:
                 redactor.note(attributes)
@@ -301,6 +309,21 @@ class NotesNames:
                 return
             self._noting = (made, type("NotingSpan", (_Noting, made), {"redactor": redactor}))
         span.__class__ = self._noting[1]
+
+    def _note_scope(self, scope: InstrumentationScope | None) -> None:
+        if scope is None or scope in self._noted_scopes:
+            return
+        redactor = self.redactor
+        if not (is_in_a_module(scope.name) or redactor.is_written(scope.name)):
+            if not is_held(scope):
+                return
+            redactor.written(scope.name)
+        for text in (scope.version, scope.schema_url):
+            if text:
+                redactor.is_written(text)
+        redactor.note(scope.attributes or {})
+        if len(self._noted_scopes) < _RESOURCES_KEPT:
+            self._noted_scopes = (*self._noted_scopes, scope)
 
 
 class _Noting(Span):

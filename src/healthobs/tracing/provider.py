@@ -143,6 +143,8 @@ def build_tracing(
         '[PHI:key]'
         >>> tracing.close()
     """
+    if settings.service_version:  # the version of our scope
+        redactor.written(settings.service_version)
     if adopt is not None:
         return _adopted(adopt, settings, redactor, on_error)
     provider = TracerProvider(resource=build_resource(settings), id_generator=id_generator)
