@@ -403,6 +403,7 @@ class TestServers:
             ("werkzeug", '- - "%s" %s %s\n', ("\x1b[31mGET /Otto line HTTP/1.1\x1b[0m", 404, "-"), '"GET [PHI:url] HTTP/1.1" 404 -'),
             ("werkzeug", '- - "%s" %s %s\n', ("OTTOLINE", "Ottoline", "-"), '"_OTHER [PHI:url] ?" - -'),
             ("werkzeug", "x Error on request:\nTraceback Ottoline", (), "x Error on request:"),
+            ("django.security.SuspiciousOperation", "Ottoline's chart was asked for", (), "[PHI:value]"),
             ("django.request", "Method Not Allowed (%s): %s", ("OTTOLINE-SMITH", "/x"), "Method Not Allowed ([PHI:value]): [PHI:url]"),
             ("django.request", "Method Not Allowed (%s): %s", ("DELETE", "/x"), "Method Not Allowed (DELETE): [PHI:url]"),
             ("django.security.csrf", "Forbidden (%s): %s", ("Origin checking failed - Ottoline does not match any trusted origins.", "/x"), "Forbidden ([PHI:value]): [PHI:url]"),

@@ -44,6 +44,8 @@ _ASYNCIO = re.compile(r"[(\n]|<(?!locals>)| exception=")
 _FLASK = re.compile(r"Exception on (.*) \[(\w+)\]", re.DOTALL)
 _ACCESS = '%s - "%s %s HTTP/%s" %d'
 _ACCESS_BY_ATOMS = frozenset({"gunicorn.access", "hypercorn.access"})
+#: Loggers of Django whose message is that of an exception, the application's too.
+_OF_EXCEPTIONS = "django.security."
 _ADDRESS = "%s://"
 _WERKZEUG = '"%s" %s %s'
 #: What ends the template of an access line; werkzeug writes the address before it.
@@ -164,7 +166,7 @@ def clean(record: logging.LogRecord, redactor: Redactor) -> tuple[str, Any]:
         fitting = judged_arguments(template, arguments, redactor) if arguments else None
         return (judged, fitting) if fitting is None or _fits(judged, fitting) else (judged, None)
     if not arguments:
-        return redactor.name(_of_server(template, redactor) if server else template), None
+        return redactor.name(_of_server(record.name, template, redactor) if server else template), None
     judged = _servers_template(template, redactor) if server else redactor.name(template)
     fitting = _of_servers(template, arguments, redactor) if server else _arguments(arguments, redactor)
     return (judged, fitting) if _fits(judged, fitting) else (judged, None)
@@ -251,8 +253,10 @@ class _Atoms(dict[str, object]):
         return "[PHI:key]"
 
 
-def _of_server(message: str, redactor: Redactor) -> str:
+def _of_server(name: str, message: str, redactor: Redactor) -> str:
     """Return a server's `message` without request targets, what it quotes, and the traceback that werkzeug appends."""
+    if name.startswith(_OF_EXCEPTIONS) and not redactor.is_written(message):
+        return str(argument(message))
     head, cut, _traceback = message.partition("Error on request:")
     if not redactor.is_written(message):
         head = _unquoted(head)

@@ -34,7 +34,7 @@ _PLAIN = re.compile(
 #: How a refusal of `http.server` or of gunicorn begins; behind it follows what was refused.
 _REFUSAL = re.compile(
     r"(?:Bad|Invalid|Line|Too|Unsupported)"
-    r"(?: (?:HTTP(?:/0\.9)?|[Hh]eaders?|line|long|many|[Mm]ethod|request|syntax|too|type|[Vv]ersion)\b)+(?:: | |\Z)"
+    r"(?: (?:HTTP(?:_HOST|/0\.9)?|[Hh]eaders?|line|long|many|[Mm]ethod|request|syntax|too|type|[Vv]ersion)\b)+(?:: | |\Z)"
 )
 _SAID = frozenset(
     (
