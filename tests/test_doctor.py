@@ -210,6 +210,22 @@ class TestFindings:
             "no setting has these variables, which change nothing: HEALTHOBS_WARD",
         )
 
+    def test_values_that_are_cut_before_they_are_redacted(self) -> None:
+        """Where PHI is declared and patterns have to find it, limits of the SDK are named; `strict` needs no patterns."""
+        environ = {
+            "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "30",
+            "OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT": "",
+        }
+        for redaction, expected in (("mask", ["values_cut_before_redaction"]), ("strict", [])):
+            settings = Settings(frameworks=("hipaa",), redaction=redaction, capture_stdlib=True)
+            obs = Observability(settings, log_stream=io.StringIO())
+            found = examine(init_app(Flask("app"), obs), environ=environ, sqlite_version=SOUND)
+            obs.close()
+            assert [one.name for one in found] == expected
+            assert [one.seen.partition(": ")[2] for one in found] == [
+                "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"
+            ] * len(found)
+
     def test_without_healthobs(self) -> None:
         """An application that it is not on is told, and is nothing wrong."""
         (finding,) = examine(Flask("bare"), environ={}, sqlite_version=(3, 51, 2))

@@ -6,6 +6,7 @@ import copy
 import enum
 import json
 import pickle
+import sys
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from healthobs import _runtime
 from healthobs.redaction import Phi, Redactor
 from healthobs.redaction.keys import ALLOWED, Action, classify, words
+from healthobs.redaction.literals import is_in_a_module
 
 NEEDLE = "078-05-1120"
 #: Not in a test, where it would be written in a function that is running.
@@ -442,6 +444,18 @@ class TestValue:
         """The marks that pass are a closed list."""
         assert Redactor().value("patient.name", "[PHI:smith]") == "[PHI:key]"
         assert Redactor().value("patient.name", "[PHI:key]") == "[PHI:key]"
+
+
+class TestModules:
+    """Names of what is in a module."""
+
+    def test_a_long_name_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A name made of data costs no search of its parts."""
+        for length in (256, 257):
+            monkeypatch.setitem(sys.modules, "m" * length, sys)
+        assert is_in_a_module("m" * 256)
+        assert not is_in_a_module("m" * 257)
+        assert not is_in_a_module("json.decoder.nothing")
 
 
 class TestMapping:

@@ -42,6 +42,7 @@ from healthobs.tracing.textmap import RAW, sends_raw_baggage
 OK, FINDINGS, CANNOT_LOAD = 0, 1, 2
 _MAX_LAYERS = 64
 _SHOWN_FRAMES = 20
+_LIMITS = {f"OTEL_{part}ATTRIBUTE_VALUE_LENGTH_LIMIT" for part in ("", "SPAN_", "LOGRECORD_")}
 _INSIDE = ("wsgi_app", "app", "_app", "wsgi", "application", "build_middleware_stack", "middleware")
 
 
@@ -94,6 +95,7 @@ def examine(
         *_spools(observed),
         *_loggers(observed),
         *_baggage(observed),
+        *_cut(environ, observed),
         *_dropped_lines(observed),
         *_variables(environ),
     ]
@@ -304,6 +306,18 @@ def _baggage(observed: Sequence[Any]) -> Iterator[Finding]:
             "baggage_escapes_the_allow_list",
             f"hipaa is declared, and {RAW} sends every entry to peers",
             "call set_global_textmap before the Observability is made, and let redaction do more than watch",
+        )
+
+
+def _cut(environ: Mapping[str, str], observed: Sequence[Any]) -> Iterator[Finding]:
+    """Look for limits by which OpenTelemetry's SDK leaves a part of an identifier, in which no pattern finds it."""
+    declared = [layer.obs for layer in observed if "hipaa" in layer.obs.settings.frameworks]
+    limits = sorted(name for name in _LIMITS if environ.get(name))
+    if limits and any(obs.redactor.mode == "mask" for obs in declared):
+        yield Finding(
+            "values_cut_before_redaction",
+            f"hipaa is declared, and values are cut before they are redacted by: {', '.join(limits)}",
+            "unset it, or let redaction be strict",
         )
 
 

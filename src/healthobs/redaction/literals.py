@@ -16,6 +16,7 @@ from typing import cast
 
 _FRAMES = 16
 _KEPT = 4096
+_MAX_NAME = 256
 
 
 def _holds(constants: tuple[object, ...], text: str) -> bool:
@@ -91,6 +92,8 @@ class Literals:
 
 def is_in_a_module(name: str) -> bool:
     """Return whether `name` is that of a module that is loaded, or of a class or function in it."""
+    if len(name) > _MAX_NAME:
+        return False
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
         at: object = sys.modules.get(".".join(parts[:end]))
