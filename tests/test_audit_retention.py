@@ -301,6 +301,23 @@ class TestHold:
         assert retention.holds() == []
         assert retention.erase(actor="a", reason="r", subject="s-1") == (1, 4)
 
+    @pytest.mark.parametrize(
+        "names", [("x" * 1_030 + "a", "x" * 1_030 + "b"), ("x\ud800", "x?"), ("x" * 1_025, "y")]
+    )
+    def test_name_that_would_be_another(self, bench: Bench, names: tuple[str, str]) -> None:
+        """A name that an entry would not keep as it is places nothing, and replaces no other hold; the longest does."""
+        bench.add(3)
+        retention = bench.retention()
+        with pytest.raises(RetentionError, match="at most 1,024 characters") as refused:
+            retention.hold(names[0], actor="counsel", reason="litigation", entries=(0, 0))
+        assert "xxx" not in str(refused.value)
+        assert (retention.holds(), bench.trail.checkpoint().size) == ([], 3)
+        for number, name in enumerate(("x" * 1_023 + "é", "x" * 1_023 + "b")):
+            retention.hold(name, actor="counsel", reason="litigation", entries=(number, number))
+        assert [hold.ranges for hold in retention.holds()] == [[(0, 0)], [(1, 1)]]
+        retention.release("x" * 1_023 + "é", actor="counsel", reason="settled")
+        assert [hold.ranges for hold in retention.holds()] == [[(1, 1)]]
+
     def test_exactly_its_entries(self, bench: Bench) -> None:
         """A held range keeps its first and its last entry, and no other."""
         bench.add(5)

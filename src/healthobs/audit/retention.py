@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from healthobs.audit import approval, disposal, governance, holds
 from healthobs.audit.approval import Approvers
 from healthobs.audit.checkpoint import Signer
+from healthobs.audit.entry import MAX_REASON
 from healthobs.audit.governance import RESERVED, Order, Range, prune_order
 from healthobs.audit.holds import Held
 from healthobs.audit.records import Receipt
@@ -200,10 +201,15 @@ class Retention(RetentionReader):
             entries: First and last entry, besides those about the subject.
 
         Raises:
-            RetentionError: Neither subject nor entries are named, or the entries are no range.
+            RetentionError: Neither subject nor entries are named, or the entries are no range, or the name is too long or no
+                valid Unicode, so that it would be recorded as another one.
             AuditError: It cannot be recorded, or the map of subjects cannot be asked; nothing is held.
         """
         _check_range(entries)
+        if len(name) > MAX_REASON or (
+            not name.isascii() and name != name.encode("utf-8", "replace").decode()
+        ):
+            raise RetentionError("the name of a hold must be valid Unicode of at most 1,024 characters")
         if subject is None and entries is None:
             raise RetentionError("a hold names a subject or entries; without them it would hold nothing")
         ranges = holds.unrenamed(self._trail, subject) + ([] if entries is None else [entries])
