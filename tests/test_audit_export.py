@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 import jsonschema
 import pytest
 
-from healthobs.audit import AuditTrail, export, merkle, open_trail
+from healthobs.audit import AuditTrail, export, governance, merkle, open_trail
 from healthobs.audit.checkpoint import Verifier
 from healthobs.audit.fhir import audit_event
 
@@ -52,7 +53,7 @@ BARE: dict[str, Any] = {
 }  # fmt: skip
 ACTIONS = [
     "patient.read", "patient.create", "patient.update", "patient.search", "patient.delete", "phi.disclose",
-    "auth.login", "weird",
+    "auth.login", "weird", "audit.read",
 ]  # fmt: skip
 
 
@@ -311,6 +312,66 @@ class TestAuditEvent:
         assert (traced["type"]["code"], traced["what"]["identifier"]["value"]) == ("traceId", "ab" * 16)
         assert event["purposeOfEvent"][0]["coding"][0]["code"] == "TREAT"
 
+    @pytest.mark.parametrize(
+        ("action", "kind", "subtype", "code"),
+        [
+            ("read", ("110101", "Audit Log Used"), None, "R"),
+            ("key", ("110100", "Application Activity"), (DCM, "110129", "Security Configuration"), "E"),
+            ("approvers", ("110100", "Application Activity"), (DCM, "110136", "Security Roles Changed"), "E"),
+            (
+                "hold", ("110100", "Application Activity"),
+                (f"{TERMS}iso-21089-lifecycle", "hold", "Add Legal Hold Record Lifecycle Event"), "E",
+            ),
+            (
+                "release", ("110100", "Application Activity"),
+                (f"{TERMS}iso-21089-lifecycle", "unhold", "Remove Legal Hold Record Lifecycle Event"), "E",
+            ),
+            (
+                "erase", ("110100", "Application Activity"),
+                (f"{TERMS}iso-21089-lifecycle", "destroy", "Destroy/Delete Record Lifecycle Event"), "D",
+            ),
+            (
+                "prune", ("110100", "Application Activity"),
+                (f"{TERMS}iso-21089-lifecycle", "destroy", "Destroy/Delete Record Lifecycle Event"), "D",
+            ),
+            ("damage", ("110100", "Application Activity"), None, "E"),
+        ],
+    )  # fmt: skip
+    def test_of_the_trail_itself(
+        self, action: str, kind: tuple[str, str], subtype: tuple[str, ...] | None, code: str
+    ) -> None:
+        """What the trail does with itself is done to no patient's record: no interaction, no profile, a security resource."""
+        event = audit_event({**BARE, "action": f"audit.{action}", "subject": "s-1"})
+        assert (tuple(event["type"].values()), event["action"], "meta" in event) == (
+            (DCM, *kind),
+            code,
+            False,
+        )
+        own = ("urn:healthobs:action", f"audit.{action}")
+        assert [tuple(part.values()) for part in event["subtype"]] == [*([subtype] if subtype else []), own]
+        assert agents(event) == {"s": SOURCE, "unknown": DESTINATION}
+        assert tuple(event["entity"][1]["role"].values()) == (
+            f"{TERMS}object-role",
+            "13",
+            "Security Resource",
+        )
+
+    def test_details_that_pass_for_ours(self) -> None:
+        """A detail of the application's is never taken for the entry's tenant, index or leaf, nor for another detail."""
+        names = ("healthobs.tenant", "healthobs.index", "'healthobs.index", "'x", "x", "healthobs")
+        event = audit_event({**BARE, "details": dict.fromkeys(names, "forged")})
+        shown = [(part["type"], part["valueString"]) for part in event["entity"][0]["detail"]]
+        assert shown == [
+            ("'healthobs.tenant", "forged"),
+            ("'healthobs.index", "forged"),
+            ("''healthobs.index", "forged"),
+            ("''x", "forged"),
+            ("x", "forged"),
+            ("healthobs", "forged"),
+            ("healthobs.index", "0"),
+            ("healthobs.leaf", "00"),
+        ]
+
     def test_blank_details(self, trail: AuditTrail) -> None:
         """A name or a value that FHIR could not hold is shown as a dash; the entry itself keeps it."""
         trail.append({"action": "patient.read", "details": {"": "x", "kind": " "}})
@@ -335,8 +396,10 @@ class TestAuditEvent:
         schema = {**r4_schema(tmp_path), "$ref": "#/definitions/AuditEvent"}
         del schema["discriminator"], schema["oneOf"]
         validator = jsonschema.Draft6Validator(schema)
+        for action in sorted(governance.RESERVED):
+            trail.append_own({"action": action, "subject": "s-17", "details": {"hold": "h"}})
         found = events(trail)
-        assert len(found) == 2 * len(ACTIONS) + 1
+        assert len(found) == 2 * len(ACTIONS) + 1 + len(governance.RESERVED)
         assert [error.message for event in found for error in validator.iter_errors(event)] == []
         for broken in (
             {"outcome": "9"},
@@ -393,6 +456,27 @@ class TestOtherForms:
             "details": json.dumps(first["details"]), "hash": first["hash"],
         }  # fmt: skip
         assert (rows[-1]["actor"][:5], rows[-1]["resource_id"]) == ("'=cmd", "'-1")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "=1", "+1", "-1", "@A", "\t=1", "\r=1", "\n=1", "\nx", "\tx", "\rx", "\uff1d1", "\uff0b1", "\uff0d1", "\uff20A",
+            " =1", "\u00a0=1", "\v=1", "\x00=1", "\ufeff=1", "\u200b=1", "'=1", "'", "''",
+        ],
+    )  # fmt: skip
+    def test_formulas(self, text: str) -> None:
+        """What could be a formula has an apostrophe in front, and what begins with one has another."""
+        assert export.cell(text) == f"'{text}"
+
+    @pytest.mark.parametrize("text", ["", "a=1", "1-1", "é", " x", "x'", "\u200bx", "2026-01-01"])
+    def test_no_formulas(self, text: str) -> None:
+        """All else is as it was recorded."""
+        assert export.cell(text) == text
+
+    def test_no_two_texts_are_one_cell(self) -> None:
+        """A cell says which text was recorded."""
+        texts = ["".join(parts) for count in range(5) for parts in itertools.product("'= x", repeat=count)]
+        assert len({export.cell(text) for text in texts}) == len(texts)
 
     def test_entries(self, trail: AuditTrail) -> None:
         """Every entry, oldest first, as pages show it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv as csv_format
 import json
+import re
 from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -22,6 +23,8 @@ COLUMNS = (
     "index", "time", "service", "action", "outcome", "actor", "actor_kind", "subject", "resource_type",
     "resource_id", "purpose", "classification", "reason", "details", "trace_id", "span_id", "request_id", "hash", "tenant",
 )  # fmt: skip
+#: A formula by its first character, also of full width, or behind blanks and what is not seen; or the mark itself.
+_FORMULA = re.compile(r"['\t\r\n]|[\s\x00-\x1f\u200b-\u200f\u2060\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 
 
 def entries(
@@ -44,7 +47,8 @@ def csv(
 ) -> None:
     """Write every entry from `first` to `last` as a line of CSV (RFC 4180), under a line of names.
 
-    A cell that a spreadsheet would take for a formula begins with an apostrophe.
+    A cell that a spreadsheet could take for a formula has an apostrophe in front, and so has one that begins with an apostrophe: taken
+    off again, one gives what was recorded.
     """
     writer = csv_format.writer(out)
     writer.writerow(COLUMNS)
@@ -58,9 +62,14 @@ def csv(
 
 
 def cell(value: object) -> str:
-    """Return a value as a cell of the CSV has it."""
+    """Return a value as a cell of the CSV has it.
+
+    Example:
+        >>> cell("=1+1"), cell("'=1+1"), cell("1+1")
+        ("'=1+1", "''=1+1", '1+1')
+    """
     text = "" if value is None else str(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def tlog_proof(proof: InclusionProof, note: str) -> str:

@@ -5,6 +5,12 @@ destination; for create, update and query it is the reverse; for a delete they a
 A failed or refused action has BALP's shape, but not its profile: those are for successes. The whole is HL7
 FHIR R4 (4.0.1) AuditEvent; the trace id is a second transaction entity beside the request id's.
 
+What the trail records of itself (`audit.*`) is no RESTful interaction with patient data, and has none of BALP's profiles: a
+reading of the trail is DICOM's Audit Log Used, the rest an application activity, which the second code tells apart.
+
+Details that begin with ``healthobs.`` are this module's; a detail of the application's whose name begins so, or with an
+apostrophe, gets an apostrophe in front.
+
 Limits: subject, actor and resource are the opaque ids of the log. Network addresses are not recorded, so the
 agents' `network` says only what kind it would be. Actions whose verb is unknown become an application activity.
 """
@@ -13,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from healthobs.audit import governance
 
 _TERMS = "http://terminology.hl7.org/CodeSystem/"
 _DCM = "http://dicom.nema.org/resources/ontology/DCM"
@@ -42,6 +50,20 @@ _SHAPES: dict[str, tuple[str, str, _Term, _Term]] = {
     ),
     "disclosure": ("R", "PrivacyDisclosure.Source", _SOURCE, _DESTINATION),
 }  # fmt: skip
+_ISO = f"{_TERMS}iso-21089-lifecycle"
+_ACTIVITY: _Term = (_DCM, "110100", "Application Activity")
+_DESTROY: _Term = (_ISO, "destroy", "Destroy/Delete Record Lifecycle Event")
+#: What the trail records of itself: type, subtype, action code.
+_OWN: dict[str, tuple[_Term, _Term | None, str]] = {
+    "audit.read": ((_DCM, "110101", "Audit Log Used"), None, "R"),
+    governance.KEY: (_ACTIVITY, (_DCM, "110129", "Security Configuration"), "E"),
+    governance.APPROVERS: (_ACTIVITY, (_DCM, "110136", "Security Roles Changed"), "E"),
+    governance.HOLD: (_ACTIVITY, (_ISO, "hold", "Add Legal Hold Record Lifecycle Event"), "E"),
+    governance.RELEASE: (_ACTIVITY, (_ISO, "unhold", "Remove Legal Hold Record Lifecycle Event"), "E"),
+    governance.ERASE: (_ACTIVITY, _DESTROY, "D"),
+    governance.PRUNE: (_ACTIVITY, _DESTROY, "D"),
+    governance.DAMAGE: (_ACTIVITY, None, "E"),
+}
 _OUTCOMES = {"ok": "0", "denied": "4", "failed": "4", "error": "8"}
 
 
@@ -60,7 +82,8 @@ def audit_event(entry: Mapping[str, Any]) -> dict[str, Any]:
         >>> event["action"], event["agent"][0]["type"]["coding"][0]["display"]
         ('R', 'Source Role ID')
     """
-    kind = _KINDS.get(entry["action"].rpartition(".")[2])
+    action = entry["action"]
+    kind = None if action in _OWN else _KINDS.get(action.rpartition(".")[2])
     service = {"display": entry["service"]}
     event: dict[str, Any] = {
         "resourceType": "AuditEvent",
@@ -85,15 +108,16 @@ def _what(kind: str | None, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return profile, type, subtype and action."""
     own = _coding(("urn:healthobs:action", entry["action"], ""))
     if kind is None:
+        what, more, action = _OWN.get(entry["action"], (_ACTIVITY, None, "E"))
         return {
-            "type": _coding((_DCM, "110100", "Application Activity")),
-            "subtype": [own],
-            "action": "E",
+            "type": _coding(what),
+            "subtype": [own] if more is None else [_coding(more), own],
+            "action": action,
         }
     action, profile, _, _ = _SHAPES[kind]
     if kind == "disclosure":
         shape = _coding((_DCM, "110106", "Export"))
-        subtype = _coding((_TERMS + "iso-21089-lifecycle", "disclose", "Disclose Record Lifecycle Event"))
+        subtype = _coding((_ISO, "disclose", "Disclose Record Lifecycle Event"))
     else:
         shape = _coding((_TERMS + "audit-event-type", "rest", "RESTful Operation"))
         subtype = _coding(("http://hl7.org/fhir/restful-interaction", kind, kind))
@@ -131,7 +155,7 @@ def _entities(kind: str | None, entry: Mapping[str, Any]) -> list[dict[str, Any]
                 "1", ("1", "Patient"), what={"type": "Patient", "identifier": {"value": entry["subject"]}}
             )
         )
-    data = _entity("2", ("24", "Query") if kind == "search" else ("4", "Domain Resource"))
+    data = _entity("2", _role(kind, entry["action"]))
     resource = entry["resource"]
     if kind != "search":
         data["what"] = {"identifier": {"value": resource["id"] or resource["type"] or entry["action"]}}
@@ -140,7 +164,12 @@ def _entities(kind: str | None, entry: Mapping[str, Any]) -> list[dict[str, Any]
     if entry["classification"]:
         data["securityLabel"] = [_coding((_TERMS + "v3-Confidentiality", entry["classification"], ""))]
     tenant = {"healthobs.tenant": entry["tenant"]} if entry.get("tenant") else {}
-    facts = {**entry["details"], **tenant, "healthobs.index": entry["index"], "healthobs.leaf": entry["hash"]}
+    facts = {
+        **{_theirs(name): value for name, value in entry["details"].items()},
+        **tenant,
+        "healthobs.index": entry["index"],
+        "healthobs.leaf": entry["hash"],
+    }
     data["detail"] = [{"type": _said(name), "valueString": _said(value)} for name, value in facts.items()]
     entities.append(data)
     for code, name in (("XrequestId", "request_id"), ("traceId", "trace_id")):
@@ -152,6 +181,18 @@ def _entities(kind: str | None, entry: Mapping[str, Any]) -> list[dict[str, Any]
                 {"type": {"system": system, "code": code}, "what": {"identifier": {"value": entry[name]}}}
             )
     return entities
+
+
+def _role(kind: str | None, action: str) -> tuple[str, str]:
+    """Return what the data is in the event."""
+    if action in _OWN:
+        return "13", "Security Resource"
+    return ("24", "Query") if kind == "search" else ("4", "Domain Resource")
+
+
+def _theirs(name: str) -> str:
+    """Return the name of an application's detail, which none of this module's is."""
+    return f"'{name}" if name.startswith(("healthobs.", "'")) else name
 
 
 def _said(value: object) -> str:
