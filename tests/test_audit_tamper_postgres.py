@@ -21,6 +21,7 @@ from healthobs.testing import SteppingClock
 
 pytestmark = pytest.mark.server
 ENTRIES = 6
+MADE = "CREATE TRIGGER e AFTER INSERT ON sequenced FOR EACH ROW EXECUTE FUNCTION no_gap()"
 ZEROS = "decode(repeat('00', 32), 'hex')"
 
 
@@ -165,6 +166,52 @@ class TestTamper:
         pristine.server.execute(url, "SET search_path = healthobs_audit", *change.split("; "))
         said = [problem.what for problem in pristine.verify(url).problems]
         assert [what for what in said if what.startswith("the table")] == [f"the table {table} is altered"]
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ("CREATE UNIQUE INDEX stop ON entry (length(leaf)) WHERE idx > 6", "index stop"),
+            ("CREATE INDEX f ON checkpoint (note)", "index f"),
+            ("CREATE RULE r AS ON UPDATE TO log DO ALSO NOTHING", "rule r"),
+            ("CREATE POLICY p ON entry USING (false)", "policy p"),
+            (f"{MADE}; UPDATE pg_trigger SET tgisinternal = true WHERE tgname = 'e'", "trigger e"),
+        ],
+    )
+    def test_foreign_is_named(self, pristine: Pristine, change: str, named: str) -> None:
+        """What somebody put on the tables is counted and named, one that the server is made to call its own too."""
+        url = pristine.copy()
+        pristine.server.execute(url, "SET search_path = healthobs_audit", *change.split("; "))
+        said = [problem.what for problem in pristine.verify(url).problems]
+        assert said == [f"what is not the log's is in its database (1): {named}"]
+
+    def test_foreign_key(self, pristine: Pristine) -> None:
+        """So are the triggers of a foreign key that refers to the log: it would keep a pruning from being carried out."""
+        url = pristine.copy()
+        pristine.server.execute(url, "CREATE TABLE other (idx bigint REFERENCES healthobs_audit.entry)")
+        (said,) = [problem.what for problem in pristine.verify(url).problems]
+        assert said.startswith(
+            "what is not the log's is in its database (2): trigger RI_ConstraintTrigger_a_"
+        )
+
+    def test_view_in_the_place_of_a_table(self, pristine: Pristine) -> None:
+        """A view that shows what the table held is no table."""
+        url = pristine.copy()
+        pristine.server.execute(
+            url,
+            "SET search_path = healthobs_audit",
+            "ALTER TABLE entry RENAME TO old",
+            "CREATE VIEW entry AS SELECT * FROM old",
+        )
+        assert "the table entry is altered" in [problem.what for problem in pristine.verify(url).problems]
+
+    def test_function_of_a_guard_that_reads_elsewhere(self, pristine: Pristine) -> None:
+        """A guard whose function was told where to look names up could find another `max` than the server's."""
+        url = pristine.copy()
+        pristine.server.execute(
+            url, "ALTER FUNCTION healthobs_audit.no_gap() SET search_path = public, pg_catalog"
+        )
+        said = [problem.what for problem in pristine.verify(url).problems]
+        assert said == ["the guard entry_no_gap is missing or altered"]
 
     @pytest.mark.parametrize("kind", ["TEXT", "NUMERIC", "DOUBLE PRECISION"])
     def test_numbers_of_another_type(self, pristine: Pristine, tmp_path: Path, kind: str) -> None:

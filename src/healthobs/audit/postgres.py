@@ -20,7 +20,7 @@ import psycopg
 from psycopg import errors, sql
 from psycopg.conninfo import conninfo_to_dict
 
-from healthobs.audit.store import FORBIDDEN, Connection, Row, StoreError, holds_log
+from healthobs.audit.store import FORBIDDEN, Connection, Row, StoreError, described, holds_log
 from healthobs.exceptions import AuditError, ConfigurationError
 
 SCHEMA = "healthobs_audit"
@@ -63,6 +63,14 @@ UNION ALL SELECT relname, attname || ' ' || format_type(atttypid, atttypmod)
     WHERE attnum > 0 AND NOT attisdropped
 UNION ALL SELECT relname, pg_get_constraintdef(pg_constraint.oid) FROM found JOIN pg_constraint ON conrelid = place
     WHERE contype NOT IN ('n', 't')"""  # noqa: S608 - NOT NULL is with the columns, constraint triggers with the triggers
+_ON_TABLES = """SELECT kind, name, relname FROM (
+    SELECT 'trigger' AS kind, tgname AS name, tgrelid AS place FROM pg_trigger
+    UNION ALL SELECT 'rule', rulename, ev_class FROM pg_rewrite
+    UNION ALL SELECT 'policy', polname, polrelid FROM pg_policy
+    UNION ALL SELECT 'index', relname, indrelid FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+    WHERE NOT indisprimary
+) AS found JOIN pg_class ON pg_class.oid = place JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE nspname = ?"""
 _RAISE = "RAISE EXCEPTION 'audit: {}' USING ERRCODE = 'integrity_constraint_violation';"
 #: Bodies of the trigger functions.
 _FUNCTIONS = {
@@ -303,16 +311,16 @@ class PostgresConnection:
     def missing_guards(self) -> tuple[str, ...]:
         """Return the names of guards that are gone, switched off or were altered."""
         rows = self.execute(
-            "SELECT tgname, relname, prosrc, tgtype FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid "
+            "SELECT tgname, relname, prosrc, tgtype, proconfig IS NULL FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid "
             "JOIN pg_namespace ON pg_namespace.oid = relnamespace JOIN pg_proc ON pg_proc.oid = tgfoid "
             "WHERE nspname = ? AND tgenabled IN ('O', 'A') AND tgqual IS NULL AND tgattr::text = ''",
             (SCHEMA,),
         )
-        present = {name: (table, body, kind) for name, table, body, kind in rows}
+        present = set(rows)
         return tuple(
             name
             for name, (table, function, _, _, kind) in GUARDS.items()
-            if present.get(name) != (table, _FUNCTIONS[function], kind)
+            if (name, table, _FUNCTIONS[function], kind, True) not in present
         )
 
     def altered_tables(self) -> tuple[str, ...]:
@@ -322,15 +330,16 @@ class PostgresConnection:
             found.setdefault(name, set()).add(what)
         return tuple(name for name, made in _TABLES.items() if found.get(name) != {_PLAIN, *made})
 
-    def foreign_triggers(self) -> int:
-        """Return how many triggers and rules the tables have beyond the guards."""
-        rows = self.execute(
-            "SELECT tgname, relname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid "
-            "JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = ? AND NOT tgisinternal "
-            "UNION ALL SELECT rulename, tablename FROM pg_rules WHERE schemaname = ?",
-            (SCHEMA, SCHEMA),
+    def foreign(self) -> tuple[str, ...]:
+        """Return the triggers, rules, policies and indexes that the tables have beyond the guards and keys.
+
+        Triggers that the server calls its own are none of ours either: those of a foreign key that refers to the log.
+        """
+        return tuple(
+            described(kind, name)
+            for kind, name, table in self.execute(_ON_TABLES, (SCHEMA,))
+            if table in _TABLES and not (kind == "trigger" and GUARDS.get(name, ("",))[0] == table)
         )
-        return sum(GUARDS.get(name, ("",))[0] != table for name, table in rows)
 
     @property
     def forbidden(self) -> Mapping[str, str]:

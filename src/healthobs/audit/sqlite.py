@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from healthobs.audit.keys import sync_directory
-from healthobs.audit.store import FORBIDDEN, Connection, Row, StoreError, holds_log
+from healthobs.audit.store import FORBIDDEN, Connection, Row, StoreError, described, holds_log
 from healthobs.exceptions import AuditError, ConfigurationError
 
 #: How long a statement waits for another connection's lock.
@@ -39,6 +39,12 @@ _TABLES = {
     "checkpoint": "size INTEGER PRIMARY KEY, note TEXT NOT NULL)",
     "sequenced": "id TEXT PRIMARY KEY, idx INTEGER NOT NULL) WITHOUT ROWID",
 }
+#: What SQLite adds to the schema by itself: the key of tiles, and what ANALYZE writes, which orders reads and no more.
+_OF_SQLITE = (
+    ("index", "sqlite_autoindex_tile_1", "tile", None),
+    ("table", "sqlite_stat1", "sqlite_stat1", "CREATE TABLE sqlite_stat1(tbl,idx,stat)"),
+    ("table", "sqlite_stat4", "sqlite_stat4", "CREATE TABLE sqlite_stat4(tbl,idx,neq,nlt,ndlt,sample)"),
+)
 
 
 def table_statements(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> dict[str, str]:
@@ -297,7 +303,7 @@ class SqliteConnection:
 
     def tables(self) -> set[str]:
         """Return the names of the tables that are there."""
-        return {name for (name,) in self.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        return {name for kind, name, _, _ in self._schema() if kind == "table"}
 
     def damage(self) -> str | None:
         """Return whether SQLite's own check finds damage."""
@@ -306,9 +312,7 @@ class SqliteConnection:
 
     def missing_guards(self) -> tuple[str, ...]:
         """Return the names of guards that are gone or were altered."""
-        present: dict[str, str] = dict(
-            self.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
-        )
+        present = self._defined("trigger")
         return tuple(name for name, statement in GUARDS.items() if present.get(name) != statement)
 
     def altered_tables(self) -> tuple[str, ...]:
@@ -316,18 +320,33 @@ class SqliteConnection:
 
         A log that a SQLite without STRICT made has none that is; where one table is, all must be.
         """
-        found: dict[object, object] = dict(
-            self.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
-        )
+        found = self._defined("table")
         present = {name: _normal(found.get(name)) for name in _TABLES}
         strict = any(text.endswith(" STRICT") for text in present.values())
         made = table_statements((3, 37) if strict else (3, 36))
         return tuple(name for name, statement in made.items() if present[name] != _normal(statement))
 
-    def foreign_triggers(self) -> int:
-        """Return how many triggers there are beyond the guards."""
-        present = self.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
-        return sum(name not in GUARDS for (name,) in present)
+    def foreign(self) -> tuple[str, ...]:
+        """Return what the schema has beyond the tables, the guards and what SQLite itself adds, compared case and all."""
+        own = {*(("table", name) for name in _TABLES), *(("trigger", name) for name in GUARDS)}
+        return tuple(
+            described(row[0], row[1])
+            for row in self._schema()
+            if row[:2] not in own and row not in _OF_SQLITE
+        )
+
+    def _schema(self) -> list[Row]:
+        """Return kind, name, table and text of all that there is, and of the rows themselves: an index over them may lie."""
+        return self.execute("SELECT type, name, tbl_name, sql FROM sqlite_master NOT INDEXED")
+
+    def _defined(self, kind: str) -> dict[object, object]:
+        """Return the texts of what is of one kind, by name; None for what is there twice, or filed under another table."""
+        found: dict[object, object] = {}
+        for other, name, table, text in self._schema():
+            if other == kind:
+                once = name not in found and table == str(name).partition("_")[0]
+                found[name] = text if once else None
+        return found
 
     @property
     def forbidden(self) -> Mapping[str, str]:
@@ -353,8 +372,13 @@ class SqliteConnection:
 
 
 def _normal(statement: object) -> str:
-    """Return a statement with one space between any two words and signs, however it was laid out."""
-    return " ".join(re.findall(r"\w+|\S", statement)) if isinstance(statement, str) else ""
+    """Return a statement with one space between any two words and signs, however it was laid out.
+
+    Only what SQLite itself skips is layout: of PRIMARY KEY with another blank of Unicode in it, it makes the name of a type.
+    """
+    if not isinstance(statement, str):
+        return ""
+    return " ".join(re.findall(r"[A-Za-z0-9_]+|[^ \t\n\f\r]", statement))
 
 
 def _inode(path: Path) -> tuple[int, int]:

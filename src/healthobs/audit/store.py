@@ -11,6 +11,7 @@ Limits: whoever owns the tables may drop the guards, which verification then rep
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -77,8 +78,11 @@ class ReadConnection(Protocol):
         """Return the names of tables that are gone, or whose columns, types or constraints are not those that were made."""
         ...
 
-    def foreign_triggers(self) -> int:
-        """Return how many triggers and rules there are that are no guards: one could drop or change what is written."""
+    def foreign(self) -> tuple[str, ...]:
+        """Return what is on the tables or beside them and is none of ours, as `described`.
+
+        A trigger could drop or change what is written, an index answer with what is no longer there, or stop the log.
+        """
         ...
 
     def close(self) -> None:
@@ -139,6 +143,18 @@ class Store(Protocol):
     def initialising(self) -> AbstractContextManager[Connection]:
         """Give a connection inside `writing`, with the tables made where there are none, one process at a time."""
         ...
+
+
+def described(kind: object, name: object) -> str:
+    """Return the kind and name of a thing in the database that is none of ours; its kind alone when the name is not plain.
+
+    Example:
+        >>> described("Trigger", "zz"), described("x", "two words")
+        ('trigger zz', 'object')
+    """
+    known = str(kind).lower()
+    known = known if known in {"index", "policy", "rule", "table", "trigger", "view"} else "object"
+    return f"{known} {name}" if re.fullmatch(r"[A-Za-z_]\w{0,62}", str(name), re.ASCII) else known
 
 
 def holds_log(connection: ReadConnection) -> bool:

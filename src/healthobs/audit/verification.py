@@ -31,6 +31,8 @@ MAX_PROBLEMS = 50
 #: Runs in one of which nobody must have pruned; prunings are rare.
 _RUNS = 3
 _GOVERNS = "the entry governs the trail, and an erasure names it"
+#: Things that are none of the log's of which the name is told.
+_NAMED = 3
 #: The hashes that are kept of a tile where they are as many as they should, and how many entries there are by now.
 _TILE = """SELECT CASE WHEN length(hashes) = width * 32 THEN hashes END,
     (SELECT coalesce(max(idx) + 1, 0) FROM entry) FROM tile WHERE level = ? AND n = ?"""
@@ -102,14 +104,15 @@ def extend(
 
 
 def guard_problems(connection: ReadConnection) -> list[Problem]:
-    """Return which tables and guards are not as they were made, and whether there are triggers that are no guards."""
+    """Return which tables and guards are not as they were made, and what is on or beside them that is none of ours."""
     problems = [Problem(None, f"the table {name} is altered") for name in connection.altered_tables()]
     problems += [
         Problem(None, f"the guard {name} is missing or altered") for name in connection.missing_guards()
     ]
-    foreign = connection.foreign_triggers()
+    foreign = connection.foreign()
     if foreign:
-        problems.append(Problem(None, f"{foreign} triggers or rules are on the tables that are no guards"))
+        named = ", ".join((*sorted(foreign)[:_NAMED], *(["..."] if len(foreign) > _NAMED else ())))
+        problems.append(Problem(None, f"what is not the log's is in its database ({len(foreign)}): {named}"))
     return problems
 
 
@@ -291,12 +294,25 @@ class _Run:
             due = next(checkpoints, None)
         if self._signed_size < expected:
             self._problem(self._signed_size, "the entries from here on were never signed")
+        self._all_walked()
         if self._tree is None:
             return
         for level, (n, hashes) in self._nodes.items():
             self._tile(level, n, hashes)
         if self._tiles_kept > self._tiles:
             self._problem(None, "there are kept tiles that belong to no entries")
+
+    def _all_walked(self) -> None:
+        """Find fault with entries that a search finds and the walk did not: two of one number, or out of their order.
+
+        What governs is searched for, so it could be believed though no checkpoint is over it. The sign keeps the database
+        from finding its way by the numbers.
+        """
+        ((there,),) = self._connection.execute("SELECT count(*) FROM entry WHERE +idx <= ?", (self._last,))
+        if there > self._entries:
+            self._problem(
+                None, f"there are {there} entries up to the last one, but {self._entries} in their order"
+            )
 
     def _start(self) -> int:
         """Return where the log begins; where it was pruned by order, load the tree up to there from kept nodes."""

@@ -82,10 +82,10 @@ class Windows:
         with self.window() as connection:
             return connection.altered_tables()
 
-    def foreign_triggers(self) -> int:
-        """Return how many triggers and rules are no guards."""
+    def foreign(self) -> tuple[str, ...]:
+        """Return what is none of ours."""
         with self.window() as connection:
-            return connection.foreign_triggers()
+            return connection.foreign()
 
     def close(self) -> None:
         """Close it."""
