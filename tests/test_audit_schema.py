@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from healthobs.audit import Verification, merkle, open_trail, store, verification
+from healthobs.audit import AuditTrail, Verification, merkle, open_trail, store, verification
 from healthobs.audit.checkpoint import Verifier
 from healthobs.audit.command import main
 from healthobs.audit.entry import canonical
 from healthobs.audit.retention import Retention
 from healthobs.audit.sqlite import GUARDS, SqliteStore, table_statements
+from healthobs.exceptions import AuditTamperedError
 
 ENTRIES = 15
 #: What SQLite takes for no blank, though Unicode does: each makes PRIMARY KEY the name of a type.
@@ -147,6 +148,38 @@ class TestText:
             file[place : place + 2] = cell
         copy.write_bytes(file)
         assert said(copy, pristine[1]) == ["there are 16 entries up to the last one, but 15 in their order"]
+
+
+class TestBody:
+    """Tables that need not hold what their columns say, as SQLite before 3.37 makes them."""
+
+    def test_made_by_an_older_sqlite(self, copy: Path, pristine: tuple[Path, str]) -> None:
+        """Without STRICT a log is one all the same."""
+        damage(copy, *rebuilt())
+        assert said(copy, pristine[1]) == []
+
+    def test_hold_in_bytes(
+        self, copy: Path, pristine: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A body of the right bytes that is no text is no body: what governs could be hidden so. Nothing is erased past it."""
+        damage(
+            copy,
+            *rebuilt(),
+            "UPDATE entry SET body = CAST(body AS BLOB) WHERE body LIKE '%audit.hold%'",
+        )
+        verdict = verify(copy, pristine[1])
+        assert (verdict.ok, verdict.first_bad_index) == (False, ENTRIES - 1)
+        for command in ("verify", "fsck"):
+            assert main([command, str(copy), "--vkey", pristine[1]]) == 1
+            assert f"entry {ENTRIES - 1}" in "".join(capsys.readouterr())
+        with contextlib.closing(_opened(copy)) as trail, pytest.raises(AuditTamperedError):
+            Retention(trail).erase(actor="a", reason="r", subject="s-17")
+
+    def test_text_that_is_none(self, copy: Path, pristine: tuple[Path, str]) -> None:
+        """A body whose text has another encoding's bytes is no body either, whatever its leaf says."""
+        leaf = merkle.leaf_hash(b"\xff").hex()
+        damage(copy, f"UPDATE entry SET body = CAST(x'ff' AS TEXT), leaf = x'{leaf}' WHERE idx = 2")
+        assert "entry 2: the body is not what was recorded" in said(copy, pristine[1])
 
 
 IGNORES = "CREATE TRIGGER zz BEFORE INSERT ON {} BEGIN SELECT RAISE(IGNORE); END"
@@ -284,6 +317,10 @@ class TestForeign:
         damage(copy, "UPDATE entry SET body = replace(body, 'patient', 'payment') WHERE idx = 3")
         run(copy, "INSERT INTO sqlite_master SELECT * FROM kept", "DROP TABLE kept")
         assert NONE_OF_OURS.format("index f") in said(copy, pristine[1])
+
+
+def _opened(path: Path) -> AuditTrail:
+    return open_trail(f"sqlite:///{path}", service="s")
 
 
 def _forged(path: Path, index: int, **changes: object) -> str:

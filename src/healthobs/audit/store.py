@@ -267,12 +267,13 @@ def _walk(connection: ReadConnection, statement: str, after: int, last: int) -> 
 
 
 def stored_bytes(body: object) -> bytes | None:
-    """Return the bytes of a body as it was read; None when it was erased, no bytes when it is no text at all."""
+    """Return the bytes of a body as it was read; None when it was erased, no bytes when it is no text at all.
+
+    Nor are bytes text, be they the right ones: in SQLite no search for text finds them, so an order could be hidden so.
+    """
     if body is None:
         return None
-    if isinstance(body, str):
-        return body.encode()
-    return body if isinstance(body, bytes) else b""
+    return body.encode() if isinstance(body, str) else b""
 
 
 def is_hash(leaf: object) -> TypeGuard[bytes]:
