@@ -16,7 +16,7 @@ from healthobs.audit.command import main
 from healthobs.audit.entry import canonical
 from healthobs.audit.retention import Retention
 from healthobs.audit.sqlite import GUARDS, SqliteStore, table_statements
-from healthobs.exceptions import AuditTamperedError
+from healthobs.exceptions import AuditTamperedError, AuditWriteError
 
 ENTRIES = 15
 #: What SQLite takes for no blank, though Unicode does: each makes PRIMARY KEY the name of a type.
@@ -317,6 +317,34 @@ class TestForeign:
         damage(copy, "UPDATE entry SET body = replace(body, 'patient', 'payment') WHERE idx = 3")
         run(copy, "INSERT INTO sqlite_master SELECT * FROM kept", "DROP TABLE kept")
         assert NONE_OF_OURS.format("index f") in said(copy, pristine[1])
+
+    def test_row_of_an_outbox_comes_in_once(self, copy: Path) -> None:
+        """What a trigger keeps from being marked as recorded is not recorded: it would come in again."""
+        with contextlib.closing(_opened(copy)) as trail:
+            row = ("key-1", trail.encode({"action": "pay.done"}))
+            run(copy, IGNORES.format("sequenced"))
+            for _ in range(2):
+                with pytest.raises(AuditWriteError, match="did not keep what was written"):
+                    trail.sequence([row])
+            run(copy, "DROP TRIGGER zz")
+            receipts = [trail.sequence([row]) for _ in range(2)]
+            assert [one.index for (one,) in receipts if one is not None] == [ENTRIES, ENTRIES]
+            assert trail.verify().ok
+
+    def test_mark_that_is_altered(self, copy: Path) -> None:
+        """Nor is what a trigger marks as another entry; many rows at once are looked at as one is."""
+        with contextlib.closing(_opened(copy)) as trail:
+            rows = [(f"key-{number}", trail.encode({"action": "pay.done"})) for number in range(999)]
+            run(
+                copy,
+                "DROP TRIGGER sequenced_no_update",
+                "CREATE TRIGGER zz AFTER INSERT ON sequenced WHEN new.id = 'key-998'"
+                " BEGIN UPDATE sequenced SET idx = 0 WHERE id = new.id; END",
+            )
+            with pytest.raises(AuditWriteError, match="did not keep what was written"):
+                trail.sequence(rows)
+            run(copy, "DROP TRIGGER zz")
+            assert len(trail.sequence(rows)) == len(rows)
 
 
 def _opened(path: Path) -> AuditTrail:

@@ -33,6 +33,8 @@ FORMAT = 1
 TAKEN = -1
 #: Rows that a walk reads at a time.
 AT_ONCE = 2_000
+#: Parameters of one statement: SQLite before 3.32 takes 999.
+_AT_A_TIME = 500
 #: What a database can number: somebody may have tampered with it.
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
@@ -344,14 +346,31 @@ def insert(
     connection.execute("INSERT INTO checkpoint (size, note) VALUES (?, ?)", (size, note))
 
 
-def keeps(connection: ReadConnection, rows: Sequence[tuple[int, bytes, str]], size: int, note: str) -> bool:
-    """Return whether the log ends with the entries `rows` and the checkpoint over all, whatever triggers did to them."""
+def keeps(
+    connection: ReadConnection,
+    rows: Sequence[tuple[int, bytes, str]],
+    marks: Sequence[tuple[str, int]],
+    size: int,
+    note: str,
+) -> bool:
+    """Return whether the log ends with the entries `rows` and the checkpoint over all, whatever triggers did to them.
+
+    And whether `marks` say which of them are rows of an outbox or spool: one without would come in again.
+    """
     stored = connection.execute(
         "SELECT idx, leaf, body FROM entry WHERE idx >= ?"
         " UNION ALL SELECT size, NULL, note FROM checkpoint WHERE size >= ? ORDER BY 1",
         (rows[0][0], size),
     )
-    return stored == [*rows, (size, None, note)]
+    return stored == [*rows, (size, None, note)] and all(
+        _marked(connection, marks[start : start + _AT_A_TIME]) for start in range(0, len(marks), _AT_A_TIME)
+    )
+
+
+def _marked(connection: ReadConnection, marks: Sequence[tuple[str, int]]) -> bool:
+    keys = [key for key, _ in marks]
+    statement = f"SELECT id, idx FROM sequenced WHERE id IN ({', '.join('?' * len(keys))})"  # noqa: S608 - ? only
+    return sorted(connection.execute(statement, keys)) == sorted(marks)
 
 
 def _grown(

@@ -251,8 +251,9 @@ class Writer:
         if fresh:  # otherwise every caller gave up meanwhile, or it is all known
             rows = [(job.index, job.leaf, job.body) for job in fresh.values()]
             store.insert(connection, rows, tiles, tree.size, checkpoint.note)
-            store.insert_sequenced(connection, [(job.key, job.index) for job in fresh.values() if job.key])
-            if not store.keeps(connection, rows, tree.size, checkpoint.note):
+            marks = [(job.key, job.index) for job in fresh.values() if job.key]
+            store.insert_sequenced(connection, marks)
+            if not store.keeps(connection, rows, marks, tree.size, checkpoint.note):
                 raise AuditError("it did not keep what was written; run healthobs audit verify")
         return checkpoint
 
