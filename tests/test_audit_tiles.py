@@ -408,7 +408,7 @@ class TestProofs:
     def test_same_as_from_the_log(self, exported: tuple[Path, str, Path], index: int) -> None:
         """A path made of exported tiles is the one that the log gives, and leads to the signed root."""
         with contextlib.closing(SqliteStore(exported[2]).connect(read_only=True)) as connection:
-            proof = inclusion(connection, index, SIZE)
+            proof = inclusion(connection, index, SIZE, Verifier(exported[1]))
         tree = merkle.TileTree(SIZE, from_files(exported[0], []))
         assert merkle.inclusion_path(index, SIZE, tree.subtree) == proof.path
         assert tree.subtree(index, index + 1) == proof.leaf

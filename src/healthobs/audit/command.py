@@ -219,7 +219,7 @@ class _Command:
     def _prove(self) -> int:
         """Prove what was recorded, and say so only while that still is what is there, or went by order."""
         latest = self._latest()
-        proof = inclusion(self._connection, self._chosen.index, latest.size)
+        proof = inclusion(self._connection, self._chosen.index, latest.size, self._ring)
         if not proof.verify(latest.root):
             return self._broken(f"entry {proof.index} is not under the signed root")
         self._check_body(proof.index, proof.leaf)
@@ -233,13 +233,13 @@ class _Command:
     def _check_body(self, index: int, leaf: bytes) -> None:
         ((body,),) = self._connection.execute("SELECT body FROM entry WHERE idx = ?", (index,))
         stored = store.stored_bytes(body)
-        if stored is None and not reading.erased_by(self._connection, [index]):
+        if stored is None and not reading.erased_by(self._connection, [index], self._ring):
             raise AuditTamperedError("the body is missing", index=index)
         if stored is not None and leaf_hash(stored) != leaf:
             raise AuditTamperedError("the body is not what was recorded", index=index)
 
     def _consistency(self) -> int:
-        proof = consistency(self._connection, self._chosen.old, self._chosen.new)
+        proof = consistency(self._connection, self._chosen.old, self._chosen.new, self._ring)
         shown = {"old": proof.old, "new": proof.new, "path": [_b64(node) for node in proof.path]}
         roots = [self._signed_root(size) for size in (proof.old, proof.new)]
         if roots[0] is not None and roots[1] is not None and not proof.verify(roots[0], roots[1]):

@@ -57,7 +57,9 @@ def unfaithful(trail: AuditTrail, first: int, last: int) -> set[int]:
         proofs: dict[int, str] = {}
         for index in range(first, last + 1):
             try:
-                proofs[index] = export.tlog_proof(reader.inclusion(connection, index, size), note or "")
+                proofs[index] = export.tlog_proof(
+                    reader.inclusion(connection, index, size, verifier), note or ""
+                )
             except ValueError:  # the beginning is missing
                 continue
     entries: dict[int, dict[str, Any]] = {

@@ -8,13 +8,13 @@ Limits: search is by scan (`healthobs.audit.reading`); to verify is to read ever
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from healthobs.audit import merkle, reading, store, verification
 from healthobs.audit.access import Access
-from healthobs.audit.checkpoint import Verifier, open_checkpoint
+from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.merkle import CompactRange
 from healthobs.audit.records import Checkpoint, ConsistencyProof, InclusionProof, Page, Verification
 from healthobs.audit.store import ReadConnection
@@ -132,19 +132,19 @@ class LogReader:
         """Return the first entry that no pruning on record took away: 0, unless there was one.
 
         Raises:
-            AuditError: The store cannot be read.
+            AuditError: The store cannot be read, or its latest checkpoint is not ours.
         """
         with self.connected() as connection:
-            return reading.pruned(connection)
+            return reading.pruned(connection, self._verifier)
 
     def erased_by(self, indices: Collection[int]) -> dict[int, int]:
         """Return those of `indices` whose bodies were ordered to go, and are gone, each with the entry that ordered it.
 
         Raises:
-            AuditError: The store cannot be read.
+            AuditError: The store cannot be read, or its latest checkpoint is not ours.
         """
         with self.connected() as connection:
-            return reading.erased_by(connection, indices)
+            return reading.erased_by(connection, indices, self._verifier)
 
     def tree(self, size: int) -> CompactRange:
         """Return the right edge of the tree of the first `size` entries, as it is stored.
@@ -164,7 +164,7 @@ class LogReader:
             AuditError: The store cannot be read.
         """
         with self.connected() as connection:
-            return inclusion(connection, index, size)
+            return inclusion(connection, index, size, self._verifier)
 
     def consistency_proof(self, old: int, new: int | None = None) -> ConsistencyProof:
         """Return the proof that the log of `new` entries (default: all) starts with that of `old`.
@@ -175,37 +175,42 @@ class LogReader:
             AuditError: The store cannot be read.
         """
         with self.connected() as connection:
-            return consistency(connection, old, new)
+            return consistency(connection, old, new, self._verifier)
 
     def connected(self) -> AbstractContextManager[ReadConnection]:
         """Give a connection for one task that reads; for `healthobs.audit` only. It lets forks in between statements."""
         return self._access.connected()
 
 
-def inclusion(connection: ReadConnection, index: int, size: int | None) -> InclusionProof:
+def inclusion(connection: ReadConnection, index: int, size: int | None, verifier: Verifier) -> InclusionProof:
     """Return an inclusion proof from the log behind `connection`; see `LogReader.inclusion_proof`."""
     size = _size(connection, size)
-    with _but_for_pruned(connection):
+    with _but_for_pruned(connection, verifier):
         path = merkle.inclusion_path(index, size, store.tree(connection, size).subtree)
         (leaf,) = store.leaves(connection, index, index + 1)
     return InclusionProof(index, size, leaf, path)
 
 
-def consistency(connection: ReadConnection, old: int, new: int | None) -> ConsistencyProof:
+def consistency(
+    connection: ReadConnection, old: int, new: int | None, verifier: Verifier
+) -> ConsistencyProof:
     """Return a consistency proof from the log behind `connection`; see `LogReader.consistency_proof`."""
     new = _size(connection, new)
-    with _but_for_pruned(connection):
+    with _but_for_pruned(connection, verifier):
         path = merkle.consistency_path(old, new, store.tree(connection, new).subtree)
     return ConsistencyProof(old, new, path)
 
 
 @contextmanager
-def _but_for_pruned(connection: ReadConnection) -> Generator[None]:
+def _but_for_pruned(connection: ReadConnection, verifier: Verifier) -> Generator[None]:
     """Tell an entry that went by order, of which nothing can be proved any more, from one that went without."""
     try:
         yield
     except AuditTamperedError as exc:
-        if exc.index is None or exc.index >= (first := reading.pruned(connection)):
+        first = 0
+        with suppress(NoteError):
+            first = reading.pruned(connection, verifier)
+        if exc.index is None or exc.index >= first:
             raise
         raise ValueError(f"entries before {first} are no longer there: they were pruned by order") from None
 

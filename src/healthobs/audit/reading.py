@@ -8,13 +8,15 @@ moments still make one consistent answer. Search is by scan.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from healthobs.audit import approval, governance, store
+from healthobs.audit.checkpoint import Verifier, open_checkpoint
 from healthobs.audit.entry import canonical, decode
+from healthobs.audit.governance import APPROVERS, PRUNE, Order
 from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.records import Page
 from healthobs.audit.store import ReadConnection
@@ -157,34 +159,70 @@ def _matching(
     return found, total
 
 
-def pruned(connection: ReadConnection) -> int:
-    """Return how many entries went by good order with the beginning; one that went without leaves a visible hole."""
+def pruned(connection: ReadConnection, verifier: Verifier | None = None) -> int:
+    """Return how many entries went by good order with the beginning; one that went without leaves a visible hole.
+
+    Args:
+        connection: The log.
+        verifier: Opens the latest checkpoint, under whose root the order must be; without it the order is looked for among
+            the entries that are said to be signed, which is for verification to find.
+
+    Raises:
+        NoteError: The latest checkpoint does not verify.
+    """
     ((there,),) = connection.execute("SELECT min(idx) FROM entry WHERE idx >= 0")
     log = store.read_log(connection) if isinstance(there, int) and there else None
     if log is None:
         return 0
-    found = governance.orders(connection)
+    found = _orders(connection, 0, lambda order: order.action in (PRUNE, APPROVERS), verifier)
     faults = approval.judge(found, log[0]).faults
     return max(
         (order.below for order in found if order.below <= there and order.index not in faults), default=0
     )
 
 
-def erased_by(connection: ReadConnection, indices: Collection[int]) -> dict[int, int]:
-    """Return those of `indices` whose bodies were ordered to go, and are gone, each with the entry that ordered it."""
+def erased_by(
+    connection: ReadConnection, indices: Collection[int], verifier: Verifier | None = None
+) -> dict[int, int]:
+    """Return those of `indices` whose bodies were ordered to go, and are gone, each with the entry that ordered it.
+
+    Args:
+        connection: The log.
+        indices: Entries.
+        verifier: As for `pruned`.
+
+    Raises:
+        NoteError: The latest checkpoint does not verify.
+    """
     gone = [
         index
         for index in indices
         if (None,) in connection.execute("SELECT body FROM entry WHERE idx = ?", (index,))
     ]
-    found = governance.orders(connection, min(gone, default=0)) if gone else []
-    return {
-        index: order.index
-        for order in found
-        for first, last in governance.erased([order])
-        for index in gone
-        if first <= index <= last
-    }
+
+    def taken(order: Order) -> list[int]:
+        ranges = governance.erased([order])
+        return [index for index in gone if governance.covers(ranges, index)]
+
+    found = _orders(connection, min(gone), lambda order: bool(taken(order)), verifier) if gone else []
+    return {index: order.index for order in found for index in taken(order)}
+
+
+def _orders(
+    connection: ReadConnection, start: int, wanted: Callable[[Order], bool], verifier: Verifier | None
+) -> list[Order]:
+    """Return the signed orders from `start` on; what is gone must have been read before, so that its order is there."""
+    if verifier is None:
+        ((size,),) = connection.execute("SELECT max(size) FROM checkpoint WHERE size <= ?", (store.HIGHEST,))
+        found = governance.orders(connection, start, size - 1) if isinstance(size, int) and size > 0 else []
+        return list(filter(wanted, found))
+    _, note = store.head(connection)
+    signed = open_checkpoint(note or "", verifier)
+    return [
+        order
+        for order in governance.orders(connection, start, signed.size - 1)
+        if wanted(order) and governance.is_signed(connection, order, signed)
+    ]
 
 
 def _entry(connection: ReadConnection, index: int) -> dict[str, Any]:
