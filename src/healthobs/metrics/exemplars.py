@@ -75,8 +75,6 @@ class RedactingHistogram:
         redactor: Decides.
     """
 
-    __slots__ = ("_child", "_redactor")
-
     def __init__(self, child: Any, redactor: Redactor) -> None:
         self._child = child
         self._redactor = redactor
