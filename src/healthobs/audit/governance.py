@@ -102,12 +102,12 @@ def orders(connection: ReadConnection, start: int = 0, last: int = HIGHEST) -> l
         "SELECT idx, leaf, body FROM entry WHERE idx >= ? AND idx <= ? AND body LIKE ? AND length(body) <= ? ORDER BY idx",
         (start, last, '%"action":"audit.%', MAX_BODY),
     )
-    return [order for row in rows if (order := order_of(*row)) is not None]
+    found = (order_of(index, leaf, stored_bytes(body)) for index, leaf, body in rows)
+    return [order for order in found if order is not None]
 
 
-def order_of(index: object, leaf: object, body: object) -> Order | None:
+def order_of(index: object, leaf: object, stored: bytes | None) -> Order | None:
     """Return what an entry as it was read says of the trail itself; None when it is no governing one, or not what its leaf says."""
-    stored = stored_bytes(body)
     if stored is None or len(stored) > MAX_BODY or not isinstance(index, int):
         return None
     if not isinstance(leaf, bytes) or leaf_hash(stored) != leaf:
