@@ -10,6 +10,7 @@ from tests.retention_bench import ALICE, BOB, YEAR, Bench, encode, signed
 
 from healthobs.audit import governance, keys, merkle, store, verification
 from healthobs.audit.checkpoint import Verifier
+from healthobs.audit.removal import Removals
 
 Deed = Callable[[], object]
 
@@ -182,3 +183,27 @@ class TestPruned:
         )
         assert bench.verify().first_bad_index == 0
         assert began == [0] * 3
+
+
+class TestLook:
+    """What is gone, while it goes."""
+
+    def test_erased(self, bench: Bench, after_orders: Callable[..., list[int]]) -> None:
+        """A body that goes by order while the log is looked at is not missing, and the next look tells it."""
+        bench.add(6)
+        bench.time.advance(YEAR)
+        after_orders(lambda: bench.retention().erase(actor="a", reason="r", entries=(2, 2)))
+        removals = Removals()
+        assert removals.look(bench.trail).missing == 0
+        kept = removals.look(bench.trail)
+        assert ([(each.first, each.last) for each in kept.removals], kept.missing) == ([(2, 2)], 0)
+
+    def test_pruned(self, bench: Bench, after_orders: Callable[..., list[int]]) -> None:
+        """Nor is a beginning that is pruned meanwhile."""
+        bench.appoint()
+        bench.add(700)
+        bench.time.advance(YEAR)
+        order = signed(bench.retention().order(512), ALICE, BOB)
+        after_orders(lambda: bench.retention().prune(order, actor="a", reason="r"))
+        removals = Removals()
+        assert [removals.look(bench.trail).missing for _ in range(2)] == [0, 0]

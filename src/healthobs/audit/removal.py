@@ -88,11 +88,7 @@ class Removals:
             AuditError: The store or the map of subjects cannot be read.
         """
         with trail.connected() as connection:
-            size, _ = store.head(connection)
-            if trail.origin != self._origin or size < self._next:
-                self._begin(trail.origin)  # another log, or an earlier state of this one
-            self._orders += [each for each in governance.orders(connection, self._next) if each.index < size]
-            self._next = size
+            size = self._catch_up(trail, connection)
             there = store.first_index(connection)
             going = [
                 (order, part, gone, _ages(connection, order, gone))
@@ -100,10 +96,19 @@ class Removals:
                 if (order.index, part) not in self._judged and (gone := _gone(connection, part, there))
             ]
             since = _next_time(connection, there, size)
-            missing = self._missing(connection, size, there)
+            missing = self._missing(trail, connection)
         for order, part, gone, ages in going:
             self._judged[order.index, part] = Removal(*gone, *ages, self._held(trail, order, gone))
         return Kept(size, since, tuple(self._judged.values()), missing)
+
+    def _catch_up(self, trail: AuditTrail, connection: ReadConnection) -> int:
+        """Read the orders that came since, and return how many entries there are by now."""
+        size, _ = store.head(connection)
+        if trail.origin != self._origin or size < self._next:
+            self._begin(trail.origin)  # another log, or an earlier state of this one
+        self._orders += governance.orders(connection, self._next, size - 1)
+        self._next = size
+        return size
 
     def _parts(self, there: int) -> list[tuple[Order, Range]]:
         """Return what was ordered to go, but for what a later pruning took the neighbours of."""
@@ -128,16 +133,17 @@ class Removals:
             first <= gone[1] and gone[0] <= last for hold in before for first, last in hold.ranges
         )
 
-    def _missing(self, connection: ReadConnection, size: int, there: int) -> int:
+    def _missing(self, trail: AuditTrail, connection: ReadConnection) -> int:
+        with connection.reading():  # orders and what went by them, as of one moment
+            size, there = self._catch_up(trail, connection), store.first_index(connection)
+            start = max(there, random.randrange(max(size - _DRAWN, 0) + 1))  # noqa: S311 - a sample, not a secret
+            end = min(start + _DRAWN, size)
+            rows = connection.execute(
+                "SELECT idx, body IS NULL FROM entry WHERE idx >= ? AND idx < ?", (start, end)
+            )
         pruned = max((order.below for order in self._orders if order.below <= there), default=0)
-        start = max(there, random.randrange(max(size - _DRAWN, 0) + 1))  # noqa: S311 - a sample, not a secret
-        end = min(start + _DRAWN, size)
-        rows = connection.execute(
-            "SELECT idx, body IS NULL FROM entry WHERE idx >= ? AND idx < ?", (start, end)
-        )
         erased = governance.erased(self._orders)
-        bare = [index for index, is_bare in rows if is_bare]
-        without = sum(not any(first <= index <= last for first, last in erased) for index in bare)
+        without = sum(not governance.covers(erased, index) for index, is_bare in rows if is_bare)
         return there - pruned + end - start - len(rows) + without
 
 

@@ -132,7 +132,9 @@ def _joined(bodies: Iterable[bytes]) -> bytes:
 def _forget(directory: Path, number: int, bodies: list[bytes], gone: list[Range]) -> None:
     """Take erased entries out of the narrower bundles of an earlier export."""
     places = {
-        place for place, body in enumerate(bodies) if not body and _covers(gone, number * _WIDTH + place)
+        place
+        for place, body in enumerate(bodies)
+        if not body and governance.covers(gone, number * _WIDTH + place)
     }
     for width in range(min(places, default=_WIDTH) + 1, len(bodies)):
         name = tile_path("entries", number, width)
@@ -142,10 +144,6 @@ def _forget(directory: Path, number: int, bodies: list[bytes], gone: list[Range]
             after = _joined(b"" if place in places else part for place, part in enumerate(parts))
             if after != before:
                 _write(directory, name, after)
-
-
-def _covers(ranges: list[Range], index: int) -> bool:
-    return any(first <= index <= last for first, last in ranges)
 
 
 def _write(directory: Path, name: str, content: bytes) -> None:
@@ -216,7 +214,7 @@ def _unordered(empty: list[int], gone: list[Range]) -> list[Problem]:
     return [
         Problem(index, "the entry is empty, and no order among the entries says so")
         for index in empty
-        if not _covers(gone, index)
+        if not governance.covers(gone, index)
     ]
 
 
