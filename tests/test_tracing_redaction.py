@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -166,7 +167,7 @@ class TestRedactingSpanExporter:
         provider.shutdown()
 
     @pytest.mark.parametrize("mode", ["mask", "strict"])
-    def test_each_part_of_a_scope(self, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_each_part_of_a_scope(self, mode: Any) -> None:
         """What is made of data is not kept: name, version, schema and attributes; what names an instrumentation is."""
         memory = InMemorySpanExporter()
         tracing = build_tracing(Settings(), Redactor(mode), exporters=[memory], simple=True)
@@ -176,8 +177,6 @@ class TestRedactingSpanExporter:
         get(f"ward.{NAME}", NAME, f"urn:{NAME}", {NAME: 1}).start_span("op").end()
         get("opentelemetry.sdk.trace", "0.48b0", schema).start_span("op").end()
         get("ledger", "edge", "urn:ledger", {"beds": 3}).start_span("op").end()
-        monkeypatch.setitem(globals(), "holding", get("".join(("stock", ".", "room"))))
-        globals()["holding"].start_span("op").end()
         tracing.close()
         found = [span.instrumentation_scope for span in memory.get_finished_spans()]
         scopes = [(one.name, one.version, one.schema_url, dict(one.attributes or {})) for one in found if one]
@@ -194,7 +193,6 @@ class TestRedactingSpanExporter:
             else ("[PHI:strict]", None, "", {"[PHI:strict]": "[PHI:key]"}),
             ("opentelemetry.sdk.trace", "0.48b0", schema, {}),
             ("ledger", "edge", "urn:ledger", {"beds": 3}),
-            ("stock.room", "", "", {}),
         ]
 
     def test_watch_leaves_the_scope(self) -> None:
@@ -230,6 +228,21 @@ class TestRedactingSpanExporter:
             ("storeroom", "edge"),
             ("[PHI:strict]", ""),
         ]
+
+    def test_a_tracer_that_a_module_holds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """OpenTelemetry's proxy of one counts, another tracer does not; so it is in a thread of its own."""
+        memory = InMemorySpanExporter()
+        tracing = build_tracing(Settings(), Redactor("strict"), exporters=[memory], simple=True)
+        proxy = trace.ProxyTracer("-".join(("store", "room")))
+        monkeypatch.setattr(trace, "_TRACER_PROVIDER", tracing.provider)
+        for holding in (tracing.provider.get_tracer("another"), proxy):
+            monkeypatch.setitem(globals(), "holding", holding)
+            thread = threading.Thread(target=lambda: proxy.start_span("op").end())
+            thread.start()
+            thread.join()
+        tracing.close()
+        found = [span.instrumentation_scope for span in memory.get_finished_spans()]
+        assert [one.name.split("-") for one in found if one] == [["[PHI:strict]"], ["store", "room"]]
 
     def test_a_scope_that_is_no_text(self) -> None:
         """The span begins all the same, and what cannot be judged is not exported."""

@@ -7,11 +7,14 @@ no constant of a function that is running, is taken for one that was made of dat
 from __future__ import annotations
 
 from inspect import currentframe
+from typing import Any
 
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Tracer
 
 _FRAMES = 16
+#: Where the SDK's tracer keeps its scope; the second is of earlier versions.
+_NAMES = ("_instrumentation_scope", "instrumentation_scope")
 
 
 def is_held(scope: InstrumentationScope) -> bool:
@@ -29,7 +32,6 @@ def is_held(scope: InstrumentationScope) -> bool:
 def _is_tracer_of(one: object, scope: InstrumentationScope) -> bool:
     if not issubclass(type(one), Tracer):  # not `isinstance`, which asks proxies of other things
         return False
-    real = (
-        getattr(one, "_real_tracer", None) or one
-    )  # OpenTelemetry's own proxy, of before there was a provider
-    return getattr(real, "instrumentation_scope", None) == scope
+    # OpenTelemetry's own proxy, of before there was a provider, keeps the tracer it passes on to.
+    tracer: Any = getattr(one, "_real_tracer", None) or one
+    return any(getattr(tracer, name, None) == scope for name in _NAMES)
