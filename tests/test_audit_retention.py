@@ -130,7 +130,8 @@ class TestErase:
                     "INSERT INTO entry VALUES (3, ?, ?)", (merkle.leaf_hash(text.encode()), text)
                 )
                 assert len(governance.orders(connection)) == found
-            assert (governance.order_of(3, merkle.leaf_hash(text.encode()), text) is not None) == found
+            body = text.encode()
+            assert (governance.order_of(3, merkle.leaf_hash(body), body) is not None) == found
 
     def test_ranges_are_joined(self) -> None:
         """Ranges of one or many orders are ascending and apart, and tell what is in them."""

@@ -140,24 +140,28 @@ def is_signed(connection: ReadConnection, order: Order, signed: Checkpoint) -> b
 
 
 def erased(found: Iterable[Order]) -> list[Range]:
-    """Return the entries whose bodies were ordered to go, each order for entries before it only: ascending, and apart."""
-    ordered = sorted(
+    """Return the entries whose bodies were ordered to go, each order for entries before it only, as `apart`."""
+    return apart(
         (first, min(last, order.index - 1))
         for order in found
         if order.action == ERASE
         for first, last in order.ranges
     )
-    apart: list[Range] = []
-    for first, last in ordered:
-        if apart and first <= apart[-1][1] + 1:
-            apart[-1] = apart[-1][0], max(last, apart[-1][1])
+
+
+def apart(ranges: Iterable[Range]) -> list[Range]:
+    """Return what is in the ranges in as few as there can be, ascending."""
+    found: list[Range] = []
+    for first, last in sorted(ranges):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(last, found[-1][1])
         elif first <= last:
-            apart.append((first, last))
-    return apart
+            found.append((first, last))
+    return found
 
 
 def covers(ranges: Sequence[Range], index: int) -> bool:
-    """Return whether one of the ranges, ascending and apart as `erased` gives them, has the entry."""
+    """Return whether one of the ranges, as `apart` gives them, has the entry."""
     place = bisect_right(ranges, index, key=lambda part: part[0])
     return place > 0 and index <= ranges[place - 1][1]
 

@@ -28,17 +28,17 @@ class Held:
         orders: The holds.
         subjects: Every subject that entries about theirs may have.
         tokens: Whether any token may be a held subject's, as nobody can say whose it is.
+        ranges: What they name by numbers.
     """
 
     orders: list[Order]
     subjects: frozenset[str]
     tokens: bool
+    ranges: list[Range]
 
     def keeps(self, index: int, subject: str | None) -> bool:
         """Return whether the entry is held for certain."""
-        return subject in self.subjects or any(
-            first <= index <= last for hold in self.orders for first, last in hold.ranges
-        )
+        return subject in self.subjects or governance.covers(self.ranges, index)
 
     def may_keep(self, index: int, subject: str | None) -> bool:
         """Return whether the entry is held, or may be."""
@@ -50,19 +50,20 @@ class Held:
 
     def begin_before(self, below: int) -> bool:
         """Return whether a hold, or something that it names, is in an entry before `below`."""
-        return any(
-            hold.index < below or any(first < below for first, _ in hold.ranges) for hold in self.orders
+        return any(hold.index < below for hold in self.orders) or any(
+            first < below for first, _ in self.ranges
         )
 
 
 def held(trail: LogReader, found: list[Order]) -> Held:
     """Return what the holds among the governing entries `found` keep, by every name of their subjects."""
     orders = governance.holds(found)
+    ranges = governance.apart(part for hold in orders for part in hold.ranges)
     named = {hold.subject for hold in orders if hold.subject is not None}
     if trail.subjects is None:
-        return Held(orders, frozenset(named), not all(map(is_token, named)))
+        return Held(orders, frozenset(named), not all(map(is_token, named)), ranges)
     others = [f(name) for name in named for f in (trail.token_of, trail.subjects.identifier)]
-    return Held(orders, frozenset([*named, *filter(None, others)]), tokens=False)
+    return Held(orders, frozenset([*named, *filter(None, others)]), False, ranges)
 
 
 def unrenamed(trail: LogReader, subject: str | None) -> list[Range]:
