@@ -67,7 +67,8 @@ class Access:
     @contextmanager
     def connected(self) -> Generator[ReadConnection]:
         """Give a connection for one task that reads; it lets forks in between statements."""
-        windows = Windows(lambda: self.place.connect(read_only=True), self.gate)
+        live = self._signer is not None  # this process writes, or may
+        windows = Windows(lambda: self.place.connect(read_only=True, live=live), self.gate)
         with contextlib.closing(windows):
             with windows.window():
                 self._readers.add(windows)

@@ -183,7 +183,7 @@ class PostgresStore:
         where = (str(self._options.get(part, "")) for part in ("host", "port", "dbname"))
         self.name: str = "postgresql:" + ":".join(where)
 
-    def connect(self, *, read_only: bool = False) -> PostgresConnection:
+    def connect(self, *, read_only: bool = False, live: bool = False) -> PostgresConnection:  # noqa: ARG002
         """Open a connection.
 
         Raises:

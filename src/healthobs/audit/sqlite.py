@@ -156,14 +156,14 @@ class SqliteStore:
         self.name: str = str(path.absolute())
         self._path = path
 
-    def connect(self, *, read_only: bool = False) -> SqliteConnection:
+    def connect(self, *, read_only: bool = False, live: bool = False) -> SqliteConnection:
         """Open the file, which must exist.
 
         Raises:
             StoreError: It cannot be opened.
         """
         try:
-            return SqliteConnection(self._path, read_only=read_only)
+            return SqliteConnection(self._path, read_only=read_only, live=live)
         except (sqlite3.Error, OSError) as exc:
             raise _store_error(exc) from None
 
@@ -217,12 +217,12 @@ class SqliteConnection:
     backs off); BEGIN IMMEDIATE excludes everybody else.
     """
 
-    def __init__(self, path: Path, *, read_only: bool) -> None:
+    def __init__(self, path: Path, *, read_only: bool, live: bool) -> None:
         self._path = path
         self._lock: int | None = None
         self._inode = _inode(path)
         uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
-        if read_only and _is_resting_wal(path):
+        if read_only and not live and _is_resting_wal(path):
             uri += "&immutable=1"
         self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         self._connection.text_factory = _text

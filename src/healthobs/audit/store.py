@@ -138,8 +138,11 @@ class Store(Protocol):
         """Where it is, without credentials."""
         ...
 
-    def connect(self, *, read_only: bool = False) -> Connection:
-        """Open a connection; one that is read only changes nothing, not even beside the file."""
+    def connect(self, *, read_only: bool = False, live: bool = False) -> Connection:
+        """Open a connection; one that is read only changes nothing, not even beside the file, unless that is `live`.
+
+        What is not may be read as a file that nobody changes meanwhile.
+        """
         ...
 
     def initialising(self) -> AbstractContextManager[Connection]:
