@@ -16,6 +16,7 @@ from healthobs.audit import (
 from healthobs.audit.checkpoint import NoteError, Signer
 from healthobs.audit.command import main
 from healthobs.audit.governance import prune_order
+from healthobs.audit.records import Checkpoint
 from healthobs.audit.sqlite import GUARDS
 from healthobs.exceptions import RetentionError
 
@@ -44,6 +45,18 @@ class TestPrune:
         with pytest.raises(ValueError, match="no longer there"):
             bench.trail.inclusion_proof(511)
         assert len(bench.trail.read(limit=1000).entries) == 191
+        assert bench.trail.first_index() == 512
+
+    @pytest.mark.parametrize(("size", "known"), [(511, True), (512, False), (600, False)])
+    def test_earlier_checkpoint_of_another_log(self, bench: Bench, size: int, known: bool) -> None:
+        """From its first entry on the log can be held against an earlier checkpoint; one of what went says nothing."""
+        bench.add(700)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        bench.retention().prune(signed(bench.retention().order(512), ALICE, BOB), actor="a", reason="r")
+        earlier = Checkpoint(bench.trail.origin, size, b"x" * 32, "")
+        with bench.trail.connected() as connection:
+            assert store.extends(connection, store.head(connection)[0], earlier) is known
 
     def test_commands_on_what_went(self, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
         """What went by order cannot be proved, which is no sign of tampering; what went without is one."""
