@@ -99,6 +99,9 @@ class TestEnds:
             ("_x.Patient(name='John')", "[PHI:type]"),
             ("@ward john.smith@example.org", "@ward [PHI:email]"),
             ("NO9386011117947 paid", "[PHI:iban] paid"),
+            ("pay GB82 WEST 1234 5698 7654 32 2026 today", "pay [PHI:iban] 2026 today"),
+            ("+1 23456 78901 2345 now", "[PHI:phone] now"),
+            ("+12345 67890 123456 now", "[PHI:phone] 123456 now"),
             ("call 0049 30 12345678901", "call [PHI:phone]"),
             ("call 0049 30 123456789012", "call 0049 30 123456789012"),
         ],
@@ -106,6 +109,14 @@ class TestEnds:
     def test_found_whole(self, text: str, shown: str) -> None:
         """The whole of it, and no more."""
         assert scan(text)[0] == shown
+
+    @pytest.mark.parametrize(
+        "key", ["age", "ages", "ages_seen", "patient_age", "patient_ages", "patient_age_years"]
+    )
+    def test_ages(self, key: str) -> None:
+        """Ages over 89 go, whoever's; younger ones stay (45 CFR 164.514(b)(2)(i)(C))."""
+        redactor = Redactor("mask")
+        assert (redactor.value(key, 90), redactor.value(key, 89)) == ("[PHI:age]", 89)
 
     def test_behind_what_is_harmless(self) -> None:
         """Each attribute is looked at, whatever stands before it."""
