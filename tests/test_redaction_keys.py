@@ -203,3 +203,21 @@ class TestRedactor:
             return "declined_at_desk"
 
         assert redactor.value("outcome", noting()).startswith("declined")
+
+
+class TestValues:
+    """What becomes of a value under its key."""
+
+    @pytest.mark.parametrize(
+        "key", ["age", "ages", "ages_seen", "patient_age", "patient_ages", "patient_age_years"]
+    )
+    def test_ages(self, key: str) -> None:
+        """Ages over 89 go, whoever's; younger ones stay (45 CFR 164.514(b)(2)(i)(C))."""
+        redactor = Redactor("mask")
+        assert (redactor.value(key, 90), redactor.value(key, 89)) == ("[PHI:age]", 89)
+
+    def test_behind_what_is_harmless(self) -> None:
+        """Each attribute is looked at, whatever stands before it."""
+        attributes = {"visits": 3, "done": True, "memo": "quiet", "lines": "ssn 078-05-1120", "ward": "west"}
+        changed = Redactor("mask").changed(attributes, signal="trace")
+        assert changed == {**attributes, "lines": "ssn [PHI:ssn]"}

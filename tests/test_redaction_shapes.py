@@ -401,3 +401,25 @@ class TestLength:
         once = scan("078-05-1120 a@b " * 255)[0]
         assert len(once) > 4096
         assert scan(once)[0] == once
+
+
+class TestEnds:
+    """Where a shape begins and ends."""
+
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("see ward_2.Patient(name='John')", "see [PHI:type]"),
+            ("_x.Patient(name='John')", "[PHI:type]"),
+            ("@ward john.smith@example.org", "@ward [PHI:email]"),
+            ("NO9386011117947 paid", "[PHI:iban] paid"),
+            ("pay GB82 WEST 1234 5698 7654 32 2026 today", "pay [PHI:iban] 2026 today"),
+            ("+1 23456 78901 2345 now", "[PHI:phone] now"),
+            ("+12345 67890 123456 now", "[PHI:phone] 123456 now"),
+            ("call 0049 30 12345678901", "call [PHI:phone]"),
+            ("call 0049 30 123456789012", "call 0049 30 123456789012"),
+        ],
+    )
+    def test_found_whole(self, text: str, shown: str) -> None:
+        """The whole of it, and no more."""
+        assert scan(text)[0] == shown
