@@ -102,16 +102,24 @@ def scrape() -> tuple[float, float]:
 
 
 def import_ratio() -> float:
-    """Return what `import healthobs` costs beyond what it imports of others, as a share of that."""
-    others = _run(
-        """
-        import sys
-        before = set(sys.modules)
-        import healthobs
-        print(*[n for n in sys.modules if n not in before and n.split(".")[0] != "healthobs" and "__mp" not in n])
-        """
-    ).split()
-    timed = "import time; start = time.process_time(); {}; print(time.process_time() - start)"
-    theirs = timed.format(f"[__import__(name) for name in {others!r}]")
-    rounds = [(float(_run(theirs)), float(_run(timed.format("import healthobs")))) for _ in range(9)]
+    """Return what `import healthobs` costs beyond what it imports of others, as a share of that.
+
+    From bytecode, as an installation has it: where an environment compiles nothing (``PYTHONDONTWRITEBYTECODE``), the time to
+    read sources would stand on both sides.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
+        others = _run(
+            """
+            import sys
+            before = set(sys.modules)
+            import healthobs
+            print(*[n for n in sys.modules if n not in before and n.split(".")[0] != "healthobs" and "__mp" not in n])
+            """,
+            **compiled,
+        ).split()
+        timed = "import time; start = time.process_time(); {}; print(time.process_time() - start)"
+        theirs = timed.format(f"[__import__(name) for name in {others!r}]")
+        ours = timed.format("import healthobs")
+        rounds = [(float(_run(theirs, **compiled)), float(_run(ours, **compiled))) for _ in range(9)]
     return median(whole / part - 1 for part, whole in rounds)

@@ -47,7 +47,7 @@ class TestImport:
     """`import healthobs`."""
 
     def test_imports_nothing_heavy(self) -> None:
-        """No framework, exporter, cryptography, database or HTTP client is loaded."""
+        """No framework, exporter, cryptography, database or HTTP client is loaded, no audit log and no pattern of redaction."""
         heavy = (
             "flask",
             "werkzeug",
@@ -58,6 +58,8 @@ class TestImport:
             "joserfc",
             "gunicorn",
             "google",
+            "healthobs.audit.trail",
+            "healthobs.redaction.scan",
         )
         code = f"import sys, healthobs; print([name for name in {heavy!r} if name in sys.modules])"
         assert run(code) == "[]"

@@ -512,8 +512,8 @@ class TestFaults:
             raise RuntimeError(NEEDLE)
 
         counted: Counter[tuple[str, str]] = Counter()
+        monkeypatch.setattr("healthobs.redaction.scan.scan", fail)
         redactor = Redactor(on_redaction=lambda signal, kind: counted.update([(signal, kind)]))
-        monkeypatch.setattr("healthobs.redaction.redactor.scan", fail)
         assert redactor.text("x", signal="trace") == "[PHI:error]"
         assert redactor.value("step", "x") == "[PHI:error]"
         assert redactor.mapping({"step": "x"}) == {"[PHI:error]": "[PHI:key]"}

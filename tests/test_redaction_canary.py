@@ -61,7 +61,7 @@ def test_an_exporter_that_drops_everything_stops_the_start(monkeypatch: pytest.M
 
 def test_a_scan_that_finds_nothing_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """In `mask` text is scanned."""
-    monkeypatch.setattr("healthobs.redaction.redactor.scan", lambda text: (text, ()))
+    monkeypatch.setattr("healthobs.redaction.scan.scan", lambda text: (text, ()))
     with pytest.raises(RedactionError, match=r"\(G\) social security numbers"):
         Observability(Settings())
 

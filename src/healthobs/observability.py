@@ -27,7 +27,6 @@ from healthobs.metrics import Metrics
 from healthobs.redaction import Redactor
 from healthobs.tenancy import OTHER, refuse_identifiers
 from healthobs.tracing import Tracing, build_tracing
-from healthobs.tracing.canary import release_canary
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -124,6 +123,10 @@ class Observability:
             self.metrics: Final = Metrics(settings, registry=registry, redactor=self.redactor)
             undo.callback(self.metrics.release)
             if not settings.disabled:
+                from healthobs.tracing.canary import (
+                    release_canary,
+                )  # runs once: no part of `import healthobs`
+
                 release_canary(self.redactor)
             failed = self.metrics.count_internal_error
             self.tracing: Final[Tracing] = build_tracing(

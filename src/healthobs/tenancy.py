@@ -15,7 +15,6 @@ from contextlib import contextmanager
 
 from healthobs import _runtime
 from healthobs.exceptions import ConfigurationError
-from healthobs.redaction.scan import scan
 
 ATTRIBUTE = "healthobs.tenant"
 #: Every tenant that is not declared; no declared name begins with an underscore.
@@ -46,6 +45,8 @@ def refuse_identifiers(tenants: Collection[str]) -> None:
     Raises:
         ConfigurationError: One does; it is not echoed.
     """
+    from healthobs.redaction.scan import scan  # keeps its patterns out of `import healthobs`
+
     found = [number for number, name in enumerate(tenants, 1) if scan(name)[1]]
     if found:
         places = ", ".join(map(str, found))

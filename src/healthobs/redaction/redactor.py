@@ -17,7 +17,6 @@ from healthobs.redaction.keys import ALLOWED, LABELS, WORDS, Action, classify
 from healthobs.redaction.literals import Literals
 from healthobs.redaction.marks import marked_fields
 from healthobs.redaction.phi import Phi
-from healthobs.redaction.scan import scan
 
 _MAX_DEPTH = 4
 #: Items of one mapping or record that are looked at; a mark stands for the rest.
@@ -61,6 +60,9 @@ class Redactor:
         allowed_keys: Iterable[str] = (),
         on_redaction: Callable[[str, str], None] | None = None,
     ) -> None:
+        from healthobs.redaction.scan import scan  # keeps its patterns out of `import healthobs`
+
+        self._scan = scan
         self.mode: Literal["watch", "mask", "strict"] = mode
         self._strict = mode == "strict"
         self._watch = mode == "watch"
@@ -101,7 +103,7 @@ class Redactor:
         """
         try:
             plain = str.__str__(text)
-            redacted, kinds = scan(plain)
+            redacted, kinds = self._scan(plain)
             for kind in kinds:
                 self._count(signal, kind)
         except Exception:  # noqa: BLE001  # fail closed
@@ -194,7 +196,7 @@ class Redactor:
                 action is Action.SCAN
                 and (not strict or self._literals.knows(key))
                 and (
-                    (kind is str and not strict and not scan(value)[1])
+                    (kind is str and not strict and not self._scan(value)[1])
                     or kind is bool
                     or (kind is int and -_LONG_NUMBER < value < _LONG_NUMBER)
                 )
@@ -239,7 +241,7 @@ class Redactor:
         if known is not None:
             return known
         action = classify(key, self._allowed)
-        if len(key) <= _MAX_KEY_LENGTH and scan(key)[0] is key:
+        if len(key) <= _MAX_KEY_LENGTH and self._scan(key)[0] is key:
             if len(self._actions) >= _MAX_KEYS:
                 self._actions.clear()  # keys made of data must not grow the memory
             self._actions[key] = action

@@ -11,8 +11,6 @@ from opentelemetry import baggage
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 
-from healthobs.redaction.scan import scan
-
 _FORMAT = W3CBaggagePropagator()
 
 
@@ -53,6 +51,8 @@ def allowed_baggage(allowed: Collection[str], context: Context | None = None) ->
         allowed: Names that may leave.
         context: Where the entries are; default the current context.
     """
+    from healthobs.redaction.scan import scan  # keeps its patterns out of `import healthobs`
+
     clean = {name for name, value in baggage.get_all(context).items() if not scan(str(value))[1]}
     return _keep(context, clean.intersection(allowed), baggage.clear(context))
 
