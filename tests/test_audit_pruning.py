@@ -290,7 +290,26 @@ class TestPrune:
         bench.add(3)
         with pytest.raises(RetentionError, match="no such entry"):
             bench.retention().order(4)
-        assert bench.retention().order(3) == prune_order(bench.trail.origin, 0)
+
+    @pytest.mark.parametrize("below", [1, 255])
+    def test_less_than_a_tile(self, bench: Bench, below: int) -> None:
+        """No order is made that would take nothing away: as an entry it would be none that verifies."""
+        bench.add(300)
+        with pytest.raises(RetentionError, match="whole tiles of 256 entries"):
+            bench.retention().order(below)
+
+    @pytest.mark.parametrize("below", [-256, 0, 512])
+    def test_signed_order_that_takes_nothing(self, bench: Bench, below: int) -> None:
+        """An order for no tile that the log has is refused, and not recorded, whoever signed it."""
+        bench.add(300)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        order = signed(prune_order(bench.trail.origin, below), ALICE, BOB)
+        with pytest.raises(RetentionError, match="no whole tile that the log has"):
+            bench.retention().prunable(order)
+        with pytest.raises(RetentionError, match="no whole tile that the log has"):
+            bench.retention().prune(order, actor="a", reason="r")
+        assert (bench.verify().ok, bench.verify().size) == (True, 301)
 
     def test_another_process_goes_on(self, bench: Bench) -> None:
         """A process that last looked before the pruning appends and verifies afterwards."""

@@ -18,12 +18,13 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from healthobs.audit import approval, disposal, governance, holds
+from healthobs.audit import approval, disposal, governance, holds, store
 from healthobs.audit.approval import Approvers
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.entry import MAX_REASON
 from healthobs.audit.governance import RESERVED, Order, Range, prune_order
 from healthobs.audit.holds import Held
+from healthobs.audit.merkle import TILE_WIDTH
 from healthobs.audit.records import Receipt
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditWriteError, RetentionError
@@ -101,17 +102,20 @@ class RetentionReader:
         """Return the text of an order to prune all entries before `below`, rounded down to a whole tile.
 
         Raises:
-            RetentionError: The log has not that many entries.
+            RetentionError: The log has not that many entries, or they are no whole tile.
         """
         if not 0 < below <= self._log.checkpoint().size:
             raise RetentionError("the log has no such entry; name one that is kept")
+        if below < TILE_WIDTH:
+            raise RetentionError("a pruning takes whole tiles of 256 entries; name an entry from 256 on")
         return prune_order(self._log.origin, below)
 
     def prunable(self, order: str) -> int:
         """Return the first entry that a pruning by `order` would keep, once all that `Retention.prune` asks for is there.
 
         Raises:
-            RetentionError: The order is not this log's or lacks two approvers, or an entry is too young or held.
+            RetentionError: The order is not this log's, takes no whole tile of it or lacks two approvers, or an entry is too
+                young or held.
             AuditTamperedError: An entry that would go is not what was recorded.
         """
         return self._examined(order)[1]
@@ -123,6 +127,8 @@ class RetentionReader:
             found = governance.orders(connection)
             approvers = self._judged(found).approvers
             below = approval.first_kept(order, self._log.origin, approvers)
+            if not 0 < below <= store.head(connection)[0]:  # on record it would be no order that verifies
+                raise RetentionError("the order names no whole tile that the log has; make another")
             held = holds.held(self._log, found)
             self._check(disposal.bodies(connection, 0, below), held, erasing=False)
         if held.begin_before(below):
@@ -308,7 +314,8 @@ class Retention(RetentionReader):
             The first entry that is kept.
 
         Raises:
-            RetentionError: The order is not this log's or lacks two approvers, or an entry is too young or held.
+            RetentionError: The order is not this log's, takes no whole tile of it or lacks two approvers, or an entry is too
+                young or held.
             AuditTamperedError: An entry that would go is not what was recorded.
             AuditError: The latest checkpoint is not this log's, or the store cannot be used.
         """
