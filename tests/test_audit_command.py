@@ -350,6 +350,19 @@ class TestExport:
         else:
             assert "s-2" in out
 
+    @pytest.mark.parametrize("form", ["--json", "--csv", "--fhir"])
+    @pytest.mark.parametrize("name", ["reason", "action", "details"])
+    def test_rewritten_to_what_no_text_can_hold(self, copy: Path, run: Run, form: str, name: str) -> None:
+        """Half a character in an entry, its leaf made to fit, keeps neither the others from going out nor the verdict."""
+        half = {"\ud800": 1} if name == "details" else "\ud800"
+        rewritten = json.dumps({**json.loads(_body(copy, 3)), name: half})
+        leaf = merkle.leaf_hash(rewritten.encode()).hex()
+        damage(copy, f"UPDATE entry SET body = '{rewritten}', leaf = x'{leaf}' WHERE idx = 3")
+        status, out, err = run("export", copy, form)
+        assert (status, "TAMPERED" in err) == (1, True)
+        assert "s-2" in out
+        assert "s-4" in out
+
     @pytest.mark.parametrize("form", ["--json", "--csv", "--fhir", "--tiles"])
     def test_good(self, trail: tuple[Path, str], tmp_path: Path, run: Run, form: str) -> None:
         """Of a good trail each form is 0, without a word on standard error."""

@@ -145,6 +145,8 @@ def decode(body: bytes) -> dict[str, Any] | None:
     """Return what an entry's bytes say; None when they are not of the form that `encode` gives them."""
     try:
         found = json.loads(body)
+        if b"\\u" in body:
+            _UNSORTED.encode(found).encode()  # half a character could not be written out again
         return found if found.keys() - {_TENANT} == _MEMBERS and _is_shaped(found) else None
     except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return None  # whoever can write the row can write anything
