@@ -63,6 +63,18 @@ def in_files(path: Path | None) -> list[bytes]:
     return [found.read_bytes() for found in path.parent.glob(f"{path.name}*") if found.suffix != ".key"]
 
 
+def cut_off(path: Path) -> None:
+    """Leave a log as a writer does that is killed while it commits: pages written, and what undoes that in a journal."""
+    journal = path.with_name(f"{path.name}-journal")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("PRAGMA cache_size = 1")  # pages are written before the end
+        writer.execute("BEGIN IMMEDIATE")
+        writer.executemany("INSERT INTO sequenced VALUES (?, 0)", [(f"{n:04000d}",) for n in range(100)])
+        files = path.read_bytes(), journal.read_bytes()
+    path.write_bytes(files[0])
+    journal.write_bytes(files[1])
+
+
 def put_back(old: Path, path: Path) -> None:
     """Put a copy in the place of a log, whatever stands beside it."""
     for suffix in ("-wal", "-shm", "-journal"):

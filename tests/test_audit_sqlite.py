@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from tests.audit_trails import READ, MakeTrail
+from tests.audit_trails import READ, MakeTrail, cut_off
 from tests.forked import is_locked, lingering
 
+from healthobs.audit.command import main
 from healthobs.audit.sqlite import SqliteConnection, SqliteStore, connect_pragmas, wal_is_safe
 
 
@@ -96,3 +97,31 @@ class TestConnectPragmas:
             with SqliteStore(tmp_path / "audit.db").initialising():
                 pass
         assert locked == [False]
+
+
+@pytest.mark.skipif(wal_is_safe(), reason="only a rollback journal is left behind")
+class TestWriterKilled:
+    """What a killed writer had begun is undone by whoever may write."""
+
+    def test_trail_reads_on(self, make_trail: MakeTrail) -> None:
+        """A process that has the log open reads it, though another was killed while it committed."""
+        trail = make_trail()
+        trail.append(READ)
+        assert trail.path is not None
+        cut_off(trail.path)
+        assert (trail.read().total, trail.verify().ok) == (1, True)
+
+    def test_commands(self, make_trail: MakeTrail, capsys: pytest.CaptureFixture[str]) -> None:
+        """Of two commands the one that writes nothing says what to do, and the one that records something goes on."""
+        trail = make_trail()
+        trail.append(READ)
+        trail.close()
+        path = trail.path
+        assert path is not None
+        cut_off(path)
+        before = [path.read_bytes(), path.with_name(f"{path.name}-journal").read_bytes()]
+        assert main(["verify", str(path)]) == 2
+        assert "killed in the middle" in capsys.readouterr().err
+        assert before == [path.read_bytes(), path.with_name(f"{path.name}-journal").read_bytes()]
+        assert main(["hold", str(path), "case-17", "--entries", "0-0"]) == 0
+        assert main(["verify", str(path)]) == 0

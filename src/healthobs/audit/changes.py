@@ -116,7 +116,7 @@ def _reader(chosen: argparse.Namespace) -> RetentionReader:
 
 @contextlib.contextmanager
 def _retention(chosen: argparse.Namespace) -> Generator[Retention]:
-    _reader(chosen)  # where no log is, none is begun
+    opening.open_reader(place_of(chosen.path), live=True)  # where no log is, none is begun
     url = chosen.path if "://" in chosen.path else f"sqlite:///{Path(chosen.path).absolute()}"
     trail = opening.open_trail(url, service=_SERVICE, key_file=chosen.key_file)
     try:

@@ -20,10 +20,15 @@ from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.reader import consistency, inclusion
 from healthobs.audit.records import Checkpoint, Verification
+from healthobs.audit.sqlite import CUT_OFF
 from healthobs.audit.store import Connection, StoreError
 from healthobs.exceptions import AuditTamperedError, HealthobsError
 
 GOOD, TAMPERED, UNKNOWN = 0, 1, 2
+_REMEDY = (
+    "; who wrote was killed in the middle: start the service, which undoes that,"
+    " or have sqlite3 read a copy of the file and its -journal first"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"TAMPERED: {exc}", file=sys.stderr)  # noqa: T201
         return TAMPERED
     except StoreError as exc:
-        return _cannot_say(f"the file cannot be read ({exc.code})")
+        remedy = _REMEDY if exc.code == CUT_OFF else ""
+        return _cannot_say(f"the file cannot be read ({exc.code}){remedy}")
     except (HealthobsError, ValueError) as exc:
         return _cannot_say(str(exc))
     except BrokenPipeError:

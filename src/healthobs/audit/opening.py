@@ -82,13 +82,17 @@ def open_trail(
     return trail
 
 
-def open_reader(place: Store) -> LogReader:
+def open_reader(place: Store, *, live: bool = False) -> LogReader:
     """Open a log, or a copy of one, to read it: no private key is needed, and nothing is written, nor made beside it.
+
+    Args:
+        place: Where it is.
+        live: It is about to be written to, so what a killed writer had begun is undone first.
 
     Raises:
         AuditError: There is no log, or it cannot be read.
     """
-    with contextlib.closing(place.connect(read_only=True)) as connection:
+    with contextlib.closing(place.connect(read_only=True, live=live)) as connection:
         log = store.read_log(connection)
         if log is None:
             raise AuditError("the file holds no audit trail")

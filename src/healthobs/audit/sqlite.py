@@ -25,6 +25,8 @@ from healthobs.audit.keys import sync_directory
 from healthobs.audit.store import FORBIDDEN, Connection, Row, StoreError, described, holds_log
 from healthobs.exceptions import AuditError, ConfigurationError
 
+#: What SQLite calls a log that nobody reads before somebody who may write has undone what a killed writer had begun.
+CUT_OFF = "SQLITE_READONLY_ROLLBACK"
 #: How long a statement waits for another connection's lock.
 BUSY_TIMEOUT_MILLIS = 5_000
 #: How long `attempting` waits.
@@ -221,13 +223,14 @@ class SqliteConnection:
         self._path = path
         self._lock: int | None = None
         self._inode = _inode(path)
-        uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
+        uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only and not live else 'rw'}"
         if read_only and not live and _is_resting_wal(path):
             uri += "&immutable=1"
         self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         self._connection.text_factory = _text
         try:
-            for pragma in () if read_only else connect_pragmas():
+            # One that is live undoes what a killed writer had begun, as SQLite does when it may write.
+            for pragma in ("PRAGMA query_only = ON",) if read_only else connect_pragmas():
                 self._connection.execute(pragma)
         except BaseException:
             self._connection.close()

@@ -141,7 +141,7 @@ class Store(Protocol):
     def connect(self, *, read_only: bool = False, live: bool = False) -> Connection:
         """Open a connection; one that is read only changes nothing, not even beside the file, unless that is `live`.
 
-        What is not may be read as a file that nobody changes meanwhile.
+        What is not may be read as a file that nobody changes meanwhile. What is has undone what a killed writer had begun.
         """
         ...
 
