@@ -48,6 +48,30 @@ class TestStdlib:
             "INFO|app|call 212-555-0123",
         ]
 
+    @pytest.mark.parametrize("settings", [Settings(frameworks=("hipaa",)), Settings()], ids=["strict", "mask"])
+    @pytest.mark.parametrize("capture", [False, True], ids=["handler", "capture"])
+    def test_records_made_by_hand(self, settings: Settings, capture: bool, root: io.StringIO) -> None:
+        """They need have no name or path, and their arguments need be no tuple: never an exception, and a line for each."""
+        lines = root
+        obs = Observability(
+            settings, logs="own" if capture else "processor", log_stream=root if capture else None
+        )
+        if capture:
+            obs.logs.capture_stdlib()
+        log = logging.getLogger("app")
+        for made in (
+            {"msg": "read", "levelno": 40},
+            {"name": 7, "msg": "read", "levelno": 40},
+            {"name": "app", "msg": "read", "levelno": 40, "pathname": None},
+            {"name": "flask", "msg": "read %d", "args": 7, "levelno": 40},
+            {"name": "app", "msg": "read %d", "args": 7, "levelno": 40},
+        ):
+            log.handle(logging.makeLogRecord(made))
+        obs.close()
+        told = lines.getvalue().splitlines()
+        assert len(told) == 5
+        assert all("read" in line for line in told[:3])
+
     def test_fields_and_ids(self, root: io.StringIO) -> None:
         """Extra fields are redacted, ids are there under the names that were asked for."""
         handler = logging.getLogger().handlers[0]

@@ -20,7 +20,7 @@ from healthobs.logs.hook import Hook, handlers, reached
 from healthobs.logs.libraries import clean_fields
 from healthobs.logs.names import LoggerNames
 from healthobs.logs.places import ORIGINS, Places
-from healthobs.logs.records import STANDARD, RenderedFields, Sealed, clean, note
+from healthobs.logs.records import STANDARD, RenderedFields, Sealed, clean, complete, note
 from healthobs.logs.stdlib import DONE, CapturingHandler
 from healthobs.logs.substitutes import exception_of
 from healthobs.redaction import Redactor
@@ -69,11 +69,15 @@ class RecordFilter:
                 handler.removeFilter(self.filter)
 
     def cover(self, logger: logging.Logger, record: logging.LogRecord) -> None:
-        """Put the filter on each handler that `record` of `logger` comes to."""
-        note(record, self._redactor)
-        self._names.note(record.name)
-        self._places.note(record)
-        clean_fields(record, self._redactor, record.__dict__.keys() - _made())
+        """Put the filter on each handler that `record` of `logger` comes to; never raises."""
+        try:
+            complete(record)
+            note(record, self._redactor)
+            self._names.note(record.name)
+            self._places.note(record)
+            clean_fields(record, self._redactor, record.__dict__.keys() - _made())
+        except Exception:  # noqa: BLE001, S110  # what is not known to be the code's is masked, or the filter fails closed
+            pass
         for handler in reached(logger):
             if handler not in self._handlers:
                 self._cover(handler)
@@ -104,6 +108,7 @@ class RecordFilter:
 
     def _redact(self, record: logging.LogRecord, fields: MutableMapping[str, Any]) -> None:
         self._places.redact(fields)  # first, because it stays when anything else fails
+        complete(record)
         if self._redactor.mode != "watch":
             # uvicorn's second template, which would take the first one's place
             fields.pop("color_message", None)

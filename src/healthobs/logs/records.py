@@ -105,6 +105,13 @@ class RenderedFields(dict[str, Any]):
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
+def complete(record: logging.LogRecord) -> None:
+    """Give `record` a name and a path that are texts, as `logging` would show them: one that was made by hand need have none."""
+    for key in ("name", "pathname"):
+        if not isinstance(record.__dict__.get(key), str):
+            setattr(record, key, str(record.__dict__.get(key)))
+
+
 def note(record: logging.LogRecord, redactor: Redactor) -> None:
     """Have `redactor` learn, while the caller is near on the stack, what of `record` is written in the code.
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 
 from healthobs.logs.names import LoggerNames
-from healthobs.logs.records import clean, note
+from healthobs.logs.records import clean, complete, note
 from healthobs.redaction import Redactor
 
 #: Loggers whose messages below a level carry raw paths and query strings.
@@ -71,7 +71,14 @@ class CapturingHandler(logging.Handler):
         self._names = names
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line for `record`."""
+        """Write one line for `record`; never raises."""
+        try:
+            complete(record)
+            self._emit(record)
+        except Exception:  # noqa: BLE001  # fail closed, as the filter of `LogAdoption` does
+            self._emit_line("error", "[PHI:error]")
+
+    def _emit(self, record: logging.LogRecord) -> None:
         lowest = _NOISY.get(record.name, _NOISY.get(record.name.partition(".")[0], 0))
         if record.levelno < lowest:
             return
