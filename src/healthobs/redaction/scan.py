@@ -45,10 +45,12 @@ _URL_END = re.compile(r"[\s<>\"'`\[\]{}|\\^]|\Z")
 _SCHEME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789+.-")
 
 # A year alone may stay after these (45 CFR 164.514(b)(2)(i)(C)); after others four digits are a number.
-_BIRTH = "date of birth|birth ?date|birthday|dob|born"
+#: Between the words of a keyword: a text writes a blank, a name of a field another sign.
+_JOIN = "[ ._-]"
+_BIRTH = f"date{_JOIN}of{_JOIN}birth|birth{_JOIN}?date|birthday|dob|born"
 _STRONG = (
-    "medical record|social security|policy (?:number|no)|member id|"
-    "patient (?:id|number|no)|chart (?:number|no)|health plan|subscriber|beneficiary|medicare|medicaid|"
+    f"medical{_JOIN}record|social{_JOIN}security|policy{_JOIN}(?:number|no)|member{_JOIN}id|"
+    f"patient{_JOIN}(?:id|number|no)|chart{_JOIN}(?:number|no)|health{_JOIN}plan|subscriber|beneficiary|medicare|medicaid|"
     "passport|mrn|ssn|npi|mbi|hicn|dea|iban|imei|udi|vin|nhs"
 )
 _WEAK = (
@@ -58,6 +60,8 @@ _WEAK = (
 _KEYWORD = re.compile(
     # The value is only looked at: in `device serial number 8812` the first keyword must not take the second.
     rf"(?<![a-z])(?:(?P<birth>{_BIRTH})|(?P<strong>{_STRONG})|(?:{_WEAK}))(?![a-z])"
+    # `/patients/{patient_id} 200`
+    r"(?!\}[^a-z0-9])"
     # Six signs, so that one does not reach beyond a mark of seven; `": "` in a text in a text has as many.
     r"(?=[^a-z0-9]{0,6}(?:(?:number|num|no|nr|id|code|is|was|of|on)(?![a-z])[^a-z0-9]{0,6}){0,2}"
     r"(?:b['\"])?(?P<value>[a-z0-9][a-z0-9./_-]{0,255}))"
@@ -100,7 +104,7 @@ _BEARER = re.compile(r"bearer [a-z0-9._~+/=-]{8,}")
 _JWT = re.compile(r"(?<![a-z0-9_-])ey[a-z0-9_-]{8,}\.[a-z0-9_-]{4,}\.[a-z0-9_-]*")
 _REPR = re.compile(r"\([a-z_][a-z0-9_]*=")
 _AGE = re.compile(
-    r"(?<![a-z])(?:aged?)(?![a-z])[^a-z0-9]{0,6}(?:(?:is|was|of)[^a-z0-9]{1,3})?(?P<after>[0-9]{2,3})(?![0-9])|"
+    r"(?<![a-z])(?<!max[ _-])(?<!min[ _-])(?<!cache[ _-])(?:aged?)(?![a-z])[^a-z0-9]{0,6}(?:(?:is|was|of)[^a-z0-9]{1,3})?(?P<after>[0-9]{2,3})(?![0-9])|"
     r"(?<![0-9])(?P<before>[0-9]{2,3})"
     r"(?:[ -]?(?:years?|yrs?)\.?[ -](?:old|male|female|man|woman|lady|gentleman)|[ -]?y/?o|[ -]?y\. ?o\.?)(?![a-z])"
 )
@@ -288,6 +292,7 @@ def _in_camel_case(shadow: str, cased: str, found: list[Finding]) -> None:
     if not _TELLING_WORDS.isdisjoint(_WORD.findall(opened)):
         numbered: list[Finding] = []
         _keyword_numbers(opened, numbered)
+        _ages(opened, numbered)
         found += _placed(numbered, places)
 
 
@@ -404,6 +409,8 @@ def _keyword_numbers(shadow: str, found: list[Finding]) -> None:
             continue
         value = match.group("value").rstrip(".-/_")
         digits = sum(char.isdigit() for char in value)
+        if digits < 3 and value.rstrip("0123456789") == f"{match.group()}_":
+            continue  # `mrn = :mrn_1`, the name of a statement's parameter
         if match.group("birth"):
             wanted = digits > 0 and len(value) > 2 and _PLAIN_YEAR.fullmatch(value) is None
         elif match.group("strong"):
