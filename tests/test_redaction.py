@@ -469,6 +469,30 @@ class TestMapping:
             "a": {"[PHI:email]": "[PHI:key]", "[PHI:ssn]": "[PHI:key]"},
         }
 
+    @pytest.mark.parametrize(
+        ("nested", "shown"),
+        [
+            ({"member": {"id": "A765", "tier": "gold"}}, {"member": {"id": "[PHI:key]", "tier": "gold"}}),
+            ({"subject": {"reference": "Patient/A765"}}, {"subject": {"reference": "[PHI:key]"}}),
+            ({"members": [{"id": "A765"}, {"id": 7}]}, {"members": [{"id": "[PHI:key]"}, {"id": 7}]}),
+            ({"request": {"path": "/x", "size": 5}}, {"request": {"path": "[PHI:key]", "size": 5}}),
+            ({"error": {"message": "of Jane", "code": 5}}, {"error": {"message": "[PHI:key]", "code": 5}}),
+            ({"a": {"device": {"number": "X1"}}}, {"a": {"device": {"number": "[PHI:key]"}}}),
+            ({"beds": {"id": "A765", "count": 2}}, {"beds": {"id": "A765", "count": 2}}),
+        ],
+    )
+    def test_a_nested_key_is_read_with_the_one_above_it(
+        self, nested: dict[str, Any], shown: dict[str, Any]
+    ) -> None:
+        """An `id` in a `member` is what `member_id` is."""
+        assert Redactor().mapping(nested) == shown
+
+    def test_under_an_allowed_key_each_nested_one_is_read_alone(self) -> None:
+        """Who lets `member` pass says that it names nobody."""
+        redactor = Redactor(allowed_keys=["member"])
+        fields = {"member": {"id": "A765", "mrn": "A765"}}
+        assert redactor.mapping(fields) == {"member": {"id": "A765", "mrn": "[PHI:key]"}}
+
     def test_keys_that_become_equal_stay_apart(self) -> None:
         """Masking two keys must not lose a field."""
         result = Redactor().mapping({"078-05-1120": 1, "078-05-1121": 2, "078-05-1122": 3})

@@ -48,7 +48,9 @@ class TestStdlib:
             "INFO|app|call 212-555-0123",
         ]
 
-    @pytest.mark.parametrize("settings", [Settings(frameworks=("hipaa",)), Settings()], ids=["strict", "mask"])
+    @pytest.mark.parametrize(
+        "settings", [Settings(frameworks=("hipaa",)), Settings()], ids=["strict", "mask"]
+    )
     @pytest.mark.parametrize("capture", [False, True], ids=["handler", "capture"])
     def test_records_made_by_hand(self, settings: Settings, capture: bool, root: io.StringIO) -> None:
         """They need have no name or path, and their arguments need be no tuple: never an exception, and a line for each."""

@@ -301,7 +301,7 @@ class _Walk:
             return self._number(value, action)
         return self._other(key, value, depth)
 
-    def mapping(self, fields: Mapping[Any, object], depth: int, under: str | None = None) -> dict[str, Any]:
+    def mapping(self, fields: Mapping[Any, object], depth: int, above: str | None = None) -> dict[str, Any]:
         result: dict[str, Any] = {}
         apart = Apart()
         for key, value in fields.items():
@@ -316,11 +316,21 @@ class _Walk:
                 result[unique] = self._mark("key")
                 continue
             try:
-                asks = under if under is not None and self._redactor.action(name) is Action.SCAN else name
-                result[unique] = self.value(asks, value, depth)
+                asked = name if above is None else self._asked(above, name)
+                result[unique] = self.value(asked, value, depth)
             except Exception:  # noqa: BLE001  # one bad value must not cost the others
                 result[unique] = self._mark("error")
         return result
+
+    def _asked(self, above: str, name: str) -> str:
+        """Return under which key a nested value is judged: an `id` in a `member` is what `member.id` is."""
+        action = self._redactor.action
+        if action(name) is not Action.SCAN:
+            return name
+        if action(above) is Action.AGE:
+            return above
+        both = f"{above}.{name}"
+        return both if action(both) in (Action.DENY, Action.MEASURE) else name
 
     def _string(self, key: str, value: str, action: Action) -> Any:
         plain = value if type(value) is str else str.__str__(value)
@@ -388,7 +398,7 @@ class _Walk:
         action = self._redactor.action(key)
         if self._redactor.strict and action is not Action.ALLOW:
             return self._mark("strict")
-        return self.mapping(value, depth, key if action is Action.AGE else None)
+        return self.mapping(value, depth, None if action is Action.ALLOW else key)
 
     def _sequence(self, key: str, items: list[object] | tuple[object, ...], depth: int) -> Any:
         result: list[Any] = []
