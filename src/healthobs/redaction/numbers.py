@@ -41,6 +41,8 @@ _DOTTED_DATE = re.compile(
     r"(?<![0-9a-z./_-])(?<!\bv )(?<!version )(?:0[1-9]|[12][0-9]|3[01])\.(?:0[1-9]|1[0-2])\.[0-9]{2}"
     r"(?![0-9a-z]|[._-][0-9a-z])"
 )
+#: `LOINC 1975-2` is bilirubin, no month.
+_LOINC = re.compile(r"loinc[ :=#]{1,2}[0-9]{4}-[0-9]\Z")
 _WIDEST = 5
 _SHORTEST_RUN = 6
 _IPV6_LENGTH = 45  # 8 groups of 4 with an embedded IPv4 address
@@ -261,6 +263,8 @@ def _add(shadow: str, start: int, end: int, kind: str | None, found: list[tuple[
     if kind == "phone" and start and shadow[start - 1] in "(+":
         start -= 1
     if kind == "date":
+        if _LOINC.search(shadow, max(start - 7, 0), end) is not None:
+            return
         time = _TIME.match(shadow, end)
         end = end if time is None else time.end()
     found.append((start, end, kind))

@@ -40,6 +40,10 @@ _MARK = re.compile(r"\[PHI:[a-z_]{1,32}\]")
 _MARK_FOLDED = re.compile(r"\[phi:[a-z_]{1,32}\]")
 _UUID_LENGTH = 36
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?![0-9a-f])")
+#: A UUID, or a `traceparent`.
+_SURROGATE = re.compile(
+    rf"{_UUID.pattern}|(?<![0-9a-z])00-[0-9a-f]{{32}}-[0-9a-f]{{16}}-[0-9a-f]{{2}}(?![0-9a-z])"
+)
 _EMAIL_STOP = frozenset(" \t\r\n\v\f@<>()[]{},;:\"'=/|\\`?&")
 _URL_END = re.compile(r"[\s<>\"'`\[\]{}|\\^]|\Z")
 _SCHEME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789+.-")
@@ -72,6 +76,9 @@ _SPACED_DATE = re.compile(
 _VALUE_REST = re.compile(r"[a-z0-9./_-]*")
 _PLAIN_YEAR = re.compile(r"(?:1[89]|20)[0-9]{2}")
 _OPAQUE_ID = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
+#: Ids of traces, hashes and addresses of objects: `dea`, `dec` and `feb` in them are no words.
+_HEXADECIMAL = re.compile(r"(?<![0-9a-z])(?:0x[0-9a-f]{4,16}|(?:[0-9a-f]{8}){2,16})(?![0-9a-z])")
+_WORDLESS = str.maketrans("abcde", "fffff")
 _PHONE_AFTER = re.compile(
     r"(?<![a-z])(?:tele)?(?:phone|fax|mobile|cell|tel)(?![a-z])[^a-z0-9+(]{0,6}"
     r"(?:(?:number|no|is)(?![a-z])[^a-z0-9+(]{0,6})?(?P<value>[0-9+(][0-9 ().-]{5,})"
@@ -306,9 +313,9 @@ def _named(shadow: str, words: list[str], found: list[Finding]) -> None:
 
 def _with_digits(shadow: str, words: list[str], found: list[Finding]) -> None:
     """Find what has a digit in it: all other kinds."""
-    if shadow.count("-") > 3:
-        # A UUID is a surrogate: its digits are no number. Underscores keep the places.
-        shadow = _UUID.sub("_" * 36, shadow)
+    if shadow.count("-") > 2:
+        # A UUID is a surrogate, as ids of traces are: its digits are no number. Underscores keep the places.
+        shadow = _SURROGATE.sub(lambda token: "_" * len(token.group()), shadow)
     if not _TELLING_WORDS.isdisjoint(words):
         _after_words(shadow, found)
     if _FOUR_DIGITS.search(shadow):
@@ -325,6 +332,7 @@ def _with_digits(shadow: str, words: list[str], found: list[Finding]) -> None:
 
 def _after_words(shadow: str, found: list[Finding]) -> None:
     """Find what only a word beside it gives away; dear, so one look at the words decides whether to try."""
+    shadow = _HEXADECIMAL.sub(lambda token: token.group().translate(_WORDLESS), shadow)
     _keyword_numbers(shadow, found)
     _ages(shadow, found)
     for pattern, kind in ((_MONTH_DATE, "date"), (_DAY_MONTH, "date"), (_BEARER, "secret")):
