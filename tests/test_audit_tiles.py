@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.retention_bench import ALICE, BOB, YEAR, Bench, signed
 
 from healthobs.audit import keys, merkle, open_trail, store, tiles
 from healthobs.audit.checkpoint import Signer, Verifier
@@ -351,6 +352,55 @@ class TestExport:
         export()
         assert tiles.check(to, Verifier(vkey), erased=True).ok
         trail.close()
+
+    def test_others_write_meanwhile(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """An export keeps nobody from writing, and what was erased since it began is erased in it, too, with its order."""
+        path, vkey = build(tmp_path, 300)
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        retention, write, written = Retention(trail, classes=()), tiles._write, list[str]()
+
+        def meanwhile(directory: Path, name: str, content: bytes) -> None:
+            if len(written) in (2, 4):  # before a tile of which entries go, and behind
+                retention.erase(actor="a", reason="r", entries=(298, 298 + len(written) // 4))
+            written.append(name)
+            write(directory, name, content)
+
+        monkeypatch.setattr(tiles, "_write", meanwhile)
+        assert main(["export", str(path), "--tiles", str(tmp_path / "tiles")]) == 0
+        trail.close()
+        assert capsys.readouterr() == ("6 files written\n", "")
+        verdict = tiles.check(tmp_path / "tiles", Verifier(vkey), erased=True)
+        assert (verdict.ok, verdict.size, verdict.erased) == (True, 302, 2)
+
+    @pytest.mark.parametrize("before", range(8))
+    def test_pruned_meanwhile(
+        self,
+        bench: Bench,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        before: int,
+    ) -> None:
+        """Where the beginning goes during an export, nothing can be said: neither that all is there, nor that it was tampered with."""
+        bench.add(600)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        order = signed(bench.retention().order(512), ALICE, BOB)
+        write, written = tiles._write, list[str]()
+
+        def meanwhile(directory: Path, name: str, content: bytes) -> None:
+            if len(written) == before:
+                bench.retention().prune(order, actor="a", reason="r")
+            written.append(name)
+            write(directory, name, content)
+
+        monkeypatch.setattr(tiles, "_write", meanwhile)
+        assert main(["export", str(bench.trail.path), "--tiles", str(tmp_path / "tiles")]) == 2
+        assert "pruned while it was exported" in capsys.readouterr().err
+        assert main(["export", str(bench.trail.path), "--tiles", str(tmp_path / "again")]) == 0
+        assert tiles.check(tmp_path / "again", Verifier(bench.trail.vkey)).ok
 
     def test_forged_or_missing_checkpoint(self, exported: tuple[Path, str, Path], tmp_path: Path) -> None:
         """Without a checkpoint of the log's key nothing can be said."""

@@ -22,9 +22,11 @@ from healthobs.audit.reader import consistency, inclusion
 from healthobs.audit.records import Checkpoint, Verification
 from healthobs.audit.sqlite import CUT_OFF
 from healthobs.audit.store import Connection, StoreError
-from healthobs.exceptions import AuditTamperedError, HealthobsError
+from healthobs.exceptions import AuditError, AuditTamperedError, HealthobsError
 
 GOOD, TAMPERED, UNKNOWN = 0, 1, 2
+#: How often tiles are written before nothing can be said, because entries go each time.
+_TRIES = 4
 _REMEDY = (
     "; who wrote was killed in the middle: start the service, which undoes that,"
     " or have sqlite3 read a copy of the file and its -journal first"
@@ -262,9 +264,7 @@ class _Command:
     def _export(self) -> int:
         """Write what there is, and then say whether it is what was recorded, and all of it."""
         if self._chosen.tiles is not None:
-            with self._connection.reading():
-                count = tiles.export(self._connection, self._latest(), self._chosen.tiles)
-            _out(f"{count} files written")
+            _out(f"{self._tiles()} files written")
         elif self._chosen.csv:
             export.csv(self._connection, sys.stdout)
         else:
@@ -277,6 +277,26 @@ class _Command:
         raise AuditTamperedError(
             next(problem.what for problem in verdict.problems if problem.index == first), index=first
         )
+
+    def _tiles(self) -> int:
+        """Write tiles, and again where entries were erased meanwhile; as of one moment it would keep writers out all the while."""
+        for _ in range(_TRIES):
+            first, latest = reading.pruned(self._connection), self._latest()
+            fault = None
+            try:
+                count = tiles.export(self._connection, latest, self._chosen.tiles)
+            except AuditTamperedError as exc:
+                count, fault = 0, exc
+            if reading.pruned(self._connection) != first:
+                raise AuditError(
+                    "the log was pruned while it was exported; export it again, into a new directory"
+                )
+            since = governance.orders(self._connection, latest.size, self._latest().size - 1)
+            if not any(order.action == governance.ERASE for order in since):
+                if fault is not None:
+                    raise fault
+                return count
+        raise AuditError("entries were erased while the log was exported; export it again")
 
     def _broken(self, what: str) -> int:
         self._print({"ok": False, "problem": what}, [f"TAMPERED: {what}"])

@@ -56,7 +56,7 @@ def export(connection: ReadConnection, checkpoint: Checkpoint, directory: Path) 
     is now. Narrower bundles of an earlier export stay, without the entries that were erased by order since.
 
     Args:
-        connection: The log, best within `reading`, so that orders are in it whose deed is.
+        connection: The log. Where others erase or prune meanwhile what they took can be missing without its order.
         checkpoint: A checkpoint of it; the file `checkpoint` is its note.
         directory: Made when missing. One export at a time writes there.
 
