@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from healthobs.audit import changes, keys, open_trail
+from healthobs.audit import changes, keys, open_trail, store
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.command import main
 from healthobs.audit.sqlite import SqliteStore
@@ -236,6 +237,21 @@ class TestOld:
 
 class TestRotate:
     """`rotate` and what `verify` says then."""
+
+    def test_others_write_meanwhile(self, path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However long it takes to ask a log, nobody is kept from writing to it."""
+        key_file, asked, look = path.with_name("audit.db.key"), list[int](), store.checkpoints
+        keys.rotate(key_file)
+        with contextlib.closing(open_trail(f"sqlite:///{path}", service="s")) as trail:
+
+            def meanwhile(*arguments: Any) -> Iterator[store.Row]:
+                for row in look(*arguments):
+                    if not asked:
+                        asked.append(trail.append({"action": "a.b"}).index)
+                    yield row
+
+            monkeypatch.setattr(store, "checkpoints", meanwhile)
+            assert (run("rotate", key_file, "--retire", path)[0], asked) == (0, [4])
 
     def test_life(self, path: Path, run: Run) -> None:
         """A new key signs beside the old, the old is dropped, and the old pinned key still verifies all."""

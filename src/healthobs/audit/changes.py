@@ -257,7 +257,7 @@ class _Asked:
             AuditError: It is not, or there is no log.
         """
         try:
-            with contextlib.closing(self.place.connect(read_only=True)) as connection, connection.reading():
+            with contextlib.closing(self.place.connect(read_only=True)) as connection:
                 log = store.read_log(connection)
                 if log is None:
                     raise AuditError("there is no audit trail")
