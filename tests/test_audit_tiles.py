@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 
 import pytest
@@ -373,6 +374,31 @@ class TestExport:
         assert capsys.readouterr() == ("6 files written\n", "")
         verdict = tiles.check(tmp_path / "tiles", Verifier(vkey), erased=True)
         assert (verdict.ok, verdict.size, verdict.erased) == (True, 302, 2)
+
+    def test_checked_meanwhile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who checks a directory that is being written to waits, and finds nothing that is not signed yet."""
+        path, vkey = build(tmp_path, 6)
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        to, write, told = tmp_path / "tiles", tiles._write, list[bool]()
+        checking = Thread(target=lambda: told.append(tiles.check(to, Verifier(vkey)).ok))
+
+        def export() -> None:
+            with trail.connected() as connection:
+                tiles.export(connection, trail.checkpoint(), to)
+
+        def meanwhile(directory: Path, name: str, content: bytes) -> None:
+            if name == "checkpoint":
+                checking.start()
+                checking.join(0.3)
+            write(directory, name, content)
+
+        export()
+        trail.append({"action": "a.b"})
+        monkeypatch.setattr(tiles, "_write", meanwhile)
+        export()
+        checking.join()
+        trail.close()
+        assert told == [True]
 
     @pytest.mark.parametrize("before", range(8))
     def test_pruned_meanwhile(

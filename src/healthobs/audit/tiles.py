@@ -63,18 +63,18 @@ def export(connection: ReadConnection, checkpoint: Checkpoint, directory: Path) 
     Raises:
         AuditTamperedError: An entry below the checkpoint's size is missing, or is no hash; what can be written is.
     """
-    with _alone(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory, fcntl.LOCK_EX):
         return _export(connection, checkpoint, directory)
 
 
 @contextmanager
-def _alone(directory: Path) -> Generator[None]:
-    """Let one process at a time write into a directory, where its file system has locks."""
-    directory.mkdir(parents=True, exist_ok=True)
+def _locked(directory: Path, kind: int) -> Generator[None]:
+    """Let one process at a time write into a directory, and nobody check it meanwhile, where its file system has locks."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, kind)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -163,13 +163,21 @@ def check(directory: Path, verifier: Verifier, erased: bool = False) -> Verifica
     that a log of this size does not have, links to others. A narrower tile of an earlier export may stay while it tells the same.
 
     Args:
-        directory: What `export` wrote. Tiles may be missing at the beginning by an order that is among its entries.
+        directory: What `export` wrote; one that goes on is waited for. Tiles may be missing at the beginning by an order that
+            is among its entries.
         verifier: The key that must have signed.
         erased: Accept an entry of length 0 for what its leaf says where an order among the entries took it away.
 
     Raises:
         AuditError: There is no checkpoint, or it does not verify.
     """
+    with contextlib.ExitStack() as until_then:
+        with contextlib.suppress(OSError):  # what cannot be opened has no checkpoint
+            until_then.enter_context(_locked(directory, fcntl.LOCK_SH))
+        return _check(directory, verifier, erased)
+
+
+def _check(directory: Path, verifier: Verifier, erased: bool) -> Verification:
     try:
         checkpoint = open_checkpoint((directory / _CHECKPOINT).read_text(encoding="utf-8"), verifier)
     except (OSError, UnicodeDecodeError, NoteError) as exc:
