@@ -80,7 +80,7 @@ def serving(directory: Path, line: list[str], *, ready: bool = True, **environ: 
     log = directory / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, *(ports.get(part, part) for part in line)],
+            [sys.executable, *(ports.get(part, part.replace(":PORT", f":{port}")) for part in line)],
             cwd=directory,
             env={
                 **os.environ,
