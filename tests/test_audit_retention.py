@@ -44,7 +44,10 @@ class TestErase:
         shown = bench.trail.read(limit=10).entries[-1]
         assert (shown["index"], shown["action"], shown["unreadable"]) == (0, None, True)
 
-    def test_somebody_reads_on(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("again", [{"subject": "s-9"}, {"entries": (0, 0)}, None], ids=str)
+    def test_somebody_reads_on(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, again: dict[str, Any] | None
+    ) -> None:
         """In WAL mode an erasure under a reader says that what was before is still there; done again after it, nothing is."""
         wal = ("PRAGMA busy_timeout = 50", *connect_pragmas((3, 51, 3))[1:])
         monkeypatch.setattr("healthobs.audit.sqlite.connect_pragmas", lambda: wal)
@@ -58,8 +61,12 @@ class TestErase:
             assert b"the-needle" in b"".join(in_files(bench.trail.path))
             with pytest.raises(AuditError, match="do it again"):
                 retention.apply()
-        retention.apply()
+        if again is None:
+            retention.apply()
+        else:
+            assert retention.erase(actor="dpo-1", reason="request", **again) == ()
         assert b"the-needle" not in b"".join(in_files(bench.trail.path))
+        assert bench.trail.read(action=governance.ERASE).total == 1
 
     def test_is_an_entry(self, bench: Bench) -> None:
         """Who erased what and why is on record, and appending goes on."""

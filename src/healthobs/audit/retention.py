@@ -252,7 +252,7 @@ class Retention(RetentionReader):
             RetentionError: One of them is too young, held, or governs the trail; then none is erased.
             AuditTamperedError: An entry that was looked at is not what was recorded; then none is erased.
             AuditError: The store or the map of subjects cannot be used; then none is erased. Or, with SQLite in WAL mode,
-                somebody reads on what was before; `apply` overwrites it once that ended.
+                somebody reads on what was before; done again once that ended, or by `apply`, it is overwritten.
         """
         _check_range(entries)
         first, last = entries or (0, 2**62)
@@ -271,7 +271,12 @@ class Retention(RetentionReader):
         indices = tuple(index for index, _ in chosen)
         for text in governance.format_ranges(indices):
             self._record(governance.ERASE, actor, reason, {"ranges": text}, subject)
-        if indices:
+        again = any(  # it may have been read on when it was erased, and is overwritten now
+            order.subject in about if about else _meets(order, first, last)
+            for order in found
+            if order.action == governance.ERASE
+        )
+        if indices or again:
             stays, _ = disposal.carry_out(self._trail)
             if not stays.isdisjoint(indices):
                 first = min(stays.intersection(indices))
@@ -389,6 +394,10 @@ def approve(order: str, approver: Signer) -> str:
     """Return an order, signed already or not, with the signature of one more approver."""
     text = approval.text_of(order)
     return (order if "\n\n" in order else f"{order}\n") + approver.lines(text)
+
+
+def _meets(order: Order, first: int, last: int) -> bool:
+    return any(start <= last and first <= end for start, end in order.ranges)
 
 
 def _belongs(kept: RecordClass, action: str) -> bool:
