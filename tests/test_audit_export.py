@@ -378,6 +378,31 @@ class TestAuditEvent:
         shown = {part["type"]: part["valueString"] for part in events(trail)[-1]["entity"][0]["detail"]}
         assert (shown["-"], shown["kind"]) == ("x", "-")
 
+    @pytest.mark.parametrize(
+        ("text", "shown", "code"),
+        [
+            (" \t", "-", "-"),
+            ("a\x00b\x1f", "a\ufffdb\ufffd", "a\ufffdb\ufffd"),
+            (" two\n\n words", " two\n\n words", "two words"),
+        ],
+    )
+    def test_what_no_string_of_fhir_is(self, text: str, shown: str, code: str) -> None:
+        """Blank text and characters that FHIR does not have are in no member, whichever field they came in."""
+        entry = {
+            **BARE, "actor": {"id": text, "kind": "client"}, "subject": text, "resource": {"type": text, "id": text},
+            "reason": text, "classification": text, "request_id": text, "trace_id": text, "details": {text: text},
+        }  # fmt: skip
+        for action in ("patient.read", "patient.search"):
+            event = audit_event({**entry, "action": action})
+            patient, data, *transactions = event["entity"]
+            assert event["outcomeDesc"] == shown
+            assert event["agent"][1]["who"]["identifier"]["value"] == shown
+            assert patient["what"]["identifier"]["value"] == shown
+            assert (data.get("description") or data["what"]["identifier"]["value"]) == shown
+            assert [part["what"]["identifier"]["value"] for part in transactions] == [shown, shown]
+            assert data["detail"][0] == {"type": shown, "valueString": shown}
+            assert data["securityLabel"][0]["code"] == code
+
     def test_user_is_the_requestor(self, trail: AuditTrail) -> None:
         """A person is an agent of their own, and the one who asked."""
         event = events(trail)[-1]

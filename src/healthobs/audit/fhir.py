@@ -17,6 +17,7 @@ agents' `network` says only what kind it would be. Actions whose verb is unknown
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,9 @@ _DCM = "http://dicom.nema.org/resources/ontology/DCM"
 _BALP = "https://profiles.ihe.net/ITI/BALP/"
 _SOURCE, _DESTINATION = (_DCM, "110153", "Source Role ID"), (_DCM, "110152", "Destination Role ID")
 _Term = tuple[str, str, str]
+
+#: Characters that no FHIR string has.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 #: Verb of an action (``patient.read``) by kind of interaction.
 _VERBS = {
@@ -90,7 +94,7 @@ def audit_event(entry: Mapping[str, Any]) -> dict[str, Any]:
         **_what(kind, entry),
         "recorded": entry["time"],
         "outcome": _OUTCOMES.get(entry["outcome"], "4"),
-        "outcomeDesc": entry["reason"] or entry["outcome"],
+        "outcomeDesc": _said(entry["reason"] or entry["outcome"]),
         "agent": _agents(kind, entry, service),
         "source": {
             "site": entry["service"],
@@ -132,7 +136,7 @@ def _what(kind: str | None, entry: Mapping[str, Any]) -> dict[str, Any]:
 def _agents(kind: str | None, entry: Mapping[str, Any], service: dict[str, str]) -> list[dict[str, Any]]:
     """Return the server, the client, and the user where a person asked."""
     _, _, server, client = _SHAPES.get(kind or "", _SHAPES["read"])
-    actor = entry["actor"]["id"] or "unknown"
+    actor = _said(entry["actor"]["id"] or "unknown")
     who = {"identifier": {"value": actor}}
     is_user = entry["actor"]["kind"] == "user"
     agents: list[dict[str, Any]] = [
@@ -152,17 +156,19 @@ def _entities(kind: str | None, entry: Mapping[str, Any]) -> list[dict[str, Any]
     if entry["subject"]:
         entities.append(
             _entity(
-                "1", ("1", "Patient"), what={"type": "Patient", "identifier": {"value": entry["subject"]}}
+                "1",
+                ("1", "Patient"),
+                what={"type": "Patient", "identifier": {"value": _said(entry["subject"])}},
             )
         )
     data = _entity("2", _role(kind, entry["action"]))
     resource = entry["resource"]
     if kind != "search":
-        data["what"] = {"identifier": {"value": resource["id"] or resource["type"] or entry["action"]}}
+        data["what"] = {"identifier": {"value": _said(resource["id"] or resource["type"] or entry["action"])}}
     elif resource["type"]:
-        data["description"] = resource["type"]
+        data["description"] = _said(resource["type"])
     if entry["classification"]:
-        data["securityLabel"] = [_coding((_TERMS + "v3-Confidentiality", entry["classification"], ""))]
+        data["securityLabel"] = [_coding((_TERMS + "v3-Confidentiality", _code(entry["classification"]), ""))]
     tenant = {"healthobs.tenant": entry["tenant"]} if entry.get("tenant") else {}
     facts = {
         **{_theirs(name): value for name, value in entry["details"].items()},
@@ -178,7 +184,10 @@ def _entities(kind: str | None, entry: Mapping[str, Any]) -> list[dict[str, Any]
                 f"{_BALP}CodeSystem/BasicAuditEntityType" if code == "XrequestId" else "urn:healthobs:entity"
             )
             entities.append(
-                {"type": {"system": system, "code": code}, "what": {"identifier": {"value": entry[name]}}}
+                {
+                    "type": {"system": system, "code": code},
+                    "what": {"identifier": {"value": _said(entry[name])}},
+                }
             )
     return entities
 
@@ -196,8 +205,13 @@ def _theirs(name: str) -> str:
 
 
 def _said(value: object) -> str:
-    """Return it as a FHIR string, which is neither empty nor blank (R4, "Primitive types")."""
-    return str(value) if str(value).strip() else "-"
+    """Return it as a FHIR string, which is neither empty nor blank, and has no control characters (R4, "Primitive types")."""
+    return _CONTROL.sub("\ufffd", str(value)) if str(value).strip() else "-"
+
+
+def _code(value: str) -> str:
+    """Return it as a FHIR code, which has single blanks only, and only within (R4, "Primitive types")."""
+    return " ".join(_said(value).split())
 
 
 def _entity(kind: str, role: tuple[str, str], **more: Any) -> dict[str, Any]:
