@@ -411,7 +411,7 @@ class TestRecording:
         assert 'phi_compliance_checks_total{result="fail",type="hipaa"} 1.0' in counted
 
     def test_each_change_is_one_line(self, tmp_path: Path) -> None:
-        """It says from what to what, as loud as it matters; the first round writes none, and a trail that is away no more."""
+        """It says from what to what, as loud as it matters; the first round only what fails, and a trail that is away no more."""
         stream, now = io.StringIO(), {"S-1": "pass", "S-2": "fail"}
 
         def made(name: str, required: bool) -> Control:
@@ -442,7 +442,7 @@ class TestRecording:
                 if line["event"] == "control_changed"
             ]
 
-        assert lines() == []
+        assert lines() == [("warning", "S-2", "unknown", "fail")]
         now.update({"S-1": "fail", "S-2": "pass"})
         place.rename(tmp_path / "away")
         assert lines() == [("error", "S-1", "pass", "fail"), ("info", "S-2", "fail", "pass")]
@@ -467,6 +467,28 @@ class TestRecording:
             (loud, "unknown"),
         ]
         obs.close()
+
+    def test_what_fails_at_the_start_is_told(self, tmp_path: Path) -> None:
+        """A process that begins on a log that was tampered with says so at once; one whose controls know little says nothing."""
+        place = tmp_path / "a.db"
+
+        def told() -> set[tuple[str, ...]]:
+            stream = io.StringIO()
+            settings = Settings(audit_database_url=f"sqlite:///{place}", endpoints=True)
+            obs = Observability(settings, log_stream=stream)
+            assert obs.audit is not None
+            assert obs.controls is not None
+            obs.audit.append({"action": "patient.read", "actor": "client-1", "subject": "s-17"})
+            obs.controls.run()
+            obs.close()
+            lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+            return {tuple(line[name] for name in ("event", "level", "control", "old", "new")) for line in lines}
+
+        assert told() == set()
+        with closing(sqlite3.connect(place)) as connection, connection:
+            connection.execute("DROP TRIGGER entry_no_update")
+            connection.execute("UPDATE entry SET body = replace(body, 'read', 'list') WHERE idx = 0")
+        assert ("control_changed", "error", "H-312.c", "unknown", "fail") in told()
 
     @pytest.mark.parametrize("first", [False, True])
     def test_trail_that_was_away(self, tmp_path: Path, first: bool) -> None:

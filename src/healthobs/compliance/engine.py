@@ -45,7 +45,7 @@ OnStates = Callable[[Mapping[str, State]], object]
 OnChange = Callable[[Control, State, State, "Result | None", int], "int | None"]
 #: Told every state after the first round of a process, and how many seconds ago that was; returns the index of its audit entry.
 OnFirst = Callable[[Mapping[str, State], int], "int | None"]
-#: Told (control, old state, new state, whether the gate asks for it) of each change after the first round.
+#: Told (control, old state, new state, whether the gate asks for it) of what fails in the first round, and of each change after it.
 OnNotice = Callable[[Control, State, State, bool], object]
 #: Told (control, the waiver that ended or was replaced, the one that holds now) of each change.
 OnWaiver = Callable[[Control, "Signed | None", "Signed | None"], object]
@@ -87,8 +87,8 @@ class ControlEngine:
         on_change: Told of each change of state (audit); asked again in the next round when it raises, and of one control
             in order, so that a change that reverted meanwhile is told too. The latest 1,000 are kept.
         on_first: Told all states of the first round at once, in place of a change each; asked again as `on_change`.
-        on_notice: Told of each change of state after the first round, at once and once (log lines), whatever becomes of
-            the change; its faults go to `on_error`.
+        on_notice: Told of each control that fails in the first round and of each change of state after it, at once and once
+            (log lines), whatever becomes of the change; its faults go to `on_error`.
         on_waiver: Told of each waiver that begins, ends or is replaced (audit); asked again as `on_change`.
         on_error: Told the component (``controls``, ``documents``) when one of the above raised, or a document
             counts for nothing.
@@ -320,10 +320,10 @@ class ControlEngine:
         """Tell what changed since the last round; nothing is told again, so a fault loses that one."""
         if self._on_notice is None:
             return
-        for name, old in self._noted.items():
-            if states[name] == old:
+        for name, control in self.controls.items():
+            old = self._noted.get(name, "unknown")
+            if states[name] == old or not (self._noted or states[name] == "fail"):
                 continue
-            control = self.controls[name]
             try:
                 self._on_notice(control, old, states[name], self._is_required(control))
             except Exception:  # noqa: BLE001 - a fault of telemetry must not stop the controls

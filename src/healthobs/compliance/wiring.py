@@ -1,8 +1,8 @@
 """Connects the control engine to the signals: what probes may look at, and where their results go.
 
 Each run of a probe counts in `<prefix>_compliance_checks_total{type,result}`; each round sets
-`healthobs_control_state{control,state}`; each change of state after the first round is one line, `control_changed`; states
-and their changes are entries of the audit trail (`healthobs.compliance.recording`).
+`healthobs_control_state{control,state}`; each failure in the first round, and each change of state after it, is one line,
+`control_changed`; states and their changes are entries of the audit trail (`healthobs.compliance.recording`).
 """
 
 from __future__ import annotations
