@@ -482,7 +482,9 @@ class TestRecording:
             obs.controls.run()
             obs.close()
             lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-            return {tuple(line[name] for name in ("event", "level", "control", "old", "new")) for line in lines}
+            return {
+                tuple(line[name] for name in ("event", "level", "control", "old", "new")) for line in lines
+            }
 
         assert told() == set()
         with closing(sqlite3.connect(place)) as connection, connection:
