@@ -44,6 +44,12 @@ class Mapped:
             .index
         )
 
+    def hold_of_before(self) -> None:
+        """Place a hold that has the identifier itself, as there may be some from before the map."""
+        self.bench.trail.append_own(
+            {"action": governance.HOLD, "subject": PATIENT, "details": {"hold": "case-17"}}
+        )
+
     def erase(self, **what: Any) -> tuple[int, ...]:
         return self.bench.retention().erase(actor="dpo-1", reason="request", **what)
 
@@ -108,7 +114,7 @@ class TestNames:
 
     def test_hold_from_before_the_map(self, mapped: Mapped) -> None:
         """A hold that has the identifier itself holds the entries to come, which have the token."""
-        mapped.hold(PATIENT)
+        mapped.hold_of_before()
         mapped.switch_on()
         mapped.bench.trail.append(READ)
         mapped.bench.time.advance(YEAR)
@@ -119,7 +125,7 @@ class TestNames:
     def test_such_a_hold_without_the_map(self, mapped: Mapped) -> None:
         """Where nobody can say whose a token is, every token may be the held one's; what is no token is judged as ever."""
         mapped.bench.add(1)
-        mapped.hold(PATIENT)
+        mapped.hold_of_before()
         mapped.switch_on()
         mapped.bench.trail.append(READ)
         mapped.switch_off()
@@ -138,6 +144,27 @@ class TestNames:
         mapped.bench.time.advance(YEAR)
         with pytest.raises(RetentionError, match="entry 1 is under legal hold"):
             mapped.erase(subject=PATIENT)
+
+    def test_token_without_entries(self, mapped: Mapped) -> None:
+        """A token that the map knows is held before the first entry comes; one that is nobody's, and in no entry, is refused."""
+        token = mapped.switch_on().token(PATIENT)
+        other = "s-00000000-0000-4000-8000-000000000000"
+        with pytest.raises(RetentionError, match="the map of subjects does not know") as refused:
+            mapped.hold(other)
+        assert other not in str(refused.value)
+        assert mapped.hold(token) == 0
+        assert mapped.bench.retention().entries_held("case-17") == 0
+        mapped.bench.trail.append(READ)
+        assert mapped.bench.retention().entries_held("case-17") == 1
+        mapped.switch_off()
+        assert mapped.bench.retention().entries_held("case-17") == 1
+
+    def test_token_without_the_map(self, mapped: Mapped) -> None:
+        """Where nobody can be asked whose a token is, as by the commands, it is held before its first entry comes."""
+        token = mapped.switch_on().token(PATIENT)
+        mapped.switch_off()
+        mapped.hold(token)
+        assert mapped.bench.retention().entries_held("case-17") == 0
 
     def test_identifier_is_nowhere(self, mapped: Mapped, tmp_path: Path) -> None:
         """A hold of somebody without entries gives a token, and the log never has the identifier."""
@@ -172,7 +199,7 @@ class TestDeed:
 
     def test_erasure_that_was_interrupted(self, mapped: Mapped) -> None:
         """An order that is carried out after the hold takes nothing of the held subject."""
-        mapped.hold(PATIENT)
+        mapped.hold_of_before()
         mapped.switch_on()
         mapped.bench.trail.append(READ)
         mapped.bench.trail.append({**READ, "subject": "somebody-else"})
@@ -209,7 +236,7 @@ class TestDeed:
         mapped.switch_off()
         mapped.bench.add(300, subject=token)
         mapped.bench.appoint()
-        mapped.hold(PATIENT)
+        mapped.hold_of_before()
         mapped.switch_on()
         mapped.bench.time.advance(YEAR)
         retention = mapped.bench.retention()
@@ -222,7 +249,7 @@ class TestDeed:
 
     def test_map_that_is_away(self, mapped: Mapped) -> None:
         """While the map cannot be asked nothing goes that a hold may be about."""
-        mapped.hold(PATIENT)
+        mapped.hold_of_before()
         mapped.switch_on()
         mapped.bench.trail.append(READ)
         mapped.bench.trail.append_own({"action": governance.ERASE, "details": {"ranges": "1"}})

@@ -183,7 +183,7 @@ class TestErase:
     def test_governing_entries_stay(self, bench: Bench) -> None:
         """The entries that explain what went are themselves never erased."""
         bench.add(2)
-        bench.retention().hold("h", actor="a", reason="r", subject="nobody")
+        bench.retention().hold("h", actor="a", reason="r", entries=(2, 2))
         bench.time.advance(YEAR)
         with pytest.raises(RetentionError, match="entry 2 governs the trail"):
             bench.retention().erase(actor="a", reason="r", entries=(0, 9))
@@ -409,7 +409,7 @@ class TestHold:
             retention.prune(order, actor="a", reason="r")
         assert (bench.verify().ok, bench.verify().first) == (True, 0)
 
-    @pytest.mark.parametrize("entries", [(4, 0), (-1, 4), (-4, -1)])
+    @pytest.mark.parametrize("entries", [(4, 0), (-1, 4), (-4, -1), (0, 2**63), (10**20, 10**21)])
     def test_what_is_no_range(self, bench: Bench, entries: tuple[int, int]) -> None:
         """A range that would hold nothing is refused, for a hold and for an erasure; nothing is recorded."""
         bench.add(5)
@@ -417,6 +417,67 @@ class TestHold:
             with pytest.raises(RetentionError, match="the first and the last"):
                 attempt(actor="a", reason="r", entries=entries)
         assert bench.trail.checkpoint().size == 5
+
+    @pytest.mark.parametrize("subject", ["Ottoline Haverford", "MRN-7654321", "s-9", "", "\ud800", "x" * 300])
+    def test_subject_that_is_none(self, bench: Bench, subject: str) -> None:
+        """A subject that no entry has, or none would have as it is, is refused, also the second time, and comes into no entry."""
+        bench.add(3)
+        bench.trail.append_own({"action": governance.HOLD, "subject": subject, "details": {"hold": "old"}})
+        with pytest.raises(RetentionError, match="the subject") as refused:
+            bench.retention().hold("h", actor="a", reason="r", subject=subject)
+        assert not subject or subject not in str(refused.value)
+        assert bench.trail.checkpoint().size == 4
+
+    @pytest.mark.parametrize(
+        ("subject", "count"), [("Ottoline Haverford", 2), ("MRN-[PHI:id]", 1), ("case_" + "ab" * 16, 0)]
+    )
+    def test_subject_as_recorded(self, bench: Bench, subject: str, count: int) -> None:
+        """What entries have is held, whatever it is; so is an opaque identifier that is still to come."""
+        for name in ("Ottoline Haverford", "MRN-7654321", "Ottoline Haverford", "x Ottoline Haverford"):
+            bench.trail.append({"action": "patient.read", "subject": name})
+        retention = bench.retention()
+        retention.hold("h", actor="a", reason="r", subject=subject)
+        assert retention.entries_held("h") == count
+        assert retention.holds()[0].subject == subject
+
+    def test_how_many(self, bench: Bench) -> None:
+        """Entries are counted once, those about the subject and those named, without the trail's own about it."""
+        bench.add(9)
+        retention = bench.retention()
+        for _ in range(2):
+            retention.hold("h", actor="a", reason="r", subject="s-1", entries=(0, 4))
+        assert retention.entries_held("h") == len({0, 1, 2, 3, 4, 7})
+        retention.hold("to-come", actor="a", reason="r", entries=(900, 999))
+        assert retention.entries_held("to-come") == 0
+        retention.hold("from-now", actor="a", reason="r", entries=(10, 999))
+        assert retention.entries_held("from-now") == 3
+        with pytest.raises(RetentionError, match="no hold of that name"):
+            retention.entries_held("x")
+
+    def test_of_what_was_pruned(self, bench: Bench) -> None:
+        """A range of which nothing is left, and nothing can come, is refused; one that is left in part is held."""
+        bench.add(600)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        retention.prune(signed(retention.order(256), ALICE, BOB), actor="a", reason="r")
+        size = bench.trail.checkpoint().size
+        with pytest.raises(RetentionError, match="no longer has"):
+            retention.hold("h", actor="a", reason="r", entries=(0, 255))
+        assert bench.trail.checkpoint().size == size
+        retention.hold("h", actor="a", reason="r", entries=(0, 256))
+        assert retention.entries_held("h") == 1
+
+    @pytest.mark.parametrize("name", ["MRN-7654321", "case of 1950-03-05"])
+    def test_name_with_an_identifier(self, bench: Bench, name: str) -> None:
+        """A name in which redaction finds an identifier is refused; one that is in force from before is released."""
+        bench.add(1)
+        with pytest.raises(RetentionError, match="the name of a hold") as refused:
+            bench.retention().hold(name, actor="a", reason="r", entries=(0, 0))
+        assert name not in str(refused.value)
+        bench.trail.append_own({"action": governance.HOLD, "details": {"hold": name, "ranges": "0"}})
+        bench.retention().release(name, actor="a", reason="r")
+        assert bench.retention().holds() == []
 
     def test_mistakes(self, bench: Bench) -> None:
         """A hold on nothing and the release of an unknown one are refused."""

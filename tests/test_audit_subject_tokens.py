@@ -217,7 +217,7 @@ class TestWays:
         assert {body["subject"] for body in service.bodies()} - {None} == {service.subjects.find(PATIENT)}
         assert_no_phi(NEEDLES, service.folder)
 
-    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize("way", [way for way in WAYS if way != "hold"])  # which is refused there
     def test_search_finds_it_without_the_map(self, tmp_path: Path, way: str) -> None:
         """The planted fault: a trail without its map writes the identifier, and the search of the files is red."""
         planted = Service(FilePlace(tmp_path))

@@ -141,6 +141,16 @@ def encode(
     return encoded
 
 
+def as_recorded(text: str, redactor: Redactor, limit: int = MAX_TEXT) -> str:
+    """Return what an entry would have of an identifier, or of other text of that length at most."""
+    return _masked("subject", text, limit, redactor, "")
+
+
+def is_opaque(identifier: str) -> bool:
+    """Return whether an identifier has the form of one that says nothing, and so is recorded as it is."""
+    return _SURROGATE.fullmatch(identifier) is not None
+
+
 def decode(body: bytes) -> dict[str, Any] | None:
     """Return what an entry's bytes say; None when they are not of the form that `encode` gives them."""
     try:
@@ -215,7 +225,7 @@ def _masked(name: str, text: object, limit: int, redactor: Redactor, signal: str
     text = _valid(text)
     if name == "purpose" and not is_purpose(text):
         return redactor.drop(text, signal=signal)
-    if _SURROGATE.fullmatch(text) is not None:
+    if is_opaque(text):
         return text
     return _cut(redactor.text(text, signal=signal), limit)
 

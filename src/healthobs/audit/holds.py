@@ -12,12 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from healthobs.audit import governance
+from healthobs.audit import governance, reading, store
+from healthobs.audit.entry import as_recorded, is_opaque
 from healthobs.audit.governance import RESERVED, Order, Range
 from healthobs.audit.subjects import is_token
+from healthobs.exceptions import RetentionError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from healthobs.audit.reader import LogReader
+    from healthobs.audit.store import ReadConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,50 @@ def held(trail: LogReader, found: list[Order]) -> Held:
         return Held(orders, frozenset(named), not all(map(is_token, named)), ranges)
     others = [f(name) for name in named for f in (trail.token_of, trail.subjects.identifier)]
     return Held(orders, frozenset([*named, *filter(None, others)]), False, ranges)
+
+
+def check_subject(trail: LogReader, subject: str) -> None:
+    """Refuse a subject that a hold would keep nothing of, or that would come into the log though no entry has it.
+
+    The first entry may be still to come of a token that the map knows, an identifier that gets one there, or an opaque one.
+
+    Raises:
+        RetentionError: It is refused; the message has nothing of it.
+        AuditError: The store or the map of subjects cannot be read.
+    """
+    why = "no entry is about the subject; give it as entries have it (the token, where the service has a map of subjects)"
+    if trail.subjects is not None:
+        if not is_token(subject) or trail.token_of(subject) is not None:
+            return
+        why = "the map of subjects does not know the token, which must be the subject's, and no entry has it; look it up again"
+    elif as_recorded(subject, governance.REDACTOR) != subject:
+        raise RetentionError(
+            "the subject would be recorded as another one: it is too long, or redaction finds an identifier in it;"
+            " give the subject's token, or hold entries by their numbers"
+        )
+    elif is_opaque(subject):
+        return
+    with trail.connected() as connection:
+        if not _about(connection, {subject}):
+            raise RetentionError(f"{why}, or hold entries by their numbers")
+
+
+def count(trail: LogReader, hold: Order) -> int:
+    """Return how many of the entries that are there a hold keeps: those it names, and all about its subject but the trail's own."""
+    kept = held(trail, [hold])
+    with trail.connected() as connection:
+        (size, _), there = store.head(connection), store.first_index(connection)
+        about = _about(connection, kept.subjects)
+    numbered = sum(max(min(last + 1, size) - max(first, there), 0) for first, last in kept.ranges)
+    return numbered + sum(not governance.covers(kept.ranges, index) for index in about)
+
+
+def _about(connection: ReadConnection, subjects: Collection[str]) -> set[int]:
+    """Return the entries about one of the subjects, without those by which the trail governs itself."""
+    if not subjects:
+        return set()
+    found = set(reading.about(connection, subjects))
+    return found.difference(order.index for order in governance.orders(connection)) if found else found
 
 
 def unrenamed(trail: LogReader, subject: str | None) -> list[Range]:

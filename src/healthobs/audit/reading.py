@@ -72,6 +72,12 @@ def page(
     return Page(entries, str(indices[limit - 1]) if more else None, total)
 
 
+def about(connection: ReadConnection, subjects: Collection[str]) -> list[int]:
+    """Return the entries about one of the subjects, by what their bodies say, newest first."""
+    size, _ = store.head(connection)
+    return _matching(connection, size, _Filter(None, None, {"subject": tuple(subjects)}), None, size)[0]
+
+
 def _position(cursor: str | None) -> int | None:
     if cursor is None:
         return None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from healthobs.audit import approval, disposal, governance, holds, store
 from healthobs.audit.approval import Approvers
 from healthobs.audit.checkpoint import Signer
-from healthobs.audit.entry import MAX_REASON
+from healthobs.audit.entry import MAX_REASON, as_recorded
 from healthobs.audit.governance import RESERVED, Order, Range, prune_order
 from healthobs.audit.holds import Held
 from healthobs.audit.merkle import TILE_WIDTH
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 #: A detail's text is cut at that.
 _MAX_ORDER = 1_024
+_NO_HOLD = "no hold of that name is in force; healthobs audit hold and the file lists them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,18 @@ class RetentionReader:
         """Return the holds in force."""
         with self._log.connected() as connection:
             return governance.holds(governance.orders(connection))
+
+    def entries_held(self, name: str) -> int:
+        """Return how many entries the hold of that name keeps by now; more may come.
+
+        Raises:
+            RetentionError: No hold of that name is in force.
+            AuditError: The store or the map of subjects cannot be read.
+        """
+        for hold in self.holds():
+            if str(hold.details.get("hold")) == name:
+                return holds.count(self._log, hold)
+        raise RetentionError(_NO_HOLD)
 
     def approvers(self) -> Approvers:
         """Return those whom the log names to approve prunings."""
@@ -199,16 +212,17 @@ class Retention(RetentionReader):
         """Keep entries from being erased or pruned until the hold is released.
 
         Args:
-            name: What the hold is called; placing it again replaces it.
+            name: What the hold is called, kept as it is; placing it again replaces it.
             actor: Who places it.
             reason: Why.
             subject: Entries about this subject, also those to come; where the trail has a map, the identifier will do,
-                and entries from before the map are held by their numbers.
-            entries: First and last entry, besides those about the subject.
+                and entries from before the map are held by their numbers. Where it has none, as entries have it.
+            entries: First and last entry, besides those about the subject; they may be still to come.
 
         Raises:
-            RetentionError: Neither subject nor entries are named, or the entries are no range, or the name is too long or no
-                valid Unicode, so that it would be recorded as another one.
+            RetentionError: Neither subject nor entries are named, or the entries are no range or there no more, or the name would
+                be recorded as another one: it is too long, no valid Unicode, or redaction finds an identifier in it. Or no
+                entry has the subject, no map knows it, and it is not opaque; or it, too, would be recorded as another one.
             AuditError: It cannot be recorded, or the map of subjects cannot be asked; nothing is held.
         """
         _check_range(entries)
@@ -216,8 +230,16 @@ class Retention(RetentionReader):
             not name.isascii() and name != name.encode("utf-8", "replace").decode()
         ):
             raise RetentionError("the name of a hold must be valid Unicode of at most 1,024 characters")
+        if as_recorded(name, governance.REDACTOR, MAX_REASON) != name:
+            raise RetentionError(
+                "the name of a hold is kept as it is, and redaction finds an identifier in this one; take another"
+            )
         if subject is None and entries is None:
             raise RetentionError("a hold names a subject or entries; without them it would hold nothing")
+        if entries is not None and entries[1] < self._trail.first_index():
+            raise RetentionError("the log no longer has any of these entries, so that they cannot be held")
+        if subject is not None:
+            holds.check_subject(self._trail, subject)
         ranges = holds.unrenamed(self._trail, subject) + ([] if entries is None else [entries])
         details = {"hold": name} | ({"ranges": holds.joined(ranges)} if ranges else {})
         return self._record(governance.HOLD, actor, reason, details, subject)
@@ -229,9 +251,7 @@ class Retention(RetentionReader):
             RetentionError: No hold of that name is in force.
         """
         if name not in {str(order.details.get("hold")) for order in self.holds()}:
-            raise RetentionError(
-                "no hold of that name is in force; healthobs audit hold and the file lists them"
-            )
+            raise RetentionError(_NO_HOLD)
         return self._record(governance.RELEASE, actor, reason, {"hold": name})
 
     def erase(
@@ -405,5 +425,5 @@ def _belongs(kept: RecordClass, action: str) -> bool:
 
 
 def _check_range(entries: Range | None) -> None:
-    if entries is not None and not 0 <= entries[0] <= entries[1]:
+    if entries is not None and not 0 <= entries[0] <= entries[1] < store.HIGHEST:
         raise RetentionError("entries are named by the first and the last, such as 0 and 99")
