@@ -64,6 +64,15 @@ class TestInstrument:
         beds.dec()
         assert samples(metrics)["beds", ()] == 0
 
+    @pytest.mark.parametrize("redactor", [None, Redactor("mask")], ids=["raw", "mask"])
+    def test_values_that_no_exposition_can_hold(self, redactor: Redactor | None) -> None:
+        """Half of a surrogate pair, as in a file's name or in JSON, costs one sign and no scrape; a number is written out."""
+        metrics = Metrics(Settings(), redactor=redactor)
+        reads: Any = metrics.counter("reads_total", "", ("ward", "http_response_status_code"))
+        reads.labels("a\ud800", 404).inc()
+        found = samples(metrics)
+        assert found["reads_total", (("http_response_status_code", "404"), ("ward", "a?"))] == 1
+
     def test_same_declaration_is_the_same_instrument(self) -> None:
         """Declaring again returns what is there, so that modules need not share it."""
         metrics = Metrics(Settings())
@@ -377,6 +386,28 @@ class TestRedactedExemplars:
             metrics.histogram("wait_seconds", "").observe(0.3, {"step": "078-05-1120"})
             text = metrics.exposition("application/openmetrics-text; version=1.0.0")[1].decode()
             assert f'# {{step="{shown}"}}' in text
+
+    @pytest.mark.parametrize("several", [False, True])
+    def test_what_does_not_fit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
+        """OpenMetrics allows 128 characters, which marks can exceed: what is beyond them is left out, and nothing raised."""
+        if several:
+            monkeypatch.setenv(multiprocess.VARIABLE, str(tmp_path))
+            monkeypatch.setattr(multiprocess, "readable", lambda _path: [])
+        metrics = Metrics(Settings(), redactor=Redactor("mask"))
+        series = metrics.histogram("wait_seconds", "")
+        ids = {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736"}
+        whole: Any = {f"step{n}": "a@b" for n in range(9)} | ids
+        series.observe(0.3, whole)
+        no_texts: Any = {"step": 5, 5: "x", "ward": "\ud800"}
+        series.observe(0.04, no_texts)
+        if several:
+            shown = [exemplar.labels for exemplar in metrics.kept.values()]
+        else:
+            text = metrics.exposition("application/openmetrics-text; version=1.0.0")[1].decode()
+            families = parse_openmetrics(text)
+            shown = [s.exemplar.labels for family in families for s in family.samples if s.exemplar]
+        marks = {f"step{n}": "[PHI:email]" for n in range(5)}
+        assert sorted(shown, key=len) == [{"step": "5", "ward": "?"}, {**ids, **marks}]
 
     def test_of_a_counter(self) -> None:
         """prometheus_client's counters take exemplars, too: those are redacted when they are asked for."""

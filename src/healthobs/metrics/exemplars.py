@@ -18,6 +18,7 @@ from prometheus_client import utils
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
+from healthobs.metrics.exposition import as_text
 from healthobs.redaction import Redactor
 
 #: At most this often does a series get an exemplar, slower calls than the last one excepted.
@@ -26,6 +27,8 @@ _INTERVAL_NS = 1_000_000_000
 # The client library leaves it untyped.
 _bound = cast("Callable[[float], str]", getattr(utils, "floatToGoString"))  # noqa: B009
 
+#: Characters of an exemplar's names and values (OpenMetrics 1.0.0, "Exemplars").
+_MOST_CHARACTERS = 128
 _IDS = frozenset({"trace_id", "span_id"})
 _ID = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
@@ -57,13 +60,22 @@ class Pace:
 
 
 def redacted(exemplar: Mapping[str, str], redactor: Redactor) -> dict[str, str]:
-    """Return `exemplar` as it may leave: ids as they are, other values like those of a label; a name that may not leave goes with its value."""
+    """Return `exemplar` as it may leave: ids as they are, other values like those of a label; a name that may not leave goes with its value.
+
+    What does not fit, because a mark is longer than what it stands for, is left out; the ids come first.
+    """
+    ids = {name: value for name, value in exemplar.items() if name in _IDS and _ID.fullmatch(as_text(value))}
     kept: dict[str, str] = {}
-    for name, value in exemplar.items():
-        if name in _IDS and type(value) is str and _ID.fullmatch(value):
-            kept[name] = value
-        elif _LABEL.fullmatch(name) and "[PHI:" not in (clean := redactor.key(name, signal="metric")):
-            kept[clean] = redactor.label(clean, str.__str__(value))
+    left = _MOST_CHARACTERS
+    for name, value in {**ids, **exemplar}.items():
+        clean, shown = as_text(name), as_text(value)
+        if name not in ids:
+            if not _LABEL.fullmatch(clean) or "[PHI:" in (clean := redactor.key(clean, signal="metric")):
+                continue
+            shown = redactor.label(clean, shown)
+        if len(clean) + len(shown) <= left:
+            left -= len(clean) + len(shown)
+            kept[clean] = shown
     return kept
 
 

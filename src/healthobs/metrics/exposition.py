@@ -16,6 +16,17 @@ from prometheus_client.openmetrics import exposition as openmetrics_text
 from prometheus_client.samples import Sample
 
 
+def as_text(value: object) -> str:
+    """Return a label's value as a text that an exposition can hold: without half of a surrogate pair.
+
+    Example:
+        >>> as_text(404), as_text("a" + chr(0xD800))
+        ('404', 'a?')
+    """
+    text = value if isinstance(value, str) else str(value)
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 @dataclass(frozen=True, slots=True)
 class PrefixCollector:
     """One derived family: the samples of `source`, summed over the labels that are not in `labels`.

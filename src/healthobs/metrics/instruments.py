@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from healthobs.config import Settings
 from healthobs.exceptions import LabelError, MetricNameError
 from healthobs.metrics import exemplars, multiprocess
-from healthobs.metrics.exposition import PrefixCollector, render
+from healthobs.metrics.exposition import PrefixCollector, as_text, render
 from healthobs.metrics.foreign import OVERFLOW, ForeignSeries
 from healthobs.redaction import Redactor
 
@@ -266,7 +266,8 @@ class Metrics:
 
     def clean(self, label: str, value: str, *, declared: bool) -> str:
         """Return a label's value as it may leave (`Redactor.label`)."""
-        return value if self.redactor is None else self.redactor.label(label, value, declared=declared)
+        text = as_text(value)
+        return text if self.redactor is None else self.redactor.label(label, text, declared=declared)
 
     def show_also_as(self, view: PrefixCollector) -> None:
         """Expose one more view of samples that are recorded already; nothing when one of its name is there."""
