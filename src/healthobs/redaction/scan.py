@@ -73,6 +73,7 @@ _KEYWORD = re.compile(
 _SPACED_DATE = re.compile(
     r"(?:(?:1[89]|20)[0-9]{2} [0-9]{1,2} [0-9]{1,2}|[0-9]{1,2} [0-9]{1,2} (?:1[89]|20)[0-9]{2})(?![0-9a-z])"
 )
+_NUMBERED = re.compile(r"[a-z][a-z_]*_[0-9]{1,2}(?:\.[a-z_]+)?")
 _VALUE_REST = re.compile(r"[a-z0-9./_-]*")
 _PLAIN_YEAR = re.compile(r"(?:1[89]|20)[0-9]{2}")
 _OPAQUE_ID = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
@@ -417,8 +418,8 @@ def _keyword_numbers(shadow: str, found: list[Finding]) -> None:
             continue
         value = match.group("value").rstrip(".-/_")
         digits = sum(char.isdigit() for char in value)
-        if digits < 3 and value.rstrip("0123456789") == f"{match.group()}_":
-            continue  # `mrn = :mrn_1`, the name of a statement's parameter
+        if digits < 3 and _is_numbered(match.group(), value):
+            continue
         if match.group("birth"):
             wanted = digits > 0 and len(value) > 2 and _PLAIN_YEAR.fullmatch(value) is None
         elif match.group("strong"):
@@ -436,6 +437,12 @@ def _keyword_numbers(shadow: str, found: list[Finding]) -> None:
         value = match.group("value").rstrip(" ().-")
         if sum(char.isdigit() for char in value) > 6:
             found.append((match.start("value"), match.start("value") + len(value), "phone"))
+
+
+def _is_numbered(keyword: str, value: str) -> bool:
+    """Return whether `value` is a name that a statement numbers: ``mrn = :mrn_1``, ``patient_id = visit_1.patient_id``."""
+    named = "_" in keyword or "." in keyword
+    return value.rstrip("0123456789") == f"{keyword}_" or (named and _NUMBERED.fullmatch(value) is not None)
 
 
 def _tokens(shadow: str, found: list[Finding]) -> None:
