@@ -19,6 +19,8 @@ from healthobs.logs.stdlib import DONE
 from healthobs.redaction import Redactor, scopes
 
 _ONE_AFTER_ANOTHER = "SynchronousMultiLogRecordProcessor"
+#: What the SDK makes of a record's exception, besides its type; the names of the convention pass in `strict`, too.
+_EXCEPTIONS = ("exception.message", "exception.stacktrace")
 #: Short names of severities (OpenTelemetry logs data model, "Displaying Severity").
 _SEVERITY = re.compile("(?:TRACE|DEBUG|INFO|WARN|ERROR|FATAL)[2-4]?")
 
@@ -52,10 +54,14 @@ class _Redacting:
     def __init__(self, redactor: Redactor, names: LoggerNames) -> None:
         self._redactor = redactor
         self._names = names
+        for key in _EXCEPTIONS:
+            redactor.written(key)
 
     def on_emit(self, log_record: Any) -> None:
         """Redact one."""
         record: Any = log_record.log_record
+        if self._redactor.mode != "watch" and getattr(record, "exception", None) is not None:
+            record.exception = None  # what may be said of it is in the attributes
         try:
             attributes = dict(record.attributes or {})
             if attributes.pop(DONE, None) != id(self._redactor):
