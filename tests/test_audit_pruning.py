@@ -203,6 +203,43 @@ class TestPrune:
             str, bench.verify().problems
         )
 
+    @pytest.mark.parametrize("below", [300, 257, 255, 5, True, False, "256", -256])
+    def test_entry_goes_no_further_than_its_order(self, bench: Bench, below: object) -> None:
+        """An entry that names another first entry than the order in it, by however little, takes nothing away, and is named."""
+        bench.add(300)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        named = below if isinstance(below, int) else 256
+        order = signed(prune_order(bench.trail.origin, named), ALICE, BOB)
+        bench.trail.append_own({"action": governance.PRUNE, "details": {"below": below, "order": order}})
+        bench.retention().apply()
+        assert bench.trail.first_index() == 0
+        assert list(map(str, bench.verify().problems)) == [
+            "entry 301: the pruning names no order for this log and entry"
+        ]
+
+    @pytest.mark.parametrize("signers", [*TOO_FEW.values(), (ALICE, BOB)])
+    def test_entry_that_takes_nothing(self, bench: Bench, signers: tuple[Signer, ...]) -> None:
+        """A pruning of no entry that two approvers signed is no fault; it takes nothing away, and excuses nothing that went."""
+        bench.add(300)
+        bench.appoint()
+        order = signed(prune_order(bench.trail.origin, 0), *signers)
+        bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 0, "order": order}})
+        assert bench.verify().ok is (signers == (ALICE, BOB))
+        bench.retention().apply()
+        assert (bench.trail.first_index(), bench.trail.pruned()) == (0, 0)
+        with bench.trail.changing() as connection, connection.amending():
+            connection.execute("DELETE FROM entry WHERE idx < 256")
+        assert not bench.verify().ok
+
+    def test_entry_that_takes_nothing_where_nobody_approves(self, bench: Bench) -> None:
+        """Such an entry in a log that names no approvers is one that nobody approved."""
+        order = signed(prune_order(bench.trail.origin, 0), ALICE, BOB)
+        bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 0, "order": order}})
+        assert list(map(str, bench.verify().problems)) == [
+            "entry 0: the log named no approvers when it was pruned"
+        ]
+
     def test_interrupted(self, bench: Bench) -> None:
         """A pruning that a crash kept from being carried out is carried out by the next."""
         bench.add(300)

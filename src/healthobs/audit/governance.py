@@ -13,10 +13,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from healthobs.audit.entry import MAX_BODY
-from healthobs.audit.merkle import TILE_HEIGHT, inclusion_path, leaf_hash, verify_inclusion
+from healthobs.audit.merkle import TILE_HEIGHT, TILE_WIDTH, inclusion_path, leaf_hash, verify_inclusion
 from healthobs.audit.records import Checkpoint
 from healthobs.audit.store import HIGHEST, ReadConnection, stored_bytes, tree
 from healthobs.exceptions import AuditTamperedError
@@ -73,12 +73,22 @@ class Order:
     def below(self) -> int:
         """The first entry that a pruning keeps; 0 when it is none."""
         value = self.details.get("below")
-        return value if self.action == PRUNE and isinstance(value, int) and value <= self.index else 0
+        return value if self.action == PRUNE and _is_whole(value) and value <= self.index else 0
 
     def names(self, origin: str) -> bool:
-        """Return whether the signed order in a pruning is one for this log and just that first entry."""
+        """Return whether the signed order in a pruning is one for this log and just that first entry.
+
+        Nothing is rounded here. The first entry can be 0: such an order takes nothing away.
+        """
         text = str(self.details.get("order")).partition("\n\n")[0] + "\n"
-        return self.below > 0 and text == prune_order(origin, self.below)
+        below = self.details.get("below")
+        return (
+            self.action == PRUNE
+            and _is_whole(below)
+            and 0 <= below <= self.index
+            and below % TILE_WIDTH == 0
+            and text == prune_order(origin, below)
+        )
 
     @property
     def vkeys(self) -> tuple[str, ...]:
@@ -88,7 +98,16 @@ class Order:
 
 def prune_order(origin: str, below: int) -> str:
     """Return the text that approvers sign: title, log and first entry to keep, a multiple of 256."""
-    return f"{_TITLE}\n{origin}\n{below >> TILE_HEIGHT << TILE_HEIGHT}\n"
+    return f"{_TITLE}\n{origin}\n{whole_tiles(below)}\n"
+
+
+def whole_tiles(below: int) -> int:
+    """Return the first entry that is kept when all before `below` are to go: rounded down to a multiple of 256."""
+    return below >> TILE_HEIGHT << TILE_HEIGHT
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def damage_statement(origin: str, key: str, body: bytes) -> str:
