@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from healthobs.audit import changes, keys, open_trail, store
+from healthobs.audit import changes, governance, keys, open_trail, store
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.command import main
+from healthobs.audit.retention import Retention
 from healthobs.audit.sqlite import SqliteStore
 from healthobs.exceptions import ConfigurationError
 from healthobs.testing import SteppingClock
@@ -111,8 +112,10 @@ class TestPrune:
         trail.close()
         order = tmp_path / "order"
         vkeys: list[str] = []
-        status, out, _ = run("prune", path, "--below", 260)
-        assert (status, out.splitlines()[2]) == (0, "256")
+        status, out, err = run("prune", path, "--below", 260)
+        assert (status, out.splitlines()[2:]) == (0, ["256"])
+        assert err == "rounded down from 260 to 256, to whole tiles of 256 entries\n"
+        assert run("prune", path, "--below", 256) == (0, out, "")
         order.write_text(out)
         for name in ("alice", "bob"):
             key = tmp_path / f"{name}.key"
@@ -138,6 +141,30 @@ class TestPrune:
         status, out, _ = run("verify", path, "--approver", vkeys[0], "--approver", trail.vkey)
         assert (status, "approvers were changed without two" in out) == (1, True)
         assert run("verify", path, "--approver", "x")[0] == 2
+
+    @pytest.mark.parametrize("below", [-1, 0, 5, 255, 261, 10**30])
+    def test_nothing_to_prune(self, path: Path, tmp_path: Path, run: Run, below: int) -> None:
+        """Where nothing would go no order is printed, and one that two signed is neither good for a dry run nor recorded."""
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        signers = [Signer(f"a.example/{name}", keys.load_or_create(tmp_path / name)) for name in "ab"]
+        retention = Retention(trail)
+        retention.appoint(retention.appointment([one.vkey for one in signers]), actor="a", reason="r")
+        size, text = trail.checkpoint().size, governance.prune_order(trail.origin, below)
+        trail.close()
+        before = path.read_bytes()
+        status, out, err = run("prune", path, "--below", below)
+        assert (status, out) == (2, "")
+        assert err in {
+            "cannot say: the log has no such entry; name one that is kept\n",
+            "cannot say: a pruning takes whole tiles of 256 entries; name an entry from 256 on\n",
+        }
+        order = tmp_path / "order"
+        order.write_text(text + "\n" + "".join(one.lines(text) for one in signers))
+        refused = (2, "", "cannot say: the order names no whole tile that the log has; make another\n")
+        assert run("prune", path, "--order", order, "--dry-run") == refused
+        assert path.read_bytes() == before
+        assert run("prune", path, "--order", order) == refused
+        assert f"ok: {size} entries" in run("verify", path)[1]
 
     @pytest.mark.parametrize(
         "arguments",

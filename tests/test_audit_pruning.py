@@ -348,6 +348,25 @@ class TestPrune:
             bench.retention().prune(order, actor="a", reason="r")
         assert (bench.verify().ok, bench.verify().size) == (True, 301)
 
+    def test_what_is_gone_already(self, bench: Bench) -> None:
+        """No order is made, checked or recorded, signed or not, for entries that all went before."""
+        bench.add(700)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        earlier, order = (signed(retention.order(below), ALICE, BOB) for below in (256, 512))
+        retention.prune(order, actor="a", reason="r")
+        size = bench.trail.checkpoint().size
+        for below in (256, 512, 600):
+            with pytest.raises(RetentionError, match="entries before 512 are gone already"):
+                retention.order(below)
+        for again in (earlier, order):
+            with pytest.raises(RetentionError, match="entries before 512 are gone already"):
+                retention.prunable(again)
+            with pytest.raises(RetentionError, match="entries before 512 are gone already"):
+                retention.prune(again, actor="a", reason="r")
+        assert (bench.trail.checkpoint().size, bench.verify().ok) == (size, True)
+
     def test_another_process_goes_on(self, bench: Bench) -> None:
         """A process that last looked before the pruning appends and verifies afterwards."""
         bench.add(10)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from healthobs.audit import keys, opening, store
+from healthobs.audit import governance, keys, opening, store
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
 from healthobs.audit.retention import Retention, RetentionReader, approve
 from healthobs.audit.sqlite import SqliteStore
@@ -166,7 +167,12 @@ def _erase(chosen: argparse.Namespace) -> Iterator[str]:
 
 def _prune(chosen: argparse.Namespace) -> Iterator[str]:
     if chosen.below is not None:
-        yield _reader(chosen).order(chosen.below).removesuffix("\n")
+        order = _reader(chosen).order(chosen.below)
+        whole = governance.whole_tiles(chosen.below)
+        if whole < chosen.below:  # beside the order, which is all that may be printed
+            note = f"rounded down from {chosen.below} to {whole}, to whole tiles of 256 entries"
+            print(note, file=sys.stderr)  # noqa: T201
+        yield order.removesuffix("\n")
         return
     if chosen.order is None:
         raise ValueError("give --order FILE, or --below INDEX to make one")

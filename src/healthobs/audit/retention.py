@@ -31,6 +31,7 @@ from healthobs.exceptions import AuditWriteError, RetentionError
 
 if TYPE_CHECKING:
     from healthobs.audit.reader import LogReader
+    from healthobs.audit.store import ReadConnection
     from healthobs.audit.trail import AuditTrail
 
 #: A detail's text is cut at that.
@@ -115,20 +116,22 @@ class RetentionReader:
         """Return the text of an order to prune all entries before `below`, rounded down to a whole tile.
 
         Raises:
-            RetentionError: The log has not that many entries, or they are no whole tile.
+            RetentionError: The log has not that many entries, or they are no whole tile, or are gone already.
         """
         if not 0 < below <= self._log.checkpoint().size:
             raise RetentionError("the log has no such entry; name one that is kept")
         if below < TILE_WIDTH:
             raise RetentionError("a pruning takes whole tiles of 256 entries; name an entry from 256 on")
+        with self._log.connected() as connection:
+            _check_there(connection, governance.whole_tiles(below))
         return prune_order(self._log.origin, below)
 
     def prunable(self, order: str) -> int:
         """Return the first entry that a pruning by `order` would keep, once all that `Retention.prune` asks for is there.
 
         Raises:
-            RetentionError: The order is not this log's, takes no whole tile of it or lacks two approvers, or an entry is too
-                young or held.
+            RetentionError: The order is not this log's, takes no whole tile that is there or lacks two approvers, or an entry
+                is too young or held.
             AuditTamperedError: An entry that would go is not what was recorded.
         """
         return self._examined(order)[1]
@@ -140,8 +143,11 @@ class RetentionReader:
             found = governance.orders(connection)
             approvers = self._judged(found).approvers
             below = approval.first_kept(order, self._log.origin, approvers)
-            if not 0 < below <= store.head(connection)[0]:  # on record it would be no order that verifies
+            # As the entry will be judged that records it
+            entry = Order(store.head(connection)[0], governance.PRUNE, None, {"below": below, "order": order})
+            if not below or not entry.names(self._log.origin):
                 raise RetentionError("the order names no whole tile that the log has; make another")
+            _check_there(connection, below)
             held = holds.held(self._log, found)
             self._check(disposal.bodies(connection, 0, below), held, erasing=False)
         if held.begin_before(below):
@@ -339,8 +345,8 @@ class Retention(RetentionReader):
             The first entry that is kept.
 
         Raises:
-            RetentionError: The order is not this log's, takes no whole tile of it or lacks two approvers, or an entry is too
-                young or held.
+            RetentionError: The order is not this log's, takes no whole tile that is there or lacks two approvers, or an entry
+                is too young or held.
             AuditTamperedError: An entry that would go is not what was recorded.
             AuditError: The latest checkpoint is not this log's, or the store cannot be used.
         """
@@ -422,6 +428,12 @@ def _meets(order: Order, first: int, last: int) -> bool:
 
 def _belongs(kept: RecordClass, action: str) -> bool:
     return any(fnmatchcase(action, pattern) for pattern in kept.actions)
+
+
+def _check_there(connection: ReadConnection, below: int) -> None:
+    there = store.first_index(connection)
+    if below <= there:
+        raise RetentionError(f"entries before {there} are gone already; name a later entry")
 
 
 def _check_range(entries: Range | None) -> None:
