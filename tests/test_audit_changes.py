@@ -45,7 +45,8 @@ def path(tmp_path: Path) -> Path:
 
 
 COMMANDS = [
-    ("hold",), ("hold", "case-1", "--entries", "0-1"), ("hold", "case-1", "--release"), ("erase", "--entries", "0-1"),
+    ("hold",), ("hold", "case-1", "--entries", "0-1", "--reason", "r"), ("hold", "case-1", "--release", "--reason", "r"),
+    ("erase", "--entries", "0-1"),
     ("approvers",), ("approvers", "--name", "a"), ("approvers", "--order", "ORDER"), ("prune", "--below", "3"),
     ("prune", "--order", "ORDER"), ("prune", "--order", "ORDER", "--dry-run"),
 ]  # fmt: skip
@@ -58,21 +59,54 @@ class TestHold:
         """Placed, listed, in the way of an erasure, released, gone."""
         assert run("hold", path, "case-1", "--subject", "s-1", "--reason", "litigation")[:2] == (
             0,
-            "held by entry 3\n",
+            "held by entry 3\n1 entry so far\n",
         )
         assert run("hold", path)[:2] == (0, "case-1: since entry 3\n")
         status, _, err = run("erase", path, "--subject", "s-1")
         assert (status, "under legal hold" in err) == (2, True)
-        assert run("hold", path, "case-1", "--release")[:2] == (0, "released in entry 4\n")
-        assert run("hold", path)[:2] == (0, "")
+        assert run("hold", path, "case-1", "--release", "--reason", "settled")[:2] == (
+            0,
+            "released in entry 4\n",
+        )
+        assert run("hold", path) == (0, "", "no hold is in force\n")
 
     def test_by_entries(self, path: Path, run: Run) -> None:
         """A range is taken, a malformed one is not."""
-        assert run("hold", path, "case-1", "--entries", "0-1")[0] == 0
-        assert run("hold", path, "case-2", "--entries", "x")[0] == 2
+        why = ("--reason", "litigation")
+        assert run("hold", path, "case-1", "--entries", "0-1", *why)[1].endswith("\n2 entries so far\n")
+        assert run("hold", path, "case-2", "--entries", "x", *why)[0] == 2
         for command in (("hold", path, "case-2"), ("erase", path)):
-            status, _, err = run(*command, "--entries", "9-3")
+            status, _, err = run(*command, "--entries", "9-3", *why)
             assert (status, "first and the last" in err) == (2, True)
+        assert run("hold", path, "case-2", "--entries", "100-200", *why)[:2] == (
+            0,
+            "held by entry 4\n0 entries so far\n",
+        )
+
+    @pytest.mark.parametrize("reason", [(), ("--reason", ""), ("--reason", " ")])
+    def test_reason(self, path: Path, run: Run, reason: tuple[str, ...]) -> None:
+        """Nobody holds or releases without a reason; nothing is recorded."""
+        assert run("hold", path, "case-1", "--entries", "0-1", "--reason", "litigation")[0] == 0
+        for command in (("case-2", "--entries", "0-1"), ("case-1", "--release")):
+            status, out, err = run("hold", path, *command, *reason)
+            assert (status, out, "--reason" in err) == (2, "", True)
+        assert run("hold", path)[:2] == (0, "case-1: since entry 3\n")
+
+    @pytest.mark.parametrize("subject", ["Ottoline Haverford", "MRN-7654321", "s-9"])
+    def test_subject_that_is_none(self, path: Path, run: Run, subject: str) -> None:
+        """What is no subject of the log's is refused, not echoed and not recorded."""
+        status, out, err = run("hold", path, "h", "--subject", subject, "--reason", "r")
+        assert (status, out, "the subject" in err, subject in err) == (2, "", True, False)
+        assert json.loads(run("checkpoint", path, "--json")[1])["size"] == 3
+
+    def test_key_under_another_name(self, path: Path, run: Run) -> None:
+        """Where the key is not beside the log, the argument that names it is told, and nothing is made."""
+        path.with_name("audit.db.key").rename(path.with_name("audit.key"))
+        held = ("hold", path, "case-1", "--entries", "0-1", "--reason", "r")
+        status, out, err = run(*held)
+        assert (status, out, "audit.db.key" in err, "--key-file" in err) == (2, "", True, True)
+        assert not path.with_name("audit.db.key").exists()
+        assert run(*held, "--key-file", path.with_name("audit.key"))[0] == 0
 
     def test_too_young_to_erase(self, path: Path, run: Run) -> None:
         """The minimum period holds on the command line too, and nothing matching is nothing done."""
@@ -129,7 +163,7 @@ class TestPrune:
             vkeys.append(vkey)
         status, _, err = run("prune", path, "--order", order)
         assert (status, "names no approvers" in err) == (2, True)
-        assert run("approvers", path)[:2] == (0, "")
+        assert run("approvers", path) == (0, "", "the log names no approvers\n")
         named = [part for vkey in vkeys for part in ("--name", vkey)]
         assert run("approvers", path, *named)[:2] == (0, "named by entry 260\n")
         assert run("approvers", path)[1].splitlines() == [f"{vkey}: since entry 260" for vkey in vkeys]

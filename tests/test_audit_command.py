@@ -61,6 +61,14 @@ def unb64(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
+def test_database_that_cannot_be_reached(run: Run) -> None:
+    """What is no file is not called one; nothing of the URL is said."""
+    pytest.importorskip("psycopg")
+    for command in ("verify", "hold"):
+        status, out, err = run(command, "postgresql://ottoline@127.0.0.1:1/x")
+        assert (status, out, "the database cannot be read" in err, "ottoline" in err) == (2, "", True, False)
+
+
 class TestVerify:
     """The verdict and its exit status."""
 

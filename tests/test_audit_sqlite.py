@@ -123,5 +123,5 @@ class TestWriterKilled:
         assert main(["verify", str(path)]) == 2
         assert "killed in the middle" in capsys.readouterr().err
         assert before == [path.read_bytes(), path.with_name(f"{path.name}-journal").read_bytes()]
-        assert main(["hold", str(path), "case-17", "--entries", "0-0"]) == 0
+        assert main(["hold", str(path), "case-17", "--entries", "0-0", "--reason", "litigation"]) == 0
         assert main(["verify", str(path)]) == 0

@@ -33,7 +33,9 @@ _SERVICE = "healthobs-audit"
 def add(commands: Any) -> None:
     """Add the commands to the parser's."""
     hold = _add(commands, "hold", "keep entries from being erased or pruned", _hold)
-    hold.add_argument("name", nargs="?", help="name of the hold; without it, the holds in force are listed")
+    hold.add_argument(
+        "name", nargs="?", help="name of the hold, kept as it is; without it, the holds in force are listed"
+    )
     hold.add_argument("--release", action="store_true", help="release the hold of that name")
     _what(hold)
     _what(_add(commands, "erase", "take bodies of entries away; every proof still holds", _erase))
@@ -102,7 +104,7 @@ def _add(
 
 
 def _what(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--subject", help="entries about this subject token")
+    command.add_argument("--subject", help="entries about this subject, by its token or as entries have it")
     command.add_argument("--entries", help="entries FIRST-LAST")
 
 
@@ -117,13 +119,32 @@ def _reader(chosen: argparse.Namespace) -> RetentionReader:
 
 @contextlib.contextmanager
 def _retention(chosen: argparse.Namespace) -> Generator[Retention]:
-    opening.open_reader(place_of(chosen.path), live=True)  # where no log is, none is begun
+    place = place_of(chosen.path)
+    opening.open_reader(place, live=True)  # where no log is, none is begun
+    if chosen.key_file is None:
+        _check_default_key(place.path)
     url = chosen.path if "://" in chosen.path else f"sqlite:///{Path(chosen.path).absolute()}"
     trail = opening.open_trail(url, service=_SERVICE, key_file=chosen.key_file)
     try:
         yield Retention(trail)
     finally:
         trail.close()
+
+
+def _check_default_key(path: Path | None) -> None:
+    if path is None:
+        raise ValueError("name the log's key with --key-file")
+    key_file = path.with_name(f"{path.name}.key")
+    if not key_file.exists():
+        raise ValueError(
+            f"there is no key file {key_file.name} beside the log; name the log's key with --key-file,"
+            " or restore it from where you keep it"
+        )
+
+
+def _say(text: str) -> None:
+    """Tell whoever looks at an answer without lines that it is one."""
+    print(text, file=sys.stderr)  # noqa: T201
 
 
 def _range(text: str | None) -> tuple[int, int] | None:
@@ -137,9 +158,13 @@ def _range(text: str | None) -> tuple[int, int] | None:
 
 def _hold(chosen: argparse.Namespace) -> Iterator[str]:
     if chosen.name is None:
-        for hold in _reader(chosen).holds():
-            yield f"{hold.details.get('hold')}: since entry {hold.index}"
+        found = _reader(chosen).holds()
+        yield from (f"{hold.details.get('hold')}: since entry {hold.index}" for hold in found)
+        if not found:
+            _say("no hold is in force")
         return
+    if not chosen.reason.strip():
+        raise ValueError("give --reason: why entries are held or released is kept in the log")
     with _retention(chosen) as retention:
         if chosen.release:
             yield f"released in entry {retention.release(chosen.name, actor=chosen.actor, reason=chosen.reason).index}"
@@ -152,6 +177,8 @@ def _hold(chosen: argparse.Namespace) -> Iterator[str]:
                 entries=_range(chosen.entries),
             )
             yield f"held by entry {receipt.index}"
+            count = retention.entries_held(chosen.name)
+            yield f"{count} {'entry' if count == 1 else 'entries'} so far"
 
 
 def _erase(chosen: argparse.Namespace) -> Iterator[str]:
@@ -201,6 +228,8 @@ def _approvers(chosen: argparse.Namespace) -> Iterator[str]:
         yield reader.appointment(chosen.name).removesuffix("\n")
     else:
         yield from (f"{vkey}: since entry {force.index}" for vkey in force.vkeys)
+        if not force.vkeys:
+            _say("the log names no approvers")
 
 
 def _approve(chosen: argparse.Namespace) -> Iterator[str]:

@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return TAMPERED
     except StoreError as exc:
         remedy = _REMEDY if exc.code == CUT_OFF else ""
-        return _cannot_say(f"the file cannot be read ({exc.code}){remedy}")
+        what = "database" if "://" in getattr(chosen, "path", "") else "file"
+        return _cannot_say(f"the {what} cannot be read ({exc.code}){remedy}")
     except (HealthobsError, ValueError) as exc:
         return _cannot_say(str(exc))
     except BrokenPipeError:
@@ -159,7 +160,7 @@ class _Command:
         self._connection = connection
         log = store.read_log(connection)
         if log is None:
-            raise ValueError("the file holds no audit trail")
+            raise ValueError("no audit trail is there")
         self._pinned = bool(chosen.vkey)
         self._verifier = Verifier(*(chosen.vkey or (log[1],)))
         #: Opens what any key that the log names signed; in `verify` each must be vouched for.

@@ -95,7 +95,7 @@ def open_reader(place: Store, *, live: bool = False) -> LogReader:
     with contextlib.closing(place.connect(read_only=True, live=live)) as connection:
         log = store.read_log(connection)
         if log is None:
-            raise AuditError("the file holds no audit trail")
+            raise AuditError("no audit trail is there")
         ring = verification.ring(Verifier(log[1]), governance.orders(connection))
     return LogReader(Access(place, None), ring, lambda _: None)
 
