@@ -33,7 +33,16 @@ def test_rule(rule: Any) -> None:
     assert all(rule["annotations"][name] for name in ("summary", "description"))
 
 
-@pytest.mark.parametrize("metric", ["healthobs_audit_spooled_total", "healthobs_audit_spool_damaged_total"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "healthobs_audit_spooled_total",
+        "healthobs_audit_spool_damaged_total",
+        'healthobs_internal_errors_total{component="audit"}',
+        "healthobs_audit_outbox_waiting",
+        'healthobs_control_state{state="fail"}',
+    ],
+)
 def test_alarms_have_a_rule(metric: str) -> None:
     """What the failure policy calls an alarm wakes somebody."""
     assert [rule["labels"]["severity"] for rule in rules() if metric in rule["expr"]] == ["critical"]

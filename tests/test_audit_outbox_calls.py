@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -235,3 +237,81 @@ class TestReady:
         charts.outbox.ready()
         monkeypatch.undo()
         assert charts.entries() == [("ok", None)]
+
+
+class TestWaiting:
+    """What waits for the log, where no other write comes."""
+
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have it tried again at once."""
+        monkeypatch.setattr("healthobs.audit.outbox.RETRY_SECONDS", 0.01)
+
+    @staticmethod
+    def eventually(holds: Callable[[], bool]) -> bool:
+        """Return whether something comes to hold."""
+        deadline = time.monotonic() + 20
+        while not holds() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return holds()
+
+    @staticmethod
+    def gauge(charts: Charts) -> float | None:
+        """Return how many rows the metrics say are waiting."""
+        return charts.obs.metrics.registry.get_sample_value("healthobs_audit_outbox_waiting")
+
+    def test_without_another_write(self, charts: Charts, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The entry comes into the log once that takes entries again; until then a gauge says that it waits."""
+        update = audited("chart.update", resource_type="chart")(charts.write)
+        with away(monkeypatch):
+            update("c-1")
+            assert self.eventually(lambda: self.gauge(charts) == 1)
+            assert charts.entries() == []
+        assert self.eventually(lambda: charts.entries() == [("ok", "c-1")])
+        assert self.eventually(lambda: self.gauge(charts) == 0)
+        assert charts.outbox.flush() == {}
+
+    def test_what_a_killed_process_left(self, charts: Charts, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A flush that failed at the start is tried again as well."""
+        with charts.begin() as connection:
+            charts.outbox.add(connection, {"action": "chart.update"})
+        with away(monkeypatch), pytest.raises(AuditWriteError):
+            charts.outbox.flush()
+        assert self.eventually(lambda: charts.entries() == [("ok", None)])
+
+    def test_business_database_that_is_away_too(
+        self, charts: Charts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is asked again until it answers."""
+        update = audited("chart.update", resource_type="chart")(charts.write)
+        with away(monkeypatch):
+            update("c-1")
+            charts.failing = [sqlite3.OperationalError("restarted")] * 6
+        assert self.eventually(lambda: charts.entries() == [("ok", "c-1")])
+
+    def test_ends_with_the_trail(self, charts: Charts, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nobody asks for a trail that is closed; the row stays for the next process."""
+        before = set(threading.enumerate())
+        with away(monkeypatch):
+            audited("chart.update", resource_type="chart")(charts.write)("c-1")
+            assert {thread.name for thread in set(threading.enumerate()) - before} >= {"healthobs-outbox"}
+            charts.trail.close()
+        assert self.eventually(lambda: not set(threading.enumerate()) - before)
+        with charts.begin() as connection:
+            assert connection.execute("SELECT count(*) FROM healthobs_outbox").fetchone() == (1,)
+
+    def test_forked(self, charts: Charts, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A child, which has no thread of its parent's, settles what waits of its own."""
+        update = audited("chart.update", resource_type="chart")(charts.write)
+        with away(monkeypatch):
+            monkeypatch.setattr("healthobs.audit.outbox.RETRY_SECONDS", 60)
+            update("c-1")  # the parent's thread sleeps on
+            monkeypatch.setattr("healthobs.audit.outbox.RETRY_SECONDS", 0.01)
+            child = os.fork()
+            if child == 0:  # pragma: no cover - in the child
+                update("c-2")
+        if child == 0:  # pragma: no cover - in the child
+            monkeypatch.undo()
+            os._exit(0 if self.eventually(lambda: len(charts.entries()) == 2) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert charts.entries() == [("ok", "c-1"), ("ok", "c-2")]

@@ -148,8 +148,10 @@ class Observability:
             self._owns_audit: Final = audit is None
             self.audit: Final[AuditTrail | None] = audit if audit is not None else self._open_audit()
             undo.callback(self._close_audit)
-            if self.audit is not None and self.audit.spool is not None:
-                self.audit.on_damage = self._damage_alarm()
+            if self.audit is not None:
+                self.audit.on_waiting = self._show_waiting
+                if self.audit.spool is not None:
+                    self.audit.on_damage = self._damage_alarm()
             self.health: Final[Health] = build_health(self)
             undo.callback(self.health.close)
             if settings.series_from_zero and not settings.disabled:
@@ -246,6 +248,14 @@ class Observability:
             logs.emit("error", "audit_spool_damaged", own={"lines": lines})
 
         return alarm
+
+    def _show_waiting(self, rows: int) -> None:
+        gauge = self.metrics.gauge(
+            "healthobs_audit_outbox_waiting",
+            "Audit entries in the outbox that the log did not take at the last attempt",
+            multiprocess_mode="livemax",
+        )
+        gauge.set(rows)
 
     def _build_controls(self, controls: Sequence[Control]) -> ControlEngine | None:
         if not controls and not self.settings.endpoints:

@@ -4,7 +4,8 @@ No effect without its entry and no entry for an effect that did not happen, when
 is committed or rolled back with the effect, and stays until the log has its entry. The row's id makes that
 happen once, also when the two databases are different ones (21 CFR 11.10(e), PCI DSS 4.0 requirement 10.2.1).
 
-Limits: between the commit and `flush` the entry is durable, but not yet in the log or under a checkpoint; a row
+Limits: between the commit and `flush` the entry is durable, but not yet in the log or under a checkpoint; what the log
+does not take then is tried again every few seconds, on a thread of its own, by the process that found it waiting. A row
 that a killed process left is put into the log by the next `flush` of any process. Whoever may insert into the table can
 record what an application can, and no more: other rows, and those that reuse a key, stay aside under ids that begin
 with ``refused-``.
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +28,14 @@ from healthobs.audit.trail import AuditTrail
 from healthobs.exceptions import AuditWriteError
 
 TABLE = "healthobs_outbox"
+#: How long what waits for the log does so before the next attempt.
+RETRY_SECONDS = 5.0
 #: Rows that one flush hands over at a time.
 _AT_ONCE = 500
 _CREATE = f"CREATE TABLE IF NOT EXISTS {TABLE} (id VARCHAR(48) PRIMARY KEY, body TEXT NOT NULL)"
 _INSERT = f"INSERT INTO {TABLE} (id, body) VALUES (?, ?)"  # noqa: S608  # the table's name is ours
 _ASIDE = "refused-"
+_WAITING = f"substr(id, 1, {len(_ASIDE)}) <> '{_ASIDE}'"
 #: What names a row, its id and its body. SQLite keeps what is no text in a column of texts: it is read as bytes, and named
 #: by its place and its id, because a place is given anew.
 _COLUMNS = {False: "id, id, body", True: "rowid, CAST(id AS BLOB), CAST(body AS BLOB)"}
@@ -43,7 +48,8 @@ class Outbox:
     Args:
         trail: Where entries go.
         begin: Gives a connection in a transaction of its own, which commits at the end of the context
-            (SQLAlchemy's ``engine.begin``). A connection is SQLAlchemy's, `sqlite3`'s or psycopg's.
+            (SQLAlchemy's ``engine.begin``). A connection is SQLAlchemy's, `sqlite3`'s or psycopg's. While a row waits, a
+            thread of the outbox's own asks for one, too.
 
     Example:
         >>> outbox = Outbox(trail, engine.begin)  # doctest: +SKIP
@@ -60,6 +66,8 @@ class Outbox:
         self._behind = object()
         #: The process that put into the log what was left before, and what `_behind` was when it began to.
         self._caught_up: tuple[int, object] | None = None
+        #: By process id, because a fork takes no thread along: what tries again.
+        self._retries: dict[int, threading.Timer] = {}
 
     def create_table(self) -> None:
         """Make the table where it is missing."""
@@ -89,7 +97,7 @@ class Outbox:
 
         The call puts it into the log when it ends, and answers with its receipt. Where the log does not take it then, the
         call is answered all the same, because effect and entry are both durable: the entry waits, counted and logged
-        (``audit_entry_waiting``), and `ready` refuses the next effect. Where the transaction is rolled back, the call is
+        (``audit_entry_waiting``), some seconds for the next attempt, and `ready` refuses the next effect until the log has it. Where the transaction is rolled back, the call is
         recorded as any other. The transaction must end within the call: one that is committed later is recorded once more, by
         the next `ready`. Outside an audited call nothing happens.
 
@@ -134,9 +142,12 @@ class Outbox:
             with self._begin() as connection:
                 found = _is_in(connection, key)
             found = found or self._trail.has(key, body)
+        except BaseException:
+            self._retry_soon()  # it may be there
+            raise
         finally:
             if not found:
-                self._behind = object()  # it may be there, or come yet
+                self._behind = object()  # as above, or it comes yet
         return found
 
     def settle(self, key: str, body: bytes) -> Receipt | None:
@@ -157,6 +168,7 @@ class Outbox:
         finally:
             if not removed:
                 self._behind = object()
+                self._retry_soon()
         return receipt
 
     def flush(self) -> dict[str, Receipt]:
@@ -169,8 +181,17 @@ class Outbox:
             Receipts by row id.
 
         Raises:
-            AuditWriteError: The log does not take them now; they stay.
+            AuditWriteError: The log does not take them now; they stay, and are tried again some seconds later.
         """
+        try:
+            receipts = self._flush()
+        except BaseException:
+            self._retry_soon()
+            raise
+        self._tell(0)
+        return receipts
+
+    def _flush(self) -> dict[str, Receipt]:
         receipts: dict[str, Receipt] = {}
         while True:
             with self._begin() as connection:
@@ -189,6 +210,32 @@ class Outbox:
                 self._trail.set_aside(len(rows) - len(done))
             if len(rows) < _AT_ONCE:
                 return receipts
+
+    def _retry_soon(self) -> None:
+        """Have a thread flush in some seconds, so that what waits needs no other write to come into the log."""
+        timer = threading.Timer(RETRY_SECONDS, self._retry)
+        timer.name, timer.daemon = "healthobs-outbox", True
+        if self._trail.closed or self._retries.setdefault(os.getpid(), timer) is not timer:
+            return
+        try:
+            timer.start()
+        except RuntimeError:  # no thread can be had: the next write flushes
+            del self._retries[os.getpid()]
+
+    def _retry(self) -> None:
+        del self._retries[os.getpid()]  # first: what begins to wait from now on needs another one
+        if self._trail.closed:
+            return
+        try:
+            self.flush()
+        except Exception:  # noqa: BLE001 - it was counted and logged when the row began to wait, and is tried again
+            with suppress(Exception), self._begin() as connection:
+                self._tell(int(_execute(connection, f"SELECT count(*) FROM {TABLE} WHERE {_WAITING}")[0][0]))  # noqa: S608
+
+    def _tell(self, waiting: int) -> None:
+        if self._trail.on_waiting is not None:
+            with suppress(Exception):  # a fault of telemetry is not the caller's
+                self._trail.on_waiting(waiting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +263,7 @@ def _rows(connection: Any) -> list[tuple[Any, ...]]:
     columns = _COLUMNS[_is_sqlite(connection)]
     return _execute(
         connection,
-        f"SELECT {columns} FROM {TABLE} WHERE substr(id, 1, {len(_ASIDE)}) <> '{_ASIDE}' "  # noqa: S608
-        f"ORDER BY id LIMIT {_AT_ONCE}",
+        f"SELECT {columns} FROM {TABLE} WHERE {_WAITING} ORDER BY id LIMIT {_AT_ONCE}",  # noqa: S608
     )
 
 

@@ -78,6 +78,8 @@ class AuditTrail(LogReader):
         self.witnesses: Witnesses | None = None
         #: Told how many acknowledged entries of the spool could not be read; set by `healthobs.observability`.
         self.on_damage: Callable[[int], object] | None = None
+        #: Told how many rows of an outbox wait for the log, while some do and when none does any more; set as `on_damage`.
+        self.on_waiting: Callable[[int], object] | None = None
 
     def append(self, draft: Mapping[str, object] | AuditDraft) -> Receipt:
         """Record an entry and return once it is durable.
@@ -244,7 +246,7 @@ class AuditTrail(LogReader):
             AuditError: The store or the map of subjects cannot be locked for writing, or its latest checkpoint is not ours, or
                 not after what this process has written.
         """
-        if self._access.closed:
+        if self.closed:
             raise AuditError("the audit trail is closed")
         if self.subjects is not None:
             self.subjects.check()
@@ -274,6 +276,11 @@ class AuditTrail(LogReader):
     def changing(self) -> AbstractContextManager[Connection]:
         """Give a connection for one task that may write; for `healthobs.audit` only. No fork happens meanwhile."""
         return self._access.changing()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: nothing can be appended any more."""
+        return self._access.closed
 
     def close(self) -> None:
         """Write what waits and stop; appending afterwards raises, reading does not. Harmless twice."""
