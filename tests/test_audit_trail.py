@@ -92,8 +92,10 @@ class TestOpenTrail:
         origin = make_trail().origin
         make_trail().close()
         gone(tmp_path / "audit.db")
+        left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         with pytest.raises(ConfigurationError, match=r"is gone; restore it.* audit\.db\.key\.logs"):
             make_trail()
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == left
         elsewhere = open_trail(f"sqlite:///{tmp_path}/b.db", service="s", key_file=tmp_path / "audit.db.key")
         elsewhere.close()
         noted = tmp_path / "audit.db.key.logs"
@@ -101,6 +103,15 @@ class TestOpenTrail:
         assert lines == [f"{origin} {tmp_path}/audit.db", f"{elsewhere.origin} {tmp_path}/b.db"]
         noted.write_text(lines[1])
         assert make_trail().origin != origin
+
+    def test_a_log_whose_folder_is_gone_leaves_none(self, tmp_path: Path) -> None:
+        """Nor is a folder made for it, as where a disk is not mounted."""
+        folder, key_file = tmp_path / "data", tmp_path / "k"
+        open_trail(f"sqlite:///{folder}/audit.db", service="s", key_file=key_file).close()
+        folder.rename(tmp_path / "away")
+        with pytest.raises(ConfigurationError, match="is gone; restore it"):
+            open_trail(f"sqlite:///{folder}/audit.db", service="s", key_file=key_file)
+        assert not folder.exists()
 
     def test_a_key_in_a_folder_of_others(
         self, make_trail: MakeTrail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -215,7 +215,7 @@ def _begun_file(path: Path) -> Path:
 def _begun_lines(path: Path) -> list[str]:
     try:
         text = os.fsdecode(_begun_file(path).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as exc:
         raise ConfigurationError(

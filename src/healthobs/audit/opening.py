@@ -123,6 +123,9 @@ def _initialise(place: Store, key_file: Path, service: str, origin: str | None) 
     Returns:
         The signer of the log, and the key before it when it has not signed anything yet.
     """
+    # The key is asked before anybody looks for the file: another process may make it, and then write that down, meanwhile.
+    if place.path is not None and keys.begun(key_file, place.name) is not None and not place.path.exists():
+        raise keys.gone(key_file, "audit trail")
     with place.initialising() as connection:
         known = store.read_log(connection)
         if known is not None:
