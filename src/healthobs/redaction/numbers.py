@@ -67,6 +67,10 @@ def _local_phone(groups: list[str], separators: list[str]) -> str | None:
     return "phone" if separators == ["-"] and groups[0][0] > "1" else None
 
 
+def _exchange_and_line(groups: list[str], separators: list[str]) -> str | None:
+    return "phone" if separators[0] in "-)" and is_nanp("".join(groups)) else None
+
+
 def _card(groups: list[str], _separators: list[str]) -> str | None:
     return "card" if is_card("".join(groups)) else None
 
@@ -108,6 +112,7 @@ _SHAPES: dict[tuple[int, ...], Check] = {
     (3, 3, 4): _phone,
     (1, 3, 3, 4): _long_distance,
     (3, 4): _local_phone,
+    (3, 7): _exchange_and_line,
     **dict.fromkeys([(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 5), (4, 4, 4, 4, 3), (6, 10), (8, 8)], _card),
     **dict.fromkeys([(4, 2, 2), (4, 1, 2), (4, 2, 1), (4, 1, 1)], _year_first),
     **dict.fromkeys([(2, 2, 4), (1, 2, 4), (2, 1, 4), (1, 1, 4)], _year_last),

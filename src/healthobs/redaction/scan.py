@@ -59,13 +59,15 @@ _STRONG = (
 )
 _WEAK = (
     "account|acct|member|policy|license|licence|serial|device|claim|encounter|admission|certificate|patient|"
-    "record|prescription|plan|chart|card"
+    "record|prescription|plan|chart|card|"
+    # a path: `/patients/7654321`
+    "patients(?=/[a-z0-9])|members(?=/[a-z0-9])"
 )
 _KEYWORD = re.compile(
     # The value is only looked at: in `device serial number 8812` the first keyword must not take the second.
     rf"(?<![a-z])(?:(?P<birth>{_BIRTH})|(?P<strong>{_STRONG})|(?:{_WEAK}))(?![a-z])"
-    # `/patients/{patient_id} 200`
-    r"(?!\}[^a-z0-9])"
+    # `/patients/{patient_id} 200`, `/patients/<mrn>/icd10`
+    r"(?!\}[^a-z0-9]|>/)"
     # Six signs, so that one does not reach beyond a mark of seven; `": "` in a text in a text has as many.
     r"(?=[^a-z0-9]{0,6}(?:(?:number|num|no|nr|id|code|is|was|of|on)(?![a-z])[^a-z0-9]{0,6}){0,2}"
     r"(?:b['\"])?(?P<value>[a-z0-9][a-z0-9./_-]{0,255}))"
