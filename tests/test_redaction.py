@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from healthobs import _runtime
 from healthobs.redaction import Phi, Redactor
 from healthobs.redaction.keys import ALLOWED, Action, classify, words
-from healthobs.redaction.literals import is_in_a_module
+from healthobs.redaction.literals import Looks, globals_nearby, is_in_a_module
 
 NEEDLE = "078-05-1120"
 #: Not in a test, where it would be written in a function that is running.
@@ -456,6 +456,26 @@ class TestModules:
         assert is_in_a_module("m" * 256)
         assert not is_in_a_module("m" * 257)
         assert not is_in_a_module("json.decoder.nothing")
+
+    def test_those_of_running_functions(self) -> None:
+        """Each once, however many of its functions are running."""
+
+        def inner(depth: int) -> list[str]:
+            if depth:
+                return inner(depth - 1)
+            return [str(names["__name__"]) for names in globals_nearby()]
+
+        found = inner(8)
+        assert found[0] == __name__
+        assert len(found) == len(set(found)) > 1
+
+    def test_looks_in_vain(self) -> None:
+        """Names made of data are forgotten when they are too many, and looked for again."""
+        looks = Looks()
+        assert [looks.again("a") for _ in range(65)] == [True] * 64 + [False]
+        for n in range(4_096):
+            looks.again(n)
+        assert looks.again("a")
 
 
 class TestMapping:

@@ -260,6 +260,19 @@ class TestPlaces:
         assert names[1:] == ["Thread-1 ([PHI:strict])", "Thread-7", "[PHI:strict]"]
 
 
+def test_a_logger_that_nobody_seems_to_hold(root: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked for with its first records, and costs the later ones nothing."""
+    looked: list[object] = []
+    monkeypatch.setattr("healthobs.logs.names._is_held", looked.append)
+    obs = Observability(PHI, logs="processor")
+    log = logging.getLogger(f"ward.{NAME}")
+    for _ in range(100):
+        log.warning("seen")
+    obs.close()
+    assert root.getvalue().splitlines() == ["WARNING|[PHI:strict]|seen"] * 100
+    assert len(looked) == 64
+
+
 class TestEveryHandler:
     """Handlers that are there, that come later, and that write when there is none."""
 

@@ -244,6 +244,17 @@ class TestRedactingSpanExporter:
         found = [span.instrumentation_scope for span in memory.get_finished_spans()]
         assert [one.name.split("-") for one in found if one] == [["[PHI:strict]"], ["store", "room"]]
 
+    def test_a_tracer_that_nobody_seems_to_hold(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is looked for with its first spans, and costs the later ones nothing."""
+        looked: list[object] = []
+        monkeypatch.setattr("healthobs.tracing.exporters.is_held", looked.append)
+        tracing = build_tracing(Settings(), Redactor("strict"), exporters=[Keeping()], simple=True)
+        tracer = tracing.provider.get_tracer(f"ward.{NAME}")
+        for _ in range(100):
+            tracer.start_span("op").end()
+        tracing.close()
+        assert len(looked) == 64
+
     def test_a_scope_that_is_no_text(self) -> None:
         """The span begins all the same, and what cannot be judged is not exported."""
         keeping = Keeping()

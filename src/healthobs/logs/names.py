@@ -5,19 +5,17 @@ first passes: the name of a module, or of something in it; a constant of a funct
 a module of such a function holds; a logger that was there when redaction began.
 
 Limits: those of `healthobs.redaction.literals`. A logger of another name that was made later and is held by an object
-only is taken for one that was made of data.
+only is taken for one that was made of data; so is one that no module holds while its first 64 records are made.
 """
 
 from __future__ import annotations
 
 import logging
-from inspect import currentframe
 
 from healthobs.redaction import Redactor
-from healthobs.redaction.literals import is_in_a_module
+from healthobs.redaction.literals import Looks, globals_nearby, is_in_a_module
 
 _MAX_LENGTH = 256
-_FRAMES = 16
 
 
 class LoggerNames:
@@ -29,6 +27,7 @@ class LoggerNames:
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
+        self._looks = Looks()
         self._known = {"root", "py.warnings", *logging.getLogger().manager.loggerDict}
 
     def is_written(self, name: str) -> bool:
@@ -36,7 +35,9 @@ class LoggerNames:
         if name in self._known:
             return True
         if len(name) <= _MAX_LENGTH and (
-            is_in_a_module(name) or self._redactor.is_written(name) or _is_held(name)
+            is_in_a_module(name)
+            or self._redactor.is_written(name)
+            or (self._looks.again(name) and _is_held(name))
         ):
             self._known.add(name)
             return True
@@ -57,11 +58,6 @@ class LoggerNames:
 def _is_held(name: str) -> bool:
     """Return whether the module of a function that is running holds the logger itself."""
     logger = logging.getLogger().manager.loggerDict.get(name)
-    frame = currentframe()
-    for _ in range(_FRAMES):
-        frame = None if frame is None else frame.f_back
-        if frame is None or logger is None:
-            break
-        if any(one is logger for one in list(frame.f_globals.values())):
-            return True
-    return False
+    return logger is not None and any(
+        one is logger for names in globals_nearby() for one in list(names.values())
+    )

@@ -10,13 +10,14 @@ Limits: CPython. Data that equals a constant of a function on the stack passes (
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from inspect import currentframe
 from typing import cast
 
 _FRAMES = 16
 _KEPT = 4096
 _MAX_NAME = 256
+_LOOKS = 64
 
 
 def _holds(constants: tuple[object, ...], text: str) -> bool:
@@ -88,6 +89,44 @@ class Literals:
                 self.add(text)
                 return True
         return False
+
+
+def globals_nearby() -> Iterator[dict[str, object]]:
+    """Yield the names of each module that one of the nearest functions that are running belongs to, once."""
+    seen = set[int]()
+    frame = currentframe()
+    for _ in range(_FRAMES + 2):  # the first two are those of whoever asks
+        frame = None if frame is None else frame.f_back
+        if frame is None:
+            break
+        if id(frame.f_globals) not in seen:
+            seen.add(id(frame.f_globals))
+            yield frame.f_globals
+
+
+class Looks:
+    """Says of what was looked for in vain whether to look again: a look at all that the nearest modules hold is dear.
+
+    Example:
+        >>> looks = Looks()
+        >>> [looks.again("ledger") for _ in range(100)].count(True)
+        64
+    """
+
+    __slots__ = ("_looks",)
+
+    def __init__(self) -> None:
+        self._looks: dict[Hashable, int] = {}
+
+    def again(self, what: Hashable) -> bool:
+        """Return whether to look for `what`, and count it."""
+        looks = self._looks.get(what, 0)
+        if looks >= _LOOKS:
+            return False
+        if len(self._looks) >= _KEPT:
+            self._looks.clear()  # names made of data must not grow the memory
+        self._looks[what] = looks + 1
+        return True
 
 
 def is_in_a_module(name: str) -> bool:

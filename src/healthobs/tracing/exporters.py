@@ -26,7 +26,7 @@ from opentelemetry.trace import Link, SpanContext, Status
 
 from healthobs.redaction import Redactor, scopes
 from healthobs.redaction.keys import Action
-from healthobs.redaction.literals import is_in_a_module
+from healthobs.redaction.literals import Looks, is_in_a_module
 from healthobs.tracing.holders import is_held
 
 _logger = logging.getLogger(__name__)
@@ -291,6 +291,7 @@ class NotesNames:
     redactor: Redactor
     _noting: tuple[type[Span], type[Span]] | None = None
     _noted_scopes: tuple[InstrumentationScope, ...] = ()
+    _looks: Looks | None = None
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the SDK's
         """Look at name and attributes, and go on looking."""
@@ -315,7 +316,9 @@ class NotesNames:
             return
         redactor = self.redactor
         if not (is_in_a_module(scope.name) or redactor.is_written(scope.name)):
-            if not is_held(scope):
+            if self._looks is None:
+                self._looks = Looks()
+            if not (self._looks.again(scope) and is_held(scope)):
                 return
             redactor.written(scope.name)
         for text in (scope.version, scope.schema_url):

@@ -6,27 +6,20 @@ no constant of a function that is running, is taken for one that was made of dat
 
 from __future__ import annotations
 
-from inspect import currentframe
 from typing import Any
 
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Tracer
 
-_FRAMES = 16
+from healthobs.redaction.literals import globals_nearby
+
 #: Where the SDK's tracer keeps its scope; the second is of earlier versions.
 _NAMES = ("_instrumentation_scope", "instrumentation_scope")
 
 
 def is_held(scope: InstrumentationScope) -> bool:
     """Return whether the module of a function that is running holds a tracer of `scope`."""
-    frame = currentframe()
-    for _ in range(_FRAMES):
-        frame = None if frame is None else frame.f_back
-        if frame is None:
-            break
-        if any(_is_tracer_of(one, scope) for one in list(frame.f_globals.values())):
-            return True
-    return False
+    return any(_is_tracer_of(one, scope) for names in globals_nearby() for one in list(names.values()))
 
 
 def _is_tracer_of(one: object, scope: InstrumentationScope) -> bool:
