@@ -49,6 +49,14 @@ class TestSettings:
             )
         assert len(caught.value.problems) == 6
 
+    @pytest.mark.parametrize("seconds", [0, -1, 61])
+    def test_no_append_waits_for_ever(self, seconds: int) -> None:
+        """Nor is one refused before it was tried."""
+        with pytest.raises(ConfigurationError) as caught:
+            Settings(audit_timeout_seconds=seconds)
+        assert caught.value.problems == ("audit_timeout_seconds must be 1 to 60",)
+        assert Settings(audit_timeout_seconds=60).audit_timeout_seconds == 60
+
     @pytest.mark.parametrize("frameworks", [("HIPAA",), ["Hipaa", "PCI-DSS"]])
     def test_frameworks_are_kept_in_lower_case(self, frameworks: Any) -> None:
         """The case of a framework does not decide whether the service declares PHI."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 import threading
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from healthobs import AuditError, ConfigurationError, Observability, Settings, current, install, observe, use
 from healthobs.audit import open_trail
 from healthobs.compliance import Control, Outcome
+from healthobs.exceptions import AuditWriteError
 from healthobs.testing import Capture
 
 
@@ -88,6 +92,24 @@ class TestConstruction:
             "synthetic",
         )
         assert capture.metric("healthobs_build_info", service="billing", version="0.0.0") == 1
+
+    def test_an_append_waits_as_long_as_told(self, tmp_path: Path) -> None:
+        """Whoever holds the store does not hold a thread of the service for longer; what was refused is not recorded later."""
+        url = f"sqlite:///{tmp_path / 'audit.db'}"
+        obs = Observability(
+            Settings(audit_database_url=url, audit_timeout_seconds=1), log_stream=io.StringIO()
+        )
+        assert obs.audit is not None
+        with closing(sqlite3.connect(tmp_path / "audit.db", isolation_level=None)) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            began = time.monotonic()
+            with pytest.raises(AuditWriteError, match="within 1 s"):
+                obs.audit.append({"action": "chart.read"})
+            assert 0.9 < time.monotonic() - began < 4
+        obs.audit.append({"action": "chart.list"})
+        actions = [entry["action"] for entry in obs.audit.read().entries]
+        obs.close()
+        assert actions == ["chart.list"]
 
     def test_registry(self) -> None:
         """A registry that is passed is the one that is recorded in."""

@@ -149,6 +149,8 @@ class Settings:
             ``healthobs_subjects`` (or ``sqlite:///PATH``).
         audit_subjects_key_file: The map's key, created 0600 when missing and the map is new; default the file's name and
             ``.key``, with PostgreSQL none. Keep it away from the audit database and its backups.
+        audit_timeout_seconds: How long a call waits, at most, for the store to take its entry (a lock, a slow disk, a server that
+            hangs) before the policy decides, 1 to 60; for SQLite's own lock 5 at most. It holds its thread meanwhile.
         audit_retention_days: Retention stated by `/audit/trail`.
     """
 
@@ -194,6 +196,7 @@ class Settings:
     audit_subjects_file: Path | None = None
     audit_subjects_url: str | None = None
     audit_subjects_key_file: Path | None = None
+    audit_timeout_seconds: int = 10
     audit_retention_days: int = 2555
 
     def __post_init__(self) -> None:
@@ -229,6 +232,8 @@ class Settings:
 
     def _of_the_trail(self) -> Iterator[str]:
         """Yield what is wrong with the settings of the audit trail."""
+        if not 1 <= self.audit_timeout_seconds <= 60:
+            yield "audit_timeout_seconds must be 1 to 60"
         if self.audit_policy == "spool" and self.audit_database_url and not self.audit_spool_file:
             yield "audit_policy spool needs audit_spool_file: without it care under break-glass is denied"
         if self.audit_subjects_file and self.audit_subjects_url:

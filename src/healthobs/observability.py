@@ -224,6 +224,7 @@ class Observability:
             redactor=Redactor(
                 "mask", allowed_keys=self.settings.allowed_keys, on_redaction=self._count_redaction
             ),
+            timeout_seconds=self.settings.audit_timeout_seconds,
             spool_file=self.settings.audit_spool_file,
             subjects=self._open_subjects(),
         )
