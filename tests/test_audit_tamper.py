@@ -590,6 +590,34 @@ class TestTables:
             trail.append({"action": "a"})
         trail.close()
 
+    @pytest.mark.parametrize(
+        ("attack", "word"),
+        [
+            (("DELETE FROM log",), "whose log it is is gone"),
+            (("DELETE FROM log", "DELETE FROM checkpoint"), "whose log it is is gone"),
+            (("DROP TABLE log",), "the table log is gone"),
+        ],
+    )
+    def test_nobodys(
+        self,
+        long: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        attack: tuple[str, ...],
+        word: str,
+    ) -> None:
+        """A log that no longer says whose it is is no empty file: it was tampered with, and none is begun in its place."""
+        path = Path(shutil.copy(long, tmp_path / "copy.db"))
+        key_file, vkey = long.with_name(f"{long.name}.key"), _vkey(long)
+        with contextlib.closing(open_trail(f"sqlite:///{path}", service="s", key_file=key_file)) as trail:
+            damage(path, *attack)
+            assert not trail.verify().ok
+        for command in ("verify", "fsck", "export", "hold"):
+            pinned = [] if command == "hold" else ["--vkey", vkey]
+            assert (main([command, str(path), *pinned]), word in capsys.readouterr().err) == (1, True)
+        with pytest.raises(AuditTamperedError, match=word):
+            open_trail(f"sqlite:///{path}", service="s", key_file=key_file)
+
     @pytest.mark.parametrize("version", [(3, 36), (3, 37)])
     def test_made_by_another_sqlite(self, tmp_path: Path, version: tuple[int, ...], monkeypatch: Any) -> None:
         """A log verifies wherever it was made: a SQLite before 3.37 has no STRICT."""

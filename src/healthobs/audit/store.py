@@ -29,6 +29,8 @@ FORBIDDEN = {
 }
 #: Format of the tables (`log.format`).
 FORMAT = 1
+#: The tables of a log, but for the one that says whose it is.
+_BESIDE_LOG = {"entry", "checkpoint", "tile", "sequenced"}
 #: No index: another entry has the key.
 TAKEN = -1
 #: Rows that a walk reads at a time.
@@ -167,9 +169,12 @@ def holds_log(connection: ReadConnection) -> bool:
 
     Raises:
         AuditError: The database belongs to something else.
+        AuditTamperedError: All of them are but the one that says whose log it is.
     """
     tables = connection.tables()
     if tables and "log" not in tables:
+        if tables >= _BESIDE_LOG:
+            raise AuditTamperedError("the table log is gone")
         raise AuditError("the database is no audit trail of healthobs; choose one of its own")
     return bool(tables)
 
@@ -179,12 +184,14 @@ def read_log(connection: ReadConnection) -> tuple[str, str] | None:
 
     Raises:
         AuditError: The database belongs to something else, or to a newer release.
-        AuditTamperedError: The row that says whose log it is was altered.
+        AuditTamperedError: What says whose log it is was altered, or is gone.
     """
     if not holds_log(connection):
         return None
     rows = connection.execute("SELECT format, origin, vkey FROM log")
     if not rows:
+        if any(connection.execute(f"SELECT 1 FROM {table} LIMIT 1") for table in ("checkpoint", "entry")):  # noqa: S608 - names of ours
+            raise AuditTamperedError("the row that says whose log it is is gone")
         return None
     version, origin, vkey = rows[0]
     if not isinstance(version, int) or not isinstance(origin, str) or not isinstance(vkey, str):
