@@ -393,6 +393,7 @@ class TestEvents:
         )
         structlog.get_logger().info("admitted", **fields)
         obs.close()
+        assert json.loads(out.getvalue())["event"] == "admitted"
         assert NAME not in out.getvalue()
 
     @pytest.mark.parametrize("redaction", ["mask", "strict"])

@@ -179,7 +179,10 @@ class TestStrict:
         obs = Observability(PHI, logs="processor")
         structlog.get_logger().info("found", patient_name=NAME)
         obs.close()
-        assert "Ottoline" not in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "found" in told
+        assert "[PHI:key]" in told
+        assert "Ottoline" not in told
 
 
 class TestPlaces:
@@ -265,7 +268,7 @@ def test_a_logger_that_nobody_seems_to_hold(root: io.StringIO, monkeypatch: pyte
     looked: list[object] = []
     monkeypatch.setattr("healthobs.logs.names._is_held", looked.append)
     obs = Observability(PHI, logs="processor")
-    log = logging.getLogger(f"ward.{NAME}")
+    log = logging.getLogger(f"ledger of {NAME}")
     for _ in range(100):
         log.warning("seen")
     obs.close()
