@@ -45,7 +45,10 @@ class TestHttpProbes:
         """Without an application, or without a protected route, nothing was seen."""
         unbound, unnamed = probe(context()), probe(context(call=replying(401)))
         assert [unbound.state, unnamed.state] == ["unknown", "unknown"]
-        assert (unnamed.text, unnamed.unset) == ("no route was named: init_app(protected=...)", True)
+        assert (unnamed.text, unnamed.unset) == (
+            "no route was named: give init_app the argument protected",
+            True,
+        )
 
     def test_nothing_good_but_for_its_signature(self) -> None:
         """Without such a token refusals do not say that signatures are checked, and that is listed as missing."""

@@ -99,14 +99,15 @@ def annotate(**values: Any) -> None:
         >>> annotate(subject="subject-17", details={"view": "clinician"})
     """
     if not _KNOWN.issuperset(values):
-        raise InstrumentationError(
-            f"annotate() takes {', '.join(FIELDS)}; put further facts into details={{...}}"
+        raise InstrumentationError(  # a literal, because log lines keep no other message
+            "annotate takes action, outcome, actor, actor_kind, subject, resource_type, resource_id, purpose, "
+            "classification, reason and details; put further facts into details"
         )
     details = values.get("details")
     if isinstance(values.get("purpose"), str) and not is_purpose(values["purpose"]):
-        raise InstrumentationError("annotate(purpose=...) takes a code such as 'TREAT', not free text")
+        raise InstrumentationError("in annotate, purpose takes a code such as 'TREAT', not free text")
     if details is not None and not isinstance(details, Mapping):
-        raise InstrumentationError("annotate(details=...) takes a mapping of names to values")
+        raise InstrumentationError("in annotate, details takes a mapping of names to values")
     draft: AuditDraft | None = _runtime.open_draft()
     if draft is None:
         return

@@ -20,7 +20,7 @@ from healthobs.compliance.control import Call, Outcome, ProbeContext, Route
 BAD_SIGNATURE = "bad_signature"
 _REFUSED = frozenset({401, 403})
 NO_APPLICATION = Outcome("unknown", "no application is bound: use init_app", unset=True)
-NO_ROUTES = Outcome("unknown", "no route was named: init_app(protected=...)", unset=True)
+NO_ROUTES = Outcome("unknown", "no route was named: give init_app the argument protected", unset=True)
 _FAR_FUTURE = 4_102_444_800  # 2100-01-01
 _LONG_AGO = 946_684_800  # 2000-01-01
 _HEADER = {"alg": "RS256", "typ": "at+jwt", "kid": "canary"}
