@@ -232,6 +232,14 @@ class TestFindings:
         assert (finding.name, finding.note) == ("not_observed", True)
 
     @pytest.mark.parametrize(
+        "app",
+        [lambda environ, start_response: [], lambda *arguments: [], lambda scope, receive, send: None],
+    )
+    def test_a_function_may_be_an_application(self, app: Any) -> None:
+        """What takes the arguments of WSGI or ASGI is no factory."""
+        assert names(app) == ["not_observed"]
+
+    @pytest.mark.parametrize(
         ("options", "how", "expected"),
         [
             ({}, {"logs": "off"}, ["logs_escape_redaction"]),
@@ -334,6 +342,61 @@ class TestCommand:
         first, last = capsys.readouterr().out.splitlines()
         assert first.startswith("not_observed: healthobs is not on this application")
         assert last == "nothing is wrong"
+
+    @pytest.mark.parametrize("arguments", ["", "settings=None, *, obs=None"])
+    def test_parentheses_forgotten(
+        self, arguments: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """What makes the application is none: a finding with the call to name, and exit status 1."""
+        (tmp_path / "served.py").write_text(f"def create_app({arguments}): raise RuntimeError\n")
+        assert main(["doctor", "served:create_app"]) == 1
+        assert capsys.readouterr().out == (
+            "application_factory: create_app takes no arguments, so it makes an application and is none; only what is around it was "
+            "examined. Name the call: create_app().\n"
+        )
+
+    @pytest.mark.parametrize("uri", ["served:nothing", "served:os.nothing", "served:nothing()"])
+    def test_a_name_that_is_not_there(
+        self, uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It comes from the command line, so it is told."""
+        (tmp_path / "served.py").write_text("import os\n")
+        assert main(["doctor", uri]) == 2
+        told = capsys.readouterr().err
+        assert "(ConfigurationError: " in told
+        assert told.endswith(
+            " has no nothing: name what the server serves as MODULE:APP, or MODULE:create_app())\n"
+        )
+
+    def test_no_name(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Without one it is `app`, as for a server."""
+        (tmp_path / "served.py").write_text("x = 1\n")
+        assert main(["doctor", "served"]) == 2
+        assert "served has no app: name what the server serves" in capsys.readouterr().err
+
+    def test_no_module(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """The form is told."""
+        assert main(["doctor", ":app"]) == 2
+        assert "as MODULE:APP" in capsys.readouterr().err
+
+    def test_an_attribute_error_of_the_module(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """One that its own code raises is told with its place, and is no missing name."""
+        (tmp_path / "served.py").write_text("import os\nos.nothing_there\n")
+        assert main(["doctor", "served:app"]) == 2
+        assert capsys.readouterr().err == (
+            f"healthobs: served:app cannot be loaded (AttributeError)\n  at {tmp_path / 'served.py'}:2 in <module>\n"
+        )
+
+    def test_multiprocess_directory_that_is_not_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A server's configuration may make it, which is not read here: the variable is told, and what to do."""
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "none"))
+        assert main(["doctor", "served:app"]) == 2
+        (told,) = capsys.readouterr().err.splitlines()
+        assert "PROMETHEUS_MULTIPROC_DIR names no directory that can be written to: create it" in told
 
     def test_refused_settings(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """What healthobs itself refuses is told with its remedy."""

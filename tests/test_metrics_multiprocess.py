@@ -19,7 +19,9 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from tests.forked import is_locked, lingering
 
-from healthobs.metrics import multiprocess
+from healthobs.config import Settings
+from healthobs.exceptions import ConfigurationError
+from healthobs.metrics import Metrics, multiprocess
 
 #: Pids that no process can have (above the kernel's limit of 2**22).
 DEAD = st.integers(2**22 + 1, 2**22 + 4)
@@ -157,6 +159,15 @@ class TestWipe:
 
 class TestDirectory:
     """`directory`."""
+
+    def test_one_that_is_not_there_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Before any file is opened in it: the variable is named, its value is not."""
+        monkeypatch.setenv(multiprocess.VARIABLE, str(tmp_path / "none"))
+        with pytest.raises(
+            ConfigurationError, match=rf"^{multiprocess.VARIABLE} names no directory"
+        ) as caught:
+            Metrics(Settings())
+        assert "none" not in str(caught.value)
 
     @pytest.mark.parametrize(("value", "expected"), [("/x", Path("/x")), ("", None), (None, None)])
     def test_reads_the_environment(

@@ -13,6 +13,7 @@ import argparse
 import ast
 import contextlib
 import importlib
+import inspect
 import logging
 import os
 import shlex
@@ -43,6 +44,7 @@ OK, FINDINGS, CANNOT_LOAD = 0, 1, 2
 _MAX_LAYERS = 64
 _SHOWN_FRAMES = 20
 _LIMITS = {f"OTEL_{part}ATTRIBUTE_VALUE_LENGTH_LIMIT" for part in ("", "SPAN_", "LOGRECORD_")}
+_FORM = "name what the server serves as MODULE:APP, or MODULE:create_app()"
 _INSIDE = ("wsgi_app", "app", "_app", "wsgi", "application", "build_middleware_stack", "middleware")
 
 
@@ -83,7 +85,7 @@ def examine(
     observed = [layer for layer in layers if isinstance(layer, (wsgi.Middleware, asgi.Middleware))]
     providers = _providers(observed)
     return [
-        *_absence(observed),
+        *_absence(app, observed),
         *_doubles(layers, observed),
         *_shadowed(observed),
         *_passed_over(observed),
@@ -122,8 +124,26 @@ def _is_foreign(layer: Any) -> bool:
     return kind.startswith(PACKAGE) and "Middleware" in kind
 
 
-def _absence(observed: Sequence[Any]) -> Iterator[Finding]:
-    if not observed:
+def _is_factory(app: Any) -> bool:
+    """Return whether `app` needs no argument and has no place for those that a server gives."""
+    try:
+        parameters = inspect.signature(app).parameters.values()
+    except (TypeError, ValueError):  # written in C
+        return False
+    return all(one.default is not one.empty or one.kind is one.VAR_KEYWORD for one in parameters)
+
+
+def _absence(app: Any, observed: Sequence[Any]) -> Iterator[Finding]:
+    if observed:
+        return
+    if _is_factory(app):
+        name = getattr(app, "__name__", "create_app")
+        yield Finding(
+            "application_factory",
+            f"{name} takes no arguments, so it makes an application and is none; only what is around it was examined",
+            f"name the call: {name}()",
+        )
+    else:
         yield Finding(
             "not_observed",
             "healthobs is not on this application, so only what is around it was examined",
@@ -407,11 +427,17 @@ def _places(exc: Exception) -> Iterator[str]:
 
 
 def _load(uri: str) -> Any:
-    module, _, name = uri.partition(":")
+    at, _, name = uri.partition(":")
+    if not at:
+        raise ConfigurationError(f"there is no module: {_FORM}")
     sys.path.insert(0, str(Path.cwd()))
-    found: Any = importlib.import_module(module)
+    found: Any = importlib.import_module(at)
     for part in (name.removesuffix("()") or "app").split("."):
-        found = getattr(found, part)
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ConfigurationError(f"{at} has no {part}: {_FORM}") from None
+        at = f"{at}.{part}"
     app = found() if name.endswith("()") else found
     if not callable(app):
         raise ConfigurationError("it is no application: name a callable as MODULE:APP")

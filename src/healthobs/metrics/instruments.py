@@ -165,6 +165,7 @@ class Metrics:
         redactor: Cleans label values.
 
     Raises:
+        ConfigurationError: The multiprocess directory is not there, or may not be written to.
         MetricNameError: `registry` has a metric of one of our names; nothing of ours is left in it.
 
     Example:
@@ -185,7 +186,7 @@ class Metrics:
             CollectorRegistry(auto_describe=True) if registry is None else registry
         )
         self._given = registry is not None
-        self.multiprocess: bool = multiprocess.directory() is not None
+        self.multiprocess: bool = multiprocess.check()
         self.max_series: int = settings.max_series
         self.tenants: tuple[str, ...] = settings.tenants
         self.kept: exemplars.Kept = {}

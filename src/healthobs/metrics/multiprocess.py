@@ -23,6 +23,8 @@ from typing import Any, cast
 from prometheus_client import mmap_dict
 from prometheus_client import multiprocess as prometheus_multiprocess
 
+from healthobs.exceptions import ConfigurationError
+
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _ARCHIVE = "archive"
 _LOCK = "lock"
@@ -52,6 +54,20 @@ def directory() -> Path | None:
     """Return the multiprocess directory, or None when this process counts alone."""
     named = os.environ.get(VARIABLE)
     return Path(named) if named else None
+
+
+def check() -> bool:
+    """Return whether this process counts in files beside others'.
+
+    Raises:
+        ConfigurationError: They would be in a directory that is not there, or that it may not write to.
+    """
+    path = directory()
+    if path is not None and not (path.is_dir() and os.access(path, os.W_OK)):
+        raise ConfigurationError(
+            f"{VARIABLE} names no directory that can be written to: create it before the application is loaded, or unset it"
+        )
+    return path is not None
 
 
 def wipe(path: Path, *, keep_pid: int | None = None) -> None:
