@@ -37,6 +37,7 @@ from healthobs.compliance import (
     Control,
     ControlEngine,
     Outcome,
+    control,
     library_controls,
 )
 from healthobs.compliance.documents import Document, sign
@@ -590,6 +591,63 @@ class TestRecording:
         service = build(controls=(own,))
         assert service.run() == {**HEALTHY, "S-1": "fail"}
         assert service.metric('phi_compliance_checks_total{result="fail",type="company"}') != []
+
+    def test_own_controls_that_are_none(self) -> None:
+        """What is no control is refused by its place, with what to do."""
+
+        def births(_context: object) -> Outcome:
+            return Outcome("pass", "all have a date")
+
+        made = control("H-528")(births)
+        settings = Settings(endpoints=True, control_interval_seconds=0)
+        with pytest.raises(
+            ConfigurationError, match=r"^controls: item 2, 3 is no Control: .*@control"
+        ) as caught:
+            Observability(settings, controls=[made, births, "Ottoline"])  # type: ignore[list-item]
+        assert "Ottoline" not in str(caught.value)
+        with pytest.raises(ConfigurationError, match=r"^controls takes a sequence of Control"):
+            Observability(settings, controls=made)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("redaction", ["mask", "strict"])
+    def test_probe_that_is_broken_leaves_a_line(self, redaction: Any) -> None:
+        """Its type and its places, once and not in each round; the row that everybody sees has no cause."""
+        stream = io.StringIO()
+
+        def raises(_context: object) -> Outcome:
+            raise KeyError("Ottoline")
+
+        def word(_context: object) -> Outcome:
+            return "pass"  # type: ignore[return-value]
+
+        def wrong(_context: object) -> Outcome:
+            return Outcome("ok", "seen", 1)  # type: ignore[arg-type]
+
+        own = [
+            control(name, criterion="seen")(probe)
+            for name, probe in (("H-308.4", raises), ("H-308.5", word), ("H-310.d", wrong))
+        ]
+        settings = Settings(endpoints=True, control_interval_seconds=0, redaction=redaction)
+        obs = Observability(settings, controls=own, log_stream=stream)
+        assert obs.controls is not None
+        for _ in range(2):
+            obs.controls.run(["H-308.4", "H-308.5", "H-310.d"])
+        summary = json.dumps(obs.controls.status())
+        obs.close()
+        lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+        faults = [line for line in lines if line["event"] == "control_probe_failed"]
+        assert [(line["level"], line["control"], line["exception_type"]) for line in faults] == [
+            ("warning", "H-308.4", "KeyError"),
+            ("warning", "H-308.5", "healthobs.compliance.engine.NoOutcomeError"),
+            ("warning", "H-310.d", "ValueError"),
+        ]
+        assert ".raises:" in faults[0]["exception_frames"][-1]
+        assert (
+            faults[1]["exception_message"]
+            == "a probe returns an Outcome, and this one returned something else"
+        )
+        assert faults[2]["exception_message"].startswith("the state of an outcome is one of pass, fail")
+        assert "Ottoline" not in stream.getvalue()
+        assert "raised" not in summary
 
     def test_without_trail_and_application(self) -> None:
         """What cannot be seen is unknown, never a pass; the gate stays shut."""

@@ -77,11 +77,20 @@ class TestStates:
         world.outcomes["C-1"] = Outcome(state, "seen")
         assert world.engine.run(["C-1"]) == {"C-1": state}
 
-    @pytest.mark.parametrize("state", ["attested", "ok", "PASS", ""])
-    def test_state_that_no_probe_may_return(self, world: World, state: Any) -> None:
-        """Only a person attests, and there are no other states."""
-        world.outcomes["C-1"] = Outcome(state, "seen")
+    def test_state_that_no_probe_may_return(self, world: World) -> None:
+        """Only a person attests."""
+        world.outcomes["C-1"] = Outcome("attested", "seen")
         assert world.engine.run(["C-1"]) == {"C-1": "unknown"}
+        (evidence, *_) = (row["evidence"] for row in world.engine.status(detail=True)["controls"])
+        assert evidence["text"] == "the probe returned a state that no probe may return"
+
+    @pytest.mark.parametrize("state", ["ok", "PASS", "", None, ["pass"]])
+    def test_there_are_no_other_states(self, state: Any) -> None:
+        """A word that is none is refused where it is written, by a message that names all and echoes nothing."""
+        with pytest.raises(ValueError, match=r"^the state of an outcome is one of ") as caught:
+            Outcome(state, "seen")
+        told = str(caught.value).removeprefix("the state of an outcome is one of ")
+        assert told == ", ".join(STATES)
 
     def test_probe_that_raises(self, world: World) -> None:
         """An error is no evidence either way; its text does not come out."""
@@ -92,11 +101,49 @@ class TestStates:
         assert "Jane" not in json.dumps(world.engine.status(detail=True))
         assert world.engine.states()["C-2"] == "pass"
 
-    def test_probe_that_returns_nothing(self, world: World) -> None:
-        """A forgotten return is not a pass."""
-        control = World.control("S-1", probe=lambda context: None)
-        engine = ControlEngine([control], world._context, world.time.clock())
+    @pytest.mark.parametrize("returned", [None, "pass", True, Outcome, 0])
+    def test_probe_that_returns_no_outcome(self, world: World, returned: Any) -> None:
+        """A forgotten return is not a pass, nor is a word; the evidence says so."""
+        told: list[tuple[str, BaseException]] = []
+        engine = ControlEngine(
+            [World.control("S-1", probe=lambda context: returned)],
+            world._context,
+            world.time.clock(),
+            on_fault=lambda control, exc: told.append((control.id, exc)),
+        )
         assert engine.run() == {"S-1": "unknown"}
+        (row,) = engine.status(detail=True)["controls"]
+        assert row["evidence"]["text"] == "the probe returned something else than an Outcome"
+        ((name, exc),) = told
+        assert (name, type(exc).__name__) == ("S-1", "NoOutcomeError")
+
+    def test_faults_of_probes_are_told_once_per_change(self, world: World) -> None:
+        """Not in each round: when a fault is new, when it is another one, and when it comes back."""
+        told: list[tuple[str, str]] = []
+        world.engine._on_fault = lambda control, exc: told.append((control.id, type(exc).__name__))
+        for outcome in (
+            KeyError("Jane"),
+            KeyError("June"),
+            OSError(),
+            OSError(),
+            Outcome("pass", ""),
+            OSError(),
+        ):
+            world.outcomes["C-1"] = outcome
+            world.engine.run()
+        assert told == [("C-1", "KeyError"), ("C-1", "OSError"), ("C-1", "OSError")]
+        assert world.errors == []
+
+    def test_telling_of_a_fault_that_raises(self, world: World) -> None:
+        """Telemetry that is broken is counted, and the round goes on."""
+
+        def broken(_control: object, _exc: object) -> None:
+            raise RuntimeError
+
+        world.engine._on_fault = broken
+        world.outcomes["C-1"] = OSError()
+        assert world.engine.run() == {"C-1": "unknown", "C-2": "pass"}
+        assert world.errors == ["controls"]
 
     @pytest.mark.parametrize("outcome", [Outcome("pass", object()), SystemExit(3), Outcome("pass", "", 1, 5)])  # type: ignore[arg-type]
     def test_probe_that_is_broken(self, world: World, outcome: Any) -> None:

@@ -237,8 +237,10 @@ class TestGate:
         world = World(control, World.control("C-1"), required=["A-1"])
         world.engine.run()
         assert world.engine.gate_failures() == ("A-1",)
-        with pytest.raises(ConfigurationError):
-            World(control, required=["A-2"])
+        with pytest.raises(
+            ConfigurationError, match=r"^required_controls: name 2, 3 is no control that is there: "
+        ):
+            World(control, required=["A-1", "A-2", "A-3"])
 
     def test_documents_that_count_for_nothing(self) -> None:
         """A refused document, and a folder that cannot be read, are counted; the round goes on."""

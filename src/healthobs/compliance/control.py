@@ -46,12 +46,13 @@ class Outcome:
     Args:
         state: One of `STATES`.
         text: What was seen, in words; never a value from a person's record.
-        n: How many things were looked at.
+        n: How many things were looked at; reported, not judged: where that is none and nothing else was tried, the state is
+            ``unknown``.
         missing: For ``partial``: the parts that were not shown.
         unset: For ``unknown``: the set-up leaves nothing to look at, and `text`, a literal, says to everybody what it lacks.
 
     Raises:
-        ValueError: It is `unset` in another state than ``unknown``.
+        ValueError: The state is none, or it is `unset` in another one than ``unknown``.
 
     Example:
         >>> Outcome("pass", "42 entries verified", 42).state
@@ -65,7 +66,11 @@ class Outcome:
     unset: bool = False
 
     def __post_init__(self) -> None:
-        """Check that nothing but what a set-up lacks is for everybody."""
+        """Check that the state is one, and that nothing but what a set-up lacks is for everybody."""
+        if self.state not in STATES:
+            raise ValueError(  # a literal, because log lines keep no other message
+                "the state of an outcome is one of pass, fail, partial, not-applicable, unknown, attested"
+            )
         if self.unset and self.state != "unknown":
             raise ValueError("unset says that nothing could be looked at, so its state is unknown")
 

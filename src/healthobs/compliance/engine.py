@@ -16,12 +16,11 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from healthobs.clock import Clock, rfc3339
 from healthobs.compliance.control import (
     ACCEPTED,
-    STATES,
     Call,
     Control,
     Outcome,
@@ -34,7 +33,8 @@ from healthobs.compliance.control import (
 from healthobs.compliance.documents import NO_DOCUMENTS, Documents, Signed, counting, judge
 from healthobs.compliance.report import Row, evidence_digest, report
 from healthobs.compliance.schedule import Schedule
-from healthobs.exceptions import ConfigurationError
+from healthobs.exceptions import ConfigurationError, InstrumentationError
+from healthobs.redaction.failures import describe_exception
 
 #: Told of each run of a probe.
 OnResult = Callable[[Result], object]
@@ -47,6 +47,8 @@ OnChange = Callable[[Control, State, State, "Result | None", int], "int | None"]
 OnFirst = Callable[[Mapping[str, State], int], "int | None"]
 #: Told (control, old state, new state, whether the gate asks for it) of what fails in the first round, and of each change after it.
 OnNotice = Callable[[Control, State, State, bool], object]
+#: Told (control, what was raised) when a probe begins to raise, or raises something else than in its last run.
+OnFault = Callable[[Control, BaseException], object]
 #: Told (control, the waiver that ended or was replaced, the one that holds now) of each change.
 OnWaiver = Callable[[Control, "Signed | None", "Signed | None"], object]
 #: Says what was seen that contradicts a declaration of scope, or None.
@@ -55,7 +57,12 @@ CounterCheck = Callable[[], "str | None"]
 CATALOGUE_VERSION = "2026.1"
 #: Changes that are kept for `on_change`; of more the oldest go.
 _MOST_UNTOLD = 1_000
+_NO_OUTCOME = "the probe returned something else than an Outcome"
 _GONE = "it was attested before, and no document that counts does so now"
+
+
+class NoOutcomeError(InstrumentationError):
+    """A probe returned something else than an `Outcome`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +96,8 @@ class ControlEngine:
         on_first: Told all states of the first round at once, in place of a change each; asked again as `on_change`.
         on_notice: Told of each control that fails in the first round and of each change of state after it, at once and once
             (log lines), whatever becomes of the change; its faults go to `on_error`.
+        on_fault: Told of a probe that raises or returns no `Outcome`, when that begins and when it changes (log lines), not in
+            each round; its own faults go to `on_error`.
         on_waiver: Told of each waiver that begins, ends or is replaced (audit); asked again as `on_change`.
         on_error: Told the component (``controls``, ``documents``) when one of the above raised, or a document
             counts for nothing.
@@ -126,15 +135,21 @@ class ControlEngine:
         on_change: OnChange | None = None,
         on_first: OnFirst | None = None,
         on_notice: OnNotice | None = None,
+        on_fault: OnFault | None = None,
         on_waiver: OnWaiver | None = None,
         on_error: Callable[[str], object] | None = None,
     ) -> None:
         self.controls: dict[str, Control] = {control.id: control for control in controls}
-        self._required = frozenset(required)
+        asked = tuple(required)
+        self._required = frozenset(asked)
         if len(self.controls) != len(controls):
             raise ConfigurationError("two controls have the same id: give each its own")
-        if not self._required <= self.controls.keys():
-            raise ConfigurationError("required_controls names a control that is not there")
+        absent = [str(number) for number, name in enumerate(asked, 1) if name not in self.controls]
+        if absent:
+            raise ConfigurationError(
+                f"required_controls: name {', '.join(absent)} is no control that is there: "
+                "take ids of the catalogue, or of controls that are passed"
+            )
         self._attested_before = attested_before
         self._once_attested: set[str] = set()
         self._read_documents = documents
@@ -148,10 +163,13 @@ class ControlEngine:
         self._on_change = on_change
         self._on_first = on_first
         self._on_notice = on_notice
+        self._on_fault = on_fault
         self._on_waiver = on_waiver
         self._on_error = on_error
         self._bound: dict[str, Any] = {}
         self._results: dict[str, Result] = {}
+        #: What the last run of each control raised, by its fingerprint.
+        self._faults: dict[str, str] = {}
         #: States as of the last round.
         self._noted: dict[str, State] = {}
         #: States of the first round, and when that was, until `on_first` has taken them.
@@ -223,13 +241,29 @@ class ControlEngine:
                     context = context or self._context()
                     outcome = self._observe(control, context)
                     result = None if outcome is None else self._result(control, outcome)
+                    self._faults.pop(name, None)
+                except NoOutcomeError as exc:
+                    self._tell_fault(control, exc)
+                    result = self._result(control, Outcome("unknown", _NO_OUTCOME))
                 except (Exception, SystemExit) as exc:  # noqa: BLE001 - its text may be PHI, so only its type is kept
+                    self._tell_fault(control, exc)
                     result = self._result(
                         control, Outcome("unknown", f"the probe raised {type(exc).__name__}")
                     )
                 self._keep(name, result)
             self._tell_changes()
             self._tell_waivers()
+
+    def _tell_fault(self, control: Control, exc: BaseException) -> None:
+        """Tell what a run raised, unless the last one raised the same there."""
+        try:
+            fault = describe_exception(exc).fingerprint
+            if self._faults.get(control.id) != fault:
+                self._faults[control.id] = fault
+                if self._on_fault is not None:
+                    self._on_fault(control, exc)
+        except Exception:  # noqa: BLE001 - a fault of telemetry must not stop the controls
+            self._failed("controls")
 
     def _refresh_documents(self) -> None:
         try:
@@ -279,8 +313,10 @@ class ControlEngine:
             if signed is not None:
                 return judge(signed, self._clock.now().date())
             return Outcome("unknown", _GONE) if control.id in self._once_attested else None
-        outcome = control.probe(context)
-        if outcome.state not in STATES or outcome.state == "attested":
+        outcome = cast("object", control.probe(context))
+        if not isinstance(outcome, Outcome):
+            raise NoOutcomeError("a probe returns an Outcome, and this one returned something else")
+        if outcome.state == "attested":
             return Outcome("unknown", "the probe returned a state that no probe may return")
         if outcome.unset:
             return replace(

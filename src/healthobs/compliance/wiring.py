@@ -2,13 +2,14 @@
 
 Each run of a probe counts in `<prefix>_compliance_checks_total{type,result}`; each round sets
 `healthobs_control_state{control,state}`; each failure in the first round, and each change of state after it, is one line,
-`control_changed`; states and their changes are entries of the audit trail (`healthobs.compliance.recording`).
+`control_changed`; a probe that begins to raise, or to return no `Outcome`, is one too, `control_probe_failed`; states and
+their changes are entries of the audit trail (`healthobs.compliance.recording`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 from healthobs.compliance import history
 from healthobs.compliance.catalogue import library_controls, with_catalogue
@@ -35,8 +36,9 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         controls: The service's own, besides the library's.
 
     Raises:
-        ConfigurationError: Two controls have the same id.
+        ConfigurationError: One of `controls` is none, or two have the same id.
     """
+    controls = _checked(controls)
     settings, metrics, trail = obs.settings, obs.metrics, obs.audit
     checks = metrics.counter(
         f"{settings.prefix or 'healthobs'}_compliance_checks_total", "Runs of controls", ("type", "result")
@@ -58,6 +60,9 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
     def on_notice(control: Control, old: State, new: State, required: bool) -> None:
         own = {"control": control.id, "old": old, "new": new}
         obs.logs.emit(_level(old, new, required), "control_changed", own=own)
+
+    def on_fault(control: Control, exc: BaseException) -> None:
+        obs.logs.emit("warning", "control_probe_failed", {"exc_info": exc}, own={"control": control.id})
 
     recorder = Recorder(trail, settings.service_name, obs.clock)
     engine = ControlEngine(
@@ -81,12 +86,27 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         on_change=recorder.changed,
         on_first=on_first,
         on_notice=on_notice,
+        on_fault=on_fault,
         on_waiver=recorder.waived,
         on_error=metrics.count_internal_error,
     )
     for name, state in engine.states().items():
         states.declare(name, state).set(1)
     return engine
+
+
+def _checked(controls: object) -> tuple[Control, ...]:
+    """Return the service's own controls; a function without its decorator is none."""
+    if not isinstance(controls, Iterable):
+        raise ConfigurationError("controls takes a sequence of Control, also of one")
+    made = tuple(cast("Iterable[object]", controls))
+    wrong = [str(number) for number, one in enumerate(made, 1) if not isinstance(one, Control)]
+    if wrong:
+        raise ConfigurationError(
+            f"controls: item {', '.join(wrong)} is no Control: bind the probe with @control(id) of healthobs.compliance, "
+            "or make a Control of it"
+        )
+    return cast("tuple[Control, ...]", made)
 
 
 def _level(old: State, new: State, required: bool) -> str:
