@@ -56,6 +56,7 @@ def test_what_a_set_up_lacks(mode: Literal["mask", "strict"], bound: bool) -> No
     obs = Observability(settings)
     if bound:
         init_app(Flask("bare"), obs)
+    assert obs.controls is not None
     obs.controls.run()
     rows = obs.controls.status()["controls"]
     texts = [row["evidence"]["text"] for row in obs.controls.status(detail=True)["controls"]]
