@@ -23,6 +23,7 @@ from healthobs.audit.postgres import GUARDS, PostgresStore, prepare
 from healthobs.audit.removal import Removals
 from healthobs.audit.store import StoreError
 from healthobs.audit.trail import AuditTrail
+from healthobs.audit.verification import NO_ENTRIES
 from healthobs.exceptions import AuditError, AuditWriteError, ConfigurationError
 
 pytestmark = pytest.mark.server
@@ -213,6 +214,32 @@ class TestGuards:
         log.as_owner(off, "UPDATE entry SET body = replace(body, 'client-1', 'client-2') WHERE idx = 1", on)
         verdict = trail.verify()
         assert (verdict.ok, verdict.first_bad_index) == (False, 1)
+
+    def test_what_came_since(self, log: Log) -> None:
+        """What came since the log was verified is judged as all of it: orders, checkpoints on the way, tiles of no entries."""
+        trail = log.open()
+        rows = [(trail.new_key(), trail.encode(READ)) for _ in range(600)]
+        trail.sequence(rows[:300])
+        seen = trail.tree(300)
+        trail.sequence(rows[300:])
+        trail.append(READ)
+        trail.append(READ)
+        verdict, tree = trail.verify_since(seen)
+        assert (verdict.problems, verdict.size, tree is not None) == ((), 302, True)
+        for table, damage in (
+            ("tile", "INSERT INTO tile VALUES (1, 0, 9, decode(repeat('00', 288), 'hex'))"),
+            ("checkpoint", "UPDATE checkpoint SET note = 'x' WHERE size = 601"),
+        ):
+            off, on = (f"ALTER TABLE {table} {word} TRIGGER ALL" for word in ("DISABLE", "ENABLE"))
+            log.as_owner(off, damage, on)
+        trail.append_own({"action": governance.PRUNE, "details": {"below": 256}})
+        found = {str(problem) for problem in trail.verify_since(seen)[0].problems}
+        assert len(found) == 3
+        told = {
+            problem.replace("the kept tile 0 of level 1 is not that of the entries", NO_ENTRIES)
+            for problem in map(str, trail.verify().problems)
+        }
+        assert found == told
 
     def test_what_is_gone(self, log: Log) -> None:
         """What went, with an order or without, is seen by the application's role, and copies show what was recorded."""

@@ -436,6 +436,9 @@ class TestIntegrity:
         "UPDATE entry SET idx = 999 WHERE idx = 301",
         "UPDATE checkpoint SET note = replace(note, char(10) || '302' || char(10), char(10) || '303' || char(10))",
         "DELETE FROM checkpoint WHERE size = 302",
+        "UPDATE checkpoint SET note = 'x' WHERE size = 301",
+        "UPDATE log SET origin = 'example.org/other'",
+        "INSERT INTO tile VALUES (1, 0, 9, zeroblob(288))",
         "DROP TRIGGER entry_no_update",
         "CREATE TRIGGER e AFTER INSERT ON entry BEGIN SELECT 1; END",
     ])  # fmt: skip
@@ -446,6 +449,21 @@ class TestIntegrity:
         service.trail.append({"action": "a.b"})
         (service.raw if "TRIGGER" in change else service.unguarded)(change)
         assert [run().state, run().state] == ["fail", "fail"]
+
+    @pytest.mark.parametrize(("action", "details"), [
+        (governance.PRUNE, {"below": 256}),
+        (governance.APPROVERS, {"order": "x"}),
+        (governance.ERASE, {"ranges": "300"}),
+    ])  # fmt: skip
+    def test_order_that_is_none(self, probe: Any, action: str, details: dict[str, object]) -> None:
+        """An order that all of it finds fault with is found in the next round, as by a process that starts then."""
+        service, run = probe
+        service.trail.append_own({"action": governance.HOLD, "details": {"hold": "case", "ranges": "0"}})
+        assert run().state == "pass"
+        service.trail.append_own({"action": action, "details": details})
+        whole = Integrity()(context(audit=service.trail, clock=service.clock))
+        assert whole.state == "fail"
+        assert [run().text, run().text] == [whole.text, whole.text]
 
     def test_beginning_deleted(self, probe: Any) -> None:
         """A beginning that went without an order is found in the next round, though all that is left fits."""

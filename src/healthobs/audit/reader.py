@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from healthobs.audit import merkle, reading, store, verification
+from healthobs.audit import merkle, reading, since, store, verification
 from healthobs.audit.access import Access
 from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
 from healthobs.audit.merkle import CompactRange
@@ -40,6 +40,8 @@ class LogReader:
         self._verifier = verifier
         self._token_of = token_of
         self.origin: str = verifier.name
+        #: Other keys that verification found the log to vouch for.
+        self._vouched: set[str] = set()
 
     @property
     def subjects(self) -> SubjectMap | None:
@@ -111,13 +113,13 @@ class LogReader:
             return verification.verify(connection, self._verifier, known)
 
     def verify_since(self, before: CompactRange) -> tuple[Verification, CompactRange | None]:
-        """Verify what came since the log was `before`; see `healthobs.audit.verification.extend`.
+        """Verify what came since the log was `before`; see `healthobs.audit.since`.
 
         Raises:
             AuditError: Entries are missing, the latest checkpoint is not ours, or the store cannot be read.
         """
         with self.connected() as connection:
-            return verification.extend(connection, self._verifier, before)
+            return since.extend(connection, self._verifier, before, self._vouched)
 
     def first_index(self) -> int:
         """Return the first entry that is there: 0, unless entries were pruned.

@@ -30,7 +30,10 @@ from healthobs.exceptions import AuditError, AuditTamperedError
 MAX_PROBLEMS = 50
 #: Runs in one of which nobody must have pruned; prunings are rare.
 _RUNS = 3
-_GOVERNS = "the entry governs the trail, and an erasure names it"
+#: What `healthobs.audit.since` says of the same.
+OTHER_KEY = "the key written in the file is not the expected key"
+NO_ENTRIES = "there are kept tiles that belong to no entries"
+GOVERNS = "the entry governs the trail, and an erasure names it"
 #: Things that are none of the log's of which the name is told.
 _NAMED = 3
 #: The hashes that are kept of a tile where they are as many as they should, and how many entries there are by now.
@@ -60,47 +63,6 @@ def verify(
         verdict, left = run.run(), left - 1
         if verdict.ok or not left or not run.overtaken():
             return verdict
-
-
-def extend(
-    connection: ReadConnection, verifier: Verifier, before: CompactRange
-) -> tuple[Verification, CompactRange | None]:
-    """Verify what came since a log was verified: guards, that it still is that log, new entries, the latest checkpoint.
-
-    Args:
-        connection: A connection of its own; it is only read from.
-        verifier: The key that must have signed.
-        before: The tree as it was verified.
-
-    Returns:
-        The verdict, on the new entries only, and the tree now when that is good.
-
-    Raises:
-        AuditError: Entries are missing, or the store cannot be read.
-    """
-    problems = guard_problems(connection)
-    start, tree = before.size, before.copy()
-    with connection.reading():
-        found = governance.orders(connection, start)
-        gone = governance.erased(found)
-        problems += [Problem(one.index, _GOVERNS) for one in found if governance.covers(gone, one.index)]
-        size, note = store.head(connection)
-        if size < start or store.load_range(connection, start).root() != before.root():
-            problems.append(Problem(None, f"the log does not extend the {start} entries that were verified"))
-        else:
-            leaves = store.leaves(connection, start, size)
-            bodies = connection.execute("SELECT body FROM entry WHERE idx >= ? ORDER BY idx", (start,))
-            for index, (leaf, (body,)) in enumerate(zip(leaves, bodies, strict=True), start):
-                stored = store.stored_bytes(body)
-                ordered = stored is None and governance.covers(gone, index)
-                if not ordered and (stored is None or leaf_hash(stored) != leaf):
-                    problems.append(Problem(index, "the body is not what was recorded"))
-                tree.append(leaf)
-    latest = open_checkpoint(note or "", verifier)  # not `ring`: nothing here follows who vouches for a key
-    if not problems and (latest.size, latest.root) != (size, tree.root()):
-        problems.append(Problem(start, "the entries from here on are not those that were signed"))
-    verdict = Verification(not problems, size - start, tree.root(), tuple(problems[:MAX_PROBLEMS]), 1, start)
-    return verdict, None if problems else tree
 
 
 def guard_problems(connection: ReadConnection) -> list[Problem]:
@@ -242,7 +204,7 @@ class _Run:
                 )
         origin, vkey = store.read_log(self._connection) or ("", "")
         if vkey not in trusted or origin != self._verifier.name:
-            self._problem(None, "the key written in the file is not the expected key")
+            self._problem(None, OTHER_KEY)
 
     def _extent(self) -> bool:
         """Take up to where there is anything to verify, as of this moment; return whether anything was signed."""
@@ -300,7 +262,7 @@ class _Run:
         for level, (n, hashes) in self._nodes.items():
             self._tile(level, n, hashes)
         if self._tiles_kept > self._tiles:
-            self._problem(None, "there are kept tiles that belong to no entries")
+            self._problem(None, NO_ENTRIES)
 
     def _all_walked(self) -> None:
         """Find fault with entries that a search finds and the walk did not: two of one number, or out of their order.
@@ -382,7 +344,7 @@ class _Run:
         elif leaf_hash(stored) != leaf:
             self._problem(index, "the body is not what was recorded")
         elif index in self._governing and governance.covers(self._erased, index):
-            self._problem(index, _GOVERNS)
+            self._problem(index, GOVERNS)
         if not store.is_hash(leaf):
             self._problem(index, "the leaf is no hash")
             self._tree = None
