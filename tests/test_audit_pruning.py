@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.audit_trails import in_files
 from tests.retention_bench import ALICE, BOB, TOO_FEW, UNSIGNED, YEAR, Bench, signed
 
 from healthobs.audit import (
@@ -17,8 +18,8 @@ from healthobs.audit.checkpoint import NoteError, Signer
 from healthobs.audit.command import main
 from healthobs.audit.governance import prune_order
 from healthobs.audit.records import Checkpoint
-from healthobs.audit.sqlite import GUARDS
-from healthobs.exceptions import RetentionError
+from healthobs.audit.sqlite import GUARDS, connect_pragmas
+from healthobs.exceptions import AuditError, RetentionError
 
 
 class TestPrune:
@@ -347,6 +348,28 @@ class TestPrune:
         with pytest.raises(RetentionError, match="no whole tile that the log has"):
             bench.retention().prune(order, actor="a", reason="r")
         assert (bench.verify().ok, bench.verify().size) == (True, 301)
+
+    def test_somebody_reads_on(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In WAL mode a pruning under a reader says that what was before is still there; done again after it, nothing is."""
+        wal = ("PRAGMA busy_timeout = 50", *connect_pragmas((3, 51, 3))[1:])
+        monkeypatch.setattr("healthobs.audit.sqlite.connect_pragmas", lambda: wal)
+        bench.trail.append({"action": "a.b", "resource_id": "the-needle"})
+        bench.add(300)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        retention = bench.retention()
+        order = signed(retention.order(256), ALICE, BOB)
+        with bench.trail.connected() as reader, reader.reading():
+            reader.execute("SELECT count(*) FROM entry")
+            for _ in range(2):
+                with pytest.raises(AuditError, match="reads what was before"):
+                    retention.prune(order, actor="a", reason="r")
+            assert b"the-needle" in b"".join(in_files(bench.trail.path))
+        size = bench.trail.checkpoint().size
+        with pytest.raises(RetentionError, match="entries before 256 are gone already"):
+            retention.prune(order, actor="a", reason="r")
+        assert b"the-needle" not in b"".join(in_files(bench.trail.path))
+        assert (bench.trail.checkpoint().size, bench.verify().ok) == (size, True)
 
     def test_what_is_gone_already(self, bench: Bench) -> None:
         """No order is made, checked or recorded, signed or not, for entries that all went before."""

@@ -348,8 +348,11 @@ class Retention(RetentionReader):
             RetentionError: The order is not this log's, takes no whole tile that is there or lacks two approvers, or an entry
                 is too young or held.
             AuditTamperedError: An entry that would go is not what was recorded.
-            AuditError: The latest checkpoint is not this log's, or the store cannot be used.
+            AuditError: The latest checkpoint is not this log's, or the store cannot be used. Or, with SQLite in WAL mode, somebody
+                reads on what was before; done again once that ended, it is overwritten before the order is refused.
         """
+        if not dry_run and self._took(order):
+            disposal.carry_out(self._trail)  # what somebody read on when it went is overwritten
         approvers, below = self._examined(order)
         if not dry_run:
             if (approvers.index or 0) < below:
@@ -388,6 +391,15 @@ class Retention(RetentionReader):
             ]
         named = {vkey: order.index for order in found for vkey in order.vkeys}  # the last that does
         return [vkey for vkey, last in named.items() if last < below and vkey != self._trail.vkey]
+
+    def _took(self, order: str) -> bool:
+        """Return whether entries went by this very order."""
+        with self._trail.connected() as connection:
+            there = store.first_index(connection)
+            return any(
+                0 < found.below <= there and found.details.get("order") == order
+                for found in governance.orders(connection)
+            )
 
     def _name(self, note: str, before: Approvers, actor: str, reason: str) -> Receipt:
         """Record an appointment, the only one after `before`: of two that were made at once the second is refused."""
