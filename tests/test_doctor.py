@@ -20,6 +20,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from healthobs import Observability, Settings, audited
+from healthobs.audit import open_trail
+from healthobs.audit.subjects import SubjectMap
 from healthobs.cli import main
 from healthobs.doctor import examine
 from healthobs.flask import init_app
@@ -184,6 +186,25 @@ class TestFindings:
         assert names(apps[1]) == []
         for obs in (without, spooling):
             obs.close()
+
+    @pytest.mark.parametrize(
+        ("frameworks", "mapped", "found"),
+        [(("hipaa",), False, ["subjects_as_given"]), (("hipaa",), True, []), (("sox",), False, [])],
+    )
+    def test_subjects_as_given(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frameworks: Any, mapped: bool, found: list[str]
+    ) -> None:
+        """A trail without a map of subjects, of a service that declares PHI, however it was opened; the remedy is told."""
+        monkeypatch.setattr("healthobs._runtime.operations", WeakSet[Any]())
+        subjects = SubjectMap(tmp_path / "subjects.db") if mapped else None
+        trail = open_trail(f"sqlite:///{tmp_path}/a.db", service="s", subjects=subjects)
+        settings = Settings(frameworks=frameworks, capture_stdlib=True)
+        obs = Observability(settings, audit=trail, log_stream=io.StringIO())
+        seen = examine(init_app(Flask("app"), obs), environ={}, sqlite_version=SOUND)
+        assert [finding.name for finding in seen] == found
+        assert all("audit_subjects_file" in finding.remedy and not finding.note for finding in seen)
+        obs.close()
+        trail.close()
 
     def test_vulnerable_sqlite(self, app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A release with the WAL-reset race is wrong only under a trail that is in WAL mode."""

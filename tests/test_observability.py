@@ -7,6 +7,7 @@ import json
 import sqlite3
 import threading
 import time
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,17 @@ import pytest
 from opentelemetry import trace
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from healthobs import AuditError, ConfigurationError, Observability, Settings, current, install, observe, use
+from healthobs import (
+    AuditError,
+    ConfigurationError,
+    HealthobsWarning,
+    Observability,
+    Settings,
+    current,
+    install,
+    observe,
+    use,
+)
 from healthobs.audit import open_trail
 from healthobs.compliance import Control, Outcome
 from healthobs.exceptions import AuditWriteError
@@ -169,6 +180,41 @@ class TestConstruction:
                 Settings(capture_stdlib=True, audit_database_url=f"sqlite:///{tmp_path}/file/audit.db")
             )
         assert logging.getLogger().handlers == before
+
+
+class TestSubjectsAsGiven:
+    """Who declares PHI and keeps a trail is told that subjects are kept as they are given."""
+
+    @pytest.mark.parametrize("frameworks", [("hipaa",), ("sox", "hipaa")])
+    def test_warned_of(self, tmp_path: Path, frameworks: Any) -> None:
+        """Once, where the settings open the trail without a map; the remedy is named, and the place of the call."""
+        settings = Settings(frameworks=frameworks, audit_database_url=f"sqlite:///{tmp_path}/audit.db")
+        with pytest.warns(HealthobsWarning, match="audit_subjects_file") as told:
+            obs = Observability(settings)
+        obs.close()
+        assert [warning.filename for warning in told] == [__file__]
+
+    @pytest.mark.parametrize(
+        ("frameworks", "mapped"), [(("hipaa",), "file"), (("hipaa",), "url"), (("sox",), ""), ((), "")]
+    )
+    def test_not_warned_of(self, tmp_path: Path, frameworks: Any, mapped: str) -> None:
+        """With a map nothing is said, nor where no PHI is declared."""
+        maps: dict[str, Any] = {
+            "file": {"audit_subjects_file": tmp_path / "s.db"},
+            "url": {"audit_subjects_url": f"sqlite:///{tmp_path}/s.db"},
+        }
+        url = f"sqlite:///{tmp_path}/audit.db"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Observability(
+                Settings(frameworks=frameworks, audit_database_url=url, **maps.get(mapped, {}))
+            ).close()
+            Observability(Settings(frameworks=("hipaa",))).close()
+
+    def test_a_capture_has_nothing_to_warn_of(self) -> None:
+        """Its trail goes with it."""
+        with Capture(Settings(frameworks=("hipaa",)), audit=True) as capture:
+            assert capture.obs.audit is not None
 
 
 class TestClose:

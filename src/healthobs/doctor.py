@@ -95,6 +95,7 @@ def examine(
         *_sqlite(sqlite_version, observed),
         *_unaudited(observed),
         *_spools(observed),
+        *_subjects(observed),
         *_loggers(observed),
         *_baggage(observed),
         *_cut(environ, observed),
@@ -295,6 +296,18 @@ def _spools(observed: Sequence[Any]) -> Iterator[Finding]:
             "spool_without_file",
             f"the policy spool is that of {', '.join(spooling)}, and the audit trail has no spool",
             "set Settings.audit_spool_file, or care under break-glass is denied while the audit store is down",
+        )
+
+
+def _subjects(observed: Sequence[Any]) -> Iterator[Finding]:
+    """Look for a trail that keeps whom its entries are about as it is told, in a service that declares PHI."""
+    declared = [layer.obs for layer in observed if "hipaa" in layer.obs.settings.frameworks]
+    if any(obs.audit is not None and obs.audit.subjects is None for obs in declared):
+        yield Finding(
+            "subjects_as_given",
+            "hipaa is declared, and the audit trail keeps subjects as they are given, for good",
+            "set Settings.audit_subjects_file (or audit_subjects_url), or open the trail with a SubjectMap, so that its entries "
+            "have random tokens instead",
         )
 
 

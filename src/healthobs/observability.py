@@ -11,6 +11,7 @@ Limits: in Prometheus's multiprocess mode only one of a process may record metri
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TextIO, get_args
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, get_args
 from healthobs._runtime import all_operations, current_or_none
 from healthobs.clock import Clock
 from healthobs.config import Settings
-from healthobs.exceptions import AuditError, ConfigurationError
+from healthobs.exceptions import AuditError, ConfigurationError, HealthobsWarning
 from healthobs.health import Health
 from healthobs.health.wiring import build_health
 from healthobs.logs import LogMode, Logs
@@ -45,6 +46,13 @@ _OF_A_TRAIL = (
     "audit_key_file", "audit_policy", "audit_spool_file", "audit_subjects_file", "audit_subjects_key_file",
     "audit_subjects_url",
 )  # fmt: skip
+
+
+#: What is warned of, where PHI is declared and the trail has no map of subjects.
+SUBJECTS_AS_GIVEN = (
+    "hipaa is declared, and the audit trail keeps subjects as they are given, for good: set Settings.audit_subjects_file"
+    " (or audit_subjects_url), so that its entries have random tokens instead"
+)
 
 
 class Observability:
@@ -76,6 +84,10 @@ class Observability:
             arguments contradict each other.
         AuditError: The audit trail cannot be opened.
         RedactionError: Redaction let a canary span with HIPAA's eighteen identifiers pass.
+
+    Warns:
+        HealthobsWarning: PHI is declared (framework ``hipaa``), and the settings name an audit trail and no map of subjects:
+            its entries keep subjects as they are given.
 
     Whatever is raised, what was taken over until then has been given back.
 
@@ -215,6 +227,9 @@ class Observability:
             return None
         from healthobs.audit import open_trail  # keeps cryptography out of `import healthobs`
 
+        subjects = self._open_subjects()
+        if subjects is None and "hipaa" in self.settings.frameworks:
+            warnings.warn(SUBJECTS_AS_GIVEN, HealthobsWarning, stacklevel=3)
         return open_trail(
             url,
             service=self.settings.service_name,
@@ -226,7 +241,7 @@ class Observability:
             ),
             timeout_seconds=self.settings.audit_timeout_seconds,
             spool_file=self.settings.audit_spool_file,
-            subjects=self._open_subjects(),
+            subjects=subjects,
         )
 
     def _open_subjects(self) -> SubjectMap | None:

@@ -10,7 +10,9 @@ import io
 import itertools
 import json
 import logging
+import re
 import tempfile
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -28,9 +30,10 @@ from healthobs import _runtime
 from healthobs.clock import Clock
 from healthobs.config import Settings
 from healthobs.decorators.binding import OUTCOMES
+from healthobs.exceptions import HealthobsWarning
 from healthobs.http import METHODS, OTHER
 from healthobs.metrics import OVERFLOW
-from healthobs.observability import Observability
+from healthobs.observability import SUBJECTS_AS_GIVEN, Observability
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -152,15 +155,18 @@ class Capture:
         self.time: SteppingClock = SteppingClock()
         self._exporter = InMemorySpanExporter()
         self._log = io.StringIO()
-        self.obs: Observability = Observability(
-            settings,
-            clock=self.time.clock(),
-            span_exporters=[self._exporter],
-            simple_spans=True,
-            id_generator=CountingIds(),
-            log_stream=self._log,
-            controls=controls,
-        )
+        with warnings.catch_warnings():
+            if audit:  # its trail goes with it
+                warnings.filterwarnings("ignore", re.escape(SUBJECTS_AS_GIVEN), HealthobsWarning)
+            self.obs: Observability = Observability(
+                settings,
+                clock=self.time.clock(),
+                span_exporters=[self._exporter],
+                simple_spans=True,
+                id_generator=CountingIds(),
+                log_stream=self._log,
+                controls=controls,
+            )
         self._watch = _Watch()
         self.obs.tracing.provider.add_span_processor(self._watch)
         self._warnings = _Warnings()
