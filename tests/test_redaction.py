@@ -181,7 +181,8 @@ class TestClassify:
             "homeAddress", "zip", "card_number", "cvv", "access_token", "clientSecret", "apiKey", "password",
             "member_id", "device.serial", "patient", "patient_id", "medical_record", "account", "ip", "note",
             "diagnosis.code", "http.request.header.cookie", "body", "process.command_args", "client.address",
-            "diagnosis_at_age_40", "age_and_gender", "patient_name_age_group",
+            "diagnosis_at_age_40", "age_and_gender", "patient_name_age_group", "patientIDs", "memberIDs", "SSNs",
+            "fname", "pt_lname",
         ],
     )  # fmt: skip
     def test_denies_by_the_words_in_the_key(self, key: str) -> None:
@@ -216,6 +217,7 @@ class TestClassify:
     def test_splits_words(self) -> None:
         """Runs of capitals are one word."""
         assert words("HTTPRequest.patientSSN-last_4") == ["http", "request", "patient", "ssn", "last", "4"]
+        assert words("patientIDs.URLs.HTTPsAs") == ["patient", "ids", "urls", "https", "as"]
 
 
 class TestValue:

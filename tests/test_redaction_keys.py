@@ -62,7 +62,7 @@ class TestWords:
         assert classify(f"the{word}x", frozenset()) is Action.DENY
 
     @pytest.mark.parametrize(
-        "key", ["patients", "mrns", "guardians", "prescriptions", "usernames", "cards", "open_accounts", "devices_serials"]
+        "key", ["patients", "mrns", "caseMRNs", "guardians", "prescriptions", "usernames", "cards", "open_accounts", "devices_serials"]
     )  # fmt: skip
     def test_several_of_what_is_denied(self, key: str) -> None:
         """How many there are passes, which ones does not."""

@@ -79,7 +79,7 @@ _DENIED = _set("""
     authorization cookie cookies credential credentials apikey jwt bearer license licence passport vin plate
     biometric photo diagnosis diagnoses icd medication medications prescription allergy allergies
     symptom symptoms note notes comment comments narrative gender sex race ethnicity religion
-    surname forename firstname lastname fullname nickname username maiden mother father spouse
+    surname forename firstname lastname fullname fname lname nickname username maiden mother father spouse
     guardian kin stacktrace traceback body payload statement sql args kwargs params parameters
     locals query ip ipaddress fhir nhs imei udi dea nin aadhaar personnummer employer voiceprint initials addr
     """)
@@ -133,7 +133,8 @@ _GLUED = _set(
     "password"
 )
 
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+#: `IDs` and `SSNs` are words, too.
+_WORD = re.compile(r"[A-Z]{2,}s(?![a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 
 def words(key: str) -> list[str]:
