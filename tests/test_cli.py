@@ -150,6 +150,16 @@ class TestMain:
             "healthobs: demo comes with the reference services; install ./reference_services of the project\n"
         )
 
+    @pytest.mark.parametrize("asked", ["--help", "-h"])
+    def test_help_on_demo_without_its_services(
+        self, asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """To ask what it is is no error."""
+        monkeypatch.setattr(cli, "entry_points", lambda **_: ())
+        assert cli.main(["demo", asked]) == 0
+        told = capsys.readouterr()
+        assert ("install ./reference_services" in told.out, told.err) == (True, "")
+
     def test_own_arguments(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         """Without arguments given, those of the process are used."""
         monkeypatch.setattr(sys, "argv", ["healthobs", "--version"])

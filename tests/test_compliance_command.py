@@ -307,6 +307,18 @@ class TestStatus:
         assert run(*arguments) == 2
         assert "usage" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("asked", ["--help", "-h"])
+    def test_help_on_sabotage_where_nothing_may_be_broken(
+        self, asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It says what is to be installed; without asking for help that is an error."""
+        monkeypatch.setattr("healthobs.compliance.command.entry_points", lambda **_: ())
+        assert run("sabotage", asked) == 0
+        told = capsys.readouterr()
+        assert ("install reference-services" in told.out, told.err) == (True, "")
+        assert run("sabotage") == 2
+        assert "install reference-services" in capsys.readouterr().err
+
     def test_help(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Help is no error."""
         assert run("--help") == 0
@@ -374,6 +386,45 @@ class TestSign:
         assert signed.document.document_sha256 == sha256(b"signed lists").hexdigest()
         assert signed.document.holds(datetime.now(UTC).date())
         assert not signed.document.holds(date(2100, 1, 1))
+
+    @pytest.mark.parametrize(
+        ("kind", "more", "why"),
+        [
+            ("attestation", [], "an attestation needs --paper"),
+            ("attestation", ["--paper", "/none"], "the paper cannot be read (No such file or directory)"),
+            ("waiver", ["--paper", "/"], "the paper cannot be read (Is a directory)"),
+        ],
+    )
+    def test_paper(
+        self, tmp_path: Path, kind: str, more: list[str], why: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A paper that is missing is called one, and no key is made."""
+        key = ("--key", tmp_path / "k", "--person", "officer", "--statement", "x", "--expires", "2099-12-31")
+        assert run("sign", kind, "H-308.5", *key, *more) == 2
+        printed = capsys.readouterr()
+        assert (printed.out, why in printed.err, (tmp_path / "k").exists()) == ("", True, False)
+
+    @pytest.mark.parametrize(
+        ("name", "known"),
+        [
+            ("H-528", True),
+            ("HDR", True),
+            ("G-wrap", True),
+            ("C-3.5.db", True),
+            ("X-9", False),
+            ("H-528x", False),
+        ],
+    )
+    def test_control_of_the_service_alone(
+        self, tmp_path: Path, name: str, known: bool, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A service may have controls of its own, so another id is signed; but it is said that no catalogue has it."""
+        key = ("--key", tmp_path / "k", "--person", "officer", "--statement", "x", "--expires", "2099-12-31")
+        assert run("sign", "waiver", name, *key) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["document"]["control"] == name
+        assert ("the catalogue has no such control" in printed.err) is not known
+        assert known or name not in printed.err
 
     @pytest.mark.parametrize("more", [["--expires", "soon"], ["--expires", "2099-12-31", "--paper", "/none"]])
     def test_refused(self, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ GROUP = "healthobs.commands"
 USAGE_ERROR = 2
 #: A command of another distribution of the project.
 _DEMO = "demo"
+_NO_DEMO = "demo comes with the reference services; install ./reference_services of the project"
 #: Exit status when nobody reads the output any more, as a shell shows a tool that SIGPIPE ended.
 BROKEN_PIPE = 141
 _Command = Callable[[list[str]], int | None]
@@ -98,7 +99,10 @@ def _origin(point: EntryPoint) -> str:
 
 def _run_plugin(name: str, point: EntryPoint | None, arguments: list[str]) -> int:
     if point is None and name == _DEMO:
-        _complain("demo comes with the reference services; install ./reference_services of the project")
+        if {"-h", "--help"}.intersection(arguments):
+            print(f"healthobs demo: runs the reference services against each other. {_NO_DEMO}")  # noqa: T201
+            return 0
+        _complain(_NO_DEMO)
         return USAGE_ERROR
     if point is None:
         _complain("there is no such command; healthobs --help lists them")

@@ -206,30 +206,55 @@ def _sign(arguments: argparse.Namespace) -> int:
     from healthobs.audit import keys
     from healthobs.audit.checkpoint import Signer
 
-    paper: Path | None = arguments.paper
+    if arguments.kind == "attestation" and arguments.paper is None:
+        raise ConfigurationError(
+            "an attestation needs --paper: the document behind it, of which the digest is kept"
+        )
     document = Document(
         arguments.kind,
         arguments.control,
         arguments.issued or datetime.now(UTC).date().isoformat(),
         arguments.expires,
         arguments.statement,
-        "" if paper is None else sha256(paper.read_bytes()).hexdigest(),
+        _digest(arguments.paper),
     )
     signer = Signer(arguments.person, keys.load_or_create(arguments.key))
     _print(sign(document, signer).rstrip("\n"))
+    if not _is_known(document.control):
+        print(  # noqa: T201
+            "the catalogue has no such control: it counts where a service has one of its own by that id",
+            file=sys.stderr,
+        )
     print(f"compliance_keys must list {signer.vkey}", file=sys.stderr)  # noqa: T201
     return GOOD
+
+
+def _digest(paper: Path | None) -> str:
+    try:
+        return "" if paper is None else sha256(paper.read_bytes()).hexdigest()
+    except OSError as exc:
+        raise ConfigurationError(f"the paper cannot be read ({exc.strerror or type(exc).__name__})") from None
+
+
+def _is_known(name: str) -> bool:
+    """Return whether the catalogue has a control, or the one that it is a part of, as a service's own may be."""
+    from healthobs.compliance.catalogue import library_controls, with_catalogue
+
+    known = {control.id for control in with_catalogue(library_controls())}
+    return name in known or name.rpartition(".")[0] in known
 
 
 def _sabotage(arguments: list[str]) -> int:
     """Hand over to whoever brings services that may be broken."""
     for point in entry_points(group=SABOTAGE_GROUP):
         return cast("int", point.load()(arguments))
-    print(  # noqa: T201
-        "healthobs compliance: nothing here may be broken; install reference-services, or bring an entry point "
-        f"of the group {SABOTAGE_GROUP}",
-        file=sys.stderr,
-    )
+    what = f"nothing here may be broken; install reference-services, or bring an entry point of the group {SABOTAGE_GROUP}"
+    if {"-h", "--help"}.intersection(arguments):
+        _print(
+            f"healthobs compliance sabotage: breaks services on purpose, and prints which control sees it: {what}"
+        )
+        return GOOD
+    print(f"healthobs compliance: {what}", file=sys.stderr)  # noqa: T201
     return CANNOT_SAY
 
 
