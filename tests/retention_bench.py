@@ -19,7 +19,7 @@ from healthobs.audit import (
     store,
 )
 from healthobs.audit.checkpoint import Signer
-from healthobs.audit.retention import RecordClass, Retention, approve
+from healthobs.audit.retention import RecordClass, Retention
 from healthobs.testing import SteppingClock
 
 YEAR = 366 * 86_400
@@ -108,6 +108,5 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def signed(text: str, *signers: Signer) -> str:
-    for signer in signers:
-        text = approve(text, signer)
-    return text
+    """Sign any text, also one that `approve` refuses."""
+    return text + ("\n" if signers else "") + "".join(signer.lines(text) for signer in signers)

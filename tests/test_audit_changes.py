@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from healthobs.audit import changes, governance, keys, open_trail, store
+from healthobs.audit import approval, changes, governance, keys, open_trail, store
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.command import main
 from healthobs.audit.retention import Retention
@@ -211,6 +211,35 @@ class TestPrune:
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert (caught.value.code, "required" in capsys.readouterr().err) == (2, True)
+
+    @pytest.mark.parametrize("signed", [False, True])
+    def test_only_an_order_is_approved(self, path: Path, tmp_path: Path, run: Run, signed: bool) -> None:
+        """A checkpoint, a witness's request, an altered order or any other text is not signed, and nothing is printed."""
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        checkpoint = trail.checkpoint().note
+        order = governance.prune_order(trail.origin, 256)
+        trail.close()
+        key = tmp_path / "a.key"
+        one = Signer("a.example/a", keys.load_or_create(key))
+        other = Signer("a.example/b", keys.load_or_create(tmp_path / "b.key"))
+        naming = approval.appointment(trail.origin, [one.vkey, other.vkey], "-")
+        file = tmp_path / "order"
+        for text in (
+            "", "x\n", checkpoint.partition("\n\n")[0] + "\n", order + "x\n", order.replace("256", "257"),
+            order.replace("256", "-256"), order.replace("256", "0"), order.replace("256", "0256"),
+            order.replace("256", "x"), order.replace(trail.origin, "two words"), order.replace("prune", "other"),
+            naming.replace("\n-\n", "\nx\n"), naming.replace("\n-\n", "\n-1\n"), naming.replace(other.vkey, one.vkey),
+            naming.replace(other.vkey, "x"), naming.replace(trail.origin, ""), naming + "\n", order[:-1],
+        ):  # fmt: skip
+            file.write_text(f"{text}\n{other.lines(text)}" if signed else text)
+            status, out, err = run("approve", file, "--key-file", key, "--name", one.name)
+            assert (status, out, err) == (2, "", f"cannot say: {approval.NO_ORDER}\n"), text
+        for text in (order, naming, naming.replace("\n-\n", "\n17\n")):
+            note = f"{text}\n{other.lines(text)}" if signed else text
+            file.write_text(note)
+            status, out, err = run("approve", file, "--key-file", key, "--name", one.name)
+            assert (status, out) == (0, (note if signed else f"{text}\n") + one.lines(text))
+            assert err == f"signed as {one.vkey}\n"
 
     def test_change_of_approvers(self, path: Path, tmp_path: Path, run: Run) -> None:
         """Once some are named, others are an order, which is printed, signed by two of them, and carried out."""

@@ -11,15 +11,20 @@ keys cannot be replaced: name more than two.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from healthobs.audit.checkpoint import NoteError, Verifier, from_base64, split
+from healthobs.audit.checkpoint import ORIGIN, NoteError, Verifier, from_base64, split
 from healthobs.audit.governance import APPROVERS, PRUNE, Order, prune_order
+from healthobs.audit.merkle import TILE_WIDTH
 from healthobs.exceptions import RetentionError
 
 #: Distinct keys that must sign.
 NEEDED = 2
+#: Why a text is not signed.
+NO_ORDER = "the text is no order to prune whole tiles and no naming of approvers, so it is not signed"
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
 _TITLE = "healthobs.example/audit-approvers/v1"
 
 
@@ -70,6 +75,17 @@ def text_of(note: str) -> str:
         NoteError: It is a malformed note.
     """
     return split(note)[0] if "\n\n" in note else note
+
+
+def is_order(text: str) -> bool:
+    """Return whether a text is all of an order that approvers sign, of whichever log: to prune, or to name approvers."""
+    _, origin, third = [*text.split("\n"), "", ""][:3]
+    if ORIGIN.fullmatch(origin) is None:
+        return False
+    number = int(third) if _NUMBER.fullmatch(third) else None
+    if number is not None and number >= TILE_WIDTH and text == prune_order(origin, number):
+        return True
+    return (number is not None or third == "-") and bool(named_in(text, origin, Approvers()))
 
 
 def named_in(note: str, origin: str, before: Approvers) -> tuple[str, ...]:

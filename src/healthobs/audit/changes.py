@@ -234,7 +234,10 @@ def _approvers(chosen: argparse.Namespace) -> Iterator[str]:
 
 def _approve(chosen: argparse.Namespace) -> Iterator[str]:
     signer = Signer(chosen.name, keys.load(chosen.key_file))
-    yield approve(chosen.order.read_text(encoding="utf-8"), signer).removesuffix("\n")
+    order = approve(chosen.order.read_text(encoding="utf-8"), signer)
+    # Under another name it is another key to the log: here it can be seen which
+    print(f"signed as {signer.vkey}", file=sys.stderr)  # noqa: T201
+    yield order.removesuffix("\n")
 
 
 def _approver_key(chosen: argparse.Namespace) -> Iterator[str]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from healthobs.audit import approval, disposal, governance, holds, store
 from healthobs.audit.approval import Approvers
-from healthobs.audit.checkpoint import Signer
+from healthobs.audit.checkpoint import NoteError, Signer
 from healthobs.audit.entry import MAX_REASON, as_recorded
 from healthobs.audit.governance import RESERVED, Order, Range, prune_order
 from healthobs.audit.holds import Held
@@ -429,8 +429,17 @@ class Retention(RetentionReader):
 
 
 def approve(order: str, approver: Signer) -> str:
-    """Return an order, signed already or not, with the signature of one more approver."""
-    text = approval.text_of(order)
+    """Return an order, signed already or not, with the signature of one more approver.
+
+    Raises:
+        RetentionError: It is no order to prune whole tiles, nor to name approvers; nothing else is signed.
+    """
+    try:
+        text = approval.text_of(order)
+    except NoteError:
+        raise RetentionError(approval.NO_ORDER) from None
+    if not approval.is_order(text):
+        raise RetentionError(approval.NO_ORDER)
     return (order if "\n\n" in order else f"{order}\n") + approver.lines(text)
 
 
