@@ -181,9 +181,7 @@ class TestRequest:
 class TestRoutes:
     """The template as telemetry shows it."""
 
-    @pytest.mark.parametrize(
-        ("step", "masked"), [("mask", "/patients/ottoline-[PHI:ssn]"), ("strict", "[PHI:strict]")]
-    )
+    @pytest.mark.parametrize(("step", "masked"), [("mask", "/patients/[PHI:id]"), ("strict", "[PHI:strict]")])
     def test_a_template_of_the_code_and_one_of_data(self, server: Server, step: Any, masked: str) -> None:
         """The first passes unscanned, and what was made of data is masked in name and attribute."""
         exporter, who = InMemorySpanExporter(), "ottoline-078-05-1120"
