@@ -6,6 +6,7 @@ import contextvars
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -120,6 +121,13 @@ class TestCapture:
         with Capture(controls=[seen]) as capture:
             assert capture.obs.controls is not None
             assert capture.obs.controls.run(["S-1"]) == {"S-1": "pass"}
+
+    def test_captured_warnings_are_lines(self) -> None:
+        """`capture_stdlib` holds within the block: making the `Observability` gives nothing of `warnings` back."""
+        with Capture(Settings(capture_stdlib=True)) as capture:
+            warnings.warn("look here", UserWarning, stacklevel=1)
+            (line,) = capture.log_lines
+        assert (line["logger"], line["level"]) == ("py.warnings", "warning")
 
 
 class TestValidators:

@@ -49,7 +49,7 @@ _OF_A_TRAIL = (
 
 
 #: What is warned of, where PHI is declared and the trail has no map of subjects.
-SUBJECTS_AS_GIVEN = (
+_SUBJECTS_AS_GIVEN = (
     "hipaa is declared, and the audit trail keeps subjects as they are given, for good: set Settings.audit_subjects_file"
     " (or audit_subjects_url), so that its entries have random tokens instead"
 )
@@ -97,6 +97,9 @@ class Observability:
         True
         >>> obs.close()
     """
+
+    #: Whether the trail that the settings name outlives this; `healthobs.testing` has one that does not.
+    _keeps_for_good = True
 
     def __init__(
         self,
@@ -228,8 +231,8 @@ class Observability:
         from healthobs.audit import open_trail  # keeps cryptography out of `import healthobs`
 
         subjects = self._open_subjects()
-        if subjects is None and "hipaa" in self.settings.frameworks:
-            warnings.warn(SUBJECTS_AS_GIVEN, HealthobsWarning, stacklevel=3)
+        if subjects is None and "hipaa" in self.settings.frameworks and self._keeps_for_good:
+            warnings.warn(_SUBJECTS_AS_GIVEN, HealthobsWarning, stacklevel=3)
         return open_trail(
             url,
             service=self.settings.service_name,
