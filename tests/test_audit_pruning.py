@@ -14,7 +14,7 @@ from healthobs.audit import (
     store,
     tiles,
 )
-from healthobs.audit.checkpoint import NoteError, Signer
+from healthobs.audit.checkpoint import NoteError, Signer, Verifier
 from healthobs.audit.command import main
 from healthobs.audit.governance import prune_order
 from healthobs.audit.records import Checkpoint
@@ -251,6 +251,18 @@ class TestPrune:
         assert (bench.verify().ok, bench.verify().first) == (True, 0)
         bench.retention().apply()
         assert (bench.verify().ok, bench.verify().first) == (True, 256)
+
+    def test_tiles_of_an_interrupted_one(self, bench: Bench, tmp_path: Path) -> None:
+        """Tiles verify whose log is ordered to go further than it went by now, from where they begin."""
+        bench.add(600)
+        bench.appoint()
+        bench.time.advance(YEAR)
+        first, second = (signed(bench.retention().order(below), ALICE, BOB) for below in (256, 512))
+        bench.retention().prune(first, actor="a", reason="r")
+        bench.trail.append_own({"action": governance.PRUNE, "details": {"below": 512, "order": second}})
+        assert main(["export", str(bench.trail.path), "--tiles", str(tmp_path / "tiles")]) == 0
+        verdict = tiles.check(tmp_path / "tiles", Verifier(bench.trail.vkey))
+        assert (verdict.ok, verdict.first) == (True, 256)
 
     @pytest.mark.parametrize("signers", TOO_FEW.values(), ids=TOO_FEW)
     def test_needs_two_approvers(self, bench: Bench, signers: tuple[Signer, ...]) -> None:

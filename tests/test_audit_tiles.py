@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.retention_bench import ALICE, BOB, YEAR, Bench, signed
 
-from healthobs.audit import keys, merkle, open_trail, store, tiles
+from healthobs.audit import governance, keys, merkle, open_trail, store, tiles
 from healthobs.audit.checkpoint import Signer, Verifier
 from healthobs.audit.command import main
 from healthobs.audit.entry import encode
@@ -314,6 +314,32 @@ class TestExport:
         assert (verdict.ok, verdict.erased) == (True, 1)
         assert (tmp_path / "tiles/tile/entries/000.p/6").stat().st_size == len(whole) - len(whole) // 6 + 2
         trail.close()
+
+    def test_erased_at_the_end_of_an_earlier_export(self, tmp_path: Path) -> None:
+        """The last entry of a narrower bundle goes from it as any other, once it is erased."""
+        path, vkey = build(tmp_path, 6)
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        command = ["export", str(path), "--tiles", str(tmp_path / "tiles")]
+        assert main(command) == 0
+        narrower = tmp_path / "tiles/tile/entries/000.p/6"
+        whole = narrower.read_bytes()
+        Retention(trail, classes=()).erase(actor="a", reason="r", entries=(5, 5))
+        assert main(command) == 0
+        trail.close()
+        kept = whole[: 5 * len(whole) // 6]
+        assert narrower.read_bytes() == kept + bytes(2)
+        assert tiles.check(tmp_path / "tiles", Verifier(vkey), erased=True).ok
+
+    def test_order_that_nobody_signed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """An erasure that somebody files behind the signed entries has no export begin again: it is named."""
+        path, _ = build(tmp_path, 6)
+        order = {"action": governance.ERASE, "details": {"ranges": "0-1"}}
+        body = encode(order, service="s", moment=SteppingClock().clock().now(), redactor=governance.REDACTOR)
+        with contextlib.closing(sqlite3.connect(path)) as raw:
+            raw.execute("INSERT INTO entry VALUES (6, ?, ?)", (merkle.leaf_hash(body), body.decode()))
+            raw.commit()
+        assert main(["export", str(path), "--tiles", str(tmp_path / "tiles")]) == 1
+        assert "entry 6: the entries from here on were never signed" in capsys.readouterr().err
 
     def test_export_that_broke_off(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each file is there as it was before or as it is to be, and the next export finishes."""
