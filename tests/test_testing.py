@@ -122,6 +122,7 @@ class TestCapture:
             assert capture.obs.controls is not None
             assert capture.obs.controls.run(["S-1"]) == {"S-1": "pass"}
 
+    @pytest.mark.filterwarnings("always:look here")
     def test_captured_warnings_are_lines(self) -> None:
         """`capture_stdlib` holds within the block: making the `Observability` gives nothing of `warnings` back."""
         with Capture(Settings(capture_stdlib=True)) as capture:
