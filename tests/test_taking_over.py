@@ -268,6 +268,7 @@ class TestAStartThatFails:
             ({"out_of_scope": ("nothing",)}, 1, "out_of_scope must name some of"),
         ],
     )
+    @pytest.mark.filterwarnings("ignore:hipaa is declared")
     def test_is_given_back(
         self, settings: dict[str, Any], controls: int, error: str, root: io.StringIO
     ) -> None:
