@@ -144,7 +144,7 @@ def test_orders_of_two(bench: Bench, seen: CompactRange) -> None:
     "statement",
     [
         "UPDATE log SET vkey = 'x'",
-        f"UPDATE log SET vkey = '{EVE.vkey}'",
+        pytest.param(f"UPDATE log SET vkey = '{EVE.vkey}'", id="another's key"),
         "UPDATE log SET origin = 'example.org/other'",
         "UPDATE checkpoint SET note = 'x' WHERE size = 10",
         "UPDATE checkpoint SET note = (SELECT note FROM checkpoint WHERE size = 6) WHERE size = 10",
