@@ -191,6 +191,23 @@ class TestApprovers:
             self.prune(bench, 256, ALICE, BOB)
         assert (bench.verify().first, bench.verify().problems) == (256, ())
 
+    @pytest.mark.parametrize("below", [256, 512])
+    def test_pruning_while_others_are_named(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, below: int
+    ) -> None:
+        """A pruning whose approvers are replaced just before it is recorded is refused: on record it would never verify."""
+        bench.add(300)
+        bench.appoint()
+        bench.add(300)
+        bench.time.advance(YEAR)
+        order = signed(bench.retention().order(below), ALICE, BOB)
+        _interrupted(monkeypatch, bench, lambda: bench.appoint(ALICE, EVE, by=(ALICE, BOB)))
+        with pytest.raises(RetentionError, match="named meanwhile"):
+            bench.retention().prune(order, actor="a", reason="r")
+        assert (bench.verify().problems, bench.trail.first_index()) == ((), 0)
+        bench.retention().prune(signed(order.partition("\n\n")[0] + "\n", EVE, ALICE), actor="a", reason="r")
+        assert (bench.verify().problems, bench.trail.first_index()) == ((), below)
+
     def test_store_that_takes_no_appointment(self, bench: Bench) -> None:
         """Where nobody else was named, the store's own reason is what is heard."""
         bench.trail.close()

@@ -355,8 +355,8 @@ class TestClose:
         ours, handed_over = trail._access.writer(), list[writer._Job]()
         enqueue = ours._enqueue
 
-        def noting(key: str | None, body: bytes) -> writer._Job:
-            handed_over.append(enqueue(key, body))
+        def noting(key: str | None, body: bytes, unless: str | None) -> writer._Job:
+            handed_over.append(enqueue(key, body, unless))
             return handed_over[-1]
 
         monkeypatch.setattr(ours, "_enqueue", noting)

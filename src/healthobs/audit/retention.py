@@ -12,7 +12,8 @@ PostgreSQL only the owner of the tables can erase and prune. Not legal advice: t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -357,13 +358,15 @@ class Retention(RetentionReader):
         if not dry_run:
             if (approvers.index or 0) < below:
                 again = approval.appointment(self._trail.origin, approvers.vkeys, approvers.after)
-                self._name(again, approvers, actor, reason)
+                approvers = Approvers(approvers.vkeys, self._name(again, approvers, actor, reason).index)
             for previous in self._unvouched(below):
                 details = {"vkey": self._trail.vkey, "previous": previous}
                 self._record(governance.KEY, actor, reason, details)
-            self._record(governance.PRUNE, actor, reason, {"below": below, "order": order})
+            ordered = {"below": below, "order": order}
+            with self._of(approvers):
+                self._record(governance.PRUNE, actor, reason, ordered, None, _key(approvers))
             if disposal.carry_out(self._trail)[1] < below:
-                raise RetentionError("a hold or other approvers came meanwhile; nothing was pruned")
+                raise RetentionError("a hold came meanwhile; nothing was pruned")
         return below
 
     def apply(self) -> None:
@@ -403,29 +406,40 @@ class Retention(RetentionReader):
 
     def _name(self, note: str, before: Approvers, actor: str, reason: str) -> Receipt:
         """Record an appointment, the only one after `before`: of two that were made at once the second is refused."""
+        details = {"order": note}
+        draft = {"action": governance.APPROVERS, "actor": actor, "reason": reason, "details": details}
+        with self._of(before):
+            return self._trail.append_own(draft, _key(before))
+
+    @contextmanager
+    def _of(self, approvers: Approvers) -> Generator[None]:
+        """Say of an entry that was refused that others were named meanwhile, where that is why."""
         try:
-            return self._trail.append_own(
-                {
-                    "action": governance.APPROVERS,
-                    "actor": actor,
-                    "reason": reason,
-                    "details": {"order": note},
-                },
-                f"{governance.APPROVERS}\n{before.after}",  # no row of an outbox or spool may have such a key
-            )
+            yield
         except AuditWriteError:
-            if self.approvers().index == before.index:
+            if self.approvers().index == approvers.index:
                 raise
             raise RetentionError(
                 "approvers were named meanwhile; look who they are, and begin again"
             ) from None
 
     def _record(
-        self, action: str, actor: str, reason: str, details: dict[str, Any], subject: str | None = None
+        self,
+        action: str,
+        actor: str,
+        reason: str,
+        details: dict[str, Any],
+        subject: str | None = None,
+        unless: str | None = None,
     ) -> Receipt:
-        return self._trail.append_own(
-            {"action": action, "actor": actor, "reason": reason, "details": details, "subject": subject}
-        )
+        draft = {
+            "action": action,
+            "actor": actor,
+            "reason": reason,
+            "details": details,
+            "subject": subject,
+        }
+        return self._trail.append_own(draft, None, unless)
 
 
 def approve(order: str, approver: Signer) -> str:
@@ -449,6 +463,11 @@ def _meets(order: Order, first: int, last: int) -> bool:
 
 def _belongs(kept: RecordClass, action: str) -> bool:
     return any(fnmatchcase(action, pattern) for pattern in kept.actions)
+
+
+def _key(before: Approvers) -> str:
+    """Return the key of the only appointment after `before`; no row of an outbox or spool may have such a key."""
+    return f"{governance.APPROVERS}\n{before.after}"
 
 
 def _check_there(connection: ReadConnection, below: int) -> None:

@@ -99,10 +99,15 @@ class AuditTrail(LogReader):
         self._merge(self._timeout_seconds)
         return self._access.writer().append(self.encode(draft), self._timeout_seconds)
 
-    def append_own(self, draft: Mapping[str, object], key: str | None = None) -> Receipt:
-        """Record an entry of healthobs' own, by which the trail governs itself or a control reports; one under a `key`."""
+    def append_own(
+        self, draft: Mapping[str, object], key: str | None = None, unless: str | None = None
+    ) -> Receipt:
+        """Record an entry of healthobs' own, by which the trail governs itself or a control reports; one under a `key`.
+
+        None where there is one under the key `unless`.
+        """
         body = self._encoder.own(draft, self._timeout_seconds)
-        return self._access.writer().append(body, self._timeout_seconds, key)
+        return self._access.writer().append(body, self._timeout_seconds, key, unless)
 
     def append_or_spool(self, draft: Mapping[str, object] | AuditDraft) -> Receipt | None:
         """Record an entry and return once it is durable, in the spool where the store does not take it.

@@ -38,10 +38,11 @@ _MAX_CROWD = 64
 class _Job:
     """An entry between its caller and the thread: two bare locks, because a `Future` costs both about 20 µs."""
 
-    __slots__ = ("_outcome", "_settled", "_taken", "body", "index", "key", "leaf")
+    __slots__ = ("_outcome", "_settled", "_taken", "body", "index", "key", "leaf", "unless")
 
-    def __init__(self, body: bytes, key: str | None) -> None:
+    def __init__(self, body: bytes, key: str | None, unless: str | None = None) -> None:
         self.body, self.leaf, self.key, self.index = body.decode(), leaf_hash(body), key, store.TAKEN
+        self.unless = unless
         self._taken, self._settled = threading.Lock(), threading.Lock()
         self._settled.acquire()
         self._outcome: Receipt | AuditWriteError | None = None
@@ -91,24 +92,27 @@ class Writer:
         #: The highest checkpoint this process has seen; the log may never be found below it.
         self.floor: Checkpoint | None = None
 
-    def append(self, body: bytes, timeout_seconds: float, key: str | None = None) -> Receipt:
+    def append(
+        self, body: bytes, timeout_seconds: float, key: str | None = None, unless: str | None = None
+    ) -> Receipt:
         """Return once the entry is durable.
 
         Args:
             body: Its bytes.
             timeout_seconds: How long to wait.
             key: Row of an outbox or spool; handed over twice, it is one entry.
+            unless: A key; where an entry has it by the moment of the commit, this one is refused.
 
         Raises:
             AuditWriteError: It is not, or nobody can tell within the time.
         """
-        (receipt,) = self.append_all([(key, body)], timeout_seconds)
+        (receipt,) = self.append_all([(key, body)], timeout_seconds, unless)
         if receipt is None:
             raise AuditWriteError("the audit entry's key has another entry in the log")
         return receipt
 
     def append_all(
-        self, rows: Iterable[tuple[str | None, bytes]], timeout_seconds: float
+        self, rows: Iterable[tuple[str | None, bytes]], timeout_seconds: float, unless: str | None = None
     ) -> list[Receipt | None]:
         """Return once every entry is durable; they are written in this order, see `append`.
 
@@ -118,7 +122,7 @@ class Writer:
         Raises:
             AuditWriteError: One of them is not; the others may be.
         """
-        jobs = [self._enqueue(key, body) for key, body in rows]
+        jobs = [self._enqueue(key, body, unless) for key, body in rows]
         deadline = time.monotonic() + timeout_seconds
         try:
             return [job.result(deadline - time.monotonic()) for job in jobs]
@@ -130,12 +134,12 @@ class Writer:
                 "look for a process that holds its lock, or a slow disk"
             ) from None
 
-    def _enqueue(self, key: str | None, body: bytes) -> _Job:
+    def _enqueue(self, key: str | None, body: bytes, unless: str | None = None) -> _Job:
         if self._queue.qsize() >= MAX_WAITING:
             raise AuditWriteError(
                 "too many audit entries wait for the disk; reduce the load or use a faster one"
             )
-        job = _Job(body, key)
+        job = _Job(body, key, unless)
         self._start()
         self._queue.put(job)
         return job
@@ -243,6 +247,8 @@ class Writer:
         for job in batch:
             key = tree.size if job.key is None else job.key
             known = self._known(connection, job, fresh.get(key))
+            if job.unless in fresh or _is_taken(connection, job.unless):
+                known = store.TAKEN
             job.index = tree.size if known is None else known
             if known is None:
                 fresh[key] = job
@@ -310,6 +316,10 @@ class Writer:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _is_taken(connection: Connection, key: str | None) -> bool:
+    return key is not None and store.sequenced(connection, key, b"") is not None
 
 
 def _reason(exc: Exception) -> str:
