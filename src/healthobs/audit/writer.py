@@ -247,7 +247,9 @@ class Writer:
         for job in batch:
             key = tree.size if job.key is None else job.key
             known = self._known(connection, job, fresh.get(key))
-            if job.unless in fresh or _is_taken(connection, job.unless):
+            if job.unless is not None and (
+                job.unless in fresh or store.sequenced(connection, job.unless, b"") is not None
+            ):
                 known = store.TAKEN
             job.index = tree.size if known is None else known
             if known is None:
@@ -316,10 +318,6 @@ class Writer:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-
-def _is_taken(connection: Connection, key: str | None) -> bool:
-    return key is not None and store.sequenced(connection, key, b"") is not None
 
 
 def _reason(exc: Exception) -> str:
