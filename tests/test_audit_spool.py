@@ -393,7 +393,9 @@ class TestTrailWithSpool:
         """While the store hangs, care waits two seconds at most, the merge included, and after a failed one not at all."""
         now, tried = 1_000.0, list[int]()
 
-        def hang(_writer: Writer, rows: Iterable[object], timeout_seconds: float) -> None:
+        def hang(
+            _writer: Writer, rows: Iterable[object], timeout_seconds: float, _unless: str | None = None
+        ) -> None:
             nonlocal now
             now += timeout_seconds
             tried.append(len(list(rows)))
