@@ -124,7 +124,7 @@ def _initialise(place: Store, key_file: Path, service: str, origin: str | None) 
         The signer of the log, and the key before it when it has not signed anything yet.
     """
     # The key is asked before anybody looks for the file: another process may make it, and then write that down, meanwhile.
-    if place.path is not None and keys.begun(key_file, place.name) is not None and not place.path.exists():
+    if place.path is not None and keys.begun(key_file, place.name) is not None and _is_gone(place.path):
         raise keys.gone(key_file, "audit trail")
     with place.initialising() as connection:
         known = store.read_log(connection)
@@ -137,6 +137,11 @@ def _initialise(place: Store, key_file: Path, service: str, origin: str | None) 
         note = signer.checkpoint(0, merkle.EMPTY_ROOT).note
         store.begin_log(connection, signer.name, signer.vkey, note)
         return signer, None
+
+
+def _is_gone(path: Path) -> bool:
+    """Return whether no log was ever written there: no file, or one of nothing, which to open for writing would fill (WAL)."""
+    return not path.exists() or path.stat().st_size == 0
 
 
 def _known_signer(
