@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.another_writer import another_writer
 
 from healthobs.compliance import ProbeContext
 from payment_bench import Gateway
 from reference_services._kit import ServiceSettings
 from reference_services.payment_gateway import cards, domain, store
 from reference_services.payment_gateway.api import INFO, create_app
-from reference_services.payment_gateway.controls import CANARY, controls
+from reference_services.payment_gateway.controls import CANARY, _files, controls
 
 
 class TestControls:
@@ -43,6 +44,13 @@ class TestControls:
         assert [run(name) for name in ("S-sod", "S-dual")] == [("pass", 1), ("pass", 1)]
         assert run("C-3.5.db")[0] == "pass"
         assert len(gateway.database("SELECT * FROM token")) == 2
+
+    def test_the_search_of_files_lets_no_second_writer_in(self, gateway: Gateway) -> None:
+        """The service's own connections hold locks by the process: to close a file of theirs would drop them."""
+        service = gateway.world["payment-gateway"].extensions["payment-gateway"]
+        with service.kit.transaction():
+            assert len(list(_files(service))) > 2
+            assert another_writer(Path(service.kit.engine.url.database)) == "database is locked"
 
     def test_empty(self, run: Any) -> None:
         """Nothing stored is nothing wrong."""

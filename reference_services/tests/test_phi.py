@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.another_writer import another_writer
 
 from healthobs.compliance import ProbeContext
 from healthobs.testing import assert_no_phi
 from phi_bench import Phi, record
 from reference_services.phi import domain as phi_domain
-from reference_services.phi.controls import controls
+from reference_services.phi.controls import _stored, controls
 from reference_services.phi.crypto import Vault
 
 
@@ -519,6 +520,13 @@ class TestControls:
             ]
             == 1
         )
+
+    def test_the_search_of_files_lets_no_second_writer_in(self, phi: Phi) -> None:
+        """The service's own connections hold locks by the process: to close a file of theirs would drop them."""
+        service = phi.world["phi-service"].extensions["phi-service"]
+        with service.kit.transaction():
+            assert len(list(_stored(service, []))) > 0
+            assert another_writer(Path(service.kit.engine.url.database)) == "database is locked"
 
     def test_plain_record_in_the_database(self, phi: Phi) -> None:
         """A row that somebody stored readable is no envelope."""

@@ -136,6 +136,16 @@ def connect_pragmas(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> t
     )
 
 
+def make_file(path: Path) -> None:
+    """Make an empty file that its owner only can read; one that is there is not opened, see `healthobs.files`.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
 def _text(raw: bytes) -> str | bytes:
     """Read text as text, and what is none (somebody tampered with it) as it is."""
     try:
@@ -179,7 +189,7 @@ class SqliteStore:
         """
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            make_file(self._path)
             sync_directory(self._path.parent)
         except OSError as exc:
             reason = exc.strerror or type(exc).__name__

@@ -6,7 +6,6 @@ A row is a token, a keyed hash by which it is found, and the identifier sealed; 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Protocol
 
 from healthobs.audit import keys
 from healthobs.audit.forking import ForkGate
-from healthobs.audit.sqlite import BUSY_TIMEOUT_MILLIS, connect_pragmas, forget, path_of
+from healthobs.audit.sqlite import BUSY_TIMEOUT_MILLIS, connect_pragmas, forget, make_file, path_of
 from healthobs.exceptions import AuditError, ConfigurationError
 
 #: Token, hash and sealed identifier.
@@ -164,7 +163,7 @@ class SqliteRows:
                 if begun:
                     raise keys.gone(self._key_file, "subject map")
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                make_file(self._path)
                 keys.sync_directory(self._path.parent)
             address = f"{self._path.absolute().as_uri()}?mode=rw"
             with (

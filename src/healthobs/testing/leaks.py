@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
+from healthobs.files import read_raw
+
 SHORTEST = 6
 _SQLITE = b"SQLite format 3\0"
 _SEPARATED_DIGITS = 7
@@ -113,7 +115,7 @@ def _contents(places: Iterable[Path | str | bytes]) -> Iterator[tuple[str, bytes
 
 
 def _file(path: Path) -> Iterator[tuple[str, bytes]]:
-    content = path.read_bytes()
+    content = read_raw(path)
     yield path.name, content
     if content.startswith(_SQLITE):
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:

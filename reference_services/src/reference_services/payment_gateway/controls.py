@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from healthobs.compliance import Control, Outcome, control
+from healthobs.files import read_raw
 from reference_services.payment_gateway import cards, domain, lifecycle, money, store
 
 if TYPE_CHECKING:
@@ -114,5 +115,4 @@ def no_card_stored(service: Service) -> Outcome:
 def _files(service: Service) -> Iterator[bytes]:
     for path in sorted(service.kit.settings.data_dir.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
-                yield file.read(MAX_SEARCHED_BYTES)
+            yield read_raw(path, MAX_SEARCHED_BYTES)
