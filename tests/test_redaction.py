@@ -294,6 +294,7 @@ class TestValue:
             (89, 89), (90, "[PHI:age]"), ("94", "[PHI:age]"), ("42", "42"), ("97 years", "[PHI:age]"),
             ("7 years", "7 years"), (Decimal(97), "[PHI:age]"), (Decimal(89), "89"), (97.5, "[PHI:age]"),
             (timedelta(days=97 * 366), "[PHI:age]"), (timedelta(days=2), 172_800.0),
+            (timedelta(days=90 * 365, seconds=1), "[PHI:age]"), (timedelta(days=90 * 365), 2_838_240_000.0),
             ({"value": 97, "unit": "a"}, {"value": "[PHI:age]", "unit": "a"}), ({"value": 9}, {"value": 9}),
             ({"name": "x"}, {"name": "[PHI:key]"}),
         ],

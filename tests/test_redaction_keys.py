@@ -166,6 +166,14 @@ class TestRedactor:
         redactor.changed({"step": NEEDLE})
         assert counted == {"trace ssn": 1}
 
+    def test_a_template_of_the_code_is_a_route_only(self) -> None:
+        """What the application declared as a path is shown as `http_route`, whatever it looks like, and under no other name."""
+        redactor = Redactor()
+        redactor.template("/patients/7654321")
+        assert redactor.label("http_route", "/patients/7654321") == "/patients/7654321"
+        assert "7654322" not in redactor.label("http_route", "/patients/7654322")
+        assert "7654321" not in redactor.label("step", "/patients/7654321")
+
     @pytest.mark.parametrize("name", ["step", "http_route"])
     def test_what_is_masked_in_a_label_counts_as_metric(self, name: str) -> None:
         """Whether the label is one of the conventions or one's own."""
