@@ -110,6 +110,18 @@ class TestTrail:
         with closing(open_trail(url, service="s", key_file=log.key_file)) as trail:
             assert trail.append(READ).index == 0
 
+    def test_where_it_is(self) -> None:
+        """What a key's `.logs` says of a log: server, port and database, and nobody's name or password."""
+        assert PostgresStore("postgresql://app:secret@db:5433/phi").name == "postgresql:db:5433:phi"
+        assert PostgresStore("postgresql:///phi").name == "postgresql:::phi"
+
+    def test_who_only_reads_cannot_write(self, log: Log) -> None:
+        """A connection is one that may write unless it is asked for as one that may not."""
+        store = PostgresStore(log.application)
+        for options, said in (({}, "off"), ({"read_only": True}, "on")):
+            with closing(store.connect(**options)) as connection:
+                assert connection.execute("SHOW default_transaction_read_only") == [(said,)]
+
     def test_one_makes_the_tables(self, postgres: Postgres, tmp_path: Path) -> None:
         """Whoever opens a new trail waits for who is at it, and then finds the tables."""
         url = postgres.url(postgres.database())
