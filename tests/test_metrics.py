@@ -351,6 +351,14 @@ class TestExemplars:
         assert registry.get_sample_value("h_seconds_count", {"x": "a"}) == 2
 
 
+def exemplars_of(metrics: Metrics) -> list[dict[str, str]]:
+    """Return the labels of each exemplar: as it is exposed, in multiprocess mode as it is kept."""
+    if metrics.multiprocess:
+        return [dict(exemplar.labels) for exemplar in metrics.kept.values()]
+    text = metrics.exposition("application/openmetrics-text; version=1.0.0")[1].decode()
+    return [s.exemplar.labels for family in parse_openmetrics(text) for s in family.samples if s.exemplar]
+
+
 class TestRedactedExemplars:
     """What an exemplar of our own series may say."""
 
@@ -366,12 +374,7 @@ class TestRedactedExemplars:
         for ward, amount in (("a", 0.3), ("beyond the cap", 99.0)):
             series.labels(ward).observe(amount, {**ids, "patient": NAME, NAME: "1", "step": NAME})
             series.labels(ward).observe(0.04, {"trace_id": NAME})
-        if several:
-            shown = [exemplar.labels for exemplar in metrics.kept.values()]
-        else:
-            text = metrics.exposition("application/openmetrics-text; version=1.0.0")[1].decode()
-            families = parse_openmetrics(text)
-            shown = [s.exemplar.labels for family in families for s in family.samples if s.exemplar]
+        shown = exemplars_of(metrics)
         safe = [{"trace_id": "[PHI:strict]"}, {**ids, "patient": "[PHI:key]", "step": "[PHI:strict]"}]
         assert sorted(shown, key=len) == [safe[0], safe[0], safe[1], safe[1]]
 
@@ -400,12 +403,7 @@ class TestRedactedExemplars:
         series.observe(0.3, whole)
         no_texts: Any = {"step": 5, 5: "x", "ward": "\ud800"}
         series.observe(0.04, no_texts)
-        if several:
-            shown = [exemplar.labels for exemplar in metrics.kept.values()]
-        else:
-            text = metrics.exposition("application/openmetrics-text; version=1.0.0")[1].decode()
-            families = parse_openmetrics(text)
-            shown = [s.exemplar.labels for family in families for s in family.samples if s.exemplar]
+        shown = exemplars_of(metrics)
         marks = {f"step{n}": "[PHI:email]" for n in range(5)}
         assert sorted(shown, key=len) == [{"step": "5", "ward": "?"}, {**ids, **marks}]
 

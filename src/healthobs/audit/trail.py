@@ -102,9 +102,15 @@ class AuditTrail(LogReader):
     def append_own(
         self, draft: Mapping[str, object], key: str | None = None, unless: str | None = None
     ) -> Receipt:
-        """Record an entry of healthobs' own, by which the trail governs itself or a control reports; one under a `key`.
+        """Record an entry of healthobs' own, by which the trail governs itself or a control reports.
 
-        None where there is one under the key `unless`.
+        Args:
+            draft: Its fields.
+            key: What no other entry may have.
+            unless: Another key; nothing is recorded where an entry has it by the moment of the commit.
+
+        Raises:
+            AuditWriteError: It is not recorded, because of one of the keys or of the store.
         """
         body = self._encoder.own(draft, self._timeout_seconds)
         return self._access.writer().append(body, self._timeout_seconds, key, unless)
