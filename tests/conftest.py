@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from healthobs.testing import Capture
+from reference_services.demo.ports import reserved_ports
 
 
 @pytest.fixture
@@ -14,3 +15,10 @@ def capture() -> Iterator[Capture]:
     """Give an `Observability` in force, in memory, with fixed ids and clock; validated at the end."""
     with Capture() as captured:
         yield captured
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """Give a port on which nobody listens, and nobody else will during the test."""
+    with reserved_ports(1) as ports:
+        yield ports[0]

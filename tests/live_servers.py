@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,15 +21,10 @@ import urllib3
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from reference_services.demo.ports import reserved_ports
+
 START_SECONDS = 30.0
 _T = TypeVar("_T")
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 @dataclass(slots=True)
@@ -75,34 +69,34 @@ class Server:
 @contextmanager
 def serving(directory: Path, line: list[str], *, ready: bool = True, **environ: str) -> Iterator[Server]:
     """Run `line` in `directory`; in it and in `environ`, PORT and OPS stand for two free ports."""
-    port, ops_port = free_port(), free_port()
-    ports = {"PORT": str(port), "OPS": str(ops_port)}
-    log = directory / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *(ports.get(part, part.replace(":PORT", f":{port}")) for part in line)],
-            cwd=directory,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")]),
-                **{name: ports.get(value, value) for name, value in environ.items()},
-            },
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    server = Server(process, port, ops_port, log)
-    try:
-        if ready:
-            server.wait_ready()
-        yield server
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(15)
+    with reserved_ports(2) as (port, ops_port):
+        ports = {"PORT": str(port), "OPS": str(ops_port)}
+        log = directory / "server.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, *(ports.get(part, part.replace(":PORT", f":{port}")) for part in line)],
+                cwd=directory,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")]),
+                    **{name: ports.get(value, value) for name, value in environ.items()},
+                },
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        server = Server(process, port, ops_port, log)
+        try:
+            if ready:
+                server.wait_ready()
+            yield server
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(15)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait(15)
 
 
 @dataclass

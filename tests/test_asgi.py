@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -452,12 +451,10 @@ init_app(app, Observability(Settings(service_name="svc", prefix="svc", endpoints
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
+def server(tmp_path: Path, free_port: int) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
     """Run uvicorn with two workers; give base URL, process and the file of its log lines."""
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "metrics").mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     environment = {
         **os.environ,
         "PYTHONPATH": str(tmp_path),
@@ -471,12 +468,12 @@ def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]
         "--workers",
         "2",
         "--port",
-        str(port),
+        str(free_port),
         "--no-access-log",
     ]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=log)
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{free_port}"
     try:
         with urllib3.PoolManager(retries=False) as pool:
             for _ in range(300):

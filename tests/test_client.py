@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -305,12 +304,10 @@ class TestNoAnswer:
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
-    def test_nobody_listens(self, make: Make) -> None:
+    def test_nobody_listens(self, make: Make, free_port: int) -> None:
         """A refused connection."""
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            port = closed.getsockname()[1]
         with pytest.raises(ClientError, match=r"billing gave no answer \(connection_refused\)"):
-            make(base_url=f"http://127.0.0.1:{port}").request("GET", "/")
+            make(base_url=f"http://127.0.0.1:{free_port}").request("GET", "/")
 
     def test_not_tls(self, server: Server, make: Make) -> None:
         """A peer that does not speak TLS where it should."""

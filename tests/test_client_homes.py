@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-import socket
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -221,10 +220,9 @@ class TestTelemetry:
         (span,) = capture.spans
         assert ((span.attributes or {})["error.type"], span.status.description) == (word, word)
 
-    def test_nobody_listens(self, send: Send, capture: Capture) -> None:
+    def test_nobody_listens(self, send: Send, capture: Capture, free_port: int) -> None:
         """A refused connection."""
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        url = f"http://127.0.0.1:{free_port}"
         with pytest.raises((requests.ConnectionError, httpx.ConnectError)):
             send(Peer(url, "lab"), "GET", url)
         assert (capture.spans[0].attributes or {})["error.type"] == "connection_refused"

@@ -19,6 +19,7 @@ from gunicorn.http import errors
 from healthobs import Settings
 from healthobs.gunicorn_errors import handle_error, refusal
 from healthobs.testing import Capture
+from reference_services.demo.ports import reserved_ports
 
 APP = """
 from flask import Flask, request
@@ -49,32 +50,31 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path
     """Run a real gunicorn; gives its port and what it has written to standard error."""
     folder = tmp_path_factory.mktemp("gunicorn")
     (folder / "app.py").write_text(APP, encoding="utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [
-        "-m",
-        "gunicorn",
-        "app:app",
-        "--config",
-        "python:healthobs.gunicorn",
-        "--worker-class",
-        "gthread",
-    ]
-    log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *command, "--bind", f"127.0.0.1:{port}", "--no-control-socket"],
-            cwd=folder, stdout=output, stderr=output, env={**os.environ},
-        )  # fmt: skip
-    try:
-        end = time.monotonic() + 30
-        while not sent(port, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").endswith(b"ok"):
-            assert time.monotonic() < end, log.read_text(encoding="utf-8")
-            time.sleep(0.1)
-        yield port, log
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    with reserved_ports(1) as (port,):
+        command = [
+            "-m",
+            "gunicorn",
+            "app:app",
+            "--config",
+            "python:healthobs.gunicorn",
+            "--worker-class",
+            "gthread",
+        ]
+        log = folder / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, *command, "--bind", f"127.0.0.1:{port}", "--no-control-socket"],
+                cwd=folder, stdout=output, stderr=output, env={**os.environ},
+            )  # fmt: skip
+        try:
+            end = time.monotonic() + 30
+            while not sent(port, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").endswith(b"ok"):
+                assert time.monotonic() < end, log.read_text(encoding="utf-8")
+                time.sleep(0.1)
+            yield port, log
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
 
 
 def sent(port: int, request: bytes) -> bytes:

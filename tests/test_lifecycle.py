@@ -284,11 +284,11 @@ class TestHooks:
         gunicorn.on_starting(master)
         assert not (tmp_path / "counter_1.db").exists()
 
-    def test_the_ops_port_is_handed_on(self, master: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_ops_port_is_handed_on(
+        self, master: Any, monkeypatch: pytest.MonkeyPatch, free_port: int
+    ) -> None:
         """After SIGUSR2 the new master has the old one's listening socket, and can be started as it was."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        monkeypatch.setenv("HEALTHOBS_OPS_PORT", str(port))
+        monkeypatch.setenv("HEALTHOBS_OPS_PORT", str(free_port))
         gunicorn.on_starting(master)
         gunicorn.pre_exec(master)
         descriptor = master.cfg.env_orig["HEALTHOBS_OPS_FD"]
@@ -298,7 +298,7 @@ class TestHooks:
         monkeypatch.setenv("GUNICORN_PID", "1")
         monkeypatch.setenv("HEALTHOBS_OPS_FD", descriptor)
         gunicorn.on_starting(master)
-        assert master.healthobs.ops.getsockname()[1] == port
+        assert master.healthobs.ops.getsockname()[1] == free_port
 
     def test_a_worker_takes_its_row_and_gives_it_back(
         self, master: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -393,10 +393,10 @@ class TestServe:
 class TestStart:
     """`start`, for servers without hooks."""
 
-    def test_what_the_settings_ask_for(self, master: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_the_settings_ask_for(
+        self, master: Any, monkeypatch: pytest.MonkeyPatch, free_port: int
+    ) -> None:
         """Ops port and drain when asked for; nothing is taken over otherwise."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
         kept = signal.getsignal(signal.SIGTERM)
         monkeypatch.setattr(Keeper, "start", lambda _keeper: None)
         plain = Observability(Settings())
@@ -405,9 +405,9 @@ class TestStart:
         start(plain)
         assert beats == []
         assert (signal.getsignal(signal.SIGTERM), _runtime.process.board) == (kept, None)
-        asked = Observability(Settings(ops_port=port, drain_delay_seconds=60))
+        asked = Observability(Settings(ops_port=free_port, drain_delay_seconds=60))
         start(asked)
-        assert TestOpsPort.ask(port, "/health")[0] == 200
+        assert TestOpsPort.ask(free_port, "/health")[0] == 200
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.health.state == "draining"
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -430,7 +430,7 @@ class TestStart:
     @pytest.mark.skipif(sys.platform != "linux", reason="the abstract namespace is Linux's")
     @pytest.mark.parametrize("forked", [False, True])
     def test_workers_of_a_supervisor_take_turns(
-        self, monkeypatch: pytest.MonkeyPatch, *, forked: bool
+        self, monkeypatch: pytest.MonkeyPatch, free_port: int, *, forked: bool
     ) -> None:
         """One worker opens the ops port, the next waits until it is free; who is no worker does not wait."""
         opened: list[OpsServer] = []
@@ -438,13 +438,11 @@ class TestStart:
         monkeypatch.setattr(OpsServer, "start", lambda server: (opened.append(server), begin(server)))
         monkeypatch.setattr(Keeper, "start", lambda _keeper: None)
         monkeypatch.setattr(single, "_RETRY_SECONDS", 0.01)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
         if forked:
             monkeypatch.setenv("SERVER_SOFTWARE", "gunicorn/25.0.0")
         else:
             monkeypatch.setattr(single, "parent_process", object)
-        one, two = (Observability(Settings(ops_port=port, log_level="critical")) for _ in range(2))
+        one, two = (Observability(Settings(ops_port=free_port, log_level="critical")) for _ in range(2))
         start(one)
         start(two)
         assert [server.endpoints._obs for server in opened] == [one]
@@ -455,7 +453,7 @@ class TestStart:
         opened[0].shutdown()
         opened[0].server_close()
         until(lambda: len(opened) == 2 and opened[1].endpoints._obs is two)
-        assert TestOpsPort.ask(port, "/health")[0] == 200
+        assert TestOpsPort.ask(free_port, "/health")[0] == 200
         opened[1].shutdown()
         opened[1].server_close()
         for obs in (one, two):

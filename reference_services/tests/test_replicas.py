@@ -18,6 +18,7 @@ import urllib3
 
 from healthobs.audit.command import main as audit
 from reference_services.demo import cluster
+from reference_services.demo.ports import reserved_ports
 
 PAYER = cluster.Identity("payer", ("payment:write", "payment:read"), ("billing",))
 KEYS = 40
@@ -29,8 +30,7 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 class Replicas:
     """auth-service, and two payment-gateways that share folder, database, keys and audit trail."""
 
-    def __init__(self, base: Path) -> None:
-        ports = cluster.free_ports(3)
+    def __init__(self, base: Path, ports: list[int]) -> None:
         self.urls = [f"http://127.0.0.1:{port}" for port in ports]
         self.environment = cluster.environment_of(base, {"auth-service": self.urls[0]}, "", (PAYER,))
         self.environment.pop("OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -83,9 +83,10 @@ class Replicas:
 @pytest.fixture
 def replicas(tmp_path: Path) -> Iterator[Replicas]:
     """Two replicas and who issues their tokens."""
-    made = Replicas(tmp_path)
-    yield made
-    made.close()
+    with reserved_ports(3) as ports:
+        made = Replicas(tmp_path, ports)
+        yield made
+        made.close()
 
 
 def test_a_killed_replica_charges_nobody_twice(

@@ -17,6 +17,7 @@ from healthobs import ConfigurationError
 from healthobs.audit.checkpoint import Verifier
 from reference_services._kit import ServiceSettings, witnessing
 from reference_services.demo import cluster
+from reference_services.demo.ports import reserved_ports
 from reference_services.services import SERVICES
 from service_world import World
 
@@ -147,11 +148,15 @@ class TestServers:
     """phi-service with two workers, witnessed by auth-service."""
 
     @pytest.fixture
-    def start(self, tmp_path: Path) -> Iterator[Callable[[str], cluster.Service]]:
+    def ports(self) -> Iterator[list[int]]:
+        """Where the two listen."""
+        with reserved_ports(2) as ports:
+            yield ports
+
+    @pytest.fixture
+    def start(self, tmp_path: Path, ports: list[int]) -> Iterator[Callable[[str], cluster.Service]]:
         """Start one of the two, which know each other's keys."""
-        urls = dict(
-            zip((AUTH, PHI), (f"http://127.0.0.1:{port}" for port in cluster.free_ports(2)), strict=True)
-        )
+        urls = {name: f"http://127.0.0.1:{port}" for name, port in zip((AUTH, PHI), ports, strict=True)}
         environment = cluster.environment_of(tmp_path, urls, "", ())
         del environment["OTEL_EXPORTER_OTLP_ENDPOINT"]
         vkeys = {}

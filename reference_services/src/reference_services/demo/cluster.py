@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 import urllib3
 
 from reference_services._kit import ServiceSettings, witnessing
+from reference_services.demo.ports import reserved_ports
 from reference_services.services import SERVICES
 
 START_TIMEOUT_SECONDS = 60.0
@@ -90,16 +90,6 @@ class StartError(Exception):
     """A service did not become ready; carries the end of its output."""
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback address that nothing listens on just now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [listener.getsockname()[1] for listener in sockets]
-    finally:
-        for listener in sockets:
-            listener.close()
-
-
 def environment_of(
     base: Path, urls: Mapping[str, str], otlp_url: str, identities: Iterable[Identity]
 ) -> dict[str, str]:
@@ -137,23 +127,21 @@ def running(
     Raises:
         StartError: A service exited or was not ready within a minute.
     """
-    urls = {
-        name: f"http://127.0.0.1:{port}"
-        for name, port in zip(SERVICES, free_ports(len(SERVICES)), strict=True)
-    }
-    environment = environment_of(base, urls, otlp_url, identities)
-    environment["WITNESSES_FILE"] = str(introduced(base))
-    services: dict[str, Service] = {}
-    try:
-        for name, url in urls.items():
-            more = {**extra.get("*", {}), **extra.get(name, {})}
-            services[name] = start(name, url, base / name, {**environment, **more})
-        for service in services.values():
-            wait_ready(service)
-        yield services
-    finally:
-        with ThreadPoolExecutor(len(SERVICES)) as pool:
-            list(pool.map(Service.stop, services.values()))
+    with reserved_ports(len(SERVICES)) as ports:
+        urls = {name: f"http://127.0.0.1:{port}" for name, port in zip(SERVICES, ports, strict=True)}
+        environment = environment_of(base, urls, otlp_url, identities)
+        environment["WITNESSES_FILE"] = str(introduced(base))
+        services: dict[str, Service] = {}
+        try:
+            for name, url in urls.items():
+                more = {**extra.get("*", {}), **extra.get(name, {})}
+                services[name] = start(name, url, base / name, {**environment, **more})
+            for service in services.values():
+                wait_ready(service)
+            yield services
+        finally:
+            with ThreadPoolExecutor(len(SERVICES)) as pool:
+                list(pool.map(Service.stop, services.values()))
 
 
 def introduced(base: Path) -> Path:
