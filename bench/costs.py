@@ -126,5 +126,4 @@ def import_ratio() -> float:
             (float(in_own_process(theirs, **compiled)), float(in_own_process(ours, **compiled)))
             for _ in range(25)
         ]
-    part, whole = map(min, zip(*rounds, strict=True))
-    return whole / part - 1
+    return min(whole for _, whole in rounds) / min(part for part, _ in rounds) - 1
