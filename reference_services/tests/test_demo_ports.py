@@ -26,7 +26,9 @@ def given() -> set[int]:
         return ports
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ports are not kept")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux lets a server listen on the address of a bound socket"
+)
 def test_nobody_is_given_a_reserved_port() -> None:
     """Of thousands who ask for any port none gets one; once they are free again, some do."""
     with reserved_ports(RESERVED) as ports:
