@@ -54,7 +54,7 @@ class Server:
             except urllib3.exceptions.HTTPError:
                 pass
             time.sleep(0.05)
-        raise AssertionError("the server did not get ready:\n" + self.log.read_text(errors="replace"))
+        raise AssertionError("the server did not get ready")
 
     def children(self) -> set[int]:
         """Return the pids of the workers."""
@@ -89,6 +89,9 @@ def serving(directory: Path, line: list[str], *, ready: bool = True, **environ: 
             if ready:
                 server.wait_ready()
             yield server
+        except AssertionError as exc:
+            exc.add_note(f"the server's log:\n{log.read_text(errors='replace')}")
+            raise
         finally:
             if process.poll() is None:
                 process.terminate()

@@ -50,7 +50,8 @@ api.get("/thread")(hold)
 app = init_app(api, obs)
 """
 LINE = ["-m", "uvicorn", "app:app", "--port", "PORT", "--log-level", "warning", "--no-access-log"]
-TWO = [*LINE, "--workers", "2"]
+#: The supervisor gives a worker that starts, and with it the replacement of all, no more than that time; 5 s are its default.
+TWO = [*LINE, "--workers", "2", "--timeout-worker-healthcheck", "30"]
 WORKERS = pytest.mark.parametrize("line", [LINE, TWO], ids=["one process", "two workers"])
 
 
@@ -129,8 +130,9 @@ class TestOpsPort:
             for worker in sorted(workers(server)):
                 os.kill(worker, signal.SIGKILL)
                 until(lambda gone=worker: gone not in workers(server) and ops_ready(server))  # type: ignore[misc]
+            until(lambda: len(workers(server)) == 2)
+            before = workers(server)  # read before any is replaced
             server.process.send_signal(signal.SIGHUP)
-            before = workers(server)
             until(lambda: not before & workers(server) and ops_ready(server))
 
     @WORKERS
@@ -152,7 +154,15 @@ def unwell(server: Server) -> dict[str, str] | None:
 
 def workers(server: Server) -> set[int]:
     """Return the pids of the workers; the supervisor has a helper process besides."""
-    return {pid for pid in server.children() if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    return {pid for pid in server.children() if b"spawn_main" in command_line(pid)}
+
+
+def command_line(pid: int) -> bytes:
+    """Return it; nothing of a process that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @WORKERS
