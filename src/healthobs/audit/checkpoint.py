@@ -170,6 +170,11 @@ def _public_key(raw: bytes) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(raw)
 
 
+def to_base64(raw: bytes) -> str:
+    """Return bytes as base64, without a line's end."""
+    return binascii.b2a_base64(raw, newline=False).decode()
+
+
 def from_base64(text: str) -> bytes:
     """Return the bytes behind canonical `text`; none when it is not base64."""
     try:
@@ -204,7 +209,7 @@ class Signer:
             public = key.public_key().public_bytes_raw()
             identifier = key_id(name, ED25519, public)
             self._keys.append((identifier, key))
-            vkeys.append(f"{name}+{identifier.hex()}+{base64.b64encode(ED25519 + public).decode()}")
+            vkeys.append(f"{name}+{identifier.hex()}+{to_base64(ED25519 + public)}")
         self.vkeys: tuple[str, ...] = tuple(vkeys)
         self.vkey: str = vkeys[0]
 
@@ -214,14 +219,14 @@ class Signer:
 
     def lines(self, text: str) -> str:
         """Return the signature lines alone, one for each key."""
-        return "".join(
-            f"— {self.name} {base64.b64encode(identifier + key.sign(text.encode())).decode()}\n"
-            for identifier, key in self._keys
-        )
+        signed, lines = text.encode(), ""
+        for identifier, key in self._keys:
+            lines += f"— {self.name} {to_base64(identifier + key.sign(signed))}\n"
+        return lines
 
     def checkpoint(self, size: int, root: bytes) -> Checkpoint:
         """Return the signed checkpoint of this log at `size`."""
-        text = f"{self.name}\n{size}\n{base64.b64encode(root).decode()}\n"
+        text = f"{self.name}\n{size}\n{to_base64(root)}\n"
         return Checkpoint(self.name, size, root, self.sign(text))
 
 

@@ -50,6 +50,8 @@ _UNSORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",
 _NULL = "null"
 _IDS = ("trace_id", "span_id", "request_id")
 _KNOWN = frozenset((*FIELDS, *_IDS))
+#: Fields of text, and how long each may be.
+_LIMITS = dict.fromkeys(_KNOWN - {"action", "outcome", "details"}, MAX_TEXT) | {"reason": MAX_REASON}
 _MEMBERS = frozenset({"v", "time", "service", "action", "outcome", "actor", "subject", "resource", "purpose",
                       "classification", "reason", "details", "salt", *_IDS})  # fmt: skip
 #: A member of entries where the settings declare tenants; entries without it are of the same format.
@@ -115,26 +117,25 @@ def encode(
         raise AuditWriteError(
             f"the audit entry has {unknown} unknown field(s); use {', '.join(FIELDS)} and put the rest into details"
         )
-
-    def text(name: str, limit: int = MAX_TEXT) -> str:
-        value = draft.get(name)
-        return _NULL if value is None else encode_basestring(_masked(name, value, limit, redactor, signal))
-
-    trace_id, span_id = _traced(draft, text("trace_id"), text("span_id"))
-    request_id, current = text("request_id"), getattr(_runtime.exchange.get(), "request_id", None)
+    texts = dict.fromkeys(_LIMITS, _NULL)
+    for name, value in draft.items():
+        if value is not None and name in texts:
+            texts[name] = encode_basestring(_masked(name, value, _LIMITS[name], redactor, signal))
+    trace_id, span_id = _traced(draft, texts["trace_id"], texts["span_id"])
+    request_id, current = texts["request_id"], getattr(_runtime.exchange.get(), "request_id", None)
     if request_id == _NULL and isinstance(current, str):
         request_id = encode_basestring(_masked("request_id", current, MAX_TEXT, redactor, signal))
     tenant = stated()
     whose = f'"{_TENANT}":{encode_basestring(tenant)},' if tenant else ""
     # Written out in the order of RFC 8785, for half of what it costs to make a dictionary, sort and encode it.
     encoded = (
-        f'{{"action":"{_word(draft, "action")}","actor":{{"id":{text("actor")},"kind":{text("actor_kind")}}},'
-        f'"classification":{text("classification")},"details":{_details(draft.get("details"), redactor, signal)},'
-        f'"outcome":"{_word(draft, "outcome", "ok")}","purpose":{text("purpose")},'
-        f'"reason":{text("reason", MAX_REASON)},"request_id":{request_id},'
-        f'"resource":{{"id":{text("resource_id")},"type":{text("resource_type")}}},'
+        f'{{"action":"{_word(draft, "action")}","actor":{{"id":{texts["actor"]},"kind":{texts["actor_kind"]}}},'
+        f'"classification":{texts["classification"]},"details":{_details(draft.get("details"), redactor, signal)},'
+        f'"outcome":"{_word(draft, "outcome", "ok")}","purpose":{texts["purpose"]},'
+        f'"reason":{texts["reason"]},"request_id":{request_id},'
+        f'"resource":{{"id":{texts["resource_id"]},"type":{texts["resource_type"]}}},'
         f'"salt":"{os.urandom(SALT_BYTES).hex()}","service":{encode_basestring(service)},"span_id":{span_id},'
-        f'"subject":{text("subject")},{whose}"time":"{rfc3339(moment)}","trace_id":{trace_id},"v":{FORMAT}}}'
+        f'"subject":{texts["subject"]},{whose}"time":"{rfc3339(moment)}","trace_id":{trace_id},"v":{FORMAT}}}'
     ).encode()
     if len(encoded) > MAX_BODY:
         raise AuditWriteError("the audit entry is longer than 65,535 bytes; record less in its details")
@@ -222,12 +223,14 @@ def _word(draft: Mapping[str, object], name: str, default: str | None = None) ->
 def _masked(name: str, text: object, limit: int, redactor: Redactor, signal: str) -> str:
     if not isinstance(text, str):
         _refuse(name)
-    text = _valid(text)
+    if not text.isascii():
+        text = _valid(text)
     if name == "purpose" and not is_purpose(text):
         return redactor.drop(text, signal=signal)
     if _SURROGATE.fullmatch(text) is not None:  # `is_opaque`, without a call in each entry
         return text
-    return _cut(redactor.text(text, signal=signal), limit)
+    redacted = redactor.text(text, signal=signal)
+    return redacted if len(redacted) <= limit else _cut(redacted, limit)
 
 
 def _refuse(name: str) -> NoReturn:

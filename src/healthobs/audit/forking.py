@@ -27,40 +27,44 @@ class ForkGate:
 
     def __init__(self, close_all: Callable[[], None]) -> None:
         self._close_all = close_all
-        self._condition = threading.Condition(threading.Lock())
-        self._inside = 0
-        self._forking = False
+        self._begin_anew()
         _watch(weakref.ref(self))
 
+    def _begin_anew(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._inside = 0
+        self._forking = False
+
     def __enter__(self) -> None:
-        with self._condition:
+        # Not the condition: each of its methods is a call, and every batch comes through here.
+        with self._lock:
             while self._forking:
-                self._condition.wait()
+                self._changed.wait()
             self._inside += 1
 
     def __exit__(self, *_exc: object) -> None:
-        with self._condition:
+        with self._lock:
             self._inside -= 1
-            self._condition.notify_all()
+            if self._forking:
+                self._changed.notify_all()
 
     def before(self) -> None:
         """Let nobody in, wait until nobody is inside, close everything; the lock is held over the fork."""
-        self._condition.acquire()
+        self._lock.acquire()
         self._forking = True
-        if self._condition.wait_for(lambda: self._inside == 0, MAX_WAIT_SECONDS):
+        if self._changed.wait_for(lambda: self._inside == 0, MAX_WAIT_SECONDS):
             self._close_all()
 
     def after_in_parent(self) -> None:
         """Go on as before."""
         self._forking = False
-        self._condition.notify_all()
-        self._condition.release()
+        self._changed.notify_all()
+        self._lock.release()
 
     def after_in_child(self) -> None:
         """Begin anew: of all threads only this one exists here."""
-        self._condition = threading.Condition(threading.Lock())
-        self._inside = 0
-        self._forking = False
+        self._begin_anew()
 
 
 def _watch(reference: weakref.ref[ForkGate]) -> None:

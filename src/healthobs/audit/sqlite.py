@@ -231,8 +231,9 @@ class SqliteConnection:
 
     def __init__(self, path: Path, *, read_only: bool, live: bool) -> None:
         self._path = path
+        self._name = str(path)
         self._lock: int | None = None
-        self._inode = _inode(path)
+        self._inode = _inode(self._name)
         uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only and not live else 'rw'}"
         if read_only and not live and _is_resting_wal(path):
             uri += "&immutable=1"
@@ -269,8 +270,13 @@ class SqliteConnection:
         except OSError as exc:
             raise _store_error(exc) from None
         try:
-            with self._transaction("BEGIN IMMEDIATE", "COMMIT"):
+            self.execute("BEGIN IMMEDIATE")
+            try:
                 yield
+                self.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
         finally:
             fcntl.flock(lock, fcntl.LOCK_UN)
 
@@ -309,10 +315,13 @@ class SqliteConnection:
             yield
             self.execute(end)
         except BaseException:
-            if self._connection.in_transaction:
-                with contextlib.suppress(StoreError):
-                    self.execute("ROLLBACK")
+            self._roll_back()
             raise
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            with contextlib.suppress(StoreError):
+                self.execute("ROLLBACK")
 
     def tables(self) -> set[str]:
         """Return the names of the tables that are there."""
@@ -372,7 +381,7 @@ class SqliteConnection:
     def usable(self) -> bool:
         """Return whether the file that is open still is the one under its name."""
         try:
-            return _inode(self._path) == self._inode
+            return _inode(self._name) == self._inode
         except OSError:
             return False
 
@@ -394,8 +403,8 @@ def _normal(statement: object) -> str:
     return " ".join(re.findall(r"[A-Za-z0-9_]+|[^ \t\n\f\r]", statement))
 
 
-def _inode(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _inode(name: str) -> tuple[int, int]:
+    status = os.stat(name)  # noqa: PTH116 - before every batch, and a Path's is four calls
     return status.st_dev, status.st_ino
 
 

@@ -82,6 +82,8 @@ class Writer:
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        #: Whether the thread takes entries; asking it is five calls.
+        self._running = False
         self._stopped = False
         self._stopping = False
         self._connection: Connection | None = None
@@ -140,13 +142,12 @@ class Writer:
                 "too many audit entries wait for the disk; reduce the load or use a faster one"
             )
         job = _Job(body, key, unless)
-        self._start()
+        if not self._running:
+            self._start()
         self._queue.put(job)
         return job
 
     def _start(self) -> None:
-        if self._thread is not None and self._thread.is_alive():
-            return
         with self._start_lock:
             if self._stopped:
                 raise AuditWriteError("the audit trail is closed; append before close()")
@@ -169,11 +170,15 @@ class Writer:
 
     def _run(self) -> None:
         """Write batches until told to stop; nothing that goes wrong ends the thread."""
-        while not self._stopping:
-            job = self._queue.get()
-            if job is None:
-                break
-            self._settle(job)
+        self._running = True
+        try:
+            while not self._stopping:
+                job = self._queue.get()
+                if job is None:
+                    break
+                self._settle(job)
+        finally:
+            self._running = False
         self._refuse_the_rest()
         with self._gate:
             self.release()
@@ -220,7 +225,8 @@ class Writer:
         """Take the lock, then fill `batch` and write it: whoever came while we waited for it is in it."""
         try:
             connection = self._connected()
-            self._await_crowd()
+            if self._crowd > 1:
+                self._await_crowd()
             with connection.writing():
                 tree = self._current_tree(connection).copy()
                 batch += self._gather(first)
@@ -246,7 +252,7 @@ class Writer:
         tiles: list[tuple[int, int, bytes]] = []
         for job in batch:
             key = tree.size if job.key is None else job.key
-            known = self._known(connection, job, fresh.get(key))
+            known = None if job.key is None else self._known(connection, job.key, job.leaf, fresh.get(key))
             if job.unless is not None and (
                 job.unless in fresh or store.sequenced(connection, job.unless, b"") is not None
             ):
@@ -266,13 +272,11 @@ class Writer:
         return checkpoint
 
     @staticmethod
-    def _known(connection: Connection, job: _Job, earlier: _Job | None) -> int | None:
-        """Return where the job's entry is already, in this batch or before; None when it is nowhere, or `store.TAKEN`."""
-        if job.key is None:
-            return None
+    def _known(connection: Connection, key: str, leaf: bytes, earlier: _Job | None) -> int | None:
+        """Return where the entry under a key is already, in this batch or before; None when it is nowhere, or `store.TAKEN`."""
         if earlier is not None:
-            return earlier.index if earlier.leaf == job.leaf else store.TAKEN
-        return store.sequenced(connection, job.key, job.leaf)
+            return earlier.index if earlier.leaf == leaf else store.TAKEN
+        return store.sequenced(connection, key, leaf)
 
     def _connected(self) -> Connection:
         """Return the connection; open it anew when the store under its name is another one."""

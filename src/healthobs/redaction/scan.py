@@ -35,6 +35,9 @@ Finding = tuple[int, int, str]
 _VAGUE = {"id": 1, "key": 2}
 
 _TRIGGER = re.compile(r"[0-9@:=]|[wW]{3}\.")
+#: Short text without any of these has nothing but what a word beside it gives away: `client-1`, `3 of 5`.
+_SHORT = 64
+_RISKY = re.compile(r"[@:=\\\x1b]|[wW]{3}\.|[a-z][A-Z]|\.[^.]*\.|(?:-[^-]*){5}|[0-9](?:[^0-9]*[0-9]){3}")
 _DIGIT = re.compile(r"[0-9]")
 _MARK = re.compile(r"\[PHI:[a-z_]{1,32}\]")
 _MARK_FOLDED = re.compile(r"\[phi:[a-z_]{1,32}\]")
@@ -188,8 +191,15 @@ def scan(text: str) -> tuple[str, tuple[str, ...]]:
         >>> scan("call 212-555-0123 about 078-05-1120")
         ('call [PHI:phone] about [PHI:ssn]', ('phone', 'ssn'))
     """
-    if len(text) <= SCAN_LIMIT and text.isascii() and _TRIGGER.search(text) is None:
-        return text, ()
+    if len(text) <= SCAN_LIMIT and text.isascii():
+        if _TRIGGER.search(text) is None:
+            return text, ()
+        if (
+            len(text) <= _SHORT
+            and _RISKY.search(text) is None
+            and _TELLING_WORDS.isdisjoint(text.lower().translate(_BLANKED).split())
+        ):
+            return text, ()
     result, kinds = _scan_once(text)
     # A mark can lay bare what the identifier before it hid (`0NAME=x`), so scan until nothing more is found.
     more, passes = kinds, 1
