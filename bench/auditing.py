@@ -93,7 +93,7 @@ def calls() -> int:
 
 
 def report() -> list[Bar]:
-    """Print two lines and return the bars."""
+    """Print a line and return the bars."""
     measured = in_own_process("from bench import auditing; print(*auditing.measure())")
     one, many = map(float, measured.split())
     counted = calls()

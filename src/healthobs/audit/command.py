@@ -10,13 +10,12 @@ import argparse
 import contextlib
 import json
 import sys
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from healthobs.audit import changes, export, governance, reading, store, tiles, verification
-from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint
+from healthobs.audit.checkpoint import NoteError, Verifier, open_checkpoint, to_base64
 from healthobs.audit.merkle import leaf_hash
 from healthobs.audit.reader import consistency, inclusion
 from healthobs.audit.records import Checkpoint, Verification
@@ -235,7 +234,11 @@ class _Command:
         if self._chosen.tlog_proof:
             _out(export.tlog_proof(proof, latest.note).removesuffix("\n"))
             return GOOD
-        shown = {"index": proof.index, "leaf": _b64(proof.leaf), "path": [_b64(node) for node in proof.path]}
+        shown = {
+            "index": proof.index,
+            "leaf": to_base64(proof.leaf),
+            "path": [to_base64(node) for node in proof.path],
+        }
         self._print({**shown, "checkpoint": _shown(latest), "vkey": self._verifier.vkey})
         return GOOD
 
@@ -249,11 +252,11 @@ class _Command:
 
     def _consistency(self) -> int:
         proof = consistency(self._connection, self._chosen.old, self._chosen.new, self._ring)
-        shown = {"old": proof.old, "new": proof.new, "path": [_b64(node) for node in proof.path]}
+        shown = {"old": proof.old, "new": proof.new, "path": [to_base64(node) for node in proof.path]}
         roots = [self._signed_root(size) for size in (proof.old, proof.new)]
         if roots[0] is not None and roots[1] is not None and not proof.verify(roots[0], roots[1]):
             return self._broken(f"the log of {proof.new} entries does not extend that of {proof.old}")
-        old_root, new_root = (None if root is None else _b64(root) for root in roots)
+        old_root, new_root = (None if root is None else to_base64(root) for root in roots)
         self._print({**shown, "old_root": old_root, "new_root": new_root, "vkey": self._verifier.vkey})
         return GOOD
 
@@ -313,13 +316,9 @@ def _shown(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "origin": checkpoint.origin,
         "size": checkpoint.size,
-        "root": _b64(checkpoint.root),
+        "root": to_base64(checkpoint.root),
         "note": checkpoint.note,
     }
-
-
-def _b64(raw: bytes) -> str:
-    return b64encode(raw).decode()
 
 
 def _out(line: str) -> None:

@@ -12,13 +12,12 @@ it. A cosignature counts for `fresh_seconds`.
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from healthobs.audit.checkpoint import NoteError, Opened, Verifier
+from healthobs.audit.checkpoint import NoteError, Opened, Verifier, to_base64
 from healthobs.clock import Clock
 from healthobs.exceptions import ConfigurationError, HealthobsError
 
@@ -169,7 +168,7 @@ class Witnesses:
 
     def _body(self, old: int, checkpoint: Checkpoint) -> bytes:
         path = self._trail.consistency_proof(old, checkpoint.size).path if old else ()
-        proof = "".join(f"{base64.b64encode(node).decode()}\n" for node in path)
+        proof = "".join(f"{to_base64(node)}\n" for node in path)
         return f"old {old}\n{proof}\n{checkpoint.note}".encode()
 
     def _accept(

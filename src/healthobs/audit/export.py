@@ -10,11 +10,11 @@ from __future__ import annotations
 import csv as csv_format
 import json
 import re
-from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from healthobs.audit import reading, store
+from healthobs.audit.checkpoint import to_base64
 from healthobs.audit.fhir import audit_event
 from healthobs.audit.records import InclusionProof
 from healthobs.audit.store import ReadConnection
@@ -80,5 +80,5 @@ def tlog_proof(proof: InclusionProof, note: str) -> str:
         note: The checkpoint, with witnesses' signatures if there are any.
     """
     lines = ["c2sp.org/tlog-proof@v1", f"index {proof.index}"]
-    lines += [b64encode(node).decode() for node in proof.path]
+    lines += [to_base64(node) for node in proof.path]
     return "\n".join([*lines, "", note])

@@ -270,7 +270,7 @@ class SqliteConnection:
         except OSError as exc:
             raise _store_error(exc) from None
         try:
-            self.execute("BEGIN IMMEDIATE")
+            self.execute("BEGIN IMMEDIATE")  # `_transaction` written out: every batch comes through here
             try:
                 yield
                 self.execute("COMMIT")

@@ -10,7 +10,6 @@ its state must be given a new key; one whose state was put back to an older copy
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import re
 import sqlite3
@@ -32,6 +31,7 @@ from healthobs.audit.checkpoint import (
     key_id,
     read_statement,
     split,
+    to_base64,
 )
 from healthobs.audit.forking import ForkGate
 from healthobs.audit.sqlite import connect_pragmas
@@ -81,12 +81,12 @@ class Cosigner:
         self._name = name
         self._key = private_key
         self._id = key_id(name, COSIGNATURE, public)
-        self.vkey: str = f"{name}+{self._id.hex()}+{base64.b64encode(COSIGNATURE + public).decode()}"
+        self.vkey: str = f"{name}+{self._id.hex()}+{to_base64(COSIGNATURE + public)}"
 
     def line(self, text: str, moment: int) -> str:
         """Return the signature line over a checkpoint's `text`, seen at POSIX time `moment`."""
         signature = moment.to_bytes(8) + self._key.sign(cosigned(text, moment).encode())
-        return f"— {self._name} {base64.b64encode(self._id + signature).decode()}\n"
+        return f"— {self._name} {to_base64(self._id + signature)}\n"
 
 
 class WitnessState:

@@ -82,7 +82,7 @@ class Writer:
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        #: Whether the thread takes entries; asking it is five calls.
+        #: Whether the thread takes entries: `is_alive` says so too, in five calls.
         self._running = False
         self._stopped = False
         self._stopping = False

@@ -35,8 +35,9 @@ Finding = tuple[int, int, str]
 _VAGUE = {"id": 1, "key": 2}
 
 _TRIGGER = re.compile(r"[0-9@:=]|[wW]{3}\.")
-#: Short text without any of these has nothing but what a word beside it gives away: `client-1`, `3 of 5`.
+#: What counts as short text.
 _SHORT = 64
+#: Short text without any of these has nothing but what a word beside it gives away: `client-1`, `3 of 5`.
 _RISKY = re.compile(r"[@:=\\\x1b]|[wW]{3}\.|[a-z][A-Z]|\.[^.]*\.|(?:-[^-]*){5}|[0-9](?:[^0-9]*[0-9]){3}")
 _DIGIT = re.compile(r"[0-9]")
 _MARK = re.compile(r"\[PHI:[a-z_]{1,32}\]")
