@@ -89,6 +89,7 @@ pytest_plugins = [
     "tests.set_ups",
     "tests.small_world",
     "tests.subject_places",
+    "tests.tampered_logs",
 ]
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],

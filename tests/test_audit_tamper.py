@@ -15,63 +15,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tampered_logs import ENTRIES, LONG, damage, verify, vkey_of
 
-from healthobs.audit import Verification, keys, merkle, open_trail, store, verification
+from healthobs.audit import keys, merkle, open_trail, store, verification
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier, open_checkpoint
-from healthobs.audit.command import main
-from healthobs.audit.retention import Retention
-from healthobs.audit.sqlite import GUARDS, SqliteStore, table_statements
-from healthobs.exceptions import AuditError, AuditTamperedError, AuditWriteError
+from healthobs.audit.sqlite import GUARDS
+from healthobs.exceptions import AuditError, AuditWriteError
 
-ENTRIES = 6
-LONG = 300
 FULL = 257 * 256
 Damage = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, tuple[str, ...]]:
-    """A healthy trail of six entries, each with a checkpoint of its own; its vkey, and its notes."""
-    path = tmp_path_factory.mktemp("pristine") / "audit.db"
-    trail = open_trail(f"sqlite:///{path}", service="s")
-    notes = [trail.checkpoint().note]
-    for number in range(ENTRIES):
-        trail.append({"action": "patient.read", "details": {"number": number}})
-        notes.append(trail.checkpoint().note)
-    trail.close()
-    return path, trail.vkey, tuple(notes)
-
-
-@pytest.fixture
-def copy(pristine: tuple[Path, str, tuple[str, ...]], tmp_path: Path) -> Path:
-    """A copy to be damaged."""
-    return Path(shutil.copy(pristine[0], tmp_path / "copy.db"))
-
-
-def damage(path: Path, *statements: str, keep_guards: bool = True) -> None:
-    """Run statements without guards; put the guards back, as a careful attacker would."""
-    connection = sqlite3.connect(path)
-    try:
-        for name in GUARDS:
-            connection.execute(f"DROP TRIGGER IF EXISTS {name}")
-        for statement in statements:
-            connection.execute(statement)
-        if keep_guards:
-            for guard in GUARDS.values():
-                with contextlib.suppress(sqlite3.OperationalError):  # of a table that is no longer there
-                    connection.execute(guard)
-        connection.commit()
-    finally:
-        connection.close()
-
-
-def verify(path: Path, vkey: str, *known: str) -> Verification:
-    connection = SqliteStore(path).connect(read_only=True)
-    try:
-        return verification.verify(connection, Verifier(vkey), known)
-    finally:
-        connection.close()
-
 
 #: A kept tile as it is, and more after it.
 WIDER = "INSERT INTO tile SELECT level, n, {}, CAST(hashes || {} AS BLOB) FROM tile"
@@ -366,7 +318,7 @@ class TestVerify:
     def test_kept_nodes_are_checked(self, long: Path, tmp_path: Path, statement: str, word: str) -> None:
         """A wrong node would make wrong proofs, so it is a problem though the entries are right."""
         path = Path(shutil.copy(long, tmp_path / "copy.db"))
-        vkey = _vkey(path)
+        vkey = vkey_of(path)
         assert verify(path, vkey).ok
         damage(path, statement)
         assert word in str(verify(path, vkey).problems[0])
@@ -376,10 +328,10 @@ class TestVerify:
         path = Path(shutil.copy(long, tmp_path / "copy.db"))
         loose = ("CREATE TABLE tile (level, n, width, hashes)", "INSERT INTO tile SELECT * FROM old")
         damage(path, "ALTER TABLE tile RENAME TO old", *loose)
-        assert not any("kept tile" in problem.what for problem in verify(path, _vkey(path)).problems)
+        assert not any("kept tile" in problem.what for problem in verify(path, vkey_of(path)).problems)
         for width in ("2", "NULL", "'x'"):
             damage(path, f"INSERT INTO tile SELECT level, n, {width}, hashes FROM tile LIMIT 1")
-            assert "kept tile 0 of level 1" in str(verify(path, _vkey(path)).problems)
+            assert "kept tile 0 of level 1" in str(verify(path, vkey_of(path)).problems)
             damage(path, "DELETE FROM tile WHERE rowid > 1")
 
     def test_tile_that_grows_meanwhile(
@@ -423,13 +375,13 @@ class TestVerify:
     def test_in_pieces(self, long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A log longer than what is read at once verifies as one."""
         monkeypatch.setattr(store, "AT_ONCE", 7)
-        verdict = verify(long, _vkey(long))
+        verdict = verify(long, vkey_of(long))
         assert (verdict.ok, verdict.size) == (True, LONG)
 
     def test_damaged_page(self, long: Path, tmp_path: Path) -> None:
         """A file whose pages were overwritten fails with the entry where reading ended."""
         path = Path(shutil.copy(long, tmp_path / "copy.db"))
-        vkey = _vkey(path)
+        vkey = vkey_of(path)
         page = int.from_bytes(path.read_bytes()[16:18])
         with path.open("r+b") as file:
             file.seek(page * (path.stat().st_size // page // 2))
@@ -480,283 +432,3 @@ class TestVerify:
         verdict = trail.verify()
         trail.close()
         assert (verdict.ok, verdict.size) == (True, 3)
-
-
-def loose(table: str, columns: str, *statements: str) -> tuple[str, ...]:
-    """Return what makes a table anew, with columns that hold anything."""
-    names = ", ".join(column.split()[0] for column in columns.split(", "))
-    return (
-        f"ALTER TABLE {table} RENAME TO old",
-        f"CREATE TABLE {table} ({columns})",
-        f"INSERT INTO {table} SELECT {names} FROM old",
-        "DROP TABLE old",
-        *statements,
-    )
-
-
-ENTRY, CHECKPOINT, TILE = "idx, leaf, body", "size, note", "level, n, width, hashes"
-#: What is done to a log of 300, which table is named, and the first bad entry where one can be named.
-REWRITTEN = {
-    "text for a number": (loose("entry", ENTRY, "UPDATE entry SET idx = 'abc' WHERE idx = 3"), "entry", 3),
-    "text for the last number": (loose("entry", ENTRY, "UPDATE entry SET idx = 'abc' WHERE idx = 299"), "entry", 299),
-    "text for every number": (loose("entry", "idx TEXT, leaf, body"), "entry", 0),
-    "a fraction": (loose("entry", ENTRY, "UPDATE entry SET idx = 2.5 WHERE idx = 3"), "entry", 3),
-    "fractions": (loose("entry", "idx REAL, leaf, body"), "entry", 0),
-    "bytes": (loose("entry", ENTRY, "UPDATE entry SET idx = x'ff' WHERE idx = 3"), "entry", 3),
-    "no number": (loose("entry", ENTRY, "UPDATE entry SET idx = NULL WHERE idx = 3"), "entry", 3),
-    "no leaf": (loose("entry", ENTRY, "UPDATE entry SET leaf = NULL WHERE idx = 3"), "entry", 3),
-    "text for a leaf": (loose("entry", ENTRY, "UPDATE entry SET leaf = 'text' WHERE idx = 3"), "entry", 3),
-    "a long leaf": (loose("entry", ENTRY, "UPDATE entry SET leaf = zeroblob(64) WHERE idx = 3"), "entry", 3),
-    "a number for a body": (loose("entry", ENTRY, "UPDATE entry SET body = 7 WHERE idx = 3"), "entry", 3),
-    "text for a size": (loose("checkpoint", CHECKPOINT, "UPDATE checkpoint SET size = 'zz' WHERE size = 0"), "checkpoint", None),
-    "a fraction for a size": (loose("checkpoint", CHECKPOINT, "UPDATE checkpoint SET size = 0.5 WHERE size = 0"), "checkpoint", None),
-    "bytes for a note": (loose("checkpoint", CHECKPOINT, "UPDATE checkpoint SET note = x'ff'"), "checkpoint", None),
-    "no note": (loose("checkpoint", CHECKPOINT, "UPDATE checkpoint SET note = NULL"), "checkpoint", None),
-    "text for a tile": (loose("tile", TILE, "UPDATE tile SET hashes = 'text'"), "tile", None),
-    "a number for a tile": (loose("tile", TILE, "UPDATE tile SET hashes = 9"), "tile", None),
-    "another column": (("ALTER TABLE entry ADD COLUMN note TEXT",), "entry", None),
-    "no constraint": (loose("entry", "idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL, body TEXT"), "entry", None),
-    "type that only looks like a key": (
-        loose("entry", 'idx INTEGER "PRIMARY" KEY, leaf BLOB NOT NULL CHECK (length(leaf) = 32), body TEXT'), "entry", None,
-    ),
-    "not strict": (
-        loose("entry", "idx INTEGER PRIMARY KEY, leaf BLOB NOT NULL CHECK (length(leaf) = 32), body TEXT"), "entry", None,
-    ),
-    "a view": (
-        ("ALTER TABLE entry RENAME TO old", "CREATE VIEW entry AS SELECT * FROM old"), "entry", None,
-    ),
-    "no keys of an outbox": (("DROP TABLE sequenced",), "sequenced", None),
-    "text for whose log": (loose("log", "one, format, origin, vkey", "UPDATE log SET vkey = x'ff'"), "log", None),
-    "highest number": ((f"UPDATE entry SET idx = {2**63 - 1} WHERE idx = 3",), None, 3),
-}  # fmt: skip
-
-
-class TestTables:
-    """Tables that were made anew, so that they hold what they should not."""
-
-    @pytest.mark.parametrize("attack", REWRITTEN)
-    def test_is_named(
-        self, long: Path, tmp_path: Path, attack: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """The table is named, and the first bad entry; commands find tampering or cannot say, and never break off."""
-        statements, table, index = REWRITTEN[attack]
-        path, vkey = Path(shutil.copy(long, tmp_path / "copy.db")), _vkey(long)
-        damage(path, *statements)
-        verdict = verify(path, vkey)
-        said = [problem.what for problem in verdict.problems]
-        assert (verdict.ok, verdict.first_bad_index) == (False, index)
-        assert [what for what in said if what.startswith("the table")] == (
-            [] if table is None else [f"the table {table} is altered"]
-        )
-        for command in ("verify", "fsck"):
-            assert main([command, str(path), "--vkey", vkey]) == 1
-            told = capsys.readouterr()
-            assert index is None or f"entry {index}" in told.out + told.err
-        for command in (
-            ["checkpoint"], ["prove", "3"], ["consistency", "1"], ["export"], ["export", "--csv"], ["export", "--fhir"],
-            ["export", "--tiles", str(tmp_path / "tiles")], ["hold"], ["prune", "--below", "256"], ["approvers"],
-        ):  # fmt: skip
-            assert main([command[0], str(path), *command[1:]]) in {0, 1, 2}
-
-    @pytest.mark.parametrize("attack", REWRITTEN)
-    def test_open_trail(self, long: Path, tmp_path: Path, attack: str) -> None:
-        """A trail that is in use answers with a verdict, or an error of its own, whatever it is asked."""
-        path = Path(shutil.copy(long, tmp_path / "copy.db"))
-        key_file = long.with_name(f"{long.name}.key")
-        trail = open_trail(f"sqlite:///{path}", service="s", key_file=key_file)
-        damage(path, *REWRITTEN[attack][0])
-        assert not trail.verify().ok
-        for ask in (
-            trail.health, trail.checkpoint, trail.first_index, trail.read, trail.pruned, trail.accepted_changes,
-            lambda: trail.append({"action": "a"}), lambda: trail.read(action="a"), lambda: trail.erased_by([3]),
-            lambda: trail.inclusion_proof(3), lambda: trail.consistency_proof(7), lambda: trail.verify_since(merkle.CompactRange()),
-            lambda: trail.sequence([(trail.new_key(), trail.encode({"action": "a"}))]),
-            lambda: Retention(trail, ()).erase(actor="a", reason="r", entries=(1, 5)), Retention(trail).apply,
-        ):  # fmt: skip
-            with contextlib.suppress(AuditError):
-                ask()
-        trail.close()
-        with contextlib.suppress(AuditError):
-            open_trail(f"sqlite:///{path}", service="s", key_file=key_file).close()
-
-    def test_append_and_health(self, long: Path, tmp_path: Path) -> None:
-        """Neither takes a log for good whose last entry has no number."""
-        path = Path(shutil.copy(long, tmp_path / "copy.db"))
-        trail = open_trail(f"sqlite:///{path}", service="s", key_file=long.with_name(f"{long.name}.key"))
-        damage(path, *REWRITTEN["text for a number"][0])
-        with pytest.raises(AuditTamperedError, match="no number of one"):
-            trail.health()
-        with pytest.raises(AuditWriteError, match="does not verify: an entry is filed under"):
-            trail.append({"action": "a"})
-        trail.close()
-
-    @pytest.mark.parametrize(
-        ("attack", "word"),
-        [
-            (("DELETE FROM log",), "whose log it is is gone"),
-            (("DELETE FROM log", "DELETE FROM checkpoint"), "whose log it is is gone"),
-            (("DROP TABLE log",), "the table log is gone"),
-        ],
-    )
-    def test_nobodys(
-        self,
-        long: Path,
-        tmp_path: Path,
-        capsys: pytest.CaptureFixture[str],
-        attack: tuple[str, ...],
-        word: str,
-    ) -> None:
-        """A log that no longer says whose it is is no empty file: it was tampered with, and none is begun in its place."""
-        path = Path(shutil.copy(long, tmp_path / "copy.db"))
-        key_file, vkey = long.with_name(f"{long.name}.key"), _vkey(long)
-        with contextlib.closing(open_trail(f"sqlite:///{path}", service="s", key_file=key_file)) as trail:
-            damage(path, *attack)
-            assert not trail.verify().ok
-        for command in ("verify", "fsck", "export", "hold"):
-            pinned = [] if command == "hold" else ["--vkey", vkey]
-            assert (main([command, str(path), *pinned]), word in capsys.readouterr().err) == (1, True)
-        with pytest.raises(AuditTamperedError, match=word):
-            open_trail(f"sqlite:///{path}", service="s", key_file=key_file)
-
-    @pytest.mark.parametrize("version", [(3, 36), (3, 37)])
-    def test_made_by_another_sqlite(self, tmp_path: Path, version: tuple[int, ...], monkeypatch: Any) -> None:
-        """A log verifies wherever it was made: a SQLite before 3.37 has no STRICT."""
-        statements = table_statements(version)
-        monkeypatch.setattr("healthobs.audit.sqlite.table_statements", lambda *_: statements)
-        trail = open_trail(f"sqlite:///{tmp_path}/audit.db", service="s")
-        monkeypatch.undo()
-        trail.append({"action": "a"})
-        assert (trail.verify().problems, "STRICT" in statements["entry"]) == ((), version == (3, 37))
-        trail.close()
-
-    def test_laid_out_otherwise(self, copy: Path, pristine: tuple[Path, str, tuple[str, ...]]) -> None:
-        """Spaces and line breaks are no difference; whatever else there is, is."""
-        made = table_statements()["checkpoint"]
-        move = (
-            "ALTER TABLE checkpoint RENAME TO old",
-            "INSERT INTO checkpoint SELECT * FROM old",
-            "DROP TABLE old",
-        )
-        damage(copy, move[0], made.replace(",", "\n ,\n").replace("(", "( "), *move[1:])
-        assert verify(copy, pristine[1]).ok
-        for text in (made.replace("size", '"size"'), made.replace("NOT NULL", "NOT NULL DEFAULT ''")):
-            damage(copy, move[0], text, *move[1:])
-            assert [str(one) for one in verify(copy, pristine[1]).problems] == [
-                "the table checkpoint is altered"
-            ]
-
-    @pytest.mark.parametrize(
-        "body",
-        [
-            "x",
-            "7",
-            "[]",
-            "{}",
-            '{"action":"audit.hold"}',
-            '{"action":"audit.key","action":[],"subject":null,"details":{}}',
-            '{"action":"audit.hold","subject":[],"details":{"hold":"x"}}',
-            '{"action":"audit.hold","subject":null,"details":{}}',
-            '{"action":"audit.key","subject":null,"details":{"vkey":"ORIGIN+x"}}',
-            '{"action":"audit.erase","subject":null,"details":{"ranges":"%s"}}' % ("9" * 5000),
-            '{"action":"audit.prune","subject":null,"details":%s' % ("[" * 100_000),
-        ],
-    )  # fmt: skip
-    def test_body_that_is_no_entry(
-        self, pristine: tuple[Path, str, tuple[str, ...]], copy: Path, body: str
-    ) -> None:
-        """A body and its leaf that were rewritten into anything are a verdict, and no entry of an export."""
-        body = body.replace("ORIGIN", Verifier(pristine[1]).name)
-        leaf = merkle.leaf_hash(body.encode()).hex()
-        damage(copy, f"UPDATE entry SET body = '{body}', leaf = x'{leaf}' WHERE idx = 2")
-        assert verify(copy, pristine[1]).first_bad_index == 2
-        for command in (["export"], ["export", "--csv"], ["export", "--fhir"], ["hold"], ["approvers"]):
-            assert main([command[0], str(copy), *command[1:]]) in {0, 1, 2}
-
-
-class TestGuards:
-    """What ordinary statements cannot do."""
-
-    @pytest.mark.parametrize(
-        "statement",
-        [
-            "UPDATE entry SET body = NULL WHERE idx = 0",
-            "DELETE FROM entry WHERE idx = 5",
-            "REPLACE INTO entry SELECT idx, leaf, NULL FROM entry WHERE idx = 5",
-            "INSERT OR REPLACE INTO entry SELECT idx, leaf, NULL FROM entry WHERE idx = 0",
-            "INSERT INTO entry SELECT 7, leaf, body FROM entry WHERE idx = 0",
-            "INSERT INTO entry SELECT -1, leaf, body FROM entry WHERE idx = 0",
-            "INSERT INTO entry (leaf, body) SELECT leaf, body FROM entry WHERE idx = 0",
-            "UPDATE entry SET idx = 6 WHERE idx = 5",
-            "UPDATE checkpoint SET note = '' WHERE size = 1",
-            "DELETE FROM checkpoint WHERE size = 6",
-            "REPLACE INTO checkpoint VALUES (6, '')",
-        ],
-    )
-    def test_refused(self, copy: Path, statement: str) -> None:
-        """Ordinary statements cannot change, delete, replace or misnumber what is recorded."""
-        connection = sqlite3.connect(copy)
-        try:
-            before = (
-                list(connection.execute("SELECT * FROM entry")),
-                list(connection.execute("SELECT * FROM checkpoint")),
-            )
-            with pytest.raises(sqlite3.IntegrityError, match="audit: "):
-                connection.execute(statement)
-            connection.commit()
-            after = (
-                list(connection.execute("SELECT * FROM entry")),
-                list(connection.execute("SELECT * FROM checkpoint")),
-            )
-        finally:
-            connection.close()
-        assert before == after
-
-    @pytest.mark.parametrize(
-        "statement",
-        [
-            "UPDATE log SET vkey = 'x'",
-            "DELETE FROM log",
-            "REPLACE INTO log SELECT one, format, origin, 'x' FROM log",
-            "UPDATE tile SET hashes = zeroblob(32)",
-            "DELETE FROM tile",
-            "REPLACE INTO tile VALUES (1, 0, 1, zeroblob(32))",
-            "UPDATE sequenced SET idx = 0",
-            "DELETE FROM sequenced",
-            "REPLACE INTO sequenced VALUES ('key-1', 0)",
-        ],
-    )
-    def test_refused_in_every_table(self, long: Path, tmp_path: Path, statement: str) -> None:
-        """The same holds for who the log is, the kept nodes, and the marks of an outbox."""
-        tables = ("log", "tile", "sequenced")
-        connection = sqlite3.connect(shutil.copy(long, tmp_path / "copy.db"), isolation_level=None)
-        try:
-            connection.execute("INSERT INTO sequenced VALUES ('key-1', 5)")
-            before = [list(connection.execute(f"SELECT * FROM {table}")) for table in tables]
-            with pytest.raises(sqlite3.IntegrityError, match="audit: rows are never"):
-                connection.execute(statement)
-            after = [list(connection.execute(f"SELECT * FROM {table}")) for table in tables]
-        finally:
-            connection.close()
-        assert before == after
-        assert all(before)
-
-
-@pytest.fixture(scope="module")
-def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trail of 300 entries, so that there is a kept node."""
-    path = tmp_path_factory.mktemp("long") / "audit.db"
-    trail = open_trail(f"sqlite:///{path}", service="s")
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda _: trail.append({"action": "a"}), range(LONG)))
-    trail.close()
-    return path
-
-
-def _vkey(path: Path) -> str:
-    connection = SqliteStore(path).connect(read_only=True)
-    try:
-        log = store.read_log(connection)
-    finally:
-        connection.close()
-    assert log is not None
-    return log[1]
