@@ -274,6 +274,32 @@ trail.close()
         )
         assert done.stdout.strip() == "[0, 0, 0, 0, 0] True 5"
 
+    def test_number_of_a_process_comes_again(self, tmp_path: Path) -> None:
+        """A child that has the number of an ancestor that ended has nobody's writer."""
+        code = """
+import os, sys
+from healthobs.audit import open_trail
+trail = open_trail(sys.argv[1], service="s", timeout_seconds=5)
+trail.append({"action": "ancestor"})
+number = os.getpid()
+if os.fork() == 0:
+    os.getpid = lambda: number
+    trail.append({"action": "child"})
+    trail.close()
+    os._exit(0)
+os.wait()
+print(trail.verify().ok, trail.read(action="child").total)
+trail.close()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.strip() == "True 1"
+
     def test_forked_while_others_read(self, tmp_path: Path) -> None:
         """Nor does a fork in the middle of reads and verifications."""
         code = """

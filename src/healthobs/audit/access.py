@@ -41,7 +41,7 @@ class Access:
         self._readers: set[Windows] = set()
         # Neither gate nor finalizer may hold what they belong to.
         writers, readers = self._writers, self._readers
-        self.gate: ForkGate = ForkGate(lambda: _release(writers, readers))
+        self.gate: ForkGate = ForkGate(lambda: _release(writers, readers), lambda: _orphan(writers))
         self._finalizer = weakref.finalize(self, _stop, writers)
 
     def writer(self) -> Writer:
@@ -95,6 +95,12 @@ def _release(writers: dict[int, Writer], readers: set[Windows]) -> None:
         writer.release()
     for windows in list(readers):
         windows.release()
+
+
+def _orphan(writers: dict[int, Writer]) -> None:
+    """Say that no writer has its thread here: a number of a process comes again, once its process has ended."""
+    for writer in writers.values():
+        writer.lost_thread()
 
 
 def _stop(writers: dict[int, Writer]) -> None:

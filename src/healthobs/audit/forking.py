@@ -23,10 +23,12 @@ class ForkGate:
 
     Args:
         close_all: Closes what must not be inherited; called with nobody inside.
+        in_child: Called in each child.
     """
 
-    def __init__(self, close_all: Callable[[], None]) -> None:
+    def __init__(self, close_all: Callable[[], None], in_child: Callable[[], None] = lambda: None) -> None:
         self._close_all = close_all
+        self._in_child = in_child
         self._begin_anew()
         _watch(weakref.ref(self))
 
@@ -65,6 +67,7 @@ class ForkGate:
     def after_in_child(self) -> None:
         """Begin anew: of all threads only this one exists here."""
         self._begin_anew()
+        self._in_child()
 
 
 def _watch(reference: weakref.ref[ForkGate]) -> None:

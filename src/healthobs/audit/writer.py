@@ -159,6 +159,10 @@ class Writer:
                     raise AuditWriteError("no thread can be started for the audit trail") from None
                 self._thread = thread
 
+    def lost_thread(self) -> None:
+        """Take note that a fork left the thread behind; the next entry starts another."""
+        self._running = False
+
     def stop(self) -> None:
         """Write what waits, then end the thread and close everything."""
         with self._start_lock:
