@@ -305,6 +305,18 @@ class TestWitnesses:
         here.advance(4000)
         assert peers.state == "self-signed"
 
+    def test_wall_clock_that_is_set_back(self, bench: Bench) -> None:
+        """A cosignature gets no younger by it."""
+        here, back_ns = SteppingClock(), 0
+        peer = WitnessPeer(bench.vkeys["w1"], "https://w1", independent=True)
+        clock = Clock(lambda: here.wall_ns() - back_ns, here.monotonic_ns)
+        peers = Witnesses(bench.trail, [peer], bench.send, clock=clock)
+        peers.ask()
+        back_ns = 86_400 * 10**9
+        assert peers.state == "witnessed"
+        here.advance(4000)
+        assert peers.state == "self-signed"
+
     def test_note_carries_all_signatures(self, bench: Bench) -> None:
         """The cosigned checkpoint verifies with the log's key and with each witness's."""
         peers = bench.client("w1", "w2")

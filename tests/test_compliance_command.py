@@ -107,6 +107,52 @@ class TestStatus:
         assert json.loads(path.read_text()) == obs.controls.status()
         assert run("status", path, "--gate") == 0
 
+    @pytest.mark.parametrize(
+        ("change", "status"),
+        [
+            ({"observed_at": "2026-11-26T00:00:00Z"}, 1),
+            ({"observed_at": "2999-11-26T00:00:00Z"}, 1),
+            ({"state": "fail", "waived_until": "2026-11-26"}, 1),
+            ({"state": "fail", "waived_until": "2999-11-26"}, 0),
+        ],
+    )
+    def test_saved_document_grows_old(
+        self, service: Any, tmp_path: Path, change: dict[str, str], status: int
+    ) -> None:
+        """The gate believes no evidence that has run out, nor a waiver after its last day."""
+        _, obs = service
+        obs.controls.run()
+        document = obs.controls.status(detail=True)
+        path = tmp_path / "status.json"
+        path.write_text(json.dumps(document))
+        assert run("status", path, "--gate") == 0
+        document["controls"][0] |= change
+        path.write_text(json.dumps(document))
+        assert [run("status", path, "--gate"), run("status", path)] == [status, 0]
+
+    def test_token_goes_to_nobody_else(
+        self, service: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Where a service sends its caller elsewhere, the token does not go along."""
+        url, obs = service
+        obs.controls.run()
+        monkeypatch.setenv("HEALTHOBS_TOKEN", "good")
+        assert (run("status", url, "--json"), '"evidence":' in capsys.readouterr().out) == (0, True)
+
+        def elsewhere(_environ: object, start_response: Any) -> list[bytes]:
+            start_response("302 Found", [("Location", f"{url}/compliance/status")])
+            return []
+
+        with make_server("127.0.0.1", 0, elsewhere, handler_class=Quiet) as server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            try:
+                assert run("status", f"http://127.0.0.1:{server.server_port}", "--json") == 0
+            finally:
+                server.shutdown()
+                thread.join()
+        assert '"evidence":' not in capsys.readouterr().out
+
     def test_nothing_required_is_no_open_gate(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -214,6 +260,10 @@ class TestStatus:
             lambda status: status["controls"][0].update(state=["pass"]),
             lambda status: status["controls"][0].update(required="no"),
             lambda status: status["controls"][0].update(waived_until=5),
+            lambda status: status["controls"][0].update(waived_until="for ever"),
+            lambda status: status["controls"][0].update(observed_at="now"),
+            lambda status: status["controls"][0].update(observed_at="2026-11-27T00:00:00"),
+            lambda status: status["controls"][0].update(valid_for_s="600"),
             lambda status: status["controls"][0].update(id=["S-1"]),
             lambda status: status["controls"][0].update(lacks=5),
             lambda status: status["controls"][0].update(evidence=5),

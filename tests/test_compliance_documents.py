@@ -96,6 +96,22 @@ class TestRead:
         with pytest.raises(ConfigurationError, match="not signed"):
             read(edited(**changes), [OFFICER.vkey])
 
+    def test_character_that_nothing_encodes(self) -> None:
+        """A lone surrogate is not the question mark that was signed."""
+        asked = replace(TRAINED, statement="all were trained?")
+        content = sign(asked, OFFICER)
+        assert read(content.encode(), [OFFICER.vkey]).document == asked
+        with pytest.raises(ConfigurationError, match="not signed"):
+            read(content.replace("trained?", "trained\\ud83f").encode(), [OFFICER.vkey])
+
+    @pytest.mark.parametrize("name", list(asdict(TRAINED)))
+    def test_signed_list(self, name: str) -> None:
+        """A member that is no text is refused, also where it was signed."""
+        signed = replace(TRAINED)
+        object.__setattr__(signed, name, ["H-308.5"])
+        with pytest.raises(ConfigurationError, match="every member of a document is a text"):
+            read(sign(signed, OFFICER).encode(), [OFFICER.vkey])
+
     @pytest.mark.parametrize(
         "content",
         [

@@ -145,11 +145,34 @@ class TestStates:
         assert world.engine.run() == {"C-1": "unknown", "C-2": "pass"}
         assert world.errors == ["controls"]
 
-    @pytest.mark.parametrize("outcome", [Outcome("pass", object()), SystemExit(3), Outcome("pass", "", 1, 5)])  # type: ignore[arg-type]
-    def test_probe_that_is_broken(self, world: World, outcome: Any) -> None:
-        """Evidence that cannot be written down is none, and no probe ends the engine."""
-        world.outcomes["C-1"] = outcome
+    def test_probe_that_is_broken(self, world: World) -> None:
+        """No probe ends the engine."""
+        world.outcomes["C-1"] = SystemExit(3)
         assert world.engine.run() == {"C-1": "unknown", "C-2": "pass"}
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"text": object()},
+            {"missing": "names"},
+            {"missing": (5,)},
+            {"missing": 5},
+            {"n": float("nan")},
+            {"n": True},
+            {"n": "3"},
+        ],
+    )
+    def test_outcome_that_is_no_evidence(self, wrong: dict[str, Any]) -> None:
+        """What cannot be written down as it is is refused, and never shown."""
+        with pytest.raises(ValueError, match=r"^(an outcome has|the n of an outcome)") as caught:
+            Outcome(**{"state": "pass", "text": "", **wrong})
+        assert repr(next(iter(wrong.values()))) not in str(caught.value)
+
+    def test_name_that_is_no_utf8(self) -> None:
+        """A name of a file that is not UTF-8 can be told, and is JSON."""
+        name = b"caf\xe9".decode("utf-8", "surrogateescape")
+        outcome = Outcome("partial", f"open: {name}", 1, (name,))
+        assert (outcome.text, outcome.missing) == ("open: caf?", ("caf?",))
 
     def test_context_that_raises(self, world: World) -> None:
         """Without a context nothing can be seen."""

@@ -96,8 +96,8 @@ class _Key:
             moment, signature = int.from_bytes(signature[:_TIME_BYTES]), signature[_TIME_BYTES:]
             text = cosigned(text, moment)
         try:
-            self._public_key.verify(signature, text.encode("utf-8", "replace"))
-        except InvalidSignature:
+            self._public_key.verify(signature, text.encode())
+        except (InvalidSignature, UnicodeEncodeError):
             raise NoteError("the signature does not match the note's text") from None
         return moment
 

@@ -7,7 +7,7 @@ that was put back or rewritten; that is logged, and remembered until the process
 of its rounds (`healthobs.compliance`), so wherever controls are on nobody else has to.
 
 Limits: HTTP is the caller's (`Send`). Independence is declared in the configuration; nothing here can measure
-it. A cosignature counts for `fresh_seconds`.
+it. A cosignature counts for `fresh_seconds`, by the wall clock and by the monotonic one.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ class Witnesses:
         self._peers = [(peer, _verifier(peer)) for peer in peers]
         if len({peer.vkey for peer in peers}) != len(peers):
             raise ConfigurationError("a witness is named twice; each counts once")
-        #: Size that each witness cosigned last, and when, as POSIX time.
+        #: Size that each witness cosigned last, and when: POSIX time, and monotonic nanoseconds here.
         self._sizes: dict[str, int] = {}
-        self._times: dict[str, int] = {}
+        self._times: dict[str, tuple[int, int]] = {}
         self._contradicted: set[str] = set()
         self.latest: Round | None = None
         trail.witnesses = self
@@ -106,13 +106,18 @@ class Witnesses:
     @property
     def state(self) -> WitnessState:
         """How independent the witnesses are that cosigned lately."""
-        now = self._clock.wall_ns() / 1e9
-        fresh = [
-            peer for peer, _ in self._peers if now - self._times.get(peer.vkey, 0) <= self._fresh_seconds
-        ]
+        fresh = [peer for peer, _ in self._peers if self._is_fresh(peer.vkey)]
         if any(peer.independent for peer in fresh):
             return "witnessed"
         return "self-witnessed" if fresh else "self-signed"
+
+    def _is_fresh(self, vkey: str) -> bool:
+        """Return whether a witness cosigned lately; a wall clock that is set back makes nothing younger."""
+        if vkey not in self._times:
+            return False
+        wall_s, monotonic_ns = self._times[vkey]
+        ages = self._clock.wall_ns() / 1e9 - wall_s, (self._clock.monotonic_ns() - monotonic_ns) / 1e9
+        return max(ages) <= self._fresh_seconds
 
     @property
     def contradicted(self) -> tuple[str, ...]:
@@ -183,7 +188,8 @@ class Witnesses:
             return "unanswered", []
         now = self._clock.wall_ns() // 1_000_000_000
         self._sizes[peer.vkey] = checkpoint.size
-        self._times[peer.vkey] = min(opened.signers[peer.vkey] or 0, now)  # a witness's clock may run ahead
+        said = min(opened.signers[peer.vkey] or 0, now)  # a witness's clock may run ahead
+        self._times[peer.vkey] = said, self._clock.monotonic_ns()
         ours = [line for line in lines.splitlines(keepends=True) if line.startswith(f"— {verifier.name} ")]
         return "cosigned", ours
 

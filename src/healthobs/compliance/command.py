@@ -3,7 +3,9 @@
 ``status`` and ``export`` read a service (its base URL, or the URL of the status) or a saved status document. Exit
 status: 0 good, 1 the gate is shut (``status --gate``), 2 what was asked could not be done.
 
-Limits: nothing is sent but a GET; a token is read from a file or ``$HEALTHOBS_TOKEN``, never from the command line.
+The gate judges what a saved document says by today: evidence that is too old is none, and a waiver ends.
+
+Limits: nothing is sent but a GET, and no token to where that is redirected; a token is read from a file or ``$HEALTHOBS_TOKEN``, never from the command line.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from hashlib import sha256
 from http.client import HTTPException
 from importlib.metadata import entry_points
@@ -38,7 +40,7 @@ _MAX_BYTES = 8 * 2**20
 #: What a bearer token may be (RFC 6750 §2.1).
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 #: Members that the rows of every status have.
-_ROW = frozenset({"id", "cite", "title", "state", "required", "observed_at", "waived_until"})
+_ROW = frozenset({"id", "cite", "title", "state", "required", "observed_at", "valid_for_s", "waived_until"})
 
 
 def main(argv: Sequence[str]) -> int:
@@ -109,7 +111,7 @@ def _explain(exc: Exception) -> str:
 
 def _load(arguments: argparse.Namespace) -> dict[str, Any]:
     source: str = arguments.source
-    if not source.startswith(("http://", "https://")):
+    if not _is_address(source):
         try:
             content = Path(source).read_bytes()
         except FileNotFoundError:
@@ -125,7 +127,7 @@ def _load(arguments: argparse.Namespace) -> dict[str, Any]:
         if token := token.strip():
             if not _TOKEN.fullmatch(token):
                 raise ConfigurationError("the token is none: letters, digits and -._~+/= only")
-            request.add_header("Authorization", f"Bearer {token}")
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310 - as above
             content = answer.read(_MAX_BYTES)
     try:
@@ -137,6 +139,26 @@ def _load(arguments: argparse.Namespace) -> dict[str, Any]:
     return cast("dict[str, Any]", status)
 
 
+def _is_address(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _as_of(rows: Sequence[Mapping[str, Any]], now: datetime) -> list[Mapping[str, Any]]:
+    """Return saved rows as they are to be judged at a later moment."""
+    judged: list[Mapping[str, Any]] = []
+    for row in rows:
+        seen, until = row["observed_at"], row["waived_until"]
+        if (
+            seen is not None
+            and abs((now - datetime.fromisoformat(seen)).total_seconds()) > row["valid_for_s"]
+        ):
+            row = {**row, "state": "unknown", "evidence": None}
+        if until is not None and until < now.date().isoformat():
+            row = {**row, "waived_until": None}
+        judged.append(row)
+    return judged
+
+
 def _is_status(status: Any) -> bool:
     """Return whether it has all that is read of one."""
     try:
@@ -146,7 +168,7 @@ def _is_status(status: Any) -> bool:
             and set(STATES) <= status["counts"].keys()
             and all(map(_is_row, status["controls"]))
         )
-    except (LookupError, TypeError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError):
         return False
 
 
@@ -156,7 +178,9 @@ def _is_row(row: Any) -> bool:
         and isinstance(row["id"], str)
         and row["state"] in STATES
         and isinstance(row["required"], bool)
-        and isinstance(row["waived_until"], str | None)
+        and isinstance(row["valid_for_s"], int)
+        and (row["waived_until"] is None or date.fromisoformat(row["waived_until"]) is not None)
+        and (row["observed_at"] is None or datetime.fromisoformat(row["observed_at"]).tzinfo is not None)
         and isinstance(row.get("evidence"), dict | None)
         and isinstance(row.get("lacks"), str | None)
     )
@@ -174,7 +198,8 @@ def _status(arguments: argparse.Namespace) -> int:
         _print(", ".join(f"{counts[state]} {state}" for state in STATES) + f" ({status['disclaimer']})")
     if not arguments.gate:
         return GOOD
-    told = _gate(status["controls"])
+    rows: list[dict[str, Any]] = status["controls"]
+    told = _gate(rows if _is_address(arguments.source) else _as_of(rows, datetime.now(UTC)))
     for line in told:
         print(line, file=sys.stderr if arguments.json else sys.stdout)
     return SHUT if told else GOOD

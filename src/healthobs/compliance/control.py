@@ -46,13 +46,13 @@ class Outcome:
     Args:
         state: One of `STATES`.
         text: What was seen, in words; never a value from a person's record.
-        n: How many things were looked at; reported, not judged: where that is none and nothing else was tried, the state is
+        n: How many things were looked at, a whole number; reported, not judged: where that is none and nothing else was tried, the state is
             ``unknown``.
         missing: For ``partial``: the parts that were not shown.
         unset: For ``unknown``: the set-up leaves nothing to look at, and `text`, a literal, says to everybody what it lacks.
 
     Raises:
-        ValueError: The state is none, or it is `unset` in another one than ``unknown``.
+        ValueError: The state is none, or it is `unset` in another one than ``unknown``; or a field has another type.
 
     Example:
         >>> Outcome("pass", "42 entries verified", 42).state
@@ -66,13 +66,28 @@ class Outcome:
     unset: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the state is one, and that nothing but what a set-up lacks is for everybody."""
+        """Check that the state is one, that nothing but what a set-up lacks is for everybody, and that all of it is JSON."""
         if self.state not in STATES:
             raise ValueError(  # a literal, because log lines keep no other message
                 "the state of an outcome is one of pass, fail, partial, not-applicable, unknown, attested"
             )
         if self.unset and self.state != "unknown":
             raise ValueError("unset says that nothing could be looked at, so its state is unknown")
+        if not (_is_text(self.text) and isinstance(self.missing, tuple) and all(map(_is_text, self.missing))):
+            raise ValueError("an outcome has a text, and a tuple of texts for what is missing")
+        if self.n is not None and type(self.n) is not int:
+            raise ValueError("the n of an outcome is a whole number, or none")
+        object.__setattr__(self, "text", _encodable(self.text))
+        object.__setattr__(self, "missing", tuple(map(_encodable, self.missing)))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _encodable(text: str) -> str:
+    """Return `text` without lone surrogates, as names of files have them where they are not UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ class Document:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        if not all(isinstance(value, str) for value in asdict(self).values()):
+            raise ConfigurationError("every member of a document is a text")
         problems: list[str] = []
         if self.kind not in get_args(Kind):
             problems.append("kind must be attestation or waiver")

@@ -1,7 +1,7 @@
 """Exports a compliance status as OSCAL ``assessment-results`` (NIST OSCAL 1.2), for tools that read that.
 
 One observation per control, its state as a property in a namespace of ours; a finding only where a probe passed or
-failed, because a finding's target is ``satisfied`` or ``not-satisfied`` and nothing else; attestations apart.
+failed, because a finding's target is ``satisfied`` or ``not-satisfied`` and nothing else; attestations that count apart.
 Not applicable, unknown, partial and attested are never findings, and a waived failure is not satisfied.
 
 Limits: ids are derived from the content (RFC 9562 §5.5), so that one status has one export. The plan that OSCAL asks
@@ -50,7 +50,7 @@ def _results(
     plan = _id(seed, "plan")
     observations = [_observation(seed, row, published) for row in controls]
     findings = [_finding(seed, row) for row in controls if row["state"] in _FINDINGS]
-    attested = [row for row in controls if row["attestation"] is not None]
+    attested = [row for row in controls if row["state"] == "attested"]
     result: dict[str, Any] = {
         "uuid": _id(seed, "result"),
         "title": f"Controls of {service}",
