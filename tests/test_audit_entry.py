@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,15 @@ TEXTS = (
     "actor", "actor_kind", "subject", "resource_type", "resource_id", "purpose", "classification", "reason", "trace_id",
     "span_id", "request_id",
 )  # fmt: skip
+
+
+class Said(str, Enum):  # noqa: UP042 - StrEnum formats itself as its text
+    """Members whose format is their name."""
+
+    ACTION = "patient.write"
+    OUTCOME = "denied"
+    TRACE = "ab" * 16
+    SPAN = "cd" * 8
 
 
 def encoded(**draft: Any) -> dict[str, Any]:
@@ -177,6 +187,21 @@ class TestEncode:
         with pytest.raises(AuditWriteError) as caught:
             encoded(**wrong)
         assert "078-05" not in str(caught.value)
+
+    def test_members_of_enumerations(self) -> None:
+        """Text that formats itself otherwise is recorded as the text that it is."""
+        recorded = encoded(action=Said.ACTION, outcome=Said.OUTCOME, trace_id=Said.TRACE, span_id=Said.SPAN)
+        names = ("action", "outcome", "trace_id", "span_id")
+        assert [recorded[name] for name in names] == [each.value for each in Said]
+
+    def test_no_detail_takes_anothers_place(self) -> None:
+        """Names that become equal when they are made valid or cut are numbered."""
+        names = ("a\ud800", "a\udfff", "b" * 300 + "1", "b" * 300 + "2")
+        details = {name: place for place, name in enumerate(names, 1)}
+        raw = entry.encode(
+            {"action": "a.b", "details": details}, service="s", moment=MOMENT, redactor=Redactor(mode="watch")
+        )
+        assert sorted(json.loads(raw)["details"].values()) == [1, 2, 3, 4]
 
     def test_action_is_needed(self) -> None:
         """There is no entry about nothing."""

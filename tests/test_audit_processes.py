@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import weakref
 from base64 import b64encode
@@ -275,20 +276,20 @@ trail.close()
         assert done.stdout.strip() == "[0, 0, 0, 0, 0] True 5"
 
     def test_number_of_a_process_comes_again(self, tmp_path: Path) -> None:
-        """A child that has the number of an ancestor that ended has nobody's writer."""
+        """A child that has the number of an ancestor that ended is another process all the same, and has nobody's writer."""
         code = """
 import os, sys
 from healthobs.audit import open_trail
+from healthobs.audit.forking import process
 trail = open_trail(sys.argv[1], service="s", timeout_seconds=5)
 trail.append({"action": "ancestor"})
-number = os.getpid()
+number, ancestor = os.getpid(), process()
 if os.fork() == 0:
     os.getpid = lambda: number
     trail.append({"action": "child"})
     trail.close()
-    os._exit(0)
-os.wait()
-print(trail.verify().ok, trail.read(action="child").total)
+    os._exit(process() == ancestor)
+print(os.wait()[1], trail.verify().ok, trail.read(action="child").total)
 trail.close()
 """
         done = subprocess.run(
@@ -298,7 +299,7 @@ trail.close()
             timeout=60,
             check=True,
         )
-        assert done.stdout.strip() == "True 1"
+        assert done.stdout.strip() == "0 True 1"
 
     def test_forked_while_others_read(self, tmp_path: Path) -> None:
         """Nor does a fork in the middle of reads and verifications."""
@@ -431,6 +432,66 @@ class TestForkGate:
         gate.after_in_child()
         with gate:
             pass
+
+    def test_two_that_fork_at_once(self) -> None:
+        """The second waits for nobody but the first: whoever came meanwhile comes after both."""
+        order: list[str] = []
+        gate, entered, leave = ForkGate(lambda: order.append("closed")), threading.Event(), threading.Event()
+
+        def inside() -> None:
+            with gate:
+                entered.set()
+                leave.wait()
+
+        def fork() -> None:
+            gate.before()
+            gate.after_in_parent()
+
+        def late() -> None:
+            with gate:
+                order.append("late")
+
+        user, forkers = (
+            threading.Thread(target=inside),
+            [threading.Thread(target=fork) for _ in range(2)],
+        )
+        user.start()
+        entered.wait()
+        for forker in forkers:
+            forker.start()
+        while gate._forking < 2:
+            time.sleep(0.001)
+        comer = threading.Thread(target=late)
+        comer.start()
+        time.sleep(0.05)
+        leave.set()
+        for thread in (user, *forkers, comer):
+            thread.join()
+        assert order == ["closed", "closed", "late"]
+
+    def test_fork_whose_preparation_raises(self) -> None:
+        """It goes on, and everybody is let in again in parent and child: Python tells nobody that it was done."""
+        code = """
+import os
+from healthobs.audit.forking import ForkGate
+def interrupted():
+    raise KeyboardInterrupt
+gate = ForkGate(interrupted)
+child = os.fork()
+with gate:
+    if child == 0:
+        os._exit(0)
+gate._close_all = lambda: print("closed", flush=True)
+if os.fork() == 0:
+    os._exit(0)
+with gate:
+    print(os.wait()[1], os.wait()[1])
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+        )
+        assert done.stdout == "closed\n0 0\n"
+        assert "KeyboardInterrupt" in done.stderr
 
     def test_shut_gate_is_open_again(self) -> None:
         """A gate that was shut over a fork lets parent and child in again."""

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.retention_bench import ALICE, BOB, YEAR, Bench, signed
 
-from healthobs.audit import governance, keys, merkle, open_trail, store, tiles
+from healthobs.audit import disposal, governance, keys, merkle, open_trail, store, tiles
 from healthobs.audit.checkpoint import Signer, Verifier
 from healthobs.audit.command import main
 from healthobs.audit.entry import encode
@@ -403,6 +403,28 @@ class TestExport:
         assert capsys.readouterr() == ("6 files written\n", "")
         verdict = tiles.check(tmp_path / "tiles", Verifier(vkey), erased=True)
         assert (verdict.ok, verdict.size, verdict.erased) == (True, 303, 2)
+
+    def test_erased_meanwhile_by_an_earlier_order(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """What was ordered before an export begins, and is carried out during it, is erased in it, too."""
+        path, vkey = build(tmp_path, 300)
+        trail = open_trail(f"sqlite:///{path}", service="s")
+        retention, write, written = Retention(trail, classes=()), tiles._write, list[str]()
+        retention._record(governance.ERASE, "a", "r", {"ranges": "298-298"}, None)
+
+        def meanwhile(directory: Path, name: str, content: bytes) -> None:
+            if len(written) == 4:
+                disposal.carry_out(trail)
+            written.append(name)
+            write(directory, name, content)
+
+        monkeypatch.setattr(tiles, "_write", meanwhile)
+        assert main(["export", str(path), "--tiles", str(tmp_path / "tiles")]) == 0
+        trail.close()
+        assert capsys.readouterr().err == ""
+        verdict = tiles.check(tmp_path / "tiles", Verifier(vkey), erased=True)
+        assert (verdict.ok, verdict.size, verdict.erased) == (True, 301, 1)
 
     def test_checked_meanwhile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Who checks a directory that is being written to waits, and finds nothing that is not signed yet."""

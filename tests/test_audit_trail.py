@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,6 +29,7 @@ from healthobs.audit.store import StoreError
 from healthobs.audit.trail import AuditTrail
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, AuditWriteError, ConfigurationError
+from healthobs.redaction import Phi
 
 
 def count(path: Path) -> int:
@@ -261,7 +263,9 @@ class TestAppend:
         def come(count: int) -> list[int]:
             """Return the size of the log after the batch of each."""
             trail._access.gate.before()  # so that the writer has the first when it finds the rest
-            jobs[:] = [ours._enqueue(None, body) for _ in range(count)]
+            jobs.clear()
+            for _ in range(count):
+                ours._enqueue(None, body, None, jobs)
             trail._access.gate.after_in_parent()
             return [receipt.size for job in jobs for receipt in [job.result(30)] if receipt is not None]
 
@@ -269,7 +273,7 @@ class TestAppend:
             nonlocal waits
             waits += 1
             if waits < 3:
-                jobs.append(ours._enqueue(None, body))
+                ours._enqueue(None, body, None, jobs)
 
         monkeypatch.setattr(writer, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
         assert (come(2), come(6), waits) == ([3] * 2, [9] * 6, 0)
@@ -355,9 +359,9 @@ class TestClose:
         ours, handed_over = trail._access.writer(), list[writer._Job]()
         enqueue = ours._enqueue
 
-        def noting(key: str | None, body: bytes, unless: str | None) -> writer._Job:
-            handed_over.append(enqueue(key, body, unless))
-            return handed_over[-1]
+        def noting(key: str | None, body: bytes, unless: str | None, jobs: list[writer._Job]) -> None:
+            enqueue(key, body, unless, jobs)
+            handed_over.extend(jobs)
 
         monkeypatch.setattr(ours, "_enqueue", noting)
         with ThreadPoolExecutor(4) as pool, trail.path.with_name("audit.db.lock").open() as lock:
@@ -369,6 +373,89 @@ class TestClose:
             fcntl.flock(lock, fcntl.LOCK_UN)
             stopper.join()
             assert sorted(job.result().index for job in waiting) == [1, 2, 3, 4]
+
+    @pytest.mark.parametrize("wrong", [None, [], ["action"], "action", 5])
+    def test_draft_that_is_none(self, trail: AuditTrail, wrong: Any) -> None:
+        """What is no draft is refused by a word that says so."""
+        with pytest.raises(AuditWriteError, match="draft must be an AuditDraft, or a mapping"):
+            trail.append(wrong)
+
+    @pytest.mark.parametrize("wrong", [["x"], {"x": 1}, 5, Phi("x")])
+    def test_action_that_is_none(self, trail: AuditTrail, wrong: Any) -> None:
+        """An action that is no text is refused as one that is malformed."""
+        with pytest.raises(AuditWriteError, match="action must be a short name"):
+            trail.append({"action": wrong})
+
+    def test_reserved_action_of_an_enumeration(self, trail: AuditTrail) -> None:
+        """Whatever a member of an enumeration is called, or formats itself as, its text decides."""
+        kinds = Enum("kinds", {"ERASE": "audit.erase", "OTHER": "record.removed"}, type=str)
+        with pytest.raises(AuditWriteError, match="only the trail itself records"):
+            trail.append({"action": kinds["ERASE"]})
+        audit = Enum("audit", {"erase": "record.removed"}, type=str)
+        trail.append({"action": audit["erase"]})
+        assert [each["action"] for each in trail.read().entries] == ["record.removed"]
+
+    def test_caller_that_comes_as_it_closes(self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It hears at once that the trail is closed, and waits for nobody."""
+        trail.append(READ)
+        ours = trail._access.writer()
+        queue = ours._queue
+
+        def put(job: writer._Job | None) -> None:
+            if job is not None:
+                monkeypatch.undo()
+                ours.stop()
+            queue.put(job)
+
+        monkeypatch.setattr(ours, "_queue", SimpleNamespace(put=put, qsize=queue.qsize))
+        with pytest.raises(AuditWriteError, match="closed"):
+            ours.append(trail.encode(READ), 600)
+        assert trail.read().total == 1
+
+    def test_caller_that_is_interrupted_as_it_starts_the_thread(
+        self, make_trail: MakeTrail, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The thread is known all the same, and ended by the close."""
+
+        class Interrupted(threading.Thread):
+            def start(self) -> None:
+                super().start()
+                raise KeyboardInterrupt
+
+        trail = make_trail()
+        monkeypatch.setattr(writer.threading, "Thread", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trail.append(READ)
+        monkeypatch.undo()
+        (thread,) = (each for each in threading.enumerate() if isinstance(each, Interrupted))
+        trail.close()
+        assert not thread.is_alive()
+
+    def test_interrupted_caller_records_nothing(
+        self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An entry whose caller a signal's handler took away before it was begun is never begun."""
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        trail.append(READ)
+        with trail.path.with_name("audit.db.lock").open() as lock, monkeypatch.context() as patched:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            first = threading.Thread(target=trail.append, args=(READ,))  # which the writer's thread has begun
+            first.start()
+            _wait_until(lambda: trail._access.gate._inside == 1)
+            patched.setattr(writer._Job, "result", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                trail.append({"action": "interrupted"})
+        first.join()
+        assert (trail.append(READ).index, trail.read(action="interrupted").total) == (2, 0)
+
+    @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e10])
+    def test_timeout_that_is_none(self, make_trail: MakeTrail, seconds: float) -> None:
+        """What no thread can wait for is refused at the start."""
+        with pytest.raises(ConfigurationError, match="timeout_seconds must be"):
+            make_trail(timeout_seconds=seconds)
 
     def test_late_callers_are_refused(self, trail: AuditTrail) -> None:
         """Whoever comes after the end of the thread hears so, rather than wait."""

@@ -1,6 +1,6 @@
 """One log as one process has it open: its writer, and connections for those who read.
 
-Each process has a writer of its own: after a fork the child finds none under its process id and starts afresh. Reads and
+Each process has a writer of its own: after a fork the child finds none of its own and starts afresh. Reads and
 writes are inside one gate (`healthobs.audit.forking`), so that nothing is open when the process forks.
 
 Limits: what a killed process left unfinished, the next opening of the store rolls back.
@@ -9,13 +9,12 @@ Limits: what a killed process left unfinished, the next opening of the store rol
 from __future__ import annotations
 
 import contextlib
-import os
 import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
 
 from healthobs.audit.checkpoint import Signer
-from healthobs.audit.forking import ForkGate
+from healthobs.audit.forking import ForkGate, Process, process
 from healthobs.audit.records import Checkpoint
 from healthobs.audit.store import Connection, ReadConnection, Store
 from healthobs.audit.windows import Windows
@@ -35,13 +34,13 @@ class Access:
         self.place: Store = place
         self._signer = signer
         self.closed: bool = False
-        #: One writer per process id.
-        self._writers: dict[int, Writer] = {}
+        #: One writer per process.
+        self._writers: dict[Process, Writer] = {}
         #: Walks that are going on; whoever forks closes what they have open between two windows.
         self._readers: set[Windows] = set()
         # Neither gate nor finalizer may hold what they belong to.
         writers, readers = self._writers, self._readers
-        self.gate: ForkGate = ForkGate(lambda: _release(writers, readers), lambda: _orphan(writers))
+        self.gate: ForkGate = ForkGate(lambda: _release(writers, readers))
         self._finalizer = weakref.finalize(self, _stop, writers)
 
     def writer(self) -> Writer:
@@ -54,14 +53,15 @@ class Access:
             raise AuditWriteError("the audit trail was opened for reading only")
         if self.closed:
             raise AuditWriteError("the audit trail is closed; append before close()")
-        writer = self._writers.get(os.getpid())
+        here = process()
+        writer = self._writers.get(here)
         if writer is None:
-            writer = self._writers.setdefault(os.getpid(), Writer(self.place, self._signer, self.gate))
+            writer = self._writers.setdefault(here, Writer(self.place, self._signer, self.gate))
         return writer
 
     def floor(self) -> Checkpoint | None:
         """Return the latest checkpoint that this process has written or extended, where it has any."""
-        writer = self._writers.get(os.getpid())
+        writer = self._writers.get(process())
         return None if writer is None else writer.floor
 
     @contextmanager
@@ -89,21 +89,15 @@ class Access:
         self._finalizer()
 
 
-def _release(writers: dict[int, Writer], readers: set[Windows]) -> None:
-    writer = writers.get(os.getpid())
+def _release(writers: dict[Process, Writer], readers: set[Windows]) -> None:
+    writer = writers.get(process())
     if writer is not None:
         writer.release()
     for windows in list(readers):
         windows.release()
 
 
-def _orphan(writers: dict[int, Writer]) -> None:
-    """Say that no writer has its thread here: a number of a process comes again, once its process has ended."""
-    for writer in writers.values():
-        writer.lost_thread()
-
-
-def _stop(writers: dict[int, Writer]) -> None:
-    writer = writers.get(os.getpid())
+def _stop(writers: dict[Process, Writer]) -> None:
+    writer = writers.get(process())
     if writer is not None:
         writer.stop()

@@ -286,7 +286,7 @@ class _Command:
         """Write tiles, and again where entries were erased meanwhile; as of one moment it would keep writers out all the while."""
         for _ in range(_TRIES):
             first, latest = reading.pruned(self._connection), self._latest()
-            fault = None
+            erased, fault = store.erased(self._connection, latest.size), None
             try:
                 count = tiles.export(self._connection, latest, self._chosen.tiles)
             except AuditTamperedError as exc:
@@ -296,7 +296,8 @@ class _Command:
                     "the log was pruned while it was exported; export it again, into a new directory"
                 )
             since = governance.orders(self._connection, latest.size, self._latest().size - 1)
-            if not any(order.action == governance.ERASE for order in since):
+            ordered = any(order.action == governance.ERASE for order in since)
+            if not ordered and store.erased(self._connection, latest.size) == erased:
                 if fault is not None:
                     raise fault
                 return count

@@ -66,7 +66,9 @@ class Encoder:
             AuditWriteError: The entry is malformed, or its subject gets no token within the time.
         """
         fields = _fields(draft)
-        if fields.get("action") in governance.RESERVED:
+        action = fields.get("action")
+        # Its text: a member of an enumeration has another hash.
+        if isinstance(action, str) and str.__str__(action) in governance.RESERVED:
             raise AuditWriteError("the audit entry's action is one that only the trail itself records")
         if self.subjects is not None:
             with _asking():
@@ -105,7 +107,11 @@ class Encoder:
 
 
 def _fields(draft: Draft) -> Mapping[str, object]:
-    return draft.as_mapping() if isinstance(draft, AuditDraft) else draft
+    if isinstance(draft, AuditDraft):
+        return draft.as_mapping()
+    if not isinstance(draft, (dict, Mapping)):
+        raise AuditWriteError("the audit entry's draft must be an AuditDraft, or a mapping of its fields")
+    return draft
 
 
 @contextmanager

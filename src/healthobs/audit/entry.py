@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import datetime
 from json.encoder import encode_basestring
 from typing import Any, NoReturn, cast
@@ -30,6 +30,7 @@ from healthobs.audit.draft import FIELDS
 from healthobs.clock import rfc3339
 from healthobs.exceptions import AuditWriteError
 from healthobs.redaction import Redactor
+from healthobs.redaction.apart import Apart
 from healthobs.redaction.phi import Revealed, is_purpose
 from healthobs.tenancy import stated
 
@@ -202,7 +203,9 @@ def _refused(_text: str) -> None:
 def _traced(draft: Mapping[str, object], trace_id: str, span_id: str) -> tuple[str, str]:
     """Return the ids of trace and span, as JSON: those of the draft, else those of the current span."""
     if trace_id != _NULL:
-        given = "{} {}".format(draft["trace_id"], draft.get("span_id"))
+        span = draft.get("span_id")
+        # Joined, because members of an enumeration format themselves as they like.
+        given = " ".join(cast("tuple[str, str]", (draft["trace_id"], "None" if span is None else span)))
         if _TRACED.fullmatch(given) is None:
             return trace_id, span_id
         return f'"{given[:32]}"', _NULL if span_id == _NULL else f'"{given[33:]}"'  # now and then all digits
@@ -217,7 +220,7 @@ def _word(draft: Mapping[str, object], name: str, default: str | None = None) ->
     value = default if value is None else value
     if not isinstance(value, str) or not _WORD.fullmatch(value):
         _refuse(name)
-    return value
+    return str.__str__(value)  # a member of an enumeration formats itself as it likes
 
 
 def _masked(name: str, text: object, limit: int, redactor: Redactor, signal: str) -> str:
@@ -306,12 +309,16 @@ def _details(details: object, redactor: Redactor, signal: str) -> str:
             shown = ".".join((*ours, redactor.text(purpose, signal=signal)))
             counts[shown] = counts.get(shown, 0) + value
             continue
-        checked[_valid(name)] = _valid(value) if isinstance(value, str) else value
+        checked[_apart(_valid(name), checked)] = _valid(value) if isinstance(value, str) else value
     masked = redactor.mapping(checked, signal=signal) if checked else {}
-    return canonical(
-        {
-            _cut(name, MAX_TEXT): _cut(value, MAX_REASON) if isinstance(value, str) else value
-            for name, value in masked.items()
-        }
-        | counts
-    )
+    kept: dict[str, str | int | bool] = {}
+    for name, value in masked.items():
+        kept[_apart(_cut(name, MAX_TEXT), kept)] = (
+            _cut(value, MAX_REASON) if isinstance(value, str) else value
+        )
+    return canonical(kept | counts)
+
+
+def _apart(name: str, taken: Container[str]) -> str:
+    """Return a name that no other detail has: two can become equal when they are made valid or cut."""
+    return Apart().free(name, taken) if name in taken else name

@@ -4,7 +4,8 @@ SQLite must not be carried over a fork (https://sqlite.org/howtocorrupt.html §2
 notes about locks that only the parent holds, and take the file to be busy for ever. So a fork waits until
 nobody uses the database, and everything that is open is closed before it.
 
-Limits: only forks made by Python are seen; one that had to wait too long goes ahead.
+Limits: only forks made by Python are seen; one that had to wait too long goes ahead, as every one does after a signal's
+handler raised just as its thread left a gate.
 """
 
 from __future__ import annotations
@@ -18,17 +19,37 @@ from collections.abc import Callable
 MAX_WAIT_SECONDS = 10.0
 
 
+#: Which process: its number comes again once it has ended, maybe in a child of its own children.
+Process = tuple[int, int]
+
+
+class _Forks:
+    """How many forks lie between the first process and this one."""
+
+    count = 0
+
+    @classmethod
+    def one_more(cls) -> None:
+        cls.count += 1
+
+
+os.register_at_fork(after_in_child=_Forks.one_more)
+
+
+def process() -> Process:
+    """Return which process this is; of what it inherited, nothing is under the same key."""
+    return os.getpid(), _Forks.count
+
+
 class ForkGate:
     """A context in which no fork happens; any number of threads may be inside at once.
 
     Args:
         close_all: Closes what must not be inherited; called with nobody inside.
-        in_child: Called in each child.
     """
 
-    def __init__(self, close_all: Callable[[], None], in_child: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, close_all: Callable[[], None]) -> None:
         self._close_all = close_all
-        self._in_child = in_child
         self._begin_anew()
         _watch(weakref.ref(self))
 
@@ -36,7 +57,8 @@ class ForkGate:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._inside = 0
-        self._forking = False
+        #: Forks that wait or go on; several threads may fork at once.
+        self._forking = 0
 
     def __enter__(self) -> None:
         # Not the condition: each of its methods is a call, and every batch comes through here.
@@ -52,22 +74,29 @@ class ForkGate:
                 self._changed.notify_all()
 
     def before(self) -> None:
-        """Let nobody in, wait until nobody is inside, close everything; the lock is held over the fork."""
+        """Let nobody in, wait until nobody is inside, close everything; the lock is held over the fork.
+
+        Where a signal's handler raises meanwhile, everybody is let in again: Python then forks all the same, and calls
+        `after_in_parent` of none.
+        """
         self._lock.acquire()
-        self._forking = True
-        if self._changed.wait_for(lambda: self._inside == 0, MAX_WAIT_SECONDS):
-            self._close_all()
+        self._forking += 1
+        try:
+            if self._changed.wait_for(lambda: self._inside == 0, MAX_WAIT_SECONDS):
+                self._close_all()
+        except BaseException:
+            self.after_in_parent()
+            raise
 
     def after_in_parent(self) -> None:
         """Go on as before."""
-        self._forking = False
+        self._forking -= 1
         self._changed.notify_all()
         self._lock.release()
 
     def after_in_child(self) -> None:
         """Begin anew: of all threads only this one exists here."""
         self._begin_anew()
-        self._in_child()
 
 
 def _watch(reference: weakref.ref[ForkGate]) -> None:
@@ -77,8 +106,12 @@ def _watch(reference: weakref.ref[ForkGate]) -> None:
     def before() -> None:
         gate = reference()
         if gate is not None:
-            gate.before()
-            caught.append(gate)
+            try:
+                caught.append(gate)
+                gate.before()
+            except BaseException:
+                caught.remove(gate)
+                raise
 
     def after_in_parent() -> None:
         if caught:

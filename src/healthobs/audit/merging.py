@@ -10,13 +10,13 @@ Limits: one thread of a process merges at a time (`healthobs.audit.turns`).
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable
 from time import monotonic
 
 from healthobs.audit import entry, governance
 from healthobs.audit.checkpoint import Signer, Verifier
 from healthobs.audit.encoding import Encoder
+from healthobs.audit.forking import Process, process
 from healthobs.audit.sequencing import Sequencer, acceptable
 from healthobs.audit.spool import Row, Rows, Spool
 from healthobs.audit.turns import Turn
@@ -39,7 +39,7 @@ class Merging:
         self._encoder = encoder
         self._signer = signer
         self._verifier = Verifier(*signer.vkeys)
-        self._turns: dict[int, Turn] = {}
+        self._turns: dict[Process, Turn] = {}
 
     def merge(
         self, wait_seconds: float, on_damage: Callable[[int], object] | None, deadline: float | None = None
@@ -57,7 +57,8 @@ class Merging:
         """
         if not self._spool.waiting():
             return
-        turn = self._turns.get(os.getpid()) or self._turns.setdefault(os.getpid(), Turn())
+        here = process()
+        turn = self._turns.get(here) or self._turns.setdefault(here, Turn())
         with turn.taken(wait_seconds, insists=deadline is None):
             if self._spool.waiting() and self._merge_once(wait_seconds, on_damage, deadline):
                 self._merge_once(wait_seconds, on_damage, deadline)  # the entry that says what was lost

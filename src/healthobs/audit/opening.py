@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from pathlib import Path
+from threading import TIMEOUT_MAX
 
 from healthobs.audit import governance, keys, merkle, store, verification
 from healthobs.audit.access import Access
@@ -53,10 +54,12 @@ def open_trail(
         subjects: Map from which each entry gets the token of its subject; without it, subjects are recorded as given.
 
     Raises:
-        ConfigurationError: URL, key file or origin cannot be used, cryptography is not installed, or the log that the key
+        ConfigurationError: URL, key file, origin or timeout cannot be used, cryptography is not installed, or the log that the key
             began there is gone.
         AuditError: The file is no audit trail, or of a newer format.
     """
+    if not 0 < timeout_seconds <= TIMEOUT_MAX:
+        raise ConfigurationError("timeout_seconds must be a number of seconds above 0 that a thread can wait")
     place = store_of(url)
     if key_file is None:
         if place.path is None:

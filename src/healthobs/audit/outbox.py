@@ -13,7 +13,6 @@ with ``refused-``.
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 from healthobs import _runtime
 from healthobs.audit.draft import CARE, AuditDraft
+from healthobs.audit.forking import Process, process
 from healthobs.audit.records import Receipt
 from healthobs.audit.trail import AuditTrail
 from healthobs.exceptions import AuditWriteError
@@ -65,9 +65,9 @@ class Outbox:
         #: Another object whenever a row may wait again.
         self._behind = object()
         #: The process that put into the log what was left before, and what `_behind` was when it began to.
-        self._caught_up: tuple[int, object] | None = None
+        self._caught_up: tuple[Process, object] | None = None
         #: By process id, because a fork takes no thread along: what tries again.
-        self._retries: dict[int, threading.Timer] = {}
+        self._retries: dict[Process, threading.Timer] = {}
 
     def create_table(self) -> None:
         """Make the table where it is missing."""
@@ -124,7 +124,7 @@ class Outbox:
         Raises:
             AuditWriteError: The log does not take it now; do not begin.
         """
-        here = (os.getpid(), self._behind)
+        here = (process(), self._behind)
         if self._caught_up == here:
             return
         try:
@@ -215,15 +215,15 @@ class Outbox:
         """Have a thread flush in some seconds, so that what waits needs no other write to come into the log."""
         timer = threading.Timer(RETRY_SECONDS, self._retry)
         timer.name, timer.daemon = "healthobs-outbox", True
-        if self._trail.closed or self._retries.setdefault(os.getpid(), timer) is not timer:
+        if self._trail.closed or self._retries.setdefault(process(), timer) is not timer:
             return
         try:
             timer.start()
         except RuntimeError:  # no thread can be had: the next write flushes
-            del self._retries[os.getpid()]
+            del self._retries[process()]
 
     def _retry(self) -> None:
-        del self._retries[os.getpid()]  # first: what begins to wait from now on needs another one
+        del self._retries[process()]  # first: what begins to wait from now on needs another one
         if self._trail.closed:
             return
         try:

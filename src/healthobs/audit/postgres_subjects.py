@@ -27,7 +27,7 @@ from psycopg import sql
 from psycopg.waiting import Ready
 
 from healthobs.audit import postgres
-from healthobs.audit.forking import ForkGate
+from healthobs.audit.forking import ForkGate, Process, process
 from healthobs.audit.subject_rows import MARK, TRIED, WAIT_SECONDS, About, Row, Unlock
 from healthobs.exceptions import AuditError
 
@@ -84,8 +84,8 @@ class PostgresRows:
 
     def __init__(self, url: str) -> None:
         self._options = postgres.options_of(url, "the subject map's")
-        #: By process id: after a fork the child finds none of its own and starts afresh.
-        sessions = self._sessions = dict[int, _Session]()
+        #: By process: after a fork the child finds none of its own and starts afresh.
+        sessions = self._sessions = dict[Process, _Session]()
         # Neither gate nor finalizer may hold the rows themselves.
         self._gate = ForkGate(lambda: _close(sessions))
         weakref.finalize(self, _close, sessions)
@@ -160,7 +160,7 @@ class PostgresRows:
         """Give the connection of this process for one task, with no fork meanwhile; `alone` one that keeps nobody else waiting."""
         try:
             with self._gate:
-                session = _Session() if alone else self._sessions.setdefault(os.getpid(), _Session())
+                session = _Session() if alone else self._sessions.setdefault(process(), _Session())
                 with session.taken(self._options, wait_seconds) as connection:
                     yield connection
                 if alone:
@@ -242,8 +242,8 @@ class _Session:
             connection.close()
 
 
-def _close(sessions: dict[int, _Session]) -> None:
-    session = sessions.get(os.getpid())
+def _close(sessions: dict[Process, _Session]) -> None:
+    session = sessions.get(process())
     if session is not None:
         session.close()
 

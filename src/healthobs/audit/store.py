@@ -312,6 +312,15 @@ def leaves(connection: ReadConnection, start: int, end: int) -> list[bytes]:
     return [leaf for _, leaf in rows]
 
 
+def erased(connection: ReadConnection, size: int) -> int:
+    """Return how many of the first `size` entries have no body; asked in pieces, so that no writer waits for long."""
+    statement = "SELECT count(*) FROM entry WHERE idx >= ? AND idx < ? AND body IS NULL"
+    return sum(
+        number(connection.execute(statement, (start, min(start + AT_ONCE, size)))[0][0])
+        for start in range(0, size, AT_ONCE)
+    )
+
+
 def tiles(connection: ReadConnection) -> merkle.Fetch:
     """Return what reads tiles of the log: leaves from the entries, each tile above them from one row."""
 

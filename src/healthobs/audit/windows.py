@@ -9,11 +9,10 @@ Limits: one statement is one window, however long it takes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
-from healthobs.audit.forking import ForkGate
+from healthobs.audit.forking import ForkGate, Process, process
 from healthobs.audit.store import ReadConnection, Row
 
 
@@ -29,7 +28,7 @@ class Windows:
         self._connect = connect
         self._gate = gate
         self._held = False
-        self._pid = 0
+        self._process: Process | None = None
         self._connection: ReadConnection | None = None
 
     @contextmanager
@@ -46,14 +45,14 @@ class Windows:
                 self._held = False
 
     def _opened(self) -> ReadConnection:
-        if self._connection is None or self._pid != os.getpid():
-            self._connection, self._pid = self._connect(), os.getpid()
+        if self._connection is None or self._process != process():
+            self._connection, self._process = self._connect(), process()
         return self._connection
 
     def release(self) -> None:
         """Close what is open; the next window opens it again. Only with nobody in the gate but the caller."""
         connection, self._connection = self._connection, None
-        if connection is not None and self._pid == os.getpid():
+        if connection is not None and self._process == process():
             connection.close()
 
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:

@@ -124,28 +124,32 @@ class Writer:
         Raises:
             AuditWriteError: One of them is not; the others may be.
         """
-        jobs = [self._enqueue(key, body, unless) for key, body in rows]
-        deadline = time.monotonic() + timeout_seconds
+        jobs: list[_Job] = []
         try:
+            for key, body in rows:
+                self._enqueue(key, body, unless, jobs)
+            deadline = time.monotonic() + timeout_seconds
             return [job.result(deadline - time.monotonic()) for job in jobs]
         except TimeoutError:
-            for job in jobs:
-                job.take()  # not begun: it never will be; begun: it may still be recorded
+            _give_up(jobs)
             raise AuditWriteError(
                 f"the audit store did not confirm the entry within {timeout_seconds:g} s; "
                 "look for a process that holds its lock, or a slow disk"
             ) from None
+        except BaseException:  # also what a signal's handler raises
+            _give_up(jobs)
+            raise
 
-    def _enqueue(self, key: str | None, body: bytes, unless: str | None = None) -> _Job:
+    def _enqueue(self, key: str | None, body: bytes, unless: str | None, jobs: list[_Job]) -> None:
         if self._queue.qsize() >= MAX_WAITING:
             raise AuditWriteError(
                 "too many audit entries wait for the disk; reduce the load or use a faster one"
             )
         job = _Job(body, key, unless)
-        if not self._running:
-            self._start()
+        jobs.append(job)
         self._queue.put(job)
-        return job
+        if not self._running:  # asked after, or the thread could end in between
+            self._start()
 
     def _start(self) -> None:
         with self._start_lock:
@@ -159,10 +163,6 @@ class Writer:
                     raise AuditWriteError("no thread can be started for the audit trail") from None
                 self._thread = thread
 
-    def lost_thread(self) -> None:
-        """Take note that a fork left the thread behind; the next entry starts another."""
-        self._running = False
-
     def stop(self) -> None:
         """Write what waits, then end the thread and close everything."""
         with self._start_lock:
@@ -174,6 +174,7 @@ class Writer:
 
     def _run(self) -> None:
         """Write batches until told to stop; nothing that goes wrong ends the thread."""
+        self._thread = threading.current_thread()  # whoever started it may have been interrupted
         self._running = True
         try:
             while not self._stopping:
@@ -326,6 +327,12 @@ class Writer:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _give_up(jobs: Iterable[_Job]) -> None:
+    """Let nobody wait for jobs any more: what was not begun never will be; what was may still be recorded."""
+    for job in jobs:
+        job.take()
 
 
 def _reason(exc: Exception) -> str:

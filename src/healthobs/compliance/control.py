@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 from healthobs.clock import Clock
 from healthobs.config import Settings
@@ -73,7 +73,7 @@ class Outcome:
             )
         if self.unset and self.state != "unknown":
             raise ValueError("unset says that nothing could be looked at, so its state is unknown")
-        if not (_is_text(self.text) and isinstance(self.missing, tuple) and all(map(_is_text, self.missing))):
+        if not all(map(_is_text, (self.text, *_members(self.missing)))):
             raise ValueError("an outcome has a text, and a tuple of texts for what is missing")
         if self.n is not None and type(self.n) is not int:
             raise ValueError("the n of an outcome is a whole number, or none")
@@ -83,6 +83,11 @@ class Outcome:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
+
+
+def _members(value: object) -> tuple[object, ...]:
+    """Return the members of a tuple, and of what is none something that is no text."""
+    return cast("tuple[object, ...]", value) if isinstance(value, tuple) else (None,)
 
 
 def _encodable(text: str) -> str:
