@@ -414,6 +414,27 @@ class TestEvents:
         assert "LookupError" in out.getvalue()
         assert NAME not in out.getvalue()
 
+    @pytest.mark.parametrize("redaction", ["watch", "mask", "strict"])
+    @pytest.mark.parametrize(
+        "step",
+        [structlog.processors.format_exc_info, structlog.processors.dict_tracebacks],
+        ids=["text", "mapping"],
+    )
+    def test_an_exception_in_a_form_of_its_own(self, step: Any, redaction: Any, out: io.StringIO) -> None:
+        """A tuple that is none of the standard library's does not have the one that is being handled rendered."""
+        configure(out, [step, structlog.processors.JSONRenderer()])
+        obs = Observability(Settings(redaction=redaction), logs="processor")
+        try:
+            raise LookupError(f"no chart of {NAME}")
+        except LookupError as exc:
+            for odd in ((LookupError, str(exc), exc.__traceback__), (LookupError, exc)):
+                structlog.get_logger().error("failed", exc_info=odd)
+        obs.close()
+        without, found = out.getvalue().splitlines()
+        assert "LookupError" not in without
+        assert "LookupError" in found
+        assert NAME not in out.getvalue()
+
 
 class TestDisabled:
     """`Settings.disabled` and `OTEL_SDK_DISABLED`: healthobs writes nothing, and others write no more than before."""

@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +23,77 @@ from healthobs.redaction import Redactor
 
 def _bound() -> Any:
     return structlog.get_logger().bind(**{WHO: 1}, shift=4)
+
+
+class Full(io.StringIO):
+    """A stream of which the disk is full."""
+
+    def write(self, _text: str) -> int:
+        """Fail."""
+        raise OSError("no space left")
+
+
+class TestFaultsOfHandlers:
+    """What a handler tells of a fault of its own."""
+
+    @pytest.fixture
+    def handler(self, monkeypatch: pytest.MonkeyPatch) -> logging.Handler:
+        """Return the root logger's only one, which cannot write."""
+        handler = logging.StreamHandler(Full())
+        monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+        return handler
+
+    @staticmethod
+    def fail() -> None:
+        try:
+            raise LookupError(f"no chart of {WHO}")
+        except LookupError:
+            logging.getLogger("app").exception("failed")
+
+    @pytest.mark.parametrize("redaction", ["watch", "mask", "strict"])
+    def test_only_the_fault_is_shown(
+        self, redaction: Any, handler: logging.Handler, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Python chains to it the exception that was being logged: that is left out, until it is given back."""
+        obs = Observability(Settings(redaction=redaction), logs="processor")
+        self.fail()
+        told = capsys.readouterr().err
+        obs.close()
+        assert "OSError: no space left" in told
+        assert WHO not in told
+        assert "handleError" not in vars(handler)
+        self.fail()
+        assert WHO in capsys.readouterr().err
+
+    @pytest.mark.parametrize("first", [0, 1])
+    def test_two_at_a_time(
+        self, first: int, handler: logging.Handler, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Closed in any order, the other one still covers, and the last gives back what the handler had."""
+        seen: list[BaseException | None] = []
+
+        def tell(_record: logging.LogRecord) -> None:
+            fault = sys.exception()
+            seen.append(fault and fault.__context__)
+
+        handler.handleError = tell  # type: ignore[method-assign]
+        several = [Observability(Settings(), logs="processor") for _ in range(2)]
+        several.pop(first).close()
+        self.fail()
+        several.pop().close()
+        assert handler.handleError is tell
+        self.fail()
+        assert [type(one) for one in seen] == [type(None), LookupError]
+        assert capsys.readouterr().err == ""
+
+    def test_a_handler_without_a_fault(self, handler: logging.Handler) -> None:
+        """It may tell of one that is no exception."""
+        seen: list[logging.LogRecord] = []
+        handler.handleError = seen.append  # type: ignore[method-assign]
+        obs = Observability(Settings(), logs="processor")
+        handler.handleError(logging.makeLogRecord({}))
+        obs.close()
+        assert len(seen) == 1
 
 
 class TestStdlib:
@@ -123,6 +195,21 @@ class TestStdlib:
             "  test_taking_over_logs:TestStdlib.test_an_exception_with_a_literal_has_its_id_too",
             "  caused by ValueError",
         ]
+
+    @pytest.mark.parametrize("redaction", ["watch", "mask", "strict"])
+    def test_an_exception_in_a_form_of_its_own(self, root: io.StringIO, redaction: Any) -> None:
+        """A tuple that is none of the standard library's gives its exception, if it has one; no text in it is written."""
+        obs = Observability(Settings(redaction=redaction), logs="processor")
+        log: Any = logging.getLogger("app")
+        exc = LookupError(f"no chart of {WHO}")
+        for odd in ((LookupError, exc), (LookupError, str(exc), None), (), [LookupError, exc, None]):
+            log.handle(
+                logging.makeLogRecord({"name": "app", "levelno": 40, "msg": "failed", "exc_info": odd})
+            )
+        obs.close()
+        told = root.getvalue().splitlines()
+        assert re.fullmatch("LookupError: error_id=[0-9a-f]{32}", told.pop(1))
+        assert [line.rpartition("|")[2] for line in told] == ["failed"] * 4
 
     def test_an_exception_keeps_to_the_format(self, root: io.StringIO) -> None:
         """A formatter that makes one line of exceptions still does."""

@@ -242,6 +242,34 @@ class TestPlaces:
         assert told()[2].startswith("WARNING|[PHI:strict]|[PHI:strict]|[PHI:strict]|None|")
         assert NAME not in str(told())
 
+    def test_the_place_in_mask(self, root: io.StringIO) -> None:
+        """That of a record that was made by hand is scanned, its level and stack too."""
+        logging.getLogger().handlers[0].setFormatter(logging.Formatter(self.FORMAT))
+        obs = Observability(Settings(), logs="processor")
+        keys = ("levelname", "pathname", "filename", "module", "funcName", "stack_info")
+        made = dict.fromkeys(keys, f"{NAME} 078-05-1120")
+        logging.getLogger("app").handle(logging.makeLogRecord({"name": "app", "levelno": 30, **made}))
+        logging.getLogger("app").warning("seen", stack_info=True)
+        obs.close()
+        first, second, third, *stack = root.getvalue().splitlines()
+        assert first.split("|")[:5] == [f"{NAME} [PHI:ssn]"] * 5
+        assert second == f"{NAME} [PHI:ssn]"
+        assert third.startswith(f"WARNING|{__file__}|")
+        assert 'logging.getLogger("app").warning("seen", stack_info=True)' in "\n".join(stack)
+
+    @pytest.mark.parametrize("redaction", ["watch", "mask", "strict"])
+    def test_numbers(self, root: io.StringIO, redaction: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is no number under the name of one becomes zero, so that formats of numbers take it."""
+        monkeypatch.setattr(logging.getLogger(), "handlers", logging.getLogger().handlers[:1])
+        logging.getLogger().handlers[0].setFormatter(logging.Formatter("%(process)s %(thread)s %(lineno)s"))
+        obs = Observability(Settings(redaction=redaction), logs="processor")
+        for number in (NAME, 7, None):
+            made = dict.fromkeys(("process", "thread", "lineno"), number)
+            logging.getLogger("app").handle(logging.makeLogRecord({"name": "app", "levelno": 30, **made}))
+        obs.close()
+        told = [NAME if redaction == "watch" else 0, 7, None]
+        assert root.getvalue().splitlines() == [f"{one} {one} {one}" for one in told]
+
     def test_where_no_caller_is_found(self, told: Callable[[], list[str]]) -> None:
         """What `logging` says then is nobody's."""
         record = logging.LogRecord("app", 30, "(unknown file)", 0, "seen", (), None, "(unknown function)")

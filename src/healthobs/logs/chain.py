@@ -108,8 +108,10 @@ class StructlogChain:
         exc = exception_of(exc_info)
         if exc is not None:
             self._fields.tell(event_dict, exc)
-        elif "exc_info" in event_dict and exc_info is not None:
-            event_dict["exc_info"] = bool(exc_info)
+        elif exc_info is not None:
+            event_dict["exc_info"] = (
+                False  # True would have a later step look for the one that is being handled
+            )
 
     def _marked(self, event: object) -> Any:
         return event if self._redactor.mode == "watch" else Rendered("[PHI:type]")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import weakref
 from collections.abc import Callable, Collection, MutableMapping
 from functools import lru_cache
@@ -42,6 +43,27 @@ def _fields_of(factory: Callable[..., logging.LogRecord]) -> Collection[str]:
         return STANDARD
 
 
+class _Unchained:
+    """Has a handler tell of a fault of its own without the exception that was being logged, which Python chains to it."""
+
+    def __init__(self, handler: logging.Handler) -> None:
+        self._own = vars(handler).get("handleError")
+        self._tell = handler.handleError
+        handler.handleError = self  # type: ignore[method-assign]
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        fault = sys.exception()
+        if fault is not None:
+            fault.__cause__ = fault.__context__ = None
+        self._tell(record)
+
+    def give_back(self, handler: logging.Handler) -> None:
+        if self._own is None:
+            del handler.handleError
+        else:
+            handler.handleError = self._own  # type: ignore[method-assign]
+
+
 class RecordFilter:
     """Redacts what handlers write, until `release`.
 
@@ -67,6 +89,9 @@ class RecordFilter:
         for handler in list(self._handlers):
             while self.filter in handler.filters:
                 handler.removeFilter(self.filter)
+            tell = handler.handleError
+            if isinstance(tell, _Unchained) and not any(handler in one._handlers for one in Hook.filters):
+                tell.give_back(handler)
 
     def cover(self, logger: logging.Logger, record: logging.LogRecord) -> None:
         """Put the filter on each handler that `record` of `logger` comes to; never raises."""
@@ -88,6 +113,8 @@ class RecordFilter:
             for name in _FORMATTED.findall(str(getattr(handler.formatter, "_fmt", ""))):
                 self._redactor.written(name)
             handler.addFilter(self.filter)
+            if not isinstance(handler.handleError, _Unchained):
+                _Unchained(handler)
             self._handlers.add(handler)
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -117,7 +144,9 @@ class RecordFilter:
         self._fields.redact(fields, [key for key in fields if key not in STANDARD])
         record.exc_text = None  # made of the exception again, or by a process whose exception is not here
         exc = exception_of(record.exc_info)
-        if exc is not None:
+        if exc is None:
+            record.exc_info = None
+        else:
             self._fields.tell(fields, exc)
         message: Any = record.msg
         if not isinstance(message, dict):

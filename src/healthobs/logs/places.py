@@ -3,8 +3,8 @@
 `logging` takes the place from the function that logs, and Python names threads by a number and a function. But a record can be
 made by hand or come from elsewhere, and whoever makes a level or a thread names it.
 
-Limits: levels that were named before redaction began are taken for the code's. In `strict`, the place of a record that comes from
-another process is not known to be the code's, and is masked.
+Limits: levels that were named before redaction began are taken for the code's. The place of a record that comes from another
+process is not known to be the code's: it is scanned, and in `strict` masked.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _GIVEN = re.compile(
 #: How `logging` names a level that nobody named.
 _UNNAMED = re.compile(r"Level -?\d{1,3}")
 _PLACE = ("pathname", "filename", "module", "funcName")
+_NUMBERS = ("lineno", "thread", "process")
 #: What `logging` writes where it finds no caller.
 _NOWHERE = ("(unknown file)", "(unknown file)", "(unknown file)", "(unknown function)")
 _KEPT = 4096
@@ -56,20 +57,27 @@ class Places:
                 self._is_a_function(given["runs"])
 
     def redact(self, fields: MutableMapping[str, Any]) -> None:
-        """Redact the fields of a record that tell where it was made; in `strict` its level and place, too."""
+        """Redact the fields of a record that tell where it was made: its thread, process and task, its level and place."""
         for key in ORIGINS:
             name = fields.get(key)
             if isinstance(name, str):
                 fields[key] = self._origin(name)
-        if self._redactor.strict:
-            level = str(fields.get("levelname"))
-            if level not in self._levels and not _UNNAMED.fullmatch(level):
-                fields["levelname"] = self._redactor.name(level)
-            if not self._is_a_place(fields):
-                for key in _PLACE:
-                    value = fields.get(key)
-                    fields[key] = value and self._redactor.name(str(value))
-                fields["stack_info"] = None
+        if self._redactor.mode == "watch":
+            return
+        for key in _NUMBERS:
+            if type(fields.get(key)) not in (int, type(None)):
+                fields[key] = 0
+        level = str(fields.get("levelname"))
+        if level not in self._levels and not _UNNAMED.fullmatch(level):
+            fields["levelname"] = self._redactor.name(level)
+        if not self._is_a_place(fields):
+            for key in _PLACE:
+                value = fields.get(key)
+                fields[key] = value and self._redactor.name(str(value))
+            stack = fields.get("stack_info")
+            fields["stack_info"] = (
+                None if self._redactor.strict else stack and self._redactor.text(str(stack))
+            )
 
     def _origin(self, name: str) -> str:
         given = _GIVEN.fullmatch(name)

@@ -29,10 +29,10 @@ def substitute(facts: Mapping[str, Any]) -> Any:
 
 
 def exception_of(exc_info: object) -> BaseException | None:
-    """Return the exception that `exc_info` means, in any of the forms of the standard library."""
+    """Return the exception that `exc_info` means, in any of the forms of the standard library, or in a tuple of another form."""
     if isinstance(exc_info, BaseException):
         return exc_info
     if isinstance(exc_info, tuple):
         parts = cast("tuple[object, ...]", exc_info)
-        return parts[1] if len(parts) == 3 and isinstance(parts[1], BaseException) else None
+        return next((part for part in parts if isinstance(part, BaseException)), None)
     return sys.exc_info()[1] if exc_info else None
