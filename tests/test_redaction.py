@@ -497,7 +497,12 @@ class TestMapping:
         [
             ({"member": {"id": "A765", "tier": "gold"}}, {"member": {"id": "[PHI:key]", "tier": "gold"}}),
             ({"subject": {"reference": "Patient/A765"}}, {"subject": {"reference": "[PHI:key]"}}),
-            ({"members": [{"id": "A765"}, {"id": 7}]}, {"members": [{"id": "[PHI:key]"}, {"id": 7}]}),
+            (
+                {"members": [{"id": "A765"}, {"id": 7}]},
+                {"members": [{"id": "[PHI:key]"}, {"id": "[PHI:key]"}]},
+            ),
+            ({"members": [{"number": 7654321}]}, {"members": [{"number": "[PHI:key]"}]}),
+            ({"members": {"count": 7654321}}, {"members": {"count": 7654321}}),
             ({"request": {"path": "/x", "size": 5}}, {"request": {"path": "[PHI:key]", "size": 5}}),
             ({"error": {"message": "of Jane", "code": 5}}, {"error": {"message": "[PHI:key]", "code": 5}}),
             ({"a": {"device": {"number": "X1"}}}, {"a": {"device": {"number": "[PHI:key]"}}}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import time
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, NotRequired, TypedDict, TypeVar
 
@@ -50,6 +51,13 @@ class Row(NamedTuple):
     beds: int
 
 
+class Bare(NamedTuple):
+    """A named tuple without marks."""
+
+    name: str = NAME
+    beds: int = 3
+
+
 @dataclass
 class Unmarked:
     """A class without marks."""
@@ -77,6 +85,9 @@ PATIENT = {
         ([Row(NAME, 2)], [{"name": "[PHI:name]", "beds": 2}]),
         ({"who": Row(NAME, 2)}, {"who": {"name": "[PHI:name]", "beds": 2}}),
         (Unmarked(), "[PHI:type]"),
+        ([Bare()], ["[PHI:type]"]),
+        (time.gmtime(0), "[PHI:type]"),
+        ((1, 2), (1, 2)),
         (Unresolved(), "[PHI:type]"),
         (Patient, "[PHI:type]"),
     ],

@@ -329,7 +329,7 @@ class _Walk:
             return name
         if action(above) is Action.AGE:
             return above
-        both = f"{above}.{name}"
+        both = f"{above.removesuffix('s')}.{name}"  # one of several `members` is a member
         return both if action(both) in (Action.DENY, Action.MEASURE) else name
 
     def _string(self, key: str, value: str, action: Action) -> Any:
@@ -385,7 +385,7 @@ class _Walk:
             marked = marked_fields(value)
             if marked is not None:
                 return self._nested(key, cast("Mapping[object, object]", marked), depth - 1)
-            if isinstance(value, (list, tuple)):
+            if not _is_named(type(value)) and isinstance(value, (list, tuple)):
                 return self._sequence(key, cast("list[object] | tuple[object, ...]", value), depth - 1)
             if isinstance(value, (set, frozenset)):
                 items = self._sequence(key, list(cast("set[object]", value)), depth - 1)
@@ -415,6 +415,11 @@ class _Walk:
 
     def _mark(self, kind: str) -> str:
         return self._redactor._mark(self._signal, kind)  # pyright: ignore[reportPrivateUsage]
+
+
+def _is_named(kind: type[object]) -> bool:
+    """Return whether this is a class of named tuples, Python's own such as `time.struct_time` included: objects, no sequences."""
+    return hasattr(kind, "_fields") or hasattr(kind, "n_fields")
 
 
 _KINDS = (
