@@ -289,7 +289,8 @@ class TestScanLimit:
         ["1", "1-", "1 ", "1.", "a@", "@", "a:", ":", "://", "www.", "jan ", "name=", "mrn ", "(a", "f(a=", "ey",
          "ey-.", "1a", "a1", "0-", "aa-", "aa:", "gb29 ", "(01)", "may 5", "+1 ", "(", "age ", "1/2/", "٣", "\u200b1",
          "[PHI:ssn]", "bearer ", "policy no ", "99 year", "phone (", "aB", "mrnId 1", "\\\\n", "\x1b[1m", "\x1b[", "patientId ", "mrn [", '"a', '"a"@', "078_05_", "4111|", "13.02.", "born 1950 3 ",
-         "0049 30 ", "06 12 ", "93 y.", "0011.2233.", "1eg4 ", "gb82-", "5. m\u00e4rz ", 'name="\\\\'],
+         "0049 30 ", "06 12 ", "4111|1111|", "gb82 west ", "mrn" + " " * 50, "mrn" + " \t" * 30 + ":", "x:1", "12/mar/", "1_mar_", "2thmar",
+         "age in years ", "00:1a:", "1a::", "93 y.", "0011.2233.", "1eg4 ", "gb82-", "5. m\u00e4rz ", 'name="\\\\'],
     )  # fmt: skip
     def test_hostile_text_is_bounded(self, unit: str) -> None:
         """Forty kilobytes made to provoke backtracking cost at most four scans of what fits the limit."""
@@ -361,7 +362,10 @@ class TestScanProperties:
         signs = (
             "- - . . _ / : = @ ( ) # [ ] \\n \\ , ; ' 0 7 95 1234 3/1/50 555-0123 ab.12 cd.34 a1b2.c3d4.e5f6"
         )
-        whole_ones = "patientMRN aa-bb-cc- dd-ee-ff eyabcdefghi.abcd.x"
+        whole_ones = (
+            "patientMRN aa-bb-cc- dd-ee-ff eyabcdefghi.abcd.x 1/mar/50 2_dec_1950 1950/May/5 3rdJan 1stmay years of yrs in at "
+            "admission :: ip:2001:db8 00:1a:2b: 3c:4d:5e"
+        )
         parts = [*f"{words} {signs} {whole_ones}".split(), " ", " "]
         chosen = random.Random(7)
         found = 0

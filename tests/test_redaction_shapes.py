@@ -123,6 +123,28 @@ class TestDates:
         """With the day before them."""
         assert scan(f"le {day}{month} 1950 ok")[0] == "le [PHI:date] ok"
 
+    @pytest.mark.parametrize(
+        "date",
+        ["12/Mar/1950", "3/march/1950", "12/Mar/50", "12_Mar_1950", "1950/Mar/12", "1950_mar_1", "5/may/1950", "1950/May/5th",
+         "12thMarch", "2ndJan", "1stMay 1950", "1erAo\u00fbt 1950"],
+    )  # fmt: skip
+    def test_the_name_of_a_month_between_other_signs(self, date: str) -> None:
+        """Three parts with the same sign twice, or an ordinal without a blank behind it."""
+        assert scan(f"seen {date} ok")[0] == "seen [PHI:date] ok"
+
+    def test_the_time_of_an_access_log(self) -> None:
+        """As Apache writes it: the day goes."""
+        assert scan("[12/Mar/2024:10:22:01 +0000]")[0] == "[[PHI:date]:10:22:01 +0000]"
+
+    @pytest.mark.parametrize(
+        "text",
+        ["step_1_dec", "q1/dec", "dec/2024", "12/Mar_1950", "x_1_dec_10", "32/Mar/1950", "a12/Mar/1950", "12/Mar/1750", "1950/mar/12x",
+         "12/marc/1950", "12thMarching"],
+    )  # fmt: skip
+    def test_what_has_a_month_in_it_and_is_no_date(self, text: str) -> None:
+        """Two parts, two signs, or part of a word."""
+        assert scan(f"ran {text} ok")[1] == ()
+
     @pytest.mark.parametrize("word", ["born", "DOB", "date of birth", "dateOfBirth=", "birthday was"])
     @pytest.mark.parametrize("date", ["1950 03 05", "1950 3 5", "05 03 1950", "5 3 1950"])
     def test_blanks_in_a_date_of_birth(self, word: str, date: str) -> None:
@@ -270,6 +292,22 @@ class TestTelephones:
         ("1EG4 TE5 MK73", "[PHI:mbi]"),
         ("GB82-WEST-1234-5698-7654-32", "[PHI:iban]"),
         ("GB82-WEST-1234-5698-7654-33", "GB82-WEST-1234-5698-7654-33"),
+        ("AB12 GB82 WEST 1234 5698 7654 32", "AB12 [PHI:iban]"),
+        ("2024|4111|1111|1111|1111", "2024|[PHI:card]"),
+        ("7001_4111_1111_1111_1111", "7001_[PHI:card]"),
+        ("mac:00:1a:2b:3c:4d:5e", "mac:[PHI:mac]"),
+        ("iface-00-1a-2b-3c-4d-5e", "iface-[PHI:mac]"),
+        ("x00:1a:2b:3c:4d:5e", "x00:1a:2b:3c:4d:5e"),
+        ("91 years of age", "[PHI:age] years of age"),
+        ("89 years of age", "89 years of age"),
+        ("91 years of agency", "91 years of agency"),
+        ("Age (years): 91", "Age (years): [PHI:age]"),
+        ("age_years=91", "age_years=[PHI:age]"),
+        ("age in years: 91", "age in years: [PHI:age]"),
+        ("ageInYears: 91", "ageInYears: [PHI:age]"),
+        ("age_at_admission=91", "age_at_admission=[PHI:age]"),
+        ("age_at_expiry=91", "age_at_expiry=91"),
+        ("max_age_years=91", "max_age_years=91"),
     ],
 )  # fmt: skip
 def test_rarer_ways_to_write_it(text: str, clean: str) -> None:
@@ -301,6 +339,17 @@ def test_a_part_of_a_fraction_or_of_a_word_is_no_number(text: str) -> None:
         ("12:34:56:78", ()),
         ("::1z", ()),
         ("x::1", ()),
+        ("ip:2001:db8::1", ("ip",)),
+        ("iface:fe80::1ff:fe23:4567:890a", ("ip",)),
+        ("2001:db8::1: refused", ("ip",)),
+        ("2001:db8:0:0:8:800:200c:417a: timed out", ("ip",)),
+        ("::ffff:192.0.2.1: refused", ("ip",)),
+        ("x::1: refused", ()),
+        ("a::b::1", ()),
+        ("std::x", ()),
+        ("10:22:33:", ()),
+        ("file.py:12:3: error", ()),
+        ("sha256:ab:cd:ef", ()),
     ],
 )
 def test_addresses(text: str, kinds: tuple[str, ...]) -> None:
@@ -371,6 +420,22 @@ class TestKeywords:
         for written in (word, word.replace(" ", "_"), word.upper().replace(" ", "-"), word.replace(" ", ".")):
             assert scan(f"x {written} 1950 ok")[1] == ()
             assert scan(f"x {written} 3/1 ok")[0] == f"x {written} [PHI:id] ok"
+
+    @pytest.mark.parametrize(
+        ("text", "clean"),
+        [
+            ("MRN        7654321", "MRN        [PHI:id]"),
+            ("| MRN        | 7654321 |", "| MRN        | [PHI:id] |"),
+            ("Patient ID:           A765", "Patient ID:           [PHI:id]"),
+            ("MRN\t\t\t\t\t\t\t\t765", "MRN\t\t\t\t\t\t\t\t[PHI:id]"),
+            (f"MRN{' ' * 87}765", f"MRN{' ' * 87}765"),
+            ("MRN\n\n\n\n\n\n\n765", "MRN\n\n\n\n\n\n\n765"),
+            ("MRN          [PHI:id]          765", "MRN          [PHI:id]          765"),
+        ],
+    )
+    def test_a_column_of_a_table(self, text: str, clean: str) -> None:
+        """Some forty blanks may fill it up on either side of the signs between keyword and number; a mark still parts them."""
+        assert scan(text)[0] == clean
 
     @pytest.mark.parametrize(
         ("text", "clean"),

@@ -33,7 +33,7 @@ _RARE_SSN = re.compile(
 )
 _CARD_SIGN = rf"(?:{_RARE}|[ .-])"
 _RARE_CARD = re.compile(
-    rf"[0-9]{{4}}(?:(?:{_CARD_SIGN}[0-9]{{4}}){{3}}|{_CARD_SIGN}[0-9]{{6}}{_CARD_SIGN}[0-9]{{5}})(?![0-9a-z])"
+    rf"(?<![0-9a-z])(?=(?P<card>[0-9]{{4}}(?:(?:{_CARD_SIGN}[0-9]{{4}}){{3}}|{_CARD_SIGN}[0-9]{{6}}{_CARD_SIGN}[0-9]{{5}})(?![0-9a-z])))"
 )
 _IS_RARE = re.compile(rf"[0-9]{_RARE}[0-9]")
 #: `13.02.50`: with one digit, after a `v` or with more behind it, it is a version.
@@ -163,10 +163,11 @@ def find_cut_numbers(shadow: str, found: list[tuple[int, int, str]]) -> None:
         in_row = lead[:1].isdigit() and lead[1:] == sign
         if not lead[-1:].isalnum() and not in_row and is_ssn("".join(_GROUP.findall(match.group()))):
             found.append((*match.span(), "ssn"))
-    for match in _RARE_CARD.finditer(shadow):
-        alone = not shadow[match.start() - 1 : match.start()].isalnum()
-        if alone and is_card("".join(_GROUP.findall(match.group()))):
-            found.append((*match.span(), "card"))
+    found += [
+        (*match.span("card"), "card")
+        for match in _RARE_CARD.finditer(shadow)
+        if is_card("".join(_GROUP.findall(match["card"])))
+    ]
 
 
 def _grouped(shadow: str, offset: int, run: str, found: list[tuple[int, int, str]]) -> None:

@@ -72,8 +72,9 @@ _KEYWORD = re.compile(
     rf"(?<![a-z])(?:(?P<birth>{_BIRTH})|(?P<strong>{_STRONG})|(?:{_WEAK}))(?![a-z])"
     # `/patients/{patient_id} 200`, `/patients/<mrn>/icd10`
     r"(?!\}[^a-z0-9]|>/)"
-    # Six signs, so that one does not reach beyond a mark of seven; `": "` in a text in a text has as many.
-    r"(?=[^a-z0-9]{0,6}(?:(?:number|num|no|nr|id|code|is|was|of|on)(?![a-z])[^a-z0-9]{0,6}){0,2}"
+    # Six signs, so that one does not reach beyond a mark of seven; `": "` in a text in a text has as many. A column of a
+    # table is filled up with blanks before them or after them.
+    r"(?=[ \t]{0,40}+[^a-z0-9]{0,6}[ \t]{0,40}+(?:(?:number|num|no|nr|id|code|is|was|of|on)(?![a-z])[^a-z0-9]{0,6}){0,2}"
     r"(?:b['\"])?(?P<value>[a-z0-9][a-z0-9./_-]{0,255}))"
 )
 _SPACED_DATE = re.compile(
@@ -118,9 +119,11 @@ _BEARER = re.compile(r"bearer [a-z0-9._~+/=-]{8,}")
 _JWT = re.compile(r"(?<![a-z0-9_-])ey[a-z0-9_-]{8,}\.[a-z0-9_-]{4,}\.[a-z0-9_-]*")
 _REPR = re.compile(r"\([a-z_][a-z0-9_]*=")
 _AGE = re.compile(
-    r"(?<![a-z])(?<!max[ _-])(?<!min[ _-])(?<!cache[ _-])(?:aged?)(?![a-z])[^a-z0-9]{0,6}(?:(?:is|was|of)[^a-z0-9]{1,3})?(?P<after>[0-9]{2,3})(?![0-9])|"
+    r"(?<![a-z])(?<!max[ _-])(?<!min[ _-])(?<!cache[ _-])(?:aged?)(?![a-z])[^a-z0-9]{0,6}"
+    r"(?:(?:is|was|of|(?:in[ _-])?(?:years?|yrs?)|at[ _-](?:admission|death|diagnosis|discharge|onset|visit))[^a-z0-9]{1,3})?"
+    r"(?P<after>[0-9]{2,3})(?![0-9])|"
     r"(?<![0-9])(?P<before>[0-9]{2,3})"
-    r"(?:[ -]?(?:years?|yrs?)\.?[ -](?:old|male|female|man|woman|lady|gentleman)|[ -]?y/?o|[ -]?y\. ?o\.?)(?![a-z])"
+    r"(?:[ -]?(?:years?|yrs?)\.?[ -](?:old|of age|male|female|man|woman|lady|gentleman)|[ -]?y/?o|[ -]?y\. ?o\.?)(?![a-z])"
 )
 _MONTH_NAMES = (
     "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
@@ -142,6 +145,11 @@ _DAY_MONTH = re.compile(
     r"(?<![0-9])(?:3[01]|[12][0-9]|0?[1-9])(?:st|nd|rd|th|er)?[ .-]{0,2}(?:of )?"
     rf"(?:(?:{_MONTH})(?![a-z])(?:\.?[ ,.-]{{1,3}}(?:{_YEAR}|[0-9]{{2}}(?![0-9])))?|may[ ,.-]{{1,3}}{_YEAR})"
 )
+#: `12/Mar/1950`, `12_Mar_1950`, `1950/Mar/12`; two parts may be anything: `step_1_dec`, `q1/dec`.
+_CUT_DATE = re.compile(
+    rf"(?<![0-9a-z])(?:(?:3[01]|[12][0-9]|0?[1-9])(?P<sign>[/_])(?:{_MONTH}|may)(?P=sign)"
+    rf"(?:{_YEAR}|(?<=/)[0-9]{{2}}(?![0-9a-z]))|(?:1[89]|20)[0-9]{{2}}(?P<other>[/_])(?:{_MONTH}|may)(?P=other){_DAY})"
+)
 _WORD = re.compile(r"[a-z]+")
 #: A line feed, return or tab as JSON and a repr write it: its letter is no part of the next word.
 _ESCAPED = re.compile(r"\\[nrt]")
@@ -151,15 +159,21 @@ _LETTERS = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]+(?![A-Za-z0-9])")
 _SEWN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 #: ASCII with blanks for all but lower-case letters: splits into words faster than an expression finds them.
 _BLANKED = "".join(chr(code) if chr(code).islower() else " " for code in range(128))
-#: Every keyword, age and month pattern contains one of these as a whole word.
+_MONTH_WORDS = frozenset(
+    _WORD.findall(
+        "sept januar februar m\u00e4rz marz maerz mai juni juli okt oktober dez dezember janvier f\u00e9vrier fevrier mars avril "
+        "juin juillet ao\u00fbt aout septembre octobre novembre d\u00e9cembre decembre"
+    )
+).union(*((name, name[:3]) for name in _MONTH_NAMES))
+#: Every keyword, age and month pattern contains one of these as a whole word; `12thMarch` has a number's end in it.
 _TELLING_WORDS = frozenset(
     _WORD.findall(
         f"{_BIRTH} {_STRONG} {_WEAK} telephone telefax phone fax mobile cell tel age aged old yo y male "
-        "female man woman lady gentleman bearer sept birthdate januar februar m\u00e4rz marz maerz mai juni juli okt oktober "
-        "dez dezember janvier f\u00e9vrier fevrier mars avril juin juillet ao\u00fbt aout septembre octobre novembre d\u00e9cembre "
-        "decembre"
+        "female man woman lady gentleman bearer birthdate"
     )
-).union(*((name, name[:3]) for name in _MONTH_NAMES)) - {"of", "no", "id", "number"}
+).union(_MONTH_WORDS, *({end + word for word in _MONTH_WORDS} for end in ("st", "nd", "rd", "th", "er"))) - {
+    "of", "no", "id", "number",
+}  # fmt: skip
 #: A short date (`1/2/50`) or IPv4 address has four digits; every other number or token has more.
 _FOUR_DIGITS = re.compile(r"[0-9](?:[^0-9]*[0-9]){3}")
 #: What every number that `numbers` knows contains: six characters of digits and separators, digits at both ends.
@@ -174,13 +188,17 @@ _MBI = re.compile(
     rf"[1-9][{_MBI_LETTER}][0-9{_MBI_LETTER}][0-9][ -]?[{_MBI_LETTER}][0-9{_MBI_LETTER}][0-9][ -]?"
     rf"[{_MBI_LETTER}]{{2}}[0-9]{{2}}(?![a-z0-9])"
 )
-_SPACED_IBAN = re.compile(r"[a-z]{2}[0-9]{2}(?:[ -][a-z0-9]{4}){2,7}(?:[ -][a-z0-9]{1,3}(?![a-z0-9]))?")
+#: Only looked at, because in `ref AB12 GB82 WEST …` what is none must not take the one behind it; likewise a card's.
+_SPACED_IBAN = re.compile(
+    r"(?=(?P<iban>[a-z]{2}[0-9]{2}(?:[ -][a-z0-9]{4}){2,7}(?:[ -][a-z0-9]{1,3}(?![a-z0-9]))?))"
+)
 _UDI = re.compile(r"\(01\)[0-9]{14}(?:\([0-9]{2,4}\)[a-z0-9./_-]{1,30}){0,8}")
-_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}(?![0-9a-z])|[0-9a-f]{2}(?:-[0-9a-f]{2}){5}(?![0-9a-z])")
+_MAC = re.compile(r"(?<![0-9a-z])[0-9a-f]{2}(?:(?::[0-9a-f]{2}){5}|(?:-[0-9a-f]{2}){5})(?![0-9a-z])")
 _DOTTED_MAC = re.compile(
     r"(?<![0-9a-z.])(?=[a-f]*[0-9])[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}(?![0-9a-z]|\.[0-9a-z])"
 )
-_COLONS = re.compile(r"[0-9a-f:]+(?:[0-9.]+)?")
+#: A single colon at the end is none of an address's: `2001:db8::1: refused`.
+_COLONS = re.compile(r"[0-9a-f:]*(?:[0-9a-f]|::)[0-9.]*")
 
 
 def scan(text: str) -> tuple[str, tuple[str, ...]]:
@@ -349,8 +367,9 @@ def _after_words(shadow: str, found: list[Finding]) -> None:
     shadow = _HEXADECIMAL.sub(lambda token: token.group().translate(_WORDLESS), shadow)
     _keyword_numbers(shadow, found)
     _ages(shadow, found)
-    for pattern, kind in ((_MONTH_DATE, "date"), (_DAY_MONTH, "date"), (_BEARER, "secret")):
-        found += [(*match.span(), kind) for match in pattern.finditer(shadow)]
+    for pattern in (_MONTH_DATE, _DAY_MONTH, _CUT_DATE):
+        found += [(*match.span(), "date") for match in pattern.finditer(shadow)]
+    found += [(*match.span(), "secret") for match in _BEARER.finditer(shadow)]
 
 
 def _emails(shadow: str, found: list[Finding]) -> None:
@@ -412,14 +431,13 @@ def _representation(shadow: str, found: list[Finding]) -> None:
 
 
 def _hex_addresses(shadow: str, found: list[Finding]) -> None:
-    found += [
-        (*match.span(), "mac") for match in _MAC.finditer(shadow) if _begins_word(shadow, match.start())
-    ]
+    found += [(*match.span(), "mac") for match in _MAC.finditer(shadow)]
     for match in _COLONS.finditer(shadow):
-        before = shadow[match.start() - 1 : match.start()]
-        after = shadow[match.end() : match.end() + 1]
-        if not before.isalnum() and not after.isalnum() and numbers.is_ipv6(match.group().rstrip(".")):
-            found.append((*match.span(), "ip"))
+        start, end = match.span()
+        if shadow[start - 1 : start].isalnum():  # the rest of a word and its colon: `iface:2001:db8::1`
+            start = shadow.find(":", start, end) + 1 or end
+        if not shadow[end : end + 1].isalnum() and numbers.is_ipv6(shadow[start:end].rstrip(".")):
+            found.append((start, end, "ip"))
 
 
 def _keyword_numbers(shadow: str, found: list[Finding]) -> None:
@@ -479,7 +497,7 @@ def _tokens(shadow: str, found: list[Finding]) -> None:
 
 def _spaced_ibans(shadow: str, found: list[Finding]) -> None:
     for match in _SPACED_IBAN.finditer(shadow):
-        candidate = match.group().replace("-", " ")
+        candidate = match["iban"].replace("-", " ")
         while len(candidate) > 14:
             if is_iban(candidate.replace(" ", "")):
                 found.append((match.start(), match.start() + len(candidate), "iban"))
