@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import re
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.controlled_service import Service, context
 
-from healthobs import Settings
+from healthobs import Observability, Settings
 from healthobs.audit import AuditTrail, governance
 from healthobs.audit.checkpoint import Signer
 from healthobs.audit.entry import canonical
@@ -37,6 +41,7 @@ from healthobs.compliance.probes_audit import (
     records_events,
     samples_entries,
 )
+from healthobs.decorators.audit_entry import rehearse
 
 
 class TestRefusals:
@@ -82,6 +87,42 @@ class TestRefusals:
         assert seen() == Rehearsal(policy == "alert", ("audit",), ("audit_entry_lost",))
         assert (service.trail.checkpoint(), service.metric("healthobs_internal_errors_total")) == before
 
+    @pytest.mark.parametrize(
+        ("settings", "logs", "told"),
+        [
+            ({}, "own", True),
+            ({"log_level": "critical"}, "own", False),
+            ({"disabled": True}, "own", False),
+            ({}, "off", False),
+            ({}, "processor", True),
+        ],
+    )
+    def test_what_is_not_written(
+        self, build: Callable[..., Service], settings: dict[str, Any], logs: Any, told: bool
+    ) -> None:
+        """An alarm that this service writes nowhere is none."""
+        trail = build().trail
+        obs = Observability(Settings(**settings), logs=logs, log_stream=io.StringIO(), audit=trail)
+        seen = rehearse(obs)
+        outcome = notices_refusals(context(audit=trail, rehearse=lambda: seen))
+        obs.close()
+        assert (seen.answered, bool(seen.told)) == (False, told)
+        assert outcome.state == ("pass" if told else "fail")
+
+    @pytest.mark.parametrize("configured", [False, True])
+    def test_what_logging_drops(
+        self, build: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, configured: bool
+    ) -> None:
+        """Where lines go through `logging`, its level counts; past it, as structlog may be set up, it does not."""
+        monkeypatch.setattr(logging.getLogger("healthobs"), "isEnabledFor", lambda _level: False)
+        if configured:
+            structlog.configure(logger_factory=structlog.testing.CapturingLoggerFactory())
+        obs = Observability(Settings(), logs="processor", audit=build().trail)
+        seen = rehearse(obs)
+        obs.close()
+        structlog.reset_defaults()
+        assert seen.told == (("audit_entry_lost",) if configured else ())
+
     def test_trail_that_takes_everything(
         self, build: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -125,6 +166,13 @@ class TestEvents:
             ("fail", 5, []),
         ]
         assert records_events(context()).state == "unknown"
+
+    @pytest.mark.parametrize("actor", [" ", "ann@clinic.example"])
+    def test_actor_that_is_everybody(self, build: Callable[..., Service], actor: str) -> None:
+        """An actor that is blank, or masked whole, lacks."""
+        service = build()
+        service.trail.append({"action": "card.read", "actor": actor, "resource_id": "tok-1"})
+        assert records_events(context(audit=service.trail)).text == "1 of 1 entries lack their actor"
 
     @pytest.mark.parametrize(
         ("reasons", "state", "says"),
@@ -207,12 +255,19 @@ class TestAuditProbes:
             ([{"subject": "p-1", "outcome": "denied"}, {"subject": "p-1", "actor": "dr-1"}], "pass", 1),
             ([{"subject": "p-1", "actor": "dr-1"}, {"subject": "p-2", "actor": ""}], "fail", 2),
             ([{"subject": "p-2", "actor": ""}, {"subject": "p-1", "outcome": "denied"}], "fail", 1),
+            ([{"subject": "p-1", "actor": " "}], "fail", 1),
+            ([{"subject": "p-1", "actor": "ann@clinic.example"}], "fail", 1),
+            ([{"subject": "p-1", "actor": "555-123-4567 555-987-6543"}], "fail", 1),
+            ([{"subject": "p-1", "actor": "job of ann@clinic.example"}], "pass", 1),
         ],
     )
     def test_actors(
         self, build: Callable[..., Service], drafts: list[dict[str, str]], state: str, n: int
     ) -> None:
-        """Entries about a person that were answered must name who acted; canaries and refusals need not, and count for nothing."""
+        """Entries about a person that were answered must name who acted; canaries and refusals need not, and count for nothing.
+
+        Who is blank, or masked whole, is the same as everybody.
+        """
         service = build()
         for draft in drafts:
             service.trail.append({"action": "patient.read", **draft})
@@ -383,6 +438,22 @@ class TestCanary:
         body = {**json.loads(service.trail.encode(canary())), "time": time}
         service.trail._access.writer().append(canonical(body).encode(), 10)
         assert (Recording()(looked).state, self.canaries(service)) == ("pass", 2)
+
+    def test_spool_that_cannot_be_merged(self, build: Callable[..., Service]) -> None:
+        """A canary does not stand for one while something waits in the spool: an append merges it first, or fails."""
+        service = build(policy="spool")
+        probe, looked = Recording(), context(audit=service.trail, clock=service.clock)
+        spool = service.path.with_name("spool")
+        line = b"00000000000000000001-aaaaaaaaaaaaaaaa {}"  # of no entry, so that it is kept aside
+        seen = [probe(looked).state]
+        aside = spool.with_name("spool.refused")
+        aside.mkdir()
+        spool.write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))
+        seen += [probe(looked).state, probe(looked).state]
+        aside.rmdir()
+        seen += [probe(looked).state, probe(looked).state]
+        assert seen == ["pass", "fail", "fail", "pass", "pass"]
+        assert (self.canaries(service), spool.read_bytes()) == (2, b"")
 
     def test_another_process_that_cannot_append(self, build: Callable[..., Service]) -> None:
         """The canary of another process does not stand for one that could not append."""

@@ -59,7 +59,13 @@ class Quiet(SpanProcessor):
 
 
 class TestWrapping:
-    """`G-wrap`."""
+    """`G-wrap`, its span exporters; of sinks see `tests/test_sinks.py`."""
+
+    @pytest.fixture(autouse=True)
+    def no_sinks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Leave out what else writes in this process."""
+        monkeypatch.setattr("healthobs.compliance.probes_telemetry.raw_sinks", list)
+        monkeypatch.setattr("healthobs.compliance.probes_telemetry.sends_raw_baggage", bool)
 
     @pytest.fixture
     def provider(self) -> Iterator[TracerProvider]:

@@ -22,6 +22,7 @@ from healthobs.doctor import examine
 from healthobs.flask import init_app
 from healthobs.logs.sinks import raw_sinks
 from healthobs.redaction import Redactor
+from healthobs.tracing.textmap import RAW
 
 PHI = Settings(service_name="records", frameworks=("hipaa",))
 #: Not in a test, where it would be written in a function that is running.
@@ -456,7 +457,7 @@ class TestDisabled:
         obs.close()
         assert SSN not in lines.getvalue() + out.getvalue()
         assert (json.loads(out.getvalue()), own.getvalue()) == ({"event": "admitted", "ssn": "[PHI:key]"}, "")
-        assert (state, len(chain)) == ("pass", 1)
+        assert (state, len(chain)) == ("pass" if phi else "partial", 1), "baggage is left alone without PHI"
         assert "ours" not in lines.getvalue()
 
     def test_nothing_is_taken_where_no_phi_is_declared(self, root: Callable[[str], io.StringIO]) -> None:
@@ -524,10 +525,35 @@ class TestSinksAreFound:
         assert raw_sinks() == []
         obs.close()
 
-    def test_nobody_declares_phi(self, out: io.StringIO) -> None:
-        """Then the set-up that is there is nobody's business."""
+    @pytest.mark.parametrize("frameworks", [(), ("pci-dss",)])
+    def test_nobody_declares_phi(
+        self, frameworks: tuple[str, ...], out: io.StringIO, bare: Callable[[], None]
+    ) -> None:
+        """Then the set-up that is there is left alone, and the control names what writes raw."""
+        bare()
         configure(out, [structlog.processors.JSONRenderer()])
-        obs = Observability(Settings(), log_stream=io.StringIO())
-        state, seen = found(obs)
+        logging.getLogger("billing").addHandler(handler := logging.StreamHandler(out))
+        obs = Observability(Settings(frameworks=frameworks), log_stream=io.StringIO())
+        try:
+            logging.getLogger("billing").error("card 4242424242424242 refused")
+            state, seen = found(obs)
+            outcome = wraps_every_exporter(
+                ProbeContext(
+                    settings=obs.settings, clock=Clock(), redactor=obs.redactor, provider=obs.tracing.provider
+                )
+            )
+        finally:
+            obs.close()
+            logging.getLogger("billing").removeHandler(handler)
+        assert (out.getvalue(), state, seen) == ("card 4242424242424242 refused\n", "partial", [])
+        assert {"StreamHandler of billing", "structlog's processors", RAW} <= set(outcome.missing)
+
+    def test_nothing_stands_outside(self, bare: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where nobody declares PHI either, the control passes once nothing writes or sends raw."""
+        bare()
+        monkeypatch.setattr("healthobs.compliance.probes_telemetry.raw_sinks", list)
+        monkeypatch.setattr("healthobs.compliance.probes_telemetry.sends_raw_baggage", bool)
+        obs = Observability(Settings(frameworks=("pci-dss",)), log_stream=io.StringIO())
+        state, _seen = found(obs)
         obs.close()
-        assert (state, seen) == ("pass", [])
+        assert state == "pass"

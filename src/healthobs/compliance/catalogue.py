@@ -107,7 +107,7 @@ def library_controls(
             "OWASP Secure Headers Project; RFC 9651",
             "owasp",
             "Security and compliance headers",
-            "they are on a success, on an unknown path and on a wrong method",
+            "they are on a success, on an unknown path, on a wrong method and on what protected routes answer to strangers",
             "probe",
             sends_headers,
         ),

@@ -9,6 +9,7 @@ does not answer holds up the round for the time-out of its client (`healthobs.au
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ _SHOWN = 3
 _DRAWN = 16
 _COPIED = 8
 _LOOKED_AT = 1000
+#: Who stands for everybody: blanks, and marks of redaction alone.
+_NOBODY = re.compile(r"(?:\s|\[PHI:[a-z_]{1,32}\])*")
 
 
 def canary(**details: str) -> dict[str, object]:
@@ -49,7 +52,8 @@ class Recording:
     """Append a canary, read it back, and check its inclusion against the signed checkpoint.
 
     Processes that share a trail share its canary: one that another of them appended lately is read and proved in place of
-    an own, and that this process could append is tried without leaving anything. How old it is, is told by its time and by how
+    an own, and that this process could append is tried without leaving anything; while the spool has something waiting, which an
+    append merges first, none is. How old it is, is told by its time and by how
     long this process has known it, so that a wall clock that stands still keeps no canary young.
     """
 
@@ -97,6 +101,9 @@ class Recording:
 
 
 def _could_append(trail: AuditTrail) -> bool:
+    """Say whether this process could append; what waits in the spool goes first, which nothing but an append tries."""
+    if trail.spool is not None and trail.spool.waiting():
+        return False
     try:
         trail.health()
     except AuditError:
@@ -284,8 +291,10 @@ def reaches_in_emergencies(context: ProbeContext) -> Outcome:
 
 
 def _actor(entry: dict[str, Any]) -> str | None:
+    """Return who acted; None where that is blank, or was masked whole, so that it is the same for everybody."""
     actor: dict[str, str | None] = entry.get("actor") or {}
-    return actor.get("id")
+    name = actor.get("id")
+    return None if name is None or _NOBODY.fullmatch(name) else name
 
 
 class Integrity:

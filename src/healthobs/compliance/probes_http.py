@@ -4,7 +4,8 @@
 
 Limits: requests do not pass the server or the edge. Tokens that only the issuer can make (expired, other
 audience) are tried only when the service supplies them. Without one that is good but for its signature nothing says
-that signatures are checked, as every other forged token is refused for its issuer too: ``partial``.
+that signatures are checked, as every other forged token is refused for its issuer too: ``partial``. So is a route that
+answers it with 403, as its scope or role may have refused before any signature was looked at (RFC 6750 §3.1).
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 from healthobs.compliance.control import Call, Outcome, ProbeContext, Route
 
 #: Name in `ProbeContext.refused_tokens` of a token with which nothing is wrong but its signature.
 BAD_SIGNATURE = "bad_signature"
+_UNSIGNED = f"{BAD_SIGNATURE} and alg=none"
 _REFUSED = frozenset({401, 403})
 NO_APPLICATION = Outcome("unknown", "no application is bound: use init_app", unset=True)
 NO_ROUTES = Outcome("unknown", "no route was named: give init_app the argument protected", unset=True)
@@ -26,7 +29,7 @@ _LONG_AGO = 946_684_800  # 2000-01-01
 _HEADER = {"alg": "RS256", "typ": "at+jwt", "kid": "canary"}
 _SHOWN = 10
 
-#: What each header must contain, in lower case. A list of its own, so that it does not repeat a mistake.
+#: What each header must say, in lower case. A list of its own, so that it does not repeat a mistake.
 _SECURITY = {
     "cache-control": "no-store",
     "content-security-policy": "frame-ancestors 'none'",
@@ -37,8 +40,14 @@ _SECURITY = {
     "x-frame-options": "deny",
 }
 _COMPLIANCE = {"compliance": "frameworks=", "data-classification": "conf=", "data-handling": "no-store"}
-#: Requests whose answers are a success, an unknown path and a wrong method.
-_ANSWERS = (("GET", "{}/health"), ("GET", "/healthobs-control-canary"), ("DELETE", "{}/health"))
+#: Headers of which one member says it; of a text that ends in an equals sign, one that begins with it.
+_LISTS = frozenset({"cache-control", "content-security-policy", *_COMPLIANCE})
+#: Requests whose answers are looked at, and the statuses that these are meant to have; some refuse before they route.
+_ANSWERS = (
+    ("a success", "GET", "{}/health", frozenset({200})),
+    ("an unknown path", "GET", "/healthobs-control-canary", frozenset({404}) | _REFUSED),
+    ("a wrong method", "DELETE", "{}/health", frozenset({405})),
+)
 
 
 def refuses_strangers(context: ProbeContext) -> Outcome:
@@ -47,7 +56,7 @@ def refuses_strangers(context: ProbeContext) -> Outcome:
         return NO_APPLICATION
     if not context.protected:
         return NO_ROUTES
-    answered = _not_refused(context.call, context.protected, {"no credentials": None})
+    answered = _not_refused(_answers(context.call, context.protected, {"no credentials": None}))
     if answered:
         return Outcome("fail", f"not refused: {'; '.join(answered)}", len(answered))
     return Outcome(
@@ -66,25 +75,39 @@ def refuses_bad_tokens(context: ProbeContext) -> Outcome:
     forged = supplied.get(BAD_SIGNATURE)
     if forged is not None:
         claims = forged.split(".")[1]
-        tokens["bad_signature and alg=none"] = f"{_json({**_HEADER, 'alg': 'none'})}.{claims}."
-    answered = _not_refused(context.call, context.protected, tokens)
+        tokens[_UNSIGNED] = f"{_json({**_HEADER, 'alg': 'none'})}.{claims}."
+    answers = list(_answers(context.call, context.protected, tokens))
+    answered = _not_refused(answers)
     if answered:
         return Outcome("fail", f"not refused: {'; '.join(answered[:_SHOWN])}", len(answered))
     seen = f"refused on {len(context.protected)} routes: {', '.join(sorted(tokens))}"
     if forged is None:
         return Outcome("partial", seen, len(tokens), ("a token of which only the signature is wrong",))
+    unjudged = dict.fromkeys(
+        route for route, name, status in answers if name in (BAD_SIGNATURE, _UNSIGNED) and status != 401
+    )
+    if unjudged:
+        missing = tuple(
+            f"the signature on {route}: its scope or role refused first (403)" for route in unjudged
+        )
+        return Outcome("partial", seen, len(tokens), missing)
     return Outcome("pass", seen, len(tokens))
 
 
-def _not_refused(call: Call, routes: Iterable[Route], tokens: Mapping[str, str | None]) -> list[str]:
-    answered: list[str] = []
+def _answers(
+    call: Call, routes: Iterable[Route], tokens: Mapping[str, str | None]
+) -> Iterator[tuple[str, str, int]]:
+    """Yield each route, the name of each token, and the status of the answer."""
     for route in routes:
         for name, token in tokens.items():
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-            status = call(route.method, route.path, headers, b"").status
-            if status not in _REFUSED:
-                answered.append(f"{route.method} {route.path} with {name} answered {status}")
-    return answered
+            yield f"{route.method} {route.path}", name, call(route.method, route.path, headers, b"").status
+
+
+def _not_refused(answers: Iterable[tuple[str, str, int]]) -> list[str]:
+    return [
+        f"{route} with {name} answered {status}" for route, name, status in answers if status not in _REFUSED
+    ]
 
 
 def _forged_tokens() -> dict[str, str | None]:
@@ -117,7 +140,7 @@ def _encode(data: bytes) -> str:
 
 
 def sends_headers(context: ProbeContext) -> Outcome:
-    """Look at the headers of a success, of an unknown path and of a wrong method."""
+    """Look at the headers of a success, an unknown path, a wrong method, and of what protected routes answer to strangers."""
     if context.call is None:
         return NO_APPLICATION
     expected = dict(_SECURITY)
@@ -125,14 +148,34 @@ def sends_headers(context: ProbeContext) -> Outcome:
         expected |= _COMPLIANCE
     lacking: list[str] = []
     statuses: list[str] = []
-    for method, path in _ANSWERS:
+    missing: list[str] = []
+    for what, method, path, meant in _ANSWERS:
         reply = context.call(method, path.format(context.settings.endpoint_prefix), {}, b"")
         statuses.append(str(reply.status))
-        lacking += [
-            f"{name} on {reply.status}"
-            for name, value in expected.items()
-            if value not in reply.headers.get(name, "").lower()
-        ]
+        lacking += [f"{name} on {reply.status}" for name in _weak(reply.headers, expected)]
+        if reply.status not in meant:
+            missing.append(f"{what}, as it was answered {reply.status}")
+    for route in context.protected:
+        reply = context.call(route.method, route.path, {}, b"")
+        on = f"{reply.status} of {route.method} {route.path}"
+        lacking += [f"{name} on {on}" for name in _weak(reply.headers, expected)]
     if lacking:
-        return Outcome("fail", f"missing or weak: {', '.join(lacking)}", len(lacking))
-    return Outcome("pass", f"{len(expected)} headers on each of {', '.join(statuses)}", len(_ANSWERS))
+        return Outcome("fail", f"missing or weak: {', '.join(lacking[:_SHOWN])}", len(lacking))
+    seen = f"{len(expected)} headers on each of {', '.join(statuses)}"
+    if context.protected:
+        seen += f" and on what {len(context.protected)} protected routes answer to strangers"
+    looked_at = len(_ANSWERS) + len(context.protected)
+    return Outcome("partial" if missing else "pass", seen, looked_at, tuple(missing))
+
+
+def _weak(headers: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
+    """Return the names of headers that lack, or do not say what they must."""
+    return [name for name, said in expected.items() if not _says(name, headers.get(name, ""), said)]
+
+
+def _says(name: str, value: str, said: str) -> bool:
+    value = value.strip().lower()
+    if name not in _LISTS:
+        return value == said
+    members = [member.strip() for member in re.split("[,;]", value)]
+    return any(member.startswith(said) if said.endswith("=") else member == said for member in members)

@@ -113,14 +113,16 @@ def _card_number() -> str:
 
 
 def wraps_every_exporter(context: ProbeContext) -> Outcome:
-    """Look at each exporter of the tracer provider and, where PHI is declared, at what writes log lines and sends baggage: all must redact."""
+    """Look at each exporter of the tracer provider, and at what writes log lines and sends baggage: all must redact.
+
+    Where PHI is not declared such sinks are left alone, and named as what is missing.
+    """
     if context.provider is None:
         return Outcome("unknown", "no tracer provider is known")
     if context.redactor.mode == "watch":
         return Outcome("fail", "redaction only watches, and changes nothing")
-    bare: list[str] = []
-    if "hipaa" in context.settings.frameworks:
-        bare = raw_sinks() + [RAW] * sends_raw_baggage()
+    sinks = raw_sinks() + [RAW] * sends_raw_baggage()
+    bare = list(sinks) if "hipaa" in context.settings.frameworks else []
     wrapped = 0
     for slot in exporters(context.provider):
         if redacts(slot.exporter, context.redactor):
@@ -132,4 +134,6 @@ def wraps_every_exporter(context: ProbeContext) -> Outcome:
     unseen = opaque(context.provider)
     if unseen:
         return Outcome("unknown", f"no exporter visible in: {', '.join(sorted(unseen))}", len(unseen))
+    if sinks:
+        return Outcome("partial", "every span exporter redacts", wrapped, tuple(sinks))
     return Outcome("pass", "every span exporter redacts", wrapped)

@@ -119,8 +119,8 @@ def _action(binding: Binding) -> str:
 def rehearse(obs: Observability) -> Rehearsal:
     """End a call whose entry the trail refuses (PCI DSS 10.7.2), under the service's policy, and say what became of it.
 
-    It is the end that every `@audited` call has, but for its alarm, which is only heard here: nothing is counted, logged or
-    recorded. The entry is a canary with a detail that no entry may have.
+    It is the end that every `@audited` call has, but for its alarm, which is only heard here, as far as it would be written: nothing
+    is counted, logged or recorded. The entry is a canary with a detail that no entry may have.
     """
     from healthobs.compliance.control import (
         CANARY_ACTION,
@@ -130,8 +130,9 @@ def rehearse(obs: Observability) -> Rehearsal:
     counted: list[str] = []
     told: list[str] = []
 
-    def emit(_level: str, event: str, *_fields: object, **_own: object) -> None:
-        told.append(event)
+    def emit(level: str, event: str, *_fields: object, **_own: object) -> None:
+        if obs.logs.writes(level):
+            told.append(event)
 
     heard = SimpleNamespace(
         audit=obs.audit,

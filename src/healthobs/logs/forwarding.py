@@ -28,3 +28,10 @@ class Forward:
         logging.getLogger("healthobs").log(
             logging.getLevelNamesMapping()[level.upper()], Rendered(event), extra=extra
         )
+
+    def passes(self, level: str) -> bool:
+        """Return whether `logging`, where lines go through it, takes one of this level."""
+        factory = structlog.get_config()["logger_factory"]
+        if structlog.is_configured() and not isinstance(factory, structlog.stdlib.LoggerFactory):
+            return True
+        return logging.getLogger("healthobs").isEnabledFor(logging.getLevelNamesMapping()[level.upper()])

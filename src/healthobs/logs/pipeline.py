@@ -145,6 +145,11 @@ class Logs:
         except Exception:  # noqa: BLE001  # a fault of telemetry is not the caller's
             self._failed()
 
+    def writes(self, level: str) -> bool:
+        """Return whether a line of this level is written, by what is set here and by the set-up that it goes through."""
+        forwarded = self._forward is None or self._forward.passes(level)
+        return _LEVELS[level] >= self._lowest and forwarded
+
     def fault(self, component: str, part: str, exc: BaseException) -> None:
         """Write one line, ``telemetry_fault``, for the first fault of each part of `component`; never raises.
 

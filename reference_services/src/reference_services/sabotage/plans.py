@@ -222,6 +222,8 @@ def _name_in_a_shown_field(world: World) -> None:
         service.store.create(connection, "00000000-0000-4000-8000-00000000ca7a", record)
 
 
+#: Time that leaps finds background work late, so that `/health` answers 503 and no success is there to look at.
+_TIME_LEAPT: Mapping[str, State] = {"HDR": "partial"}
 _TRAIL_UNGUARDED: Mapping[str, State] = {"H-312.c": "fail"}
 
 SABOTAGES: tuple[Sabotage, ...] = (
@@ -241,12 +243,12 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="a trigger alters entries as they come",
         control="H-312.b", service=PAYMENT, on="database", act=_rewrite_what_comes,
-        also={"H-312.c": "fail", "C-10.3": "fail"},
+        also={"H-312.c": "fail", "C-10.3": "fail", **_TIME_LEAPT},
     ),
     Sabotage(
         name="an entry is edited and the guards are put back",
         control="H-312.c", service=PAYMENT, on="database", act=_edit_entry,
-        also={"P-10b": "fail", "P-10c": "fail"},
+        also={"P-10b": "fail", "P-10c": "fail", **_TIME_LEAPT},
     ),
     Sabotage(
         name="the guards of the audit trail are dropped",
@@ -283,6 +285,10 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="what cannot be recorded is answered, with an alarm",
         control="C-10.7", service=PAYMENT, on="environment", environ={"HEALTHOBS_AUDIT_POLICY": "alert"},
+    ),
+    Sabotage(
+        name="what cannot be recorded is denied, and no line says so",
+        control="C-10.7", service=PAYMENT, on="environment", environ={"HEALTHOBS_LOG_LEVEL": "critical"},
     ),
     Sabotage(
         name="the wall clock is set back by two seconds",
@@ -328,7 +334,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="an entry is edited and the guards are put back, Part 11",
         control="P-10c", service=DEVICE, on="database", act=_edit_entry,
-        also={"H-312.c": "fail", "P-10b": "fail"},
+        also={"H-312.c": "fail", "P-10b": "fail", **_TIME_LEAPT},
     ),
     Sabotage(
         name="the hash of an entry is overwritten",
