@@ -40,6 +40,7 @@ from healthobs.compliance import (
     control,
     library_controls,
 )
+from healthobs.compliance.catalogue import with_catalogue
 from healthobs.compliance.documents import Document, sign
 from healthobs.compliance.probes_audit import (
     CANARY_SECONDS,
@@ -47,6 +48,7 @@ from healthobs.compliance.probes_audit import (
 )
 from healthobs.compliance.probes_clock import MAX_STEP_SECONDS, KernelClock
 from healthobs.compliance.probes_telemetry import _card_number
+from healthobs.compliance.recording import is_kept
 from healthobs.exceptions import ConfigurationError
 
 CHANGED_ACTION = "control.state_changed"
@@ -607,6 +609,22 @@ class TestRecording:
         assert "Ottoline" not in str(caught.value)
         with pytest.raises(ConfigurationError, match=r"^controls takes a sequence of Control"):
             Observability(settings, controls=made)  # type: ignore[arg-type]
+
+    def test_own_ids_that_redaction_would_mask(self) -> None:
+        """They are refused by their place, as entries could not tell which control is meant; the catalogue's are all kept."""
+        own = [
+            Control(name, "policy 7", "company", "Ledger", "sum is 0", "attestation")
+            for name in ("POL-1", "POL-2026-01-15", "S-1", "SOP-555-123-4567")
+        ]
+        settings = Settings(endpoints=True, control_interval_seconds=0)
+        with pytest.raises(
+            ConfigurationError, match=r"^controls: redaction would mask the id of item 2, 4 in "
+        ) as caught:
+            Observability(settings, controls=own)
+        assert "2026" not in str(caught.value)
+        assert "555" not in str(caught.value)
+        kept = with_catalogue((*library_controls(), own[0], own[2]))
+        assert [made.id for made in kept if not is_kept(made.id)] == []
 
     @pytest.mark.parametrize("redaction", ["mask", "strict"])
     def test_probe_that_is_broken_leaves_a_line(self, redaction: Any) -> None:

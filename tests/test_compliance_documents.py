@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import asdict, replace
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from hypothesis import strategies as st
 from healthobs import ConfigurationError, Observability, Settings
 from healthobs.audit import open_trail
 from healthobs.audit.checkpoint import Signer
-from healthobs.compliance import Document, history
+from healthobs.clock import Clock
+from healthobs.compliance import Control, Document, history
 from healthobs.compliance.documents import NO_DOCUMENTS, Signed, counting, judge, read, read_folder, sign
 from healthobs.compliance.history import CHANGED_ACTION, FIRST_ACTION
+from healthobs.compliance.recording import Recorder
 from healthobs.testing import Capture
 
 OFFICER = Signer("privacy-officer", Ed25519PrivateKey.generate())
@@ -312,6 +315,119 @@ class TestInService:
                 seen.append("H-308.5" in obs.controls.gate_failures())
             obs.close()
         assert seen == [False, False, True, True]
+
+    def test_waiver_that_ends_between_two_processes(self, tmp_path: Path) -> None:
+        """The process after it records its end, once; that of the control's other waivers is not touched."""
+        folder = tmp_path / "documents"
+        folder.mkdir()
+        held = [replace(WAIVER, control=name, expires="2099-12-31") for name in ("HDR", "C-10.7")]
+        told: list[list[tuple[str, str]]] = []
+        newest = -1
+        for count in (2, 1, 1, 0, 0):
+            for path in folder.iterdir():
+                path.unlink()
+            for waiver in held[:count]:
+                (folder / f"{waiver.control}.json").write_text(sign(waiver, OFFICER))
+            settings = Settings(
+                audit_database_url=f"sqlite:///{tmp_path / 'a.db'}",
+                endpoints=True,
+                control_interval_seconds=0,
+                compliance_documents=folder,
+                compliance_keys=(OFFICER.vkey,),
+            )
+            obs = Observability(settings, log_stream=io.StringIO())
+            assert obs.controls is not None
+            assert obs.audit is not None
+            obs.controls.run()
+            told.append(
+                [
+                    (entry["action"].removeprefix("control."), entry["resource"]["id"])
+                    for entry in reversed(obs.audit.read(limit=100).entries)
+                    if entry["index"] > newest and "waive" in entry["action"]
+                ]
+            )
+            (first, *_) = obs.audit.read(action=FIRST_ACTION).entries
+            listed = first["details"].get("control.waived", "").split()
+            told[-1].append(("listed", " ".join(listed)))
+            newest = obs.audit.checkpoint().size - 1
+            obs.close()
+        assert [sorted(each) for each in told] == [
+            [("listed", "C-10.7 HDR"), ("waived", "C-10.7"), ("waived", "HDR")],
+            [("listed", "C-10.7 HDR"), ("waived", "HDR"), ("waiver_ended", "C-10.7")],
+            [("listed", "HDR"), ("waived", "HDR")],
+            [("listed", "HDR"), ("waiver_ended", "HDR")],
+            [("listed", "")],
+        ]
+
+    def test_waivers_among_many_entries(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The latest of what a process listed, a beginning and an end counts, under any number of others."""
+        monkeypatch.setattr(history, "_AT_ONCE", 2)
+        trail = open_trail(f"sqlite:///{tmp_path / 'a.db'}", service="svc")
+        assert history.waived(trail) == set()
+
+        def record(action: str, control: str | None = None, **details: str) -> None:
+            shown = {f"control.{name}": text for name, text in details.items()}
+            trail.append_own({"action": action, "actor": "svc", "resource_id": control, "details": shown})
+
+        record(FIRST_ACTION, waived="HDR P-10ij")
+        record(FIRST_ACTION, **{"waived": "H-316 C-10.7", "waived.2": "C-3.3"})
+        record("control.waived", "P-10k")
+        record("control.waived", "P-10k")
+        record("control.waived")
+        for name in ("P-10ij", "C-10.7", "H-308.5"):
+            record("control.waiver_ended", name)
+        record("control.waived", "C-10.7")
+        assert history.waived(trail) == {"HDR", "H-316", "C-3.3", "P-10k", "C-10.7"}
+        trail.close()
+
+    def test_many_controls_survive_a_restart(self, tmp_path: Path) -> None:
+        """A list that one detail does not hold, or in which a pattern finds something across ids, is recorded and read whole."""
+        folder = tmp_path / "documents"
+        folder.mkdir()
+        names = [f"company-policy.on.something-{number:03}" for number in range(80)]
+        names += ["Patient", "H-999.5", "mrn", "B1234567"]
+        own = [
+            Control(name, "policy", "company", "Title", "seen", "attestation", required=False)
+            for name in names
+        ]
+        seen: list[Any] = []
+        for there in (True, False, False):
+            for name in names:
+                paper = folder / f"{name}.json"
+                paper.unlink(missing_ok=True)
+                if there:
+                    said = replace(TRAINED, control=name, expires="2099-12-31")
+                    paper.write_text(sign(said, OFFICER))
+            settings = Settings(
+                audit_database_url=f"sqlite:///{tmp_path / 'a.db'}",
+                endpoints=True,
+                control_interval_seconds=0,
+                compliance_documents=folder,
+                compliance_keys=(OFFICER.vkey,),
+            )
+            obs = Observability(settings, controls=own, log_stream=io.StringIO())
+            assert obs.controls is not None
+            assert obs.audit is not None
+            obs.controls.run()
+            seen.append(len(obs.controls.once_attested & set(names)))
+            (first, *_) = obs.audit.read(action=FIRST_ACTION).entries
+            lists = [text for name, text in first["details"].items() if "attested" in name]
+            obs.close()
+            assert all(len(text) <= 1_000 and "[PHI:" not in text for text in lists)
+            assert " ".join(lists).split() == (names if there else sorted(names))
+        assert seen == [84, 84, 84]
+
+    def test_details_of_several_entries(self, tmp_path: Path) -> None:
+        """What is too much for one entry goes into the next."""
+        trail = open_trail(f"sqlite:///{tmp_path / 'a.db'}", service="svc")
+        names = [f"company-rule-about-{''.join(each)}" for each in product("abcdefgh", repeat=4)]
+        index = Recorder(trail, "svc", Clock()).first(dict.fromkeys(names, "attested"), (), names[:1], 7)
+        entries = trail.read(action=FIRST_ACTION).entries
+        assert (len(entries), index) == (2, entries[0]["index"])
+        assert {entry["details"]["control.late_s"] for entry in entries} == {7}
+        assert history.once_attested(trail) == set(names)
+        assert history.waived(trail) == {names[0]}
+        trail.close()
 
     def test_many_changes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is found under any number of other changes, and entries that others make count for nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from hashlib import sha256
@@ -174,6 +175,26 @@ class TestStates:
         outcome = Outcome("partial", f"open: {name}", 1, (name,))
         assert (outcome.text, outcome.missing) == ("open: caf?", ("caf?",))
 
+    @pytest.mark.parametrize("raised", [asyncio.CancelledError(), GeneratorExit(), BaseException("Jane")])
+    def test_probe_that_is_cancelled(self, world: World, raised: BaseException) -> None:
+        """What is no `Exception` is no evidence either: what was seen before counts no more, and the others are asked."""
+        world.engine.run()
+        world.outcomes.update({"C-1": raised, "C-2": Outcome("fail", "seen")})
+        assert world.engine.run() == {"C-1": "unknown", "C-2": "fail"}
+        text = world.engine.status(detail=True)["controls"][0]["evidence"]["text"]
+        assert text == f"the probe raised {type(raised).__name__}"
+
+    def test_interrupt(self, world: World) -> None:
+        """Who interrupts the program ends it; on another thread the word is a probe's own, and ends nothing."""
+        world.outcomes["C-1"] = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            world.engine.run()
+        states: list[Any] = []
+        thread = threading.Thread(target=lambda: states.append(world.engine.run()))
+        thread.start()
+        thread.join(30)
+        assert states == [{"C-1": "unknown", "C-2": "pass"}]
+
     def test_context_that_raises(self, world: World) -> None:
         """Without a context nothing can be seen."""
 
@@ -211,6 +232,7 @@ class TestStates:
         world = World(*controls, World.control("C-none"), excluded={"chd": lambda: None})
         assert world.engine.run() == {"C-chd": "not-applicable", "C-phi": "pass", "C-none": "pass"}
         assert world.runs == ["C-phi", "C-none"]
+        assert world.results == [("C-phi", "pass"), ("C-none", "pass")]  # as only these two ran
 
     def test_contradicted_scope(self) -> None:
         """A declaration that what was seen contradicts is a failure, and says by what."""
@@ -222,6 +244,7 @@ class TestStates:
         assert states == ["not-applicable", "fail"]
         text = world.engine.status(detail=True)["controls"][0]["evidence"]["text"]
         assert text == "declared: chd is not in scope; but a card number was masked"
+        assert world.results == []
 
     def test_nothing_observes_it(self) -> None:
         """A requirement without a probe stays unknown, was never observed, and is no run of a probe."""
@@ -317,11 +340,17 @@ class TestRun:
         world.engine.run(["C-1"])
         world.engine.bind(call, [Route("GET", "/p")], tokens)
         world.engine.run(["C-1"])
+        world.engine.bind(call)
+        world.engine.run(["C-1"])
+        world.engine.bind(call, [])
+        world.engine.run(["C-1"])
         seen = [(context.call, context.protected, context.refused_tokens) for context in world.contexts]
         assert seen == [
             (None, (), None),
             (call, (Route("GET", "/p"),), None),
             (call, (Route("GET", "/p"),), tokens),
+            (call, (Route("GET", "/p"),), tokens),
+            (call, (), tokens),
         ]
 
 
@@ -617,7 +646,10 @@ class TestStatus:
 class TestIds:
     """Ids of controls."""
 
-    def test_duplicate_control(self) -> None:
-        """Ids differ."""
-        with pytest.raises(ConfigurationError):
-            World(World.control("C-1"), World.control("C-1"))
+    @pytest.mark.parametrize("name", ["C-1", "c-1"])
+    def test_duplicate_control(self, name: str) -> None:
+        """Ids differ, and in more than case."""
+        with pytest.raises(
+            ConfigurationError, match=r"^two controls have the same id, or ids that differ in"
+        ):
+            World(World.control("C-1"), World.control(name))

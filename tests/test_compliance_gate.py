@@ -15,6 +15,7 @@ from healthobs.compliance import (
     Outcome,
 )
 from healthobs.compliance.documents import Document, Documents, Signed
+from healthobs.compliance.report import gate_is_open
 from healthobs.exceptions import ConfigurationError
 
 DOCUMENT = Document("attestation", "A-1", "2026-01-01", "2026-11-23", "all were trained", "ab" * 32)
@@ -171,6 +172,36 @@ class TestGate:
             ("fail", None, False),
         ]
 
+    def test_attestation_ends_without_a_round(self) -> None:
+        """After its last day it is believed no more, also where no round came since; the gate says so, and so does the row."""
+        control = World.control("A-1", probe=None, required=False)
+        world = World(control, World.control("C-1"), documents=lambda: signed(DOCUMENT))
+        world.engine.run()
+        seen = [(world.engine.states()["A-1"], world.engine.gate_open())]
+        world.time.wall_step = 24 * 3600
+        seen.append((world.engine.states()["A-1"], world.engine.gate_open()))
+        row = world.engine.status(detail=True)["controls"][0]
+        assert seen == [("attested", True), ("fail", False)]
+        assert row["state"] == "fail"
+        assert row["evidence"]["text"].startswith("stale; was attested: attested by privacy-officer until ")
+
+    @pytest.mark.parametrize("scheduled", [True, False])
+    def test_attestation_is_judged_in_each_round(self, scheduled: bool) -> None:
+        """Whatever else a round runs, and however seldom: a document that comes or goes is seen in the first one after."""
+        control = World.control("A-1", probe=None, required=False, every_s=300)
+        held: list[Document] = []
+        world = World(control, World.control("C-1"), documents=lambda: signed(*held))
+        seen: list[Any] = []
+        for documents in ([replace(DOCUMENT, expires="2026-11-22")], [DOCUMENT], []):
+            held[:] = documents
+            if scheduled:
+                world.engine.run_due()
+            else:
+                assert world.engine.run(["C-1"]) == {"C-1": "pass"}
+            evidence = world.engine.status(detail=True)["controls"][0]["evidence"]["text"]
+            seen.append((world.engine.states()["A-1"], evidence.split()[0]))
+        assert seen == [("fail", "the"), ("attested", "attested"), ("unknown", "it")]
+
     def test_first_attestation_that_is_not_yet(self) -> None:
         """What is to be attested from some day on is nothing before it, and no more required than without."""
         control = World.control("A-1", probe=None, required=False)
@@ -231,6 +262,29 @@ class TestGate:
         assert told == [("C-1", None, WAIVER), ("C-1", WAIVER, longer), ("C-1", longer, None)]
         assert world.errors == ["controls"]
 
+    def test_waivers_of_an_earlier_process(self) -> None:
+        """One that began before this process and is gone is told as ended, once that can be told; one that was told is not again."""
+        told: list[Any] = []
+        unread, refuse = [True], [False]
+
+        def before() -> set[str]:
+            if unread[0]:
+                raise OSError
+            return {"C-1", "C-2", "X-9"}
+
+        def on_waiver(control: Control, old: Any, new: Any) -> None:
+            if refuse[0]:
+                raise OSError
+            told.append((control.id, *(each and each.document for each in (old, new))))
+
+        world = World(documents=lambda: signed(WAIVER), waived_before=before, on_waiver=on_waiver)
+        seen: list[Any] = []
+        for unread[0], refuse[0] in ((True, False), (False, True), (False, False), (False, False)):
+            world.engine.run()
+            seen.append((set(world.engine.waived), len(world.errors)))
+        assert told == [("C-1", None, WAIVER), ("C-2", None, None)]
+        assert seen == [({"C-1"}, 1), ({"C-1", "C-2"}, 2), ({"C-1"}, 2), ({"C-1"}, 2)]
+
     def test_required_by_the_service(self) -> None:
         """A service may ask for more than its probes; an id that is not there is a mistake."""
         control = World.control("A-1", probe=None, required=False)
@@ -256,3 +310,4 @@ class TestGate:
     def test_no_controls(self) -> None:
         """A service that observes nothing has shown nothing."""
         assert ControlEngine([], World()._context, Clock()).gate_open() is False
+        assert gate_is_open([]) is False

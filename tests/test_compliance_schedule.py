@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -89,6 +90,32 @@ class TestSchedule:
         schedule.arm(3600, 0.2)
         schedule.revive()
         assert worker.rounds.acquire(timeout=30)
+
+    def test_thread_that_died(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where a round ended the thread the next revival begins another."""
+        monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+        class Dying(Worker):
+            healed = False
+
+            def work(self) -> None:
+                super().work()
+                if not self.healed:
+                    raise asyncio.CancelledError
+
+        dying = Dying()
+        schedule = Schedule(dying.work, "test-schedule")
+        schedule.arm(3600, 0)
+        schedule.revive()
+        for thread in threads():
+            thread.join(30)
+        dying.healed = True
+        schedule.arm(3600, 0)
+        assert (threads(), schedule.idle) == ([], True)
+        schedule.revive()
+        assert [dying.rounds.acquire(timeout=30) for _ in range(2)] == [True] * 2
+        assert (len(threads()), schedule.idle) == (1, False)
+        schedule.stop()
 
     def test_stop_from_within(self) -> None:
         """A round may stop its own schedule."""
@@ -208,6 +235,20 @@ class TestBackground:
         assert seen.wait(30)
         engine.stop()
         assert engine.states() == {"S-1": "pass"}
+
+    def test_outlives_a_probe_that_is_cancelled(self) -> None:
+        """What a probe raises ends its own look and not the thread, whatever it is."""
+        rounds = threading.Semaphore(0)
+
+        def probe(context: ProbeContext) -> Outcome:
+            rounds.release()
+            raise asyncio.CancelledError
+
+        engine = ControlEngine([World.control("S-1", probe=probe)], World()._context, Clock())
+        engine.start(0.01)
+        assert [rounds.acquire(timeout=30) for _ in range(3)] == [True] * 3
+        engine.stop()
+        assert engine.states() == {"S-1": "unknown"}
 
     def test_no_thread_at_status(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where no thread can be had starting and the status go on, and the fault is counted."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from healthobs import Observability, Settings
+from healthobs.compliance import Control, Outcome, Reply
 from healthobs.endpoints import (
     AuthorizationUnavailable,
     Endpoints,
@@ -261,6 +262,38 @@ class TestComplianceStatus:
         assert get(obs, "/compliance/status", gate="1").status == 409
         assert get(obs, "/compliance/status", gate="0").status == 200
         assert get(obs, "/compliance/status", gate="yes").status == 422
+
+    @pytest.mark.parametrize(("first", "then", "answer"), [("fail", "pass", 409), ("pass", "fail", 200)])
+    def test_gate_and_rows_are_of_one_moment(self, first: Any, then: Any, answer: int) -> None:
+        """A round that ends while somebody asks makes no answer whose body says something else than its status."""
+        now: list[Any] = [first]
+        own = Control(
+            "A-1", "policy 1", "company", "Title", "seen", "probe", lambda _: Outcome(now[0], "seen")
+        )
+        scopes = ("phi", "chd", "part11", "finance", "signatures", "devices")
+        held = Observability(
+            Settings(endpoints=True, headers=True, control_interval_seconds=0, out_of_scope=scopes),
+            controls=[own],
+        )
+        engine = held.controls
+        assert engine is not None
+        engine.bind(lambda *_: Reply(200, {}, b""))
+        status = engine.status
+
+        def overtaken(*, detail: bool = False) -> dict[str, Any]:
+            body = status(detail=detail)
+            now[0] = then
+            engine.run()
+            return body
+
+        engine.run()
+        for name in {*engine.gate_failures()} - {"A-1"}:
+            engine.controls[name] = replace(engine.controls[name], required=False)
+        engine.status = overtaken  # type: ignore[method-assign]
+        response = get(held, "/compliance/status", gate="1")
+        (row,) = (row for row in json.loads(response.body)["controls"] if row["id"] == "A-1")
+        held.close()
+        assert (response.status, row["state"], "shuts_gate" in row) == (answer, first, answer == 409)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ OnFirst = Callable[[Mapping[str, State], int], "int | None"]
 OnNotice = Callable[[Control, State, State, bool], object]
 #: Told (control, what was raised) when a probe begins to raise, or raises something else than in its last run.
 OnFault = Callable[[Control, BaseException], object]
-#: Told (control, the waiver that ended or was replaced, the one that holds now) of each change.
+#: Told (control, the waiver that ended or was replaced, the one that holds now) of each change; neither where one ended
+#: that only an earlier process saw.
 OnWaiver = Callable[[Control, "Signed | None", "Signed | None"], object]
 #: Says what was seen that contradicts a declaration of scope, or None.
 CounterCheck = Callable[[], "str | None"]
@@ -80,7 +81,7 @@ class ControlEngine:
     """The controls of one service.
 
     Args:
-        controls: What to observe; ids must differ.
+        controls: What to observe; ids must differ in more than case.
         context_factory: Makes what probes look at, anew for every round.
         clock: Times and ages.
         service: Name in the report.
@@ -89,7 +90,9 @@ class ControlEngine:
         required: Ids that the gate asks for besides the controls that say so themselves.
         attested_before: Gives the ids that were attested before this process (`healthobs.compliance.history`), which the gate
             goes on asking for; asked in each round until it does not raise.
-        on_result: Told of each run of a probe (metrics); its faults go to `on_error`.
+        waived_before: Gives the ids whose waiver began before this process, and whose end nobody told `on_waiver`; asked as
+            `attested_before`.
+        on_result: Told of each run of a probe (metrics), not of what is judged without one; its faults go to `on_error`.
         on_states: Told all states after each round (metrics); its faults go to `on_error`.
         on_change: Told of each change of state (audit); asked again in the next round when it raises, and of one control
             in order, so that a change that reverted meanwhile is told too. The latest 1,000 are kept.
@@ -103,7 +106,7 @@ class ControlEngine:
             counts for nothing.
 
     Raises:
-        ConfigurationError: Two controls have one id, or a required id is none of theirs.
+        ConfigurationError: Two controls have one id, or ids that differ in case only, or a required id is none of theirs.
 
     Example:
         >>> from healthobs.config import Settings
@@ -130,6 +133,7 @@ class ControlEngine:
         excluded: Mapping[str, CounterCheck] | None = None,
         required: Iterable[str] = (),
         attested_before: Callable[[], Iterable[str]] | None = None,
+        waived_before: Callable[[], Iterable[str]] | None = None,
         on_result: OnResult | None = None,
         on_states: OnStates | None = None,
         on_change: OnChange | None = None,
@@ -142,15 +146,22 @@ class ControlEngine:
         self.controls: dict[str, Control] = {control.id: control for control in controls}
         asked = tuple(required)
         self._required = frozenset(asked)
-        if len(self.controls) != len(controls):
-            raise ConfigurationError("two controls have the same id: give each its own")
+        if len({name.lower() for name in self.controls}) != len(controls):
+            raise ConfigurationError(
+                "two controls have the same id, or ids that differ in case only: give each its own"
+            )
         absent = [str(number) for number, name in enumerate(asked, 1) if name not in self.controls]
         if absent:
             raise ConfigurationError(
                 f"required_controls: name {', '.join(absent)} is no control that is there: "
                 "take ids of the catalogue, or of controls that are passed"
             )
-        self._attested_before = attested_before
+        #: What is still to be asked of the processes before this one.
+        self._earlier = {
+            name: ask
+            for name, ask in (("attested", attested_before), ("waived", waived_before))
+            if ask is not None
+        }
         self._once_attested: set[str] = set()
         self._read_documents = documents
         self._documents = NO_DOCUMENTS
@@ -180,6 +191,8 @@ class ControlEngine:
         self._indices: dict[str, int | None] = {}
         #: Waivers that `on_waiver` has taken.
         self._waived: dict[str, Signed] = {}
+        #: Ids whose waiver began in an earlier process, until `on_waiver` has taken what became of it.
+        self._waived_before: set[str] = set()
         self._running = _ForkLock()
         # When it runs by itself; front ends look whether it is idle.
         self.schedule: Schedule = Schedule(self.run_due, "healthobs-controls")
@@ -187,7 +200,7 @@ class ControlEngine:
     def bind(
         self,
         call: Call,
-        protected: Iterable[Route] = (),
+        protected: Iterable[Route] | None = None,
         refused_tokens: Callable[[], Mapping[str, str]] | None = None,
         rehearse: Callable[[], Rehearsal] | None = None,
     ) -> None:
@@ -199,8 +212,8 @@ class ControlEngine:
             refused_tokens: By name, tokens that must be refused; see `ProbeContext`.
             rehearse: Ends a call whose audit entry is refused; see `ProbeContext`.
         """
-        given = {"refused_tokens": refused_tokens, "rehearse": rehearse}
-        self._bound |= {"call": call, "protected": tuple(protected)}
+        routes = None if protected is None else tuple(protected)
+        given = {"call": call, "protected": routes, "refused_tokens": refused_tokens, "rehearse": rehearse}
         self._bound |= {name: value for name, value in given.items() if value is not None}
 
     # ---- running
@@ -235,7 +248,8 @@ class ControlEngine:
             self._refresh_documents()
             self._remember()
             context = None
-            for name in wanted:
+            unprobed = [name for name, control in self.controls.items() if control.probe is None]
+            for name in (*wanted, *(name for name in unprobed if name not in wanted)):
                 control = self.controls[name]
                 try:
                     context = context or self._context()
@@ -245,7 +259,10 @@ class ControlEngine:
                 except NoOutcomeError as exc:
                     self._tell_fault(control, exc)
                     result = self._result(control, Outcome("unknown", _NO_OUTCOME))
-                except (Exception, SystemExit) as exc:  # noqa: BLE001 - its text may be PHI, so only its type is kept
+                except BaseException as exc:
+                    # Its text may be PHI, so only its type is kept; no probe ends the thread
+                    if isinstance(exc, KeyboardInterrupt) and _is_main():
+                        raise
                     self._tell_fault(control, exc)
                     result = self._result(
                         control, Outcome("unknown", f"the probe raised {type(exc).__name__}")
@@ -276,18 +293,24 @@ class ControlEngine:
 
     def _remember(self) -> None:
         """Know what was attested before, and what a document attests or attested: the gate goes on asking for it."""
-        before: Iterable[str] = ()
-        if self._attested_before is not None:
-            try:
-                before = set(self._attested_before())
-            except Exception:  # noqa: BLE001 - the trail may be what is broken; controls must go on to say so
-                self._failed("controls")
-            else:
-                self._attested_before = None
-        known = {*before, *filter(self._has_begun, self._documents.attestations)}
+        known = {*self._from_earlier("attested"), *filter(self._has_begun, self._documents.attestations)}
         self._once_attested |= {
             name for name, control in self.controls.items() if control.probe is None and name in known
         }
+        self._waived_before |= (self._from_earlier("waived") & self.controls.keys()) - self._waived.keys()
+
+    def _from_earlier(self, what: str) -> set[str]:
+        """Return what the processes before this one left, once that can be told."""
+        ask = self._earlier.get(what)
+        if ask is None:
+            return set()
+        try:
+            told = set(ask())
+        except Exception:  # noqa: BLE001 - the trail may be what is broken; controls must go on to say so
+            self._failed("controls")
+            return set()
+        del self._earlier[what]
+        return told
 
     def _has_begun(self, name: str) -> bool:
         signed = self._attestation(name)
@@ -297,6 +320,11 @@ class ControlEngine:
     def once_attested(self) -> frozenset[str]:
         """Ids of controls without a probe that somebody attested, now or at any time before."""
         return frozenset(self._once_attested)
+
+    @property
+    def waived(self) -> frozenset[str]:
+        """Ids of controls with a waiver that holds today, or with one of an earlier process whose end is not told yet."""
+        return frozenset(self._waived_before.union(name for name in self.controls if self._waiver(name)))
 
     def _context(self) -> ProbeContext:
         return replace(self._context_factory(), **self._bound)
@@ -334,7 +362,8 @@ class ControlEngine:
             self._results.pop(name, None)
             return
         self._results[name] = result
-        if self._on_result is not None:
+        control = result.control
+        if self._on_result is not None and control.probe is not None and control.scope not in self._excluded:
             try:
                 self._on_result(result)
             except Exception:  # noqa: BLE001 - a fault of telemetry must not stop the controls
@@ -415,15 +444,16 @@ class ControlEngine:
             return
         for name, control in self.controls.items():
             old, new = self._waived.get(name), self._waiver(name)
-            if old == new:
+            if old == new and name not in self._waived_before:
                 continue
             try:
                 self._on_waiver(control, old, new)
             except Exception:  # noqa: BLE001 - as above
                 self._failed("controls")
                 continue
+            self._waived_before.discard(name)
             if new is None:
-                del self._waived[name]
+                self._waived.pop(name, None)
             else:
                 self._waived[name] = new
 
@@ -437,11 +467,14 @@ class ControlEngine:
     def states(self) -> dict[str, State]:
         """Return the state of each control as of now, decay included; runs nothing."""
         now = self._clock.monotonic_ns()
-        return {name: self._state(control, now) for name, control in self.controls.items()}
+        return {name: self._state(self._results.get(name), now) for name in self.controls}
 
-    def _state(self, control: Control, now_ns: int) -> State:
-        result = self._results.get(control.id)
-        return "unknown" if result is None or self._is_stale(result, now_ns) else result.outcome.state
+    def _state(self, result: Result | None, now_ns: int) -> State:
+        if result is None or self._is_stale(result, now_ns):
+            return "unknown"
+        if result.outcome.state == "attested":  # until its last day, whether or not a round came since
+            return judge(self._attestation(result.control.id), self._clock.now().date()).state
+        return result.outcome.state
 
     @staticmethod
     def _is_stale(result: Result, now_ns: int) -> bool:
@@ -455,19 +488,20 @@ class ControlEngine:
         """
         self.revive()
         now = self._clock.monotonic_ns()
-        rows = [
-            Row(
-                control,
-                self._state(control, now),
-                self._results.get(name),
-                self._indices.get(name),
-                self._is_required(control),
-                self._waiver(name),
-                self._attestation(name),
-            )
-            for name, control in self.controls.items()
-        ]
+        rows = [self._row(control, now) for control in self.controls.values()]
         return report(self._service, CATALOGUE_VERSION, rows, detail=detail)
+
+    def _row(self, control: Control, now_ns: int) -> Row:
+        result = self._results.get(control.id)  # once: a round may put another in its place meanwhile
+        return Row(
+            control,
+            self._state(result, now_ns),
+            result,
+            self._indices.get(control.id),
+            self._is_required(control),
+            self._waiver(control.id),
+            self._attestation(control.id),
+        )
 
     def _is_required(self, control: Control) -> bool:
         """Return whether the gate asks for it; what somebody once attested must go on being attested, with or without a file."""
@@ -523,7 +557,7 @@ class ControlEngine:
         self.schedule.arm(interval_s, jitter)
 
     def revive(self) -> None:
-        """Start the thread where there should be one and is none: armed only, after a fork, or none could be had."""
+        """Start the thread where there should be one and is none: armed only, after a fork, none could be had, or it died."""
         try:
             self.schedule.revive()
         except RuntimeError:  # the next status tries again, and meanwhile evidence decays
@@ -532,6 +566,10 @@ class ControlEngine:
     def stop(self) -> None:
         """End the background thread after the round that it is in; harmless twice."""
         self.schedule.stop()
+
+
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 class _ForkLock:

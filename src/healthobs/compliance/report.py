@@ -74,6 +74,12 @@ def report(service: str, catalogue_version: str, rows: Iterable[Row], *, detail:
     }
 
 
+def gate_is_open(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether the rows of a status let the gate open: something is required, and all of that is shown or waived."""
+    required = [row for row in rows if row["required"]]
+    return bool(required) and not gate_failures(required)
+
+
 def gate_failures(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Return which rows of a status keep the gate shut, by id, and why.
 

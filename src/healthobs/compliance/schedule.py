@@ -50,17 +50,17 @@ class Schedule:
         if interval_s:
             with self._lock:
                 self._times = (interval_s, jitter)
-                self.idle = self._thread is None
+                self.idle = not self._is_alive()
 
     def revive(self) -> None:
-        """Work at once and go on, where there should be a thread and is none.
+        """Work at once and go on, where there should be a thread and is none, or one that died.
 
         Raises:
             RuntimeError: No thread can be had now either.
         """
         with self._lock:
             times = self._times  # under the lock: whoever waited for it may have been stopped meanwhile
-            if times is None or self._thread is not None:
+            if times is None or self._is_alive():
                 return
             self._stopped = threading.Event()
             thread = threading.Thread(
@@ -69,6 +69,9 @@ class Schedule:
             thread.start()
             self._thread = thread
             self.idle = False
+
+    def _is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
         """End the thread after the round that it is in; harmless twice."""

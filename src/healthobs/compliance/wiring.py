@@ -16,7 +16,7 @@ from healthobs.compliance.catalogue import library_controls, with_catalogue
 from healthobs.compliance.control import ACCEPTED, STATES, Control, ProbeContext, Result, State
 from healthobs.compliance.documents import read_folder
 from healthobs.compliance.engine import ControlEngine, CounterCheck
-from healthobs.compliance.recording import Recorder
+from healthobs.compliance.recording import Recorder, is_kept
 from healthobs.compliance.requirements import SCOPES
 from healthobs.exceptions import ConfigurationError
 
@@ -36,7 +36,7 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         controls: The service's own, besides the library's.
 
     Raises:
-        ConfigurationError: One of `controls` is none, or two have the same id.
+        ConfigurationError: One of `controls` is none, redaction would mask its id, or two have the same.
     """
     controls = _checked(controls)
     settings, metrics, trail = obs.settings, obs.metrics, obs.audit
@@ -51,11 +51,10 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
     )
 
     def on_result(result: Result) -> None:
-        if result.control.probe is not None:
-            checks.declare(result.control.framework, result.outcome.state).inc()
+        checks.declare(result.control.framework, result.outcome.state).inc()
 
     def on_first(now: Mapping[str, State], late_s: int) -> int | None:
-        return recorder.first(now, engine.once_attested, late_s)
+        return recorder.first(now, engine.once_attested, engine.waived, late_s)
 
     def on_notice(control: Control, old: State, new: State, required: bool) -> None:
         own = {"control": control.id, "old": old, "new": new}
@@ -81,6 +80,7 @@ def build_engine(obs: Observability, controls: Sequence[Control]) -> ControlEngi
         excluded=_excluded(obs),
         required=settings.required_controls,
         attested_before=None if trail is None else lambda: history.once_attested(trail),
+        waived_before=None if trail is None else lambda: history.waived(trail),
         on_result=on_result,
         on_states=_shower(states),
         on_change=recorder.changed,
@@ -106,7 +106,14 @@ def _checked(controls: object) -> tuple[Control, ...]:
             f"controls: item {', '.join(wrong)} is no Control: bind the probe with @control(id) of healthobs.compliance, "
             "or make a Control of it"
         )
-    return cast("tuple[Control, ...]", made)
+    own = cast("tuple[Control, ...]", made)
+    masked = [str(number) for number, one in enumerate(own, 1) if not is_kept(one.id)]
+    if masked:
+        raise ConfigurationError(
+            f"controls: redaction would mask the id of item {', '.join(masked)} in log lines, metrics and audit entries, "
+            "because a part of it reads as a person's date or number: take another"
+        )
+    return own
 
 
 def _level(old: State, new: State, required: bool) -> str:
