@@ -1,4 +1,4 @@
-"""What a process had before: a root logger with a handler and a format of its own."""
+"""What a process had before: a root logger with a handler and a format of its own, and OpenTelemetry's propagators."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from opentelemetry import propagate
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from healthobs import Settings
 
@@ -27,3 +31,13 @@ def root() -> Iterator[io.StringIO]:
     logger.handlers[:], logger.level = [handler], logging.INFO
     yield stream
     logger.handlers[:], logger.level = handlers, level
+
+
+@pytest.fixture
+def textmap() -> Iterator[CompositePropagator]:
+    """Set OpenTelemetry's default propagator, and put back what was there."""
+    before = propagate.get_global_textmap()
+    ours = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
+    propagate.set_global_textmap(ours)
+    yield ours
+    propagate.set_global_textmap(before)

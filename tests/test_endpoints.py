@@ -262,6 +262,9 @@ class TestComplianceStatus:
         assert get(obs, "/compliance/status", gate="1").status == 409
         assert get(obs, "/compliance/status", gate="0").status == 200
         assert get(obs, "/compliance/status", gate="yes").status == 422
+        assert [get(obs, "/compliance/status", **{name: "1"}).status for name in ("Gate", "gates")] == [
+            422
+        ] * 2
 
     @pytest.mark.parametrize(("first", "then", "answer"), [("fail", "pass", 409), ("pass", "fail", 200)])
     def test_gate_and_rows_are_of_one_moment(self, first: Any, then: Any, answer: int) -> None:

@@ -32,6 +32,9 @@ HELD = logging.getLogger("ledger.held")
 SOUND = (3, 51, 3)
 
 
+pytestmark = pytest.mark.usefixtures("textmap")
+
+
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
     """Put structlog's set-up back."""

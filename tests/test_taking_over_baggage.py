@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,14 +27,7 @@ PHI = Settings(frameworks=("hipaa",), baggage=("tenant", "ward"))
 HEADER = f"patient={WHO.replace(' ', '+')},ssn={SSN},tenant=north,ward={SSN}"
 
 
-@pytest.fixture(autouse=True)
-def textmap() -> Iterator[CompositePropagator]:
-    """Set OpenTelemetry's default propagator, and put back what was there."""
-    before = propagate.get_global_textmap()
-    ours = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
-    propagate.set_global_textmap(ours)
-    yield ours
-    propagate.set_global_textmap(before)
+pytestmark = pytest.mark.usefixtures("textmap")
 
 
 def carried() -> Context:

@@ -352,6 +352,9 @@ def _told(answer: Answer) -> Response:
 
 
 def _flag(request: Request, name: str) -> bool:
+    """Return the one parameter that there is; another name may be this one, written wrongly."""
+    if request.query.keys() - {name}:
+        raise _Refused(422, "invalid_query", [("/", "unknown_parameter")])
     values = request.query.get(name, ())
     if list(values) not in ([], ["0"], ["1"]):
         raise _Refused(422, "invalid_query", [(f"/{name}", "must_be_0_or_1")])
