@@ -179,7 +179,7 @@ def _is_row(row: Any) -> bool:
         and row["state"] in STATES
         and isinstance(row["required"], bool)
         and isinstance(row["valid_for_s"], int)
-        and (row["waived_until"] is None or date.fromisoformat(row["waived_until"]) is not None)
+        and (row["waived_until"] is None or bool(date.fromisoformat(row["waived_until"])))
         and (row["observed_at"] is None or datetime.fromisoformat(row["observed_at"]).tzinfo is not None)
         and isinstance(row.get("evidence"), dict | None)
         and isinstance(row.get("lacks"), str | None)
