@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from healthobs.audit import entry, governance
 from healthobs.audit.draft import AuditDraft
@@ -109,7 +109,7 @@ class Encoder:
 def _fields(draft: Draft) -> Mapping[str, object]:
     if isinstance(draft, AuditDraft):
         return draft.as_mapping()
-    if not isinstance(cast("object", draft), (dict, Mapping)):
+    if not isinstance(draft, (dict, Mapping)):  # pyright: ignore[reportUnnecessaryIsInstance]  # a caller may give anything
         raise AuditWriteError("the audit entry's draft must be an AuditDraft, or a mapping of its fields")
     return draft
 
