@@ -10,13 +10,17 @@ from types import FrameType
 from typing import Any
 
 WARM_UP = 30
+RUNS = 20
 
 
 def count(action: Callable[[], object]) -> int:
-    """Return the calls of one run of `action`, after warming up; the lowest of three, so that nothing rare counts."""
+    """Return the calls of one run of `action`, after warming up; the lowest of some, so that nothing rare counts.
+
+    Of few, each may be slower than all before it on a busy machine, and so carry exemplars.
+    """
     for _ in range(WARM_UP):
         action()
-    return min(_once(action) for _ in range(3))
+    return min(_once(action) for _ in range(RUNS))
 
 
 def _once(action: Callable[[], object]) -> int:
