@@ -385,6 +385,131 @@ class TestForkWhileWalking:
         assert (verdict.ok, verdict.size) == (True, 5)
         trail.close()
 
+    def test_forked_before_a_reader_has_closed(self, tmp_path: Path) -> None:
+        """What a reader has open until its end is closed before a fork, too: in WAL mode, children lost entries by it."""
+        code = """
+import os, sys, threading
+from healthobs.audit import open_trail, windows
+trail = open_trail(sys.argv[1], service="s")
+reached, go, close = threading.Event(), threading.Event(), windows.Windows.close
+def late(self):
+    reached.set()
+    go.wait(10)
+    close(self)
+windows.Windows.close = late
+reader = threading.Thread(target=lambda: trail.read(action="child"))
+reader.start()
+reached.wait()
+child = os.fork()
+if child == 0:
+    trail.append({"action": "child"})
+    trail.close()
+    os._exit(0)
+status = os.waitpid(child, 0)[1]
+go.set()
+reader.join()
+print(status, trail.read(action="child").total)
+trail.close()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.strip() == "0 1"
+
+    def test_forked_while_a_trail_is_opened(self, tmp_path: Path) -> None:
+        """Nor is what another thread is opening carried into the child."""
+        code = """
+import os, sys, threading
+from healthobs.audit import open_trail, store
+begun, begin = threading.Event(), store.begin_log
+def slow(*arguments):
+    begun.set()
+    threading.Event().wait(0.5)
+    begin(*arguments)
+store.begin_log = slow
+opener = threading.Thread(target=lambda: open_trail(sys.argv[1], service="s").close())
+opener.start()
+begun.wait()
+if os.fork() == 0:
+    trail = open_trail(sys.argv[1], service="s")
+    trail.append({"action": "child"})
+    trail.close()
+    os._exit(0)
+print(os.wait()[1])
+opener.join()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.strip() == "0"
+
+    def test_child_of_a_fork_that_went_ahead(self, tmp_path: Path) -> None:
+        """Where a fork waited too long, its child is refused each file that was open: it would go on without locks."""
+        code = """
+import os, sys, threading
+from contextlib import contextmanager
+from pathlib import Path
+from healthobs.audit import forking, open_trail
+from healthobs.audit.subjects import SubjectMap
+from healthobs.audit.witness import WitnessState
+folder = Path(sys.argv[1])
+trail, other = (open_trail(f"sqlite:///{folder}/{name}.db", service="s") for name in ("audit", "other"))
+subjects = SubjectMap(folder / "subjects.db")
+witness = WitnessState(folder / "witness.db", folder / "witness.key")
+forking.MAX_WAIT_SECONDS = 0.05
+ready, go = threading.Barrier(4), threading.Event()
+@contextmanager
+def reading():
+    with trail.connected() as connection, connection.reading():
+        yield
+def hold(context):
+    with context:
+        ready.wait()
+        go.wait(30)
+contexts = (reading(), subjects._rows._connected(), witness.changing())
+threads = [threading.Thread(target=hold, args=(context,)) for context in contexts]
+[thread.start() for thread in threads]
+ready.wait()
+child = os.fork()
+if child == 0:
+    for attempt in (
+        lambda: trail.append({"action": "child"}),
+        lambda: trail.read(),
+        lambda: subjects.token("p-1"),
+        lambda: witness.changing().__enter__(),
+        lambda: other.append({"action": "child"}),
+    ):
+        try:
+            attempt()
+            os.write(1, b"done ")
+        except Exception as exc:
+            os.write(1, f"{type(exc).__name__}{': forked' * ('was forked' in str(exc))} ".encode())
+    os._exit(0)
+os.waitpid(child, 0)
+go.set()
+[thread.join() for thread in threads]
+print(trail.append({"action": "parent"}).index, other.read(action="child").total)
+trail.close()
+other.close()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        refused = "AuditWriteError: forked StoreError: forked AuditError: forked AuditError: forked"
+        assert done.stdout.strip() == f"{refused} done 0 1"
+
 
 class TestForkGate:
     """What keeps a fork out of a database access."""

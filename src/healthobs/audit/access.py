@@ -69,13 +69,16 @@ class Access:
         """Give a connection for one task that reads; it lets forks in between statements."""
         live = self._signer is not None  # this process writes, or may
         windows = Windows(lambda: self.place.connect(read_only=True, live=live), self.gate)
-        with contextlib.closing(windows):
+        self._readers.add(
+            windows
+        )  # before it opens anything, and until all is closed: a fork may come at any moment
+        try:
             with windows.window():
-                self._readers.add(windows)
-            try:
-                yield windows
-            finally:
-                self._readers.discard(windows)
+                pass
+            yield windows
+        finally:
+            windows.close()
+            self._readers.discard(windows)
 
     @contextmanager
     def changing(self) -> Generator[Connection]:

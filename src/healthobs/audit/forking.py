@@ -1,19 +1,23 @@
 """Keeps `os.fork` away from the middle of a database access.
 
 SQLite must not be carried over a fork (https://sqlite.org/howtocorrupt.html §2.6): the child would inherit its
-notes about locks that only the parent holds, and take the file to be busy for ever. So a fork waits until
-nobody uses the database, and everything that is open is closed before it.
+notes about locks that only the parent holds: it would take the file to be busy for ever, or, in WAL mode, use it without
+a lock and lose what it was told is durable. So a fork waits until nobody uses the database, and everything that is open
+is closed before it. One that had to wait too long goes ahead, as every one does after a signal's handler raised just as
+its thread left a gate: its child is refused every file that was open.
 
-Limits: only forks made by Python are seen; one that had to wait too long goes ahead, as every one does after a signal's
-handler raised just as its thread left a gate.
+Limits: only forks made by Python are seen.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
 
 #: A fork waits for a batch or a read; a stuck disk must not stop it for ever.
 MAX_WAIT_SECONDS = 10.0
@@ -23,17 +27,74 @@ MAX_WAIT_SECONDS = 10.0
 Process = tuple[int, int]
 
 
+#: Which file, whatever its name.
+Inode = tuple[int, int]
+
+
 class _Forks:
-    """How many forks lie between the first process and this one."""
+    """What this process knows of the forks between the first process and itself."""
 
     count = 0
+    #: Files that are open here, by connection.
+    open: ClassVar[weakref.WeakKeyDictionary[SqliteFile, Inode | None]] = weakref.WeakKeyDictionary()
+    #: Files that were open when a process before this one was forked.
+    inherited: frozenset[Inode | None] = frozenset()
 
     @classmethod
     def one_more(cls) -> None:
         cls.count += 1
+        cls.inherited |= frozenset(cls.open.values()) - {None}
+        cls.open = weakref.WeakKeyDictionary()
 
 
 os.register_at_fork(after_in_child=_Forks.one_more)
+
+
+class ForkedWhileOpenError(sqlite3.OperationalError):
+    """SQLite has notes here about locks on the file that only another process holds."""
+
+    sqlite_errorname = "this process was forked while the file was open; start another"
+
+
+class SqliteFile(sqlite3.Connection):
+    """A connection to a file that exists; one that was open here when the process was forked is refused.
+
+    Args:
+        path: The file.
+        options: Parameters of SQLite's URI.
+        wait_seconds: How long a statement waits for another connection's lock.
+
+    Raises:
+        ForkedWhileOpenError: It was open at a fork.
+        sqlite3.Error: It cannot be opened.
+    """
+
+    def __init__(self, path: Path, options: str = "mode=rw", *, wait_seconds: float = 5.0) -> None:
+        try:
+            inode = inode_of(path)
+        except OSError:
+            inode = None  # SQLite says why
+        if inode in _Forks.inherited:
+            raise ForkedWhileOpenError
+        _Forks.open[self] = inode  # first: a fork may come at any moment
+        super().__init__(
+            f"{path.absolute().as_uri()}?{options}",
+            timeout=wait_seconds,
+            isolation_level=None,
+            check_same_thread=False,
+            uri=True,
+        )
+
+    def close(self) -> None:
+        """Close it."""
+        super().close()
+        _Forks.open.pop(self, None)
+
+
+def inode_of(path: Path | str) -> Inode:
+    """Return which file is at `path`."""
+    status = os.stat(path)  # noqa: PTH116 - before every batch, and a Path's is four calls
+    return status.st_dev, status.st_ino
 
 
 def process() -> Process:

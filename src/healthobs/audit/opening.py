@@ -14,6 +14,7 @@ from threading import TIMEOUT_MAX
 from healthobs.audit import governance, keys, merkle, store, verification
 from healthobs.audit.access import Access
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
+from healthobs.audit.forking import ForkGate
 from healthobs.audit.reader import LogReader
 from healthobs.audit.spool import Spool
 from healthobs.audit.sqlite import SqliteStore, path_of
@@ -23,6 +24,9 @@ from healthobs.audit.trail import AuditTrail
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, AuditTamperedError, ConfigurationError
 from healthobs.redaction import Redactor
+
+#: A trail that is being opened has no gate yet.
+_OPENING = ForkGate(lambda: None)
 
 
 def open_trail(
@@ -95,7 +99,7 @@ def open_reader(place: Store, *, live: bool = False) -> LogReader:
     Raises:
         AuditError: There is no log, or it cannot be read.
     """
-    with contextlib.closing(place.connect(read_only=True, live=live)) as connection:
+    with _OPENING, contextlib.closing(place.connect(read_only=True, live=live)) as connection:
         log = store.read_log(connection)
         if log is None:
             raise AuditError("no audit trail is there")
@@ -129,7 +133,7 @@ def _initialise(place: Store, key_file: Path, service: str, origin: str | None) 
     # The key is asked before anybody looks for the file: another process may make it, and then write that down, meanwhile.
     if place.path is not None and keys.begun(key_file, place.name) is not None and _is_gone(place.path):
         raise keys.gone(key_file, "audit trail")
-    with place.initialising() as connection:
+    with _OPENING, place.initialising() as connection:
         known = store.read_log(connection)
         if known is not None:
             return _known_signer(connection, known, key_file, origin)

@@ -66,7 +66,7 @@ class Outbox:
         self._behind = object()
         #: The process that put into the log what was left before, and what `_behind` was when it began to.
         self._caught_up: tuple[Process, object] | None = None
-        #: By process id, because a fork takes no thread along: what tries again.
+        #: By process, because a fork takes no thread along: what tries again.
         self._retries: dict[Process, threading.Timer] = {}
 
     def create_table(self) -> None:

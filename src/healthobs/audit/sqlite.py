@@ -21,6 +21,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from healthobs.audit.forking import SqliteFile, inode_of
 from healthobs.audit.keys import sync_directory
 from healthobs.audit.store import FORBIDDEN, Connection, Row, StoreError, described, holds_log
 from healthobs.exceptions import AuditError, ConfigurationError
@@ -233,11 +234,11 @@ class SqliteConnection:
         self._path = path
         self._name = str(path)
         self._lock: int | None = None
-        self._inode = _inode(self._name)
-        uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only and not live else 'rw'}"
+        self._inode = inode_of(self._name)
+        options = "mode=ro" if read_only and not live else "mode=rw"
         if read_only and not live and _is_resting_wal(path):
-            uri += "&immutable=1"
-        self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+            options += "&immutable=1"
+        self._connection = SqliteFile(path, options)
         self._connection.text_factory = _text
         try:
             # One that is live undoes what a killed writer had begun, as SQLite does when it may write.
@@ -381,7 +382,7 @@ class SqliteConnection:
     def usable(self) -> bool:
         """Return whether the file that is open still is the one under its name."""
         try:
-            return _inode(self._name) == self._inode
+            return inode_of(self._name) == self._inode
         except OSError:
             return False
 
@@ -401,11 +402,6 @@ def _normal(statement: object) -> str:
     if not isinstance(statement, str):
         return ""
     return " ".join(re.findall(r"[A-Za-z0-9_]+|[^ \t\n\f\r]", statement))
-
-
-def _inode(name: str) -> tuple[int, int]:
-    status = os.stat(name)  # noqa: PTH116 - before every batch, and a Path's is four calls
-    return status.st_dev, status.st_ino
 
 
 def is_wal(path: Path) -> bool:

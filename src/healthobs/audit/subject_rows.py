@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from healthobs.audit import keys
-from healthobs.audit.forking import ForkGate
+from healthobs.audit.forking import ForkGate, SqliteFile
 from healthobs.audit.sqlite import BUSY_TIMEOUT_MILLIS, connect_pragmas, forget, make_file, path_of
 from healthobs.exceptions import AuditError, ConfigurationError
 
@@ -165,12 +165,9 @@ class SqliteRows:
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 make_file(self._path)
                 keys.sync_directory(self._path.parent)
-            address = f"{self._path.absolute().as_uri()}?mode=rw"
             with (
                 self._gate,
-                contextlib.closing(
-                    sqlite3.connect(address, timeout=wait_seconds, isolation_level=None, uri=True)
-                ) as connection,
+                contextlib.closing(SqliteFile(self._path, wait_seconds=wait_seconds)) as connection,
             ):
                 yield connection
         except (sqlite3.Error, OSError) as exc:

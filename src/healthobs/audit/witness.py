@@ -33,7 +33,7 @@ from healthobs.audit.checkpoint import (
     split,
     to_base64,
 )
-from healthobs.audit.forking import ForkGate
+from healthobs.audit.forking import ForkGate, SqliteFile
 from healthobs.audit.sqlite import connect_pragmas
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, ConfigurationError
@@ -119,11 +119,10 @@ class WitnessState:
     @contextmanager
     def changing(self, mode: str = "rw") -> Generator[sqlite3.Connection]:
         """Give a connection inside a transaction that excludes every other, durable once it ends well; no fork meanwhile."""
-        address = f"{self._path.absolute().as_uri()}?mode={mode}"
         try:
             with (
                 self._gate,
-                contextlib.closing(sqlite3.connect(address, isolation_level=None, uri=True)) as connection,
+                contextlib.closing(SqliteFile(self._path, f"mode={mode}")) as connection,
             ):
                 for pragma in connect_pragmas():
                     connection.execute(pragma)
