@@ -29,7 +29,7 @@ from healthobs.clock import rfc3339
 from healthobs.compliance.control import STATES
 from healthobs.compliance.documents import Document, Kind, sign
 from healthobs.compliance.oscal import assessment_results
-from healthobs.compliance.report import gate_failures
+from healthobs.compliance.report import gate_failures, gate_is_open
 from healthobs.exceptions import ConfigurationError
 
 GOOD, SHUT, CANNOT_SAY = 0, 1, 2
@@ -213,12 +213,14 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _gate(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return lines that tell why the gate is shut; none when it is open."""
-    if not any(row["required"] for row in rows):
-        return ["the gate is shut: nothing is required, so nothing was shown"]
+    if gate_is_open(rows):
+        return []
     why = gate_failures(rows)
-    lines = [f"  {name:<13} {reason}" for name, reason in why.items()]
+    if not why:
+        return ["the gate is shut: nothing is required, so nothing was shown"]
     required = sum(bool(row["required"]) for row in rows)
-    return [f"the gate is shut by {len(why)} of {required} required controls:", *lines] if why else []
+    lines = (f"  {name:<13} {reason}" for name, reason in why.items())
+    return [f"the gate is shut by {len(why)} of {required} required controls:", *lines]
 
 
 def _export(arguments: argparse.Namespace) -> int:

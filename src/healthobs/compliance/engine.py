@@ -20,7 +20,6 @@ from typing import Any, cast
 
 from healthobs.clock import Clock, rfc3339
 from healthobs.compliance.control import (
-    ACCEPTED,
     Call,
     Control,
     Outcome,
@@ -31,7 +30,7 @@ from healthobs.compliance.control import (
     State,
 )
 from healthobs.compliance.documents import NO_DOCUMENTS, Documents, Signed, counting, judge
-from healthobs.compliance.report import Row, evidence_digest, report
+from healthobs.compliance.report import Row, evidence_digest, gate_failures, gate_is_open, report
 from healthobs.compliance.schedule import Schedule
 from healthobs.exceptions import ConfigurationError, InstrumentationError
 from healthobs.redaction.failures import describe_exception
@@ -518,16 +517,11 @@ class ControlEngine:
 
     def gate_failures(self) -> tuple[str, ...]:
         """Return the ids of required controls that are neither ``pass``, ``attested`` or ``not-applicable`` nor waived."""
-        states = self.states()
-        return tuple(
-            name
-            for name, control in self.controls.items()
-            if self._is_required(control) and states[name] not in ACCEPTED and self._waiver(name) is None
-        )
+        return tuple(gate_failures(self.status()["controls"]))
 
     def gate_open(self) -> bool:
         """Return whether every required control is shown or waived; where none is required the gate stays shut."""
-        return any(map(self._is_required, self.controls.values())) and not self.gate_failures()
+        return gate_is_open(self.status()["controls"])
 
     # ---- the background thread
 
