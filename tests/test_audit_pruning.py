@@ -364,7 +364,7 @@ class TestPrune:
     def test_somebody_reads_on(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """In WAL mode a pruning under a reader says that what was before is still there; done again after it, nothing is."""
         wal = ("PRAGMA busy_timeout = 50", *connect_pragmas((3, 51, 3))[1:])
-        monkeypatch.setattr("healthobs.audit.sqlite.connect_pragmas", lambda: wal)
+        monkeypatch.setattr("healthobs.audit.sqlite.connect_pragmas", lambda **_: wal)
         bench.trail.append({"action": "a.b", "resource_id": "the-needle"})
         bench.add(300)
         bench.appoint()

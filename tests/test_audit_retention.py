@@ -50,7 +50,7 @@ class TestErase:
     ) -> None:
         """In WAL mode an erasure under a reader says that what was before is still there; done again after it, nothing is."""
         wal = ("PRAGMA busy_timeout = 50", *connect_pragmas((3, 51, 3))[1:])
-        monkeypatch.setattr("healthobs.audit.sqlite.connect_pragmas", lambda: wal)
+        monkeypatch.setattr("healthobs.audit.sqlite.connect_pragmas", lambda **_: wal)
         bench.trail.append({"action": "a.b", "resource_id": "the-needle", "subject": "s-9"})
         bench.time.advance(YEAR)
         retention = bench.retention()

@@ -40,33 +40,34 @@ class TestConnectPragmas:
         assert wal_is_safe(version) is safe
         assert f"PRAGMA journal_mode = {'WAL' if safe else 'TRUNCATE'}" in connect_pragmas(version)
 
+    @pytest.mark.parametrize("journal", ["TRUNCATE", "PERSIST"])
     @pytest.mark.parametrize("version", [(3, 40, 1), (3, 51, 3)])
-    def test_take_effect(self, tmp_path: Path, version: tuple[int, ...]) -> None:
+    def test_take_effect(self, tmp_path: Path, version: tuple[int, ...], journal: str) -> None:
         """The statements set what they name."""
         connection = sqlite3.connect(tmp_path / "any.db")
         try:
-            for statement in connect_pragmas(version):
+            for statement in connect_pragmas(version, journal=journal):
                 connection.execute(statement)
             (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
             (level,) = connection.execute("PRAGMA synchronous").fetchone()
             (keys,) = connection.execute("PRAGMA foreign_keys").fetchone()
         finally:
             connection.close()
-        assert (mode, level, keys) == ("wal" if wal_is_safe(version) else "truncate", 2, 1)
+        assert (mode, level, keys) == ("wal" if wal_is_safe(version) else journal.lower(), 2, 1)
 
     def test_every_connection_is_set(self, make_trail: MakeTrail) -> None:
         """The statements are run on each connection that may write."""
         with make_trail().changing() as connection:
             told = [connection.execute(f"PRAGMA {name}")[0][0] for name in ("journal_mode", "foreign_keys")]
-        assert told == ["wal" if wal_is_safe() else "truncate", 1]
+        assert told == ["wal" if wal_is_safe() else "persist", 1]
 
     @pytest.mark.parametrize("version", [(3, 40, 1), (3, 51, 3)])
     def test_trail_works_in_both_modes(
         self, make_trail: MakeTrail, monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...]
     ) -> None:
         """Append, read and verify work with a rollback journal and with write-ahead logging."""
-        pragmas = connect_pragmas(version)
-        monkeypatch.setattr("healthobs.audit.sqlite.connect_pragmas", lambda: pragmas)
+        pragmas = connect_pragmas(version, journal="PERSIST")
+        monkeypatch.setattr("healthobs.audit.sqlite.connect_pragmas", lambda **_: pragmas)
         trail = make_trail()
         for _ in range(3):
             trail.append(READ)

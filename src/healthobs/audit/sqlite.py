@@ -2,9 +2,10 @@
 
 SQLite 3.7.0 to 3.51.2 have a race in write-ahead logging: with two connections, a checkpoint that overlaps a
 commit can lose that commit after it was acknowledged (https://sqlite.org/wal.html, "The WAL-Reset Bug"; fixed
-in 3.51.3, 3.50.7 and 3.44.6). Below the fix the rollback journal is used, which has no such race; it is truncated and
-not removed after a commit, because SQLite syncs the truncation and not the removal: a removed journal that a power
-cut brings back undoes the commit (https://sqlite.org/pragma.html#pragma_synchronous; `tests/test_audit_power.py`).
+in 3.51.3, 3.50.7 and 3.44.6). Below the fix the rollback journal is used, which has no such race. It is not removed after
+a commit, because SQLite does not sync that: a removed journal that a power cut brings back undoes the commit
+(https://sqlite.org/pragma.html#pragma_synchronous; `tests/test_audit_power.py`). The log's own is kept, with its header
+overwritten: its size stays, so a sync costs less. Where something is taken away it is truncated.
 
 Limits: local disks only: file locks over a network file system are not reliable. Anyone who may write the file
 may drop the guards, which verification then reports.
@@ -119,11 +120,15 @@ def forget(connection: sqlite3.Connection) -> None:
         )
 
 
-def connect_pragmas(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> tuple[str, ...]:
+def connect_pragmas(
+    version: tuple[int, ...] = sqlite3.sqlite_version_info, *, journal: str = "TRUNCATE"
+) -> tuple[str, ...]:
     """Return the statements to run on every new connection of a durable database, in this order.
 
     Args:
         version: Version of SQLite, default the one that is linked.
+        journal: What becomes of a rollback journal after the commit: ``TRUNCATE``, or ``PERSIST``, with which it goes on
+            holding what was before, and so what was taken away.
 
     Example:
         >>> connect_pragmas((3, 40, 1))[1:3]
@@ -131,7 +136,7 @@ def connect_pragmas(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> t
     """
     return (
         f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MILLIS}",  # first: changing the journal mode may have to wait
-        f"PRAGMA journal_mode = {'WAL' if wal_is_safe(version) else 'TRUNCATE'}",
+        f"PRAGMA journal_mode = {'WAL' if wal_is_safe(version) else journal}",
         "PRAGMA synchronous = FULL",
         "PRAGMA foreign_keys = ON",
     )
@@ -242,7 +247,8 @@ class SqliteConnection:
         self._connection.text_factory = _text
         try:
             # One that is live undoes what a killed writer had begun, as SQLite does when it may write.
-            for pragma in ("PRAGMA query_only = ON",) if read_only else connect_pragmas():
+            pragmas = ("PRAGMA query_only = ON",) if read_only else connect_pragmas(journal="PERSIST")
+            for pragma in pragmas:
                 self._connection.execute(pragma)
         except BaseException:
             self._connection.close()
@@ -286,6 +292,7 @@ class SqliteConnection:
         """Drop guards of entries and checkpoints and make them again, in one transaction: nobody sees the log without."""
         with self.writing():
             self.execute("PRAGMA secure_delete = ON")
+            self.execute("PRAGMA journal_size_limit = 0")  # the journal holds what was before, too
             for name in _LIFTED:
                 self.execute(f"DROP TRIGGER IF EXISTS {name}")
             yield
