@@ -18,6 +18,13 @@ def capture() -> Iterator[Capture]:
 
 
 @pytest.fixture
+def audit_capture() -> Iterator[Capture]:
+    """Give a capture with a real audit trail."""
+    with Capture(audit=True) as capture:
+        yield capture
+
+
+@pytest.fixture
 def free_port() -> Iterator[int]:
     """Give a port on which nobody listens, and nobody else will during the test."""
     with reserved_ports(1) as ports:

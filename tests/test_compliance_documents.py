@@ -39,6 +39,18 @@ def edited(**changes: Any) -> bytes:
     return json.dumps(parsed).encode()
 
 
+def lasting(place: Path, documents: Path, keys: tuple[str, ...] = (OFFICER.vkey,), **more: Any) -> Settings:
+    """Return settings of a service that every process with them has in common, its trail too."""
+    return Settings(
+        audit_database_url=f"sqlite:///{place / 'a.db'}",
+        endpoints=True,
+        control_interval_seconds=0,
+        compliance_documents=documents,
+        compliance_keys=keys,
+        **more,
+    )
+
+
 class TestDocument:
     """`Document`."""
 
@@ -269,14 +281,7 @@ class TestInService:
             paper.unlink(missing_ok=True)
             if there:
                 paper.write_text(sign(held, OFFICER))
-            settings = Settings(
-                audit_database_url=f"sqlite:///{tmp_path / 'a.db'}",
-                endpoints=True,
-                control_interval_seconds=0,
-                compliance_documents=folder,
-                compliance_keys=keys,
-                **more,
-            )
+            settings = lasting(tmp_path, folder, keys, **more)
             obs = Observability(settings, log_stream=io.StringIO())
             assert obs.controls is not None
             # One entry of all states, and later a change, tell of it
@@ -296,13 +301,7 @@ class TestInService:
 
     def test_survives_a_restart_after_a_change(self, tmp_path: Path) -> None:
         """So does what began to be attested, and ended, while a process ran."""
-        settings = Settings(
-            audit_database_url=f"sqlite:///{tmp_path / 'a.db'}",
-            endpoints=True,
-            control_interval_seconds=0,
-            compliance_documents=tmp_path,
-            compliance_keys=(OFFICER.vkey,),
-        )
+        settings = lasting(tmp_path, tmp_path)
         seen: list[Any] = []
         for documents in ((False, True, False), (False,)):
             obs = Observability(settings, log_stream=io.StringIO())
@@ -328,13 +327,7 @@ class TestInService:
                 path.unlink()
             for waiver in held[:count]:
                 (folder / f"{waiver.control}.json").write_text(sign(waiver, OFFICER))
-            settings = Settings(
-                audit_database_url=f"sqlite:///{tmp_path / 'a.db'}",
-                endpoints=True,
-                control_interval_seconds=0,
-                compliance_documents=folder,
-                compliance_keys=(OFFICER.vkey,),
-            )
+            settings = lasting(tmp_path, folder)
             obs = Observability(settings, log_stream=io.StringIO())
             assert obs.controls is not None
             assert obs.audit is not None
@@ -398,13 +391,7 @@ class TestInService:
                 if there:
                     said = replace(TRAINED, control=name, expires="2099-12-31")
                     paper.write_text(sign(said, OFFICER))
-            settings = Settings(
-                audit_database_url=f"sqlite:///{tmp_path / 'a.db'}",
-                endpoints=True,
-                control_interval_seconds=0,
-                compliance_documents=folder,
-                compliance_keys=(OFFICER.vkey,),
-            )
+            settings = lasting(tmp_path, folder)
             obs = Observability(settings, controls=own, log_stream=io.StringIO())
             assert obs.controls is not None
             assert obs.audit is not None
