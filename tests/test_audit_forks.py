@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 
 from audit_trails import unmeasured
 from healthobs.audit import forking, open_trail, store, verification
-from healthobs.audit.forking import ForkGate
+from healthobs.audit.forking import ForkGate, SqliteFile
 from healthobs.audit.sqlite import SqliteConnection
 
 
@@ -339,9 +340,180 @@ other.close()
         refused = "AuditWriteError: forked StoreError: forked AuditError: forked AuditError: forked"
         assert done.stdout.strip() == f"{refused} done 0 1"
 
+    def test_child_closes_nothing_that_it_inherited(self, tmp_path: Path) -> None:
+        """However it lets go of it: to SQLite the last reader would have left, and in WAL mode a writer's log is removed."""
+        code = """
+import os, signal, subprocess, sys
+from healthobs.audit import forking, open_trail
+forking.MAX_WAIT_SECONDS = 0.05
+trail = open_trail(sys.argv[1], service="s")
+trail.append({"action": "first"})
+trail.close()
+children, (late, go) = [], os.pipe()
+def fork(*_):
+    children.append(os.fork())
+    if children[-1] == 0:
+        os.read(late, 1)
+        sys.exit(0)
+signal.signal(signal.SIGUSR1, fork)
+with trail.connected() as connection, connection.reading():
+    connection.tables()
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    if "close" in sys.argv:
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.read(late, 1)
+            connection._connection.close()
+            sys.exit(0)
+other = '''
+import os, sys
+from healthobs.audit import open_trail
+trail = open_trail(sys.argv[1], service="s")
+for _ in range(3):
+    trail.append({"action": "other"})
+os.kill(os.getpid(), 9)
+'''
+subprocess.run([sys.executable, "-c", other, sys.argv[1]])
+os.write(go, b"xxx")
+for child in children:
+    os.waitpid(child, 0)
+trail = open_trail(sys.argv[1], service="s")
+print(trail.read(action="other").total, trail.verify().ok)
+trail.close()
+"""
+        for how in ("drop", "close"):
+            done = subprocess.run(
+                [sys.executable, "-c", code, f"sqlite:///{tmp_path}/{how}.db", how],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            )
+            assert done.stdout.strip() == "3 True", how
+
+    @pytest.mark.parametrize("how", ["close", "drop"])
+    def test_inherited_connection_stays_open(self, how: str, tmp_path: Path) -> None:
+        """The same, seen from its descriptor."""
+        path = tmp_path / "any.db"
+        path.touch()
+        descriptors = Path("/proc/self/fd")
+        if not descriptors.is_dir():
+            pytest.skip("there is no /proc")
+        connection: SqliteFile | None = SqliteFile(path)
+        before = sum(entry.resolve() == path for entry in descriptors.iterdir())
+        child = os.fork()
+        if child == 0:
+            assert connection is not None
+            if how == "close":
+                connection.close()
+            connection = None
+            gc.collect()
+            os._exit(sum(entry.resolve() == path for entry in descriptors.iterdir()))
+        told = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert connection is not None
+        connection.close()
+        assert (before, told) == (1, 1)
+
+    def test_failed_opening_is_not_open(self, tmp_path: Path) -> None:
+        """However long somebody keeps the error."""
+        (tmp_path / "a.db").mkdir()
+        with pytest.raises(sqlite3.OperationalError) as kept:
+            SqliteFile(tmp_path / "a.db")
+        assert not list(forking._Forks.open)
+        assert kept.value.__traceback__ is not None
+
+    @pytest.mark.parametrize("when", ["before", "after_in_child", "after_in_parent"])
+    def test_trail_opened_by_a_handler_of_the_fork(self, when: str, tmp_path: Path) -> None:
+        """An application's own handler may come between the gate's, and is in the thread that everybody waits for."""
+        code = """
+import os, sys
+def reopen():
+    from healthobs.audit import open_trail
+    trail = open_trail(sys.argv[1], service="s")
+    trail.append({"action": "handler"})
+    trail.close()
+os.register_at_fork(**{sys.argv[2]: reopen})
+from healthobs.audit import open_trail
+trail = open_trail(sys.argv[1], service="s")
+trail.append({"action": "parent"})
+child = os.fork()
+if child == 0:
+    trail.append({"action": "child"})
+    trail.close()
+    os._exit(0)
+print(os.waitpid(child, 0)[1], trail.read(action="handler").total, trail.read(action="child").total)
+trail.close()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db", when],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        assert done.stdout.strip() == "0 1 1"
+
 
 class TestForkGate:
     """What keeps a fork out of a database access."""
+
+    def test_fork_in_the_middle_of_a_fork(self, tmp_path: Path) -> None:
+        """A signal's handler that forks, as one that replaces an ended child does, waits for no fork of its own thread."""
+        code = """
+import os, signal, sys, time
+from healthobs.audit import open_trail
+trail = open_trail(sys.argv[1], service="s")
+replaced, ended = 0, 0
+def start():
+    if os.fork() == 0:
+        os._exit(0)
+def replace(*_):
+    global replaced, ended
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            ended += 1
+            if replaced < 100:
+                replaced += 1
+                start()
+    except ChildProcessError:
+        pass
+signal.signal(signal.SIGCHLD, replace)
+for _ in range(100):
+    start()
+while ended < 200:
+    time.sleep(0.01)
+print(trail.append({"action": "parent"}).index)
+trail.close()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.strip() == "0"
+
+    def test_handler_enters_while_its_thread_forks(self) -> None:
+        """Nobody else would let it in; others wait for the end of the fork."""
+        order: list[str] = []
+        gate = ForkGate(lambda: None)
+        gate.before()
+        with gate:
+            order.append("handler")
+
+        def other() -> None:
+            with gate:
+                order.append("other")
+
+        user = threading.Thread(target=other)
+        user.start()
+        user.join(0.1)
+        assert order == ["handler"]
+        gate.after_in_parent()
+        user.join()
+        assert order == ["handler", "other"]
 
     def test_closes_with_nobody_inside(self) -> None:
         """The fork waits for who is inside, then closes, then lets the others in again."""
@@ -387,6 +559,23 @@ class TestForkGate:
         with gate:
             pass
 
+    def test_thread_that_a_handler_starts_in_the_child(self) -> None:
+        """It comes in once the gate begins anew, though it began to wait before."""
+        gate = ForkGate(lambda: None)
+        gate.before()
+
+        def inside() -> None:
+            with gate:
+                pass
+
+        user = threading.Thread(target=inside, daemon=True)
+        user.start()
+        user.join(0.1)
+        assert user.is_alive()
+        gate.after_in_child()
+        user.join(10)
+        assert not user.is_alive()
+
     def test_two_that_fork_at_once(self) -> None:
         """The second waits for nobody but the first: whoever came meanwhile comes after both."""
         order: list[str] = []
@@ -413,7 +602,7 @@ class TestForkGate:
         entered.wait()
         for forker in forkers:
             forker.start()
-        while gate._forking < 2:
+        while len(gate._forking) < 2:
             time.sleep(0.001)
         comer = threading.Thread(target=late)
         comer.start()
@@ -427,7 +616,7 @@ class TestForkGate:
         """It goes on, and everybody is let in again in parent and child: Python tells nobody that it was done."""
         code = """
 import os
-from healthobs.audit.forking import ForkGate
+from healthobs.audit.forking import ForkGate, SqliteFile
 def interrupted():
     raise KeyboardInterrupt
 gate = ForkGate(interrupted)
@@ -477,7 +666,7 @@ with gate:
         assert watched() is None
         code = """
 import os
-from healthobs.audit.forking import ForkGate
+from healthobs.audit.forking import ForkGate, SqliteFile
 from healthobs.audit.opening import store_of
 for gate in [ForkGate(lambda: print("never"))]:
     pass

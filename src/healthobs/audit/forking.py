@@ -4,7 +4,8 @@ SQLite must not be carried over a fork (https://sqlite.org/howtocorrupt.html §2
 notes about locks that only the parent holds: it would take the file to be busy for ever, or, in WAL mode, use it without
 a lock and lose what it was told is durable. So a fork waits until nobody uses the database, and everything that is open
 is closed before it. One that had to wait too long goes ahead, as every one does after a signal's handler raised just as
-its thread left a gate: its child is refused every file that was open.
+its thread left a gate: its child is refused every file that was open, and never closes what it inherited, because SQLite
+would take its last reader to have left, and remove the log of a writer (WAL mode) whose entries are acknowledged.
 
 Limits: only forks made by Python are seen.
 """
@@ -16,6 +17,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,19 +37,28 @@ class _Forks:
     """What this process knows of the forks between the first process and itself."""
 
     count = 0
-    #: Files that are open here, by connection.
-    open: ClassVar[weakref.WeakKeyDictionary[SqliteFile, Inode | None]] = weakref.WeakKeyDictionary()
+    #: Files that are open here, by connection; what was inherited is not among them.
+    open: ClassVar[weakref.WeakKeyDictionary[SqliteFile, Inode]] = weakref.WeakKeyDictionary()
     #: Files that were open when a process before this one was forked.
-    inherited: frozenset[Inode | None] = frozenset()
+    inherited: frozenset[Inode] = frozenset()
 
     @classmethod
     def one_more(cls) -> None:
         cls.count += 1
-        cls.inherited |= frozenset(cls.open.values()) - {None}
+        for connection, inode in cls.open.items():
+            cls.inherited |= {inode}
+            _keep_for_ever(connection)
         cls.open = weakref.WeakKeyDictionary()
 
 
 os.register_at_fork(after_in_child=_Forks.one_more)
+
+
+def _keep_for_ever(kept: object) -> None:
+    """Have an object outlive the interpreter: whatever else refers to it, SQLite would close it at the end."""
+    import ctypes  # hardly ever needed, and large
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
 
 
 class ForkedWhileOpenError(sqlite3.OperationalError):
@@ -70,25 +81,28 @@ class SqliteFile(sqlite3.Connection):
     """
 
     def __init__(self, path: Path, options: str = "mode=rw", *, wait_seconds: float = 5.0) -> None:
-        try:
+        with suppress(OSError):  # SQLite says why
             inode = inode_of(path)
-        except OSError:
-            inode = None  # SQLite says why
-        if inode in _Forks.inherited:
-            raise ForkedWhileOpenError
-        _Forks.open[self] = inode  # first: a fork may come at any moment
-        super().__init__(
-            f"{path.absolute().as_uri()}?{options}",
-            timeout=wait_seconds,
-            isolation_level=None,
-            check_same_thread=False,
-            uri=True,
-        )
+            if inode in _Forks.inherited:
+                raise ForkedWhileOpenError
+            _Forks.open[self] = inode  # first: a fork may come at any moment
+        try:
+            super().__init__(
+                f"{path.absolute().as_uri()}?{options}",
+                timeout=wait_seconds,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=True,
+            )
+        except sqlite3.Error:  # whoever keeps the error keeps this
+            _Forks.open.pop(self, None)
+            raise
 
     def close(self) -> None:
-        """Close it."""
-        super().close()
-        _Forks.open.pop(self, None)
+        """Close it, unless it is another process's."""
+        if self in _Forks.open:
+            super().close()
+            _Forks.open.pop(self, None)
 
 
 def inode_of(path: Path | str) -> Inode:
@@ -105,6 +119,8 @@ def process() -> Process:
 class ForkGate:
     """A context in which no fork happens; any number of threads may be inside at once.
 
+    The thread that forks is let in while it does: handlers of forks and signals run there, and nobody else would let it in.
+
     Args:
         close_all: Closes what must not be inherited; called with nobody inside.
     """
@@ -115,16 +131,16 @@ class ForkGate:
         _watch(weakref.ref(self))
 
     def _begin_anew(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._inside = 0
-        #: Forks that wait or go on; several threads may fork at once.
-        self._forking = 0
+        #: Threads whose forks wait or go on: several at once, or one in the middle of its own.
+        self._forking: list[int] = []
 
     def __enter__(self) -> None:
         # Not the condition: each of its methods is a call, and every batch comes through here.
         with self._lock:
-            while self._forking:
+            while self._forking and threading.get_ident() not in self._forking:
                 self._changed.wait()
             self._inside += 1
 
@@ -141,7 +157,7 @@ class ForkGate:
         `after_in_parent` of none.
         """
         self._lock.acquire()
-        self._forking += 1
+        self._forking.append(threading.get_ident())
         try:
             if self._changed.wait_for(lambda: self._inside == 0, MAX_WAIT_SECONDS):
                 self._close_all()
@@ -151,13 +167,16 @@ class ForkGate:
 
     def after_in_parent(self) -> None:
         """Go on as before."""
-        self._forking -= 1
+        self._forking.remove(threading.get_ident())
         self._changed.notify_all()
         self._lock.release()
 
     def after_in_child(self) -> None:
-        """Begin anew: of all threads only this one exists here."""
+        """Begin anew: of all threads only this one exists here, and those that a handler has started since."""
+        lock = self._lock
         self._begin_anew()
+        with suppress(RuntimeError):  # not every way to fork calls `before`
+            lock.release()
 
 
 def _watch(reference: weakref.ref[ForkGate]) -> None:

@@ -34,7 +34,7 @@ from healthobs.audit.checkpoint import (
     to_base64,
 )
 from healthobs.audit.forking import ForkGate, SqliteFile
-from healthobs.audit.sqlite import connect_pragmas
+from healthobs.audit.sqlite import connect_pragmas, make_file
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, ConfigurationError
 
@@ -108,7 +108,8 @@ class WitnessState:
         begun = keys.has_begun(key_file, keys.WITNESS)
         if begun and not path.exists():
             raise _lost()
-        with self.changing("rwc") as connection:
+        make_file(path)
+        with self.changing() as connection:
             if begun and not connection.execute(_PRESENT).fetchone():
                 raise _lost()
             connection.execute(
@@ -117,12 +118,12 @@ class WitnessState:
         keys.note_begun(key_file, str(path.absolute()), keys.WITNESS)
 
     @contextmanager
-    def changing(self, mode: str = "rw") -> Generator[sqlite3.Connection]:
+    def changing(self) -> Generator[sqlite3.Connection]:
         """Give a connection inside a transaction that excludes every other, durable once it ends well; no fork meanwhile."""
         try:
             with (
                 self._gate,
-                contextlib.closing(SqliteFile(self._path, f"mode={mode}")) as connection,
+                contextlib.closing(SqliteFile(self._path)) as connection,
             ):
                 for pragma in connect_pragmas():
                     connection.execute(pragma)

@@ -486,6 +486,9 @@ class ControlEngine:
             detail: Include criterion, evidence, method and audit index, for readers who may see them.
         """
         self.revive()
+        return self._report(detail=detail)
+
+    def _report(self, *, detail: bool = False) -> dict[str, Any]:
         now = self._clock.monotonic_ns()
         rows = [self._row(control, now) for control in self.controls.values()]
         return report(self._service, CATALOGUE_VERSION, rows, detail=detail)
@@ -517,11 +520,11 @@ class ControlEngine:
 
     def gate_failures(self) -> tuple[str, ...]:
         """Return the ids of required controls that are neither ``pass``, ``attested`` or ``not-applicable`` nor waived."""
-        return tuple(gate_failures(self.status()["controls"]))
+        return tuple(gate_failures(self._report()["controls"]))
 
     def gate_open(self) -> bool:
         """Return whether every required control is shown or waived; where none is required the gate stays shut."""
-        return gate_is_open(self.status()["controls"])
+        return gate_is_open(self._report()["controls"])
 
     # ---- the background thread
 

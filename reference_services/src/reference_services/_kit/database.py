@@ -1,7 +1,7 @@
 """The state of a service: one SQLAlchemy Core engine on SQLite or PostgreSQL, and its schema version.
 
 SQLite transactions begin with BEGIN IMMEDIATE, so a writer waits at its start and never fails half-way with
-SQLITE_BUSY; journal mode and durability are the audit trail's (`healthobs.audit.sqlite`). Parameters never
+SQLITE_BUSY; durability is the audit trail's (`healthobs.audit.sqlite`), but for a journal that keeps nothing. Parameters never
 appear in exceptions (`hide_parameters`); PostgreSQL's own DETAIL text still can, which redaction drops.
 """
 
