@@ -45,10 +45,10 @@ class _Forks:
     @classmethod
     def one_more(cls) -> None:
         cls.count += 1
-        for connection, inode in cls.open.items():
-            cls.inherited |= {inode}
+        cls.inherited |= frozenset(cls.open.values())
+        inherited, cls.open = list(cls.open), weakref.WeakKeyDictionary()
+        for connection in inherited:
             _keep_for_ever(connection)
-        cls.open = weakref.WeakKeyDictionary()
 
 
 os.register_at_fork(after_in_child=_Forks.one_more)
