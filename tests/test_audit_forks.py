@@ -22,6 +22,19 @@ from healthobs.audit.forking import ForkGate, SqliteFile
 from healthobs.audit.sqlite import SqliteConnection
 
 
+def ran(code: str, *arguments: str, env: dict[str, str] | None = None) -> str:
+    """Return what a process of its own prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
 class TestFork:
     """A trail that was open when its process forked."""
 
@@ -95,15 +108,8 @@ verdict = trail.verify()
 print(statuses, verdict.ok, trail.read(action="child").total)
 trail.close()
 """
-        done = subprocess.run(
-            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
-            capture_output=True,
-            text=True,
-            env=unmeasured(),
-            timeout=60,
-            check=True,
-        )
-        assert done.stdout.strip() == "[0, 0, 0, 0, 0] True 5"
+        told = ran(code, f"sqlite:///{tmp_path}/audit.db", env=unmeasured())
+        assert told == "[0, 0, 0, 0, 0] True 5"
 
     def test_number_of_a_process_comes_again(self, tmp_path: Path) -> None:
         """A child that has the number of an ancestor that ended is another process all the same, and has nobody's writer."""
@@ -122,14 +128,8 @@ if os.fork() == 0:
 print(os.wait()[1], trail.verify().ok, trail.read(action="child").total)
 trail.close()
 """
-        done = subprocess.run(
-            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        assert done.stdout.strip() == "0 True 1"
+        told = ran(code, f"sqlite:///{tmp_path}/audit.db")
+        assert told == "0 True 1"
 
     def test_forked_while_others_read(self, tmp_path: Path) -> None:
         """Nor does a fork in the middle of reads and verifications."""
@@ -159,15 +159,8 @@ stop.set()
 print(statuses, trail.verify().ok, trail.read(action="child").total)
 trail.close()
 """
-        done = subprocess.run(
-            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
-            capture_output=True,
-            text=True,
-            env=unmeasured(),
-            timeout=60,
-            check=True,
-        )
-        assert done.stdout.strip() == "[0, 0, 0, 0, 0] True 5"
+        told = ran(code, f"sqlite:///{tmp_path}/audit.db", env=unmeasured())
+        assert told == "[0, 0, 0, 0, 0] True 5"
 
 
 class TestForkWhileWalking:
@@ -241,14 +234,8 @@ reader.join()
 print(status, trail.read(action="child").total)
 trail.close()
 """
-        done = subprocess.run(
-            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        assert done.stdout.strip() == "0 1"
+        told = ran(code, f"sqlite:///{tmp_path}/audit.db")
+        assert told == "0 1"
 
     def test_forked_while_a_trail_is_opened(self, tmp_path: Path) -> None:
         """Nor is what another thread is opening carried into the child."""
@@ -272,14 +259,8 @@ if os.fork() == 0:
 print(os.wait()[1])
 opener.join()
 """
-        done = subprocess.run(
-            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        assert done.stdout.strip() == "0"
+        told = ran(code, f"sqlite:///{tmp_path}/audit.db")
+        assert told == "0"
 
     def test_child_of_a_fork_that_went_ahead(self, tmp_path: Path) -> None:
         """Where a fork waited too long, its child is refused each file that was open: it would go on without locks."""
@@ -330,15 +311,9 @@ print(trail.append({"action": "parent"}).index, other.read(action="child").total
 trail.close()
 other.close()
 """
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+        told = ran(code, str(tmp_path))
         refused = "AuditWriteError: forked StoreError: forked AuditError: forked AuditError: forked"
-        assert done.stdout.strip() == f"{refused} done 0 1"
+        assert told == f"{refused} done 0 1"
 
     def test_child_closes_nothing_that_it_inherited(self, tmp_path: Path) -> None:
         """However it lets go of it: to SQLite the last reader would have left, and in WAL mode a writer's log is removed."""
@@ -383,14 +358,8 @@ print(trail.read(action="other").total, trail.verify().ok)
 trail.close()
 """
         for how in ("drop", "close"):
-            done = subprocess.run(
-                [sys.executable, "-c", code, f"sqlite:///{tmp_path}/{how}.db", how],
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=True,
-            )
-            assert done.stdout.strip() == "3 True", how
+            told = ran(code, f"sqlite:///{tmp_path}/{how}.db", how)
+            assert told == "3 True", how
 
     @pytest.mark.parametrize("how", ["close", "drop"])
     def test_inherited_connection_stays_open(self, how: str, tmp_path: Path) -> None:
@@ -445,14 +414,8 @@ if child == 0:
 print(os.waitpid(child, 0)[1], trail.read(action="handler").total, trail.read(action="child").total)
 trail.close()
 """
-        done = subprocess.run(
-            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db", when],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-        assert done.stdout.strip() == "0 1 1"
+        told = ran(code, f"sqlite:///{tmp_path}/audit.db", when)
+        assert told == "0 1 1"
 
 
 class TestForkGate:
@@ -486,14 +449,8 @@ while ended < 200:
 print(trail.append({"action": "parent"}).index)
 trail.close()
 """
-        done = subprocess.run(
-            [sys.executable, "-c", code, f"sqlite:///{tmp_path}/audit.db"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        assert done.stdout.strip() == "0"
+        told = ran(code, f"sqlite:///{tmp_path}/audit.db")
+        assert told == "0"
 
     def test_handler_enters_while_its_thread_forks(self) -> None:
         """Nobody else would let it in; others wait for the end of the fork."""
