@@ -8,14 +8,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from healthobs import Settings
-from healthobs.audit import AuditTrail, keys, merkle, open_trail
+from healthobs.audit import AuditTrail, forking, keys, merkle, open_trail
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
 from healthobs.audit.cosigning import Witnesses, WitnessPeer
+from healthobs.audit.forking import SqliteFile
 from healthobs.audit.witness import Answer, Cosigner, Witness, WitnessState
 from healthobs.clock import Clock
 from healthobs.compliance.control import ProbeContext
@@ -102,6 +104,30 @@ REQUESTS: dict[str, tuple[bytes, int]] = {
     "missing proof": (request(5, 9, path=[]), 422),
     "broken proof": (request(5, 9, path=[LEAVES[0]] * 4), 422),
 }  # fmt: skip
+
+
+class TestStateFile:
+    """The file of a witness's state."""
+
+    def test_cannot_be_made(self, tmp_path: Path) -> None:
+        """The error tells why, without the path."""
+        with pytest.raises(AuditError, match="cannot be made") as told:
+            WitnessState(tmp_path / "nowhere" / "w.db", tmp_path / "w.key")
+        assert "nowhere" not in str(told.value)
+
+    def test_is_there_before_it_is_opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So a fork in the middle of its first opening knows which file its child must be refused."""
+        known: list[bool] = []
+
+        class Watched(SqliteFile):
+            def execute(self, *arguments: Any) -> Any:
+                known.append(self in forking._Forks.open)
+                return super().execute(*arguments)
+
+        monkeypatch.setattr("healthobs.audit.witness.SqliteFile", Watched)
+        WitnessState(tmp_path / "w.db", tmp_path / "w.key")
+        assert known
+        assert all(known)
 
 
 class TestWitness:

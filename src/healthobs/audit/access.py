@@ -69,9 +69,8 @@ class Access:
         """Give a connection for one task that reads; it lets forks in between statements."""
         live = self._signer is not None  # this process writes, or may
         windows = Windows(lambda: self.place.connect(read_only=True, live=live), self.gate)
-        self._readers.add(
-            windows
-        )  # before it opens anything, and until all is closed: a fork may come at any moment
+        # Before it opens anything, and until all is closed: a fork may come at any moment.
+        self._readers.add(windows)
         try:
             with windows.window():
                 pass

@@ -108,7 +108,11 @@ class WitnessState:
         begun = keys.has_begun(key_file, keys.WITNESS)
         if begun and not path.exists():
             raise _lost()
-        make_file(path)
+        try:
+            make_file(path)  # SQLite would make it too, but a fork meanwhile would not know which it is
+        except OSError as exc:
+            reason = exc.strerror or type(exc).__name__
+            raise AuditError(f"the witness's state cannot be made ({reason}); check its folder") from None
         with self.changing() as connection:
             if begun and not connection.execute(_PRESENT).fetchone():
                 raise _lost()
