@@ -35,7 +35,7 @@ class Hung:
         self.release = threading.Event()
         self.runs = self.running = self.most = 0
         self._lock = threading.Lock()
-        self.ended = threading.Event()
+        self.began, self.ended = threading.Event(), threading.Event()
 
     def __call__(self) -> None:
         """Hang."""
@@ -43,6 +43,7 @@ class Hung:
             self.runs += 1
             self.running += 1
             self.most = max(self.most, self.running)
+        self.began.set()
         self.release.wait(10)
         with self._lock:
             self.running -= 1

@@ -414,20 +414,32 @@ class TestClose:
         self, make_trail: MakeTrail, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The thread is known all the same, and ended by the close."""
-
-        class Interrupted(threading.Thread):
-            def start(self) -> None:
-                super().start()
-                raise KeyboardInterrupt
-
         trail = make_trail()
-        monkeypatch.setattr(writer.threading, "Thread", Interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            trail.append(READ)
-        monkeypatch.undo()
-        (thread,) = (each for each in threading.enumerate() if isinstance(each, Interrupted))
+        thread = _interrupted_start(trail, monkeypatch)
+        thread.begin.set()
+        _wait_until(lambda: trail._access.writer()._running)
         trail.close()
         assert not thread.is_alive()
+
+    def test_closed_before_the_thread_begins(
+        self, make_trail: MakeTrail, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A thread that nobody knew of at the close ends by itself."""
+        trail = make_trail()
+        thread = _interrupted_start(trail, monkeypatch)
+        trail.close()
+        thread.begin.set()
+        thread.join(30)
+        assert not thread.is_alive()
+
+    def test_one_thread_serves(self, make_trail: MakeTrail, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the interrupted caller's thread comes late, another serves already, and it ends."""
+        trail = make_trail()
+        late = _interrupted_start(trail, monkeypatch)
+        assert trail.append(READ).index == 0
+        late.begin.set()
+        late.join(30)
+        assert (late.is_alive(), trail.append(READ).index) == (False, 1)
 
     def test_interrupted_caller_records_nothing(
         self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch
@@ -490,6 +502,34 @@ class TestClose:
         gc.collect()
         thread.join(30)
         assert not thread.is_alive()
+
+
+class _Interrupted(threading.Thread):
+    """A thread whose starter is interrupted, and which begins when told to."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.begin = threading.Event()
+
+    def start(self) -> None:
+        """Start, and interrupt whoever asked for it."""
+        super().start()
+        raise KeyboardInterrupt
+
+    def run(self) -> None:
+        """Wait to be told."""
+        self.begin.wait(30)
+        super().run()
+
+
+def _interrupted_start(trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> _Interrupted:
+    """Return the writer's thread of a trail whose first caller was interrupted as it started it."""
+    with monkeypatch.context() as patched:
+        patched.setattr(writer.threading, "Thread", _Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trail.append({"action": "interrupted"})
+    (thread,) = (each for each in threading.enumerate() if isinstance(each, _Interrupted))
+    return thread
 
 
 class _StopsWhenAsked:

@@ -109,7 +109,9 @@ class TestSchedule:
         schedule.arm(3600, 0)
         schedule.revive()
         assert dying.rounds.acquire(timeout=30)
-        dying.thread.join(30)  # a thread that ends is alive for a moment after it has left the list of threads
+        dying.thread.join(
+            30
+        )  # a thread that ends is alive for a moment after it has left the list of threads
         dying.healed = True
         schedule.arm(3600, 0)
         assert (threads(), schedule.idle) == ([], True)

@@ -301,8 +301,9 @@ class TestRedactingSpanExporter:
     def test_names_made_of_data_do_not_grow_the_memory(self) -> None:
         """Clean names are remembered, but not without bound."""
         exporter = RedactingSpanExporter(Keeping(), Redactor())
+        described = {"context": SpanContext(1, 1, False), "resource": Resource.get_empty()}
         for number in range(3_000):
-            exporter.export([ReadableSpan(f"op{number}x", context=SpanContext(1, 1, False))])
+            exporter.export([ReadableSpan(f"op{number}x", **described)])
         assert len(exporter._clean_names) <= 1_024
 
     def test_a_copy_keeps_everything_else(self) -> None:

@@ -80,7 +80,9 @@ class Writer:
         self._signer = signer
         self._verifier = Verifier(*signer.vkeys)
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
-        self._start_lock = threading.Lock()
+        self._start_lock = (
+            threading.RLock()
+        )  # the collector may stop a writer in the thread that begins to serve it
         self._thread: threading.Thread | None = None
         #: Whether the thread takes entries: `is_alive` says so too, in five calls.
         self._running = False
@@ -174,8 +176,12 @@ class Writer:
 
     def _run(self) -> None:
         """Write batches until told to stop; nothing that goes wrong ends the thread."""
-        self._thread = threading.current_thread()  # whoever started it may have been interrupted
-        self._running = True
+        with self._start_lock:  # whoever started it may have been interrupted before it was known
+            if self._running:
+                return
+            self._thread, self._running = threading.current_thread(), True
+            if self._stopped:
+                self._queue.put(None)
         try:
             while not self._stopping:
                 job = self._queue.get()
