@@ -38,7 +38,7 @@ def serving(
     """Return what answers as a service does, but for the statuses and headers that are given by path."""
 
     def call(method: str, path: str, sent: Mapping[str, str], body: bytes) -> Reply:
-        usual = {"/health": 200 if method == "GET" else 405, "/p": 401}
+        usual = {"/health": 200 if method == "GET" else 405, "/metrics": 200, "/p": 401}
         return Reply({**usual, **(statuses or {})}.get(path, 404), (elsewhere or {}).get(path, headers), b"")
 
     return call
@@ -184,6 +184,16 @@ class TestHttpProbes:
         assert (outcome.state, outcome.n) == ("fail", 7)
         assert "cache-control on 404" in outcome.text
 
+    def test_headers_lost_on_a_success(self) -> None:
+        """Where `/health` is none, another endpoint's success is looked at."""
+        call = serving(
+            {**FULL, "x-frame-options": ""},
+            {"/health": 503},
+            elsewhere={"/health": FULL, "/healthobs-control-canary": FULL},
+        )
+        outcome = sends_headers(context(call=call))
+        assert (outcome.state, outcome.text) == ("fail", "missing or weak: x-frame-options on 200")
+
     def test_headers_lost_on_a_refusal(self) -> None:
         """What a protected route answers to strangers is looked at, too."""
         routes = [Route("GET", "/p")]
@@ -198,9 +208,10 @@ class TestHttpProbes:
         [
             ({"/healthobs-control-canary": 401}, ()),
             ({"/healthobs-control-canary": 200}, ("an unknown path, as it was answered 200",)),
+            ({"/health": 503}, ("a wrong method, as it was answered 503",)),
             (
-                {"/health": 503},
-                tuple(f"a {what}, as it was answered 503" for what in ("success", "wrong method")),
+                {"/health": 503, "/metrics": 404},
+                ("a success, as it was answered 503 and 404", "a wrong method, as it was answered 503"),
             ),
         ],
     )

@@ -222,8 +222,6 @@ def _name_in_a_shown_field(world: World) -> None:
         service.store.create(connection, "00000000-0000-4000-8000-00000000ca7a", record)
 
 
-#: Time that leaps finds background work late, so that `/health` answers 503 and no success is there to look at.
-_TIME_LEAPT: Mapping[str, State] = {"HDR": "partial"}
 _TRAIL_UNGUARDED: Mapping[str, State] = {"H-312.c": "fail"}
 
 SABOTAGES: tuple[Sabotage, ...] = (
@@ -243,12 +241,12 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="a trigger alters entries as they come",
         control="H-312.b", service=PAYMENT, on="database", act=_rewrite_what_comes,
-        also={"H-312.c": "fail", "C-10.3": "fail", **_TIME_LEAPT},
+        also={"H-312.c": "fail", "C-10.3": "fail"},
     ),
     Sabotage(
         name="an entry is edited and the guards are put back",
         control="H-312.c", service=PAYMENT, on="database", act=_edit_entry,
-        also={"P-10b": "fail", "P-10c": "fail", **_TIME_LEAPT},
+        also={"P-10b": "fail", "P-10c": "fail"},
     ),
     Sabotage(
         name="the guards of the audit trail are dropped",
@@ -334,7 +332,7 @@ SABOTAGES: tuple[Sabotage, ...] = (
     Sabotage(
         name="an entry is edited and the guards are put back, Part 11",
         control="P-10c", service=DEVICE, on="database", act=_edit_entry,
-        also={"H-312.c": "fail", "P-10b": "fail", **_TIME_LEAPT},
+        also={"H-312.c": "fail", "P-10b": "fail"},
     ),
     Sabotage(
         name="the hash of an entry is overwritten",
