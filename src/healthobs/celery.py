@@ -6,9 +6,10 @@ count, log line, and when it last succeeded. What is queued is exported when a p
 task. Works with every pool whose tasks keep their context (prefork, threads, solo, gevent).
 
 Limits: a process that is killed (hard time limit, out of memory) takes the spans since its last export along, and so does one
-that replaced another (`max_tasks_per_child`) when the worker stops: the kernel kills it with the thread that forked it. A task that
-raises `Ignore` is no error, and no last success; an attempt that raises `Retry` is ``cancelled``, with the type of what it is repeated
-for on its span (`error.type`). One that is repeated without raising (`retry(throw=False)`) ends as its function does.
+that replaced another (`max_tasks_per_child`) when the worker stops: the kernel kills it with the thread that forked it, and where
+it waited for a task then, Celery's own stop can wait for its lock for ever (billiard, `Pool._help_stuff_finish`). A task that raises
+`Ignore` is no error, and no last success; an attempt that raises `Retry` is ``cancelled``, with the type of what it is repeated for
+on its span (`error.type`). One that is repeated without raising (`retry(throw=False)`) ends as its function does.
 """
 
 # Celery carries no types.
