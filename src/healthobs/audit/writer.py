@@ -80,9 +80,8 @@ class Writer:
         self._signer = signer
         self._verifier = Verifier(*signer.vkeys)
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
-        self._start_lock = (
-            threading.RLock()
-        )  # the collector may stop a writer in the thread that begins to serve it
+        #: Entered twice where the collector stops a writer in the thread that begins to serve it.
+        self._start_lock = threading.RLock()
         self._thread: threading.Thread | None = None
         #: Whether the thread takes entries: `is_alive` says so too, in five calls.
         self._running = False
