@@ -109,9 +109,8 @@ class TestSchedule:
         schedule.arm(3600, 0)
         schedule.revive()
         assert dying.rounds.acquire(timeout=30)
-        dying.thread.join(
-            30
-        )  # a thread that ends is alive for a moment after it has left the list of threads
+        # Not through `threads()`: one that ends is alive for a moment after it has left that list
+        dying.thread.join(30)
         dying.healed = True
         schedule.arm(3600, 0)
         assert (threads(), schedule.idle) == ([], True)
