@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,16 @@ class Postgres:
                 cursor = connection.execute(statement.encode())
                 rows = cursor.fetchall() if cursor.description else []
             return rows
+
+    def until_one_waits(self, database: str, seconds: float = 10.0) -> bool:
+        """Wait until a connection to `database` waits for a lock of another, and return whether one does."""
+        waiting = f"SELECT 1 FROM pg_stat_activity WHERE datname = '{database}' AND wait_event_type = 'Lock'"
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.execute(self.url("postgres"), waiting):
+                return True
+            time.sleep(0.02)
+        return False
 
     def database(self) -> str:
         """Make a new, empty database and return its name."""

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -340,6 +341,30 @@ class TestOutbox:
         third.close()
         trail.close()
         engine.dispose()
+
+    @pytest.mark.server
+    def test_made_at_once(self, trail: AuditTrail, postgres: Any) -> None:
+        """Of two processes that make the table in PostgreSQL at once, the second waits for the first and goes on."""
+        import psycopg
+
+        database = postgres.database()
+        made = threading.Event()
+
+        @contextmanager
+        def held() -> Iterator[Any]:
+            with psycopg.connect(postgres.url(database)) as connection:
+                yield connection
+                made.set()
+                assert postgres.until_one_waits(database)
+
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(Outbox(trail, held).create_table)
+            assert made.wait(20)
+            second = threads.submit(
+                Outbox(trail, lambda: psycopg.connect(postgres.url(database))).create_table
+            )
+            first.result(20)
+            second.result(20)
 
 
 #: Dies by SIGKILL at the Nth call or return in outbox, store and writer, for each N in turn, and looks what is left.

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError
 
 from healthobs import ConfigurationError
+from healthobs.audit import Outbox
 from reference_services._kit import database
+from reference_services._kit.storage import Storage
+from reference_services.auth.domain import OAuthClient
+from reference_services.auth.store import CLIENTS, Store
 
 METADATA = sa.MetaData()
 THINGS = sa.Table("things", METADATA, sa.Column("name", sa.String(20), primary_key=True))
@@ -146,6 +154,53 @@ class TestDatabase:
             database.check(engine)
         assert (tmp_path / "x.db").exists() is not gone
         engine.dispose()
+
+
+def _migrated(bench: Any, url: str) -> Engine:
+    storage = Storage(replace(bench.settings, database_url=url))
+    storage.outbox = Outbox(bench.obs.audit, storage.engine.begin)
+    storage.migrate(METADATA)
+    return storage.engine
+
+
+def _clients_known(_bench: Any, url: str) -> Engine:
+    engine = database.make_engine(url)
+    Store(engine).replace_clients([OAuthClient("billing", "0" * 64, ("payment:read",), ())])
+    return engine
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("start", [_migrated, _clients_known])
+def test_replicas_start_together(
+    bench: Any, postgres: Any, monkeypatch: pytest.MonkeyPatch, start: Callable[[Any, str], Engine]
+) -> None:
+    """Of two that start on an empty PostgreSQL database at once, the second waits for the first and goes on."""
+    name, make, made = postgres.database(), database.make_engine, threading.Event()
+    url = postgres.url(name)
+    if start is _clients_known:
+        engine = make(url)
+        database.migrate(engine, CLIENTS.metadata)
+        engine.dispose()
+
+    def slow(url: str) -> Engine:
+        engine = make(url)
+
+        @sa.event.listens_for(engine, "commit")
+        def _commit(_connection: object) -> None:
+            made.set()
+            postgres.until_one_waits(name, 3)
+
+        return engine
+
+    monkeypatch.setattr(database, "make_engine", slow)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(start, bench, url)
+        assert made.wait(20)
+        monkeypatch.setattr(database, "make_engine", make)
+        second = threads.submit(start, bench, url)
+        for engine in (first.result(60), second.result(60)):
+            database.check(engine)
+            engine.dispose()
 
 
 def test_postgresql_without_a_driver() -> None:

@@ -139,6 +139,23 @@ class TestKeyCheck:
         with pytest.raises(ConfigurationError, match=r"bench\.key"):
             bench.kit.secret("BENCH_KEY_FILE", "bench.key")
 
+    @pytest.mark.parametrize("asked", ["before", "after"])
+    def test_made_meanwhile(self, make_bench: Any, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+        """A replica that makes the key just before or after another asks for it leaves both with the same."""
+        kits, given = [make_bench().kit for _ in range(2)], list[bytes]()
+        for kit in kits:
+            kit.migrate(database.sa.MetaData())
+        ask = database.key_check
+
+        def meanwhile(engine: Any, name: str) -> str | None:
+            monkeypatch.setattr(database, "key_check", ask)
+            known = ask(engine, name) if asked == "before" else None
+            given.append(kits[1].secret("BENCH_KEY_FILE", "bench.key"))
+            return ask(engine, name) if asked == "after" else known
+
+        monkeypatch.setattr(database, "key_check", meanwhile)
+        assert [kits[0].secret("BENCH_KEY_FILE", "bench.key")] == given
+
     @pytest.mark.parametrize("content", [b"", b"00", b"zz" * 32, b"\xff" * 64])
     def test_damaged(self, bench: Any, content: bytes) -> None:
         """A damaged file stops the service; the message does not repeat it, nor advise to remove it."""

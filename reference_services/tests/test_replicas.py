@@ -1,4 +1,4 @@
-"""Replicas of payment-gateway on one database, one of them killed: no payment twice, none without its audit entry."""
+"""Replicas on one database: they start together, and one that is killed leaves no payment twice, none without its audit entry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import urllib3
 from healthobs.audit.command import main as audit
 from reference_services.demo import cluster
 from reference_services.demo.ports import reserved_ports
+from reference_services.services import SERVICES
 
 PAYER = cluster.Identity("payer", ("payment:write", "payment:read"), ("billing",))
 KEYS = 40
@@ -136,3 +137,35 @@ def test_a_killed_replica_charges_nobody_twice(
     audited = Counter(entry["resource"]["id"] for entry in entries if entry["action"] == "payment.charge")
     assert payments <= set(audited)
     assert audit(["verify", str(replicas.folder / "payment_gateway.audit.db")]) == 0
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("name", SERVICES)
+def test_replicas_start_together(
+    tmp_path: Path, request: pytest.FixtureRequest, name: str, database: str
+) -> None:
+    """Three replicas of two workers that begin on nothing at all agree on tables and keys: each comes up."""
+    with reserved_ports(3) as ports, urllib3.PoolManager(retries=False, timeout=5.0) as pool:
+        environment = {**cluster.environment_of(tmp_path, {}, "", (PAYER,)), "WORKERS": "2"}
+        environment.pop("OTEL_EXPORTER_OTLP_ENDPOINT")
+        if database == "postgresql":
+            server = request.getfixturevalue("postgres")
+            environment |= {
+                variable: server.url(server.database()) for variable in ("DATABASE_URL", "AUDIT_DATABASE_URL")
+            }
+        urls = [f"http://127.0.0.1:{port}" for port in ports]
+        services = [cluster.start(name, url, tmp_path / name, environment) for url in urls]
+        waiting, end = dict(zip(urls, services, strict=True)), time.monotonic() + GIVE_UP_SECONDS
+        try:
+            while waiting and time.monotonic() < end:
+                for url, service in list(waiting.items()):
+                    assert service.process.poll() is None, service.log_lines()[-20:]
+                    with suppress(urllib3.exceptions.HTTPError):
+                        if pool.request("GET", f"{url}/health").status == 200:
+                            del waiting[url]
+                time.sleep(0.1)
+        finally:
+            for service in services:
+                service.stop()
+    assert not waiting
+    assert not [line for line in services[0].log_lines() if "Traceback" in line]

@@ -32,6 +32,8 @@ TABLE = "healthobs_outbox"
 RETRY_SECONDS = 5.0
 #: Rows that one flush hands over at a time.
 _AT_ONCE = 500
+#: PostgreSQL's, for who makes the table.
+_ADVISORY_LOCK = 4_911_026
 _CREATE = f"CREATE TABLE IF NOT EXISTS {TABLE} (id VARCHAR(48) PRIMARY KEY, body TEXT NOT NULL)"
 _INSERT = f"INSERT INTO {TABLE} (id, body) VALUES (?, ?)"  # noqa: S608  # the table's name is ours
 _ASIDE = "refused-"
@@ -70,8 +72,11 @@ class Outbox:
         self._retries: dict[Process, threading.Timer] = {}
 
     def create_table(self) -> None:
-        """Make the table where it is missing."""
+        """Make the table where it is missing; of several that make it at once, one does."""
         with self._begin() as connection:
+            # PostgreSQL's IF NOT EXISTS fails where another makes it meanwhile.
+            if not _is_sqlite(connection):
+                _execute(connection, "SELECT pg_advisory_xact_lock(?)", (_ADVISORY_LOCK,))
             _execute(connection, _CREATE)
 
     def add(self, connection: Any, draft: Mapping[str, object] | AuditDraft) -> str:

@@ -141,16 +141,25 @@ def moment(wall_ns: int) -> str:
     return rfc3339(datetime.fromtimestamp(wall_ns // 1_000_000 / 1000, UTC), timespec="milliseconds")
 
 
+@contextmanager
+def starting(engine: Engine) -> Iterator[Connection]:
+    """Give the connection of one transaction that excludes those of other replicas that start.
+
+    SQLite serialises them by BEGIN IMMEDIATE, PostgreSQL by an advisory lock.
+    """
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(4911023)")
+        yield connection
+
+
 def migrate(
     engine: Engine,
-    metadata: sa.MetaData,
-    *,
+    *metadata: sa.MetaData,
     version: int = 1,
     steps: Mapping[int, Callable[[Connection], None]] | None = None,
 ) -> None:
-    """Create the tables of `metadata`, or bring an older schema to `version`, in one transaction.
-
-    Replicas may start together: SQLite serialises them by BEGIN IMMEDIATE, PostgreSQL by an advisory lock.
+    """Create the tables of `metadata`, or bring an older schema to `version`, in one transaction; replicas may start together.
 
     Args:
         engine: Where.
@@ -161,9 +170,7 @@ def migrate(
     Raises:
         SchemaError: The database is newer than this code, or a step is missing.
     """
-    with engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(4911023)")
+    with starting(engine) as connection:
         _META.create_all(connection)
         found = connection.execute(sa.select(_VERSION.c.version)).scalar()
         if found is None:
@@ -176,7 +183,8 @@ def migrate(
                 raise SchemaError(f"no step leads to schema {step}")
             (steps or {})[step](connection)
         connection.execute(_VERSION.update().values(version=version))
-        metadata.create_all(connection)
+        for tables in metadata:
+            tables.create_all(connection)
 
 
 def key_check(engine: Engine, name: str) -> str | None:

@@ -50,8 +50,7 @@ class Storage:
         steps: Mapping[int, Callable[[Connection], None]] | None = None,
     ) -> None:
         """Bring the database to `version`; adds the readiness check ``database``. See `database.migrate`."""
-        database.migrate(self.engine, metadata, version=version, steps=steps)
-        idempotency.METADATA.create_all(self.engine)
+        database.migrate(self.engine, metadata, idempotency.METADATA, version=version, steps=steps)
         if self.outbox is not None:
             self.outbox.create_table()
         self._schema_version = version
@@ -76,7 +75,9 @@ class Storage:
             f"what the database holds was written with it: restore it from backup, or from where {variable} is kept. "
             f"To give that up and begin with another key, delete the row '{name}' of its table key_check"
         )
-        if stored and not path.exists() and database.key_check(self.engine, name) is not None:
+        # The database is asked before anybody looks for the file: another replica may make it, and then tell, meanwhile.
+        known = stored and database.key_check(self.engine, name) is not None
+        if known and not path.exists():
             raise ConfigurationError(f"the key file {path.name} is missing; {remedy}")
         key = load(path)
         value = known_by(key)

@@ -13,7 +13,7 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from reference_services._kit.database import add_new, reading
+from reference_services._kit.database import add_new, reading, starting
 from reference_services.auth.domain import LOCKOUT_NS, Failures, OAuthClient, after_failure
 
 #: How an attempt was judged; ``locks`` is the failure that locks, ``locked`` one that finds the lock.
@@ -53,12 +53,12 @@ class Store:
         self._engine = engine
 
     def replace_clients(self, clients: Iterable[OAuthClient]) -> None:
-        """Make exactly these clients known."""
+        """Make exactly these clients known; replicas may start together."""
         rows = [
             {**asdict(client), "scopes": json.dumps(client.scopes), "roles": json.dumps(client.roles)}
             for client in clients
         ]
-        with self._engine.begin() as connection:
+        with starting(self._engine) as connection:
             connection.execute(CLIENTS.delete())
             if rows:
                 connection.execute(CLIENTS.insert(), rows)
