@@ -119,6 +119,33 @@ class TestSchedule:
         assert (len(threads()), schedule.idle) == (1, False)
         schedule.stop()
 
+    @pytest.mark.parametrize("begins", [True, False], ids=["begun", "begins late"])
+    def test_interrupted_start(
+        self, schedule: Schedule, monkeypatch: pytest.MonkeyPatch, begins: bool
+    ) -> None:
+        """A thread whose starter was interrupted leaves one that serves, not two."""
+        start, interrupted = threading.Thread.start, list[threading.Thread]()
+
+        def interrupt(thread: threading.Thread) -> None:
+            if begins:
+                start(thread)
+            interrupted.append(thread)
+            raise KeyboardInterrupt
+
+        schedule.arm(3600, 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                schedule.revive()
+        assert schedule.idle
+        schedule.revive()
+        (earlier,) = interrupted
+        if not begins:
+            earlier.start()
+        earlier.join(30)
+        assert not earlier.is_alive()
+        assert len(threads()) == 1
+
     def test_stop_from_within(self) -> None:
         """A round may stop its own schedule."""
 

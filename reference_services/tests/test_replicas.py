@@ -6,7 +6,6 @@ import json
 import sqlite3
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -29,22 +28,29 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 
 
 class Replicas:
-    """auth-service, and two payment-gateways that share folder, database, keys and audit trail."""
+    """auth-service, and two payment-gateways that share folder, database, keys and audit trail.
 
-    def __init__(self, base: Path, ports: list[int]) -> None:
+    Args:
+        base: An empty folder.
+        ports: Three.
+        server: Where database and trail are in PostgreSQL.
+    """
+
+    def __init__(self, base: Path, ports: list[int], server: Any = None) -> None:
         self.urls = [f"http://127.0.0.1:{port}" for port in ports]
         self.environment = cluster.environment_of(base, {"auth-service": self.urls[0]}, "", (PAYER,))
         self.environment.pop("OTEL_EXPORTER_OTLP_ENDPOINT")
         self.folder = base / "payments"
+        self.server, self.stores = server, {} if server is None else stores(server)
+        self.trail = self.stores.get("AUDIT_DATABASE_URL", str(self.folder / "payment_gateway.audit.db"))
         self.auth = cluster.start("auth-service", self.urls[0], base / "auth", self.environment)
         self.gateways = [self.start(number) for number in (1, 2)]
-        for service in (self.auth, *self.gateways):
-            cluster.wait_ready(service)
         self.pool = urllib3.PoolManager(retries=False, timeout=20.0, maxsize=16)
 
     def start(self, number: int) -> cluster.Service:
         """Start a replica."""
-        return cluster.start("payment-gateway", self.urls[number], self.folder, self.environment)
+        environment = {**self.environment, **self.stores}
+        return cluster.start("payment-gateway", self.urls[number], self.folder, environment)
 
     def token(self) -> str:
         """Return an access token of the payer."""
@@ -71,8 +77,19 @@ class Replicas:
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Read the database of the two."""
+        if self.server is not None:
+            return list(self.server.execute(self.stores["DATABASE_URL"], query))
         with closing(sqlite3.connect(self.folder / "payment_gateway.db", timeout=20)) as connection:
             return connection.execute(query).fetchall()
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return what their trail holds."""
+        if self.server is not None:
+            bodies = self.server.execute(self.trail, "SELECT body FROM healthobs_audit.entry")
+        else:
+            with closing(sqlite3.connect(self.trail)) as connection:
+                bodies = connection.execute("SELECT body FROM entry").fetchall()
+        return [json.loads(body) for (body,) in bodies]
 
     def close(self) -> None:
         """Stop everything."""
@@ -81,13 +98,23 @@ class Replicas:
             service.stop()
 
 
-@pytest.fixture
-def replicas(tmp_path: Path) -> Iterator[Replicas]:
+def stores(server: Any) -> dict[str, str]:
+    """Return what puts a service's database and its trail into new ones of a PostgreSQL server."""
+    return {variable: server.url(server.database()) for variable in ("DATABASE_URL", "AUDIT_DATABASE_URL")}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def replicas(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Replicas]:
     """Two replicas and who issues their tokens."""
+    server = request.getfixturevalue("postgres") if request.param == "postgresql" else None
     with reserved_ports(3) as ports:
-        made = Replicas(tmp_path, ports)
-        yield made
-        made.close()
+        made = Replicas(tmp_path, ports, server)
+        try:
+            for service in (made.auth, *made.gateways):
+                cluster.wait_ready(service)
+            yield made
+        finally:
+            made.close()
 
 
 def test_a_killed_replica_charges_nobody_twice(
@@ -132,11 +159,9 @@ def test_a_killed_replica_charges_nobody_twice(
     assert replicas.rows("SELECT COUNT(*), SUM(minor) FROM ledger") == [(2 * KEYS, 0)]
     for service in (*replicas.gateways, replicas.auth):
         service.stop()
-    with closing(sqlite3.connect(replicas.folder / "payment_gateway.audit.db")) as connection:
-        entries = [json.loads(row[0]) for row in connection.execute("SELECT body FROM entry")]
-    audited = Counter(entry["resource"]["id"] for entry in entries if entry["action"] == "payment.charge")
-    assert payments <= set(audited)
-    assert audit(["verify", str(replicas.folder / "payment_gateway.audit.db")]) == 0
+    charged = [entry for entry in replicas.entries() if entry["action"] == "payment.charge"]
+    assert payments <= {entry["resource"]["id"] for entry in charged}
+    assert audit(["verify", replicas.trail]) == 0
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])

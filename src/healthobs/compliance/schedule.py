@@ -62,6 +62,7 @@ class Schedule:
             times = self._times  # under the lock: whoever waited for it may have been stopped meanwhile
             if times is None or self._is_alive():
                 return
+            self._stopped.set()  # one whose starter was interrupted before it was known ends, when it begins at the latest
             self._stopped = threading.Event()
             thread = threading.Thread(
                 target=_repeat, args=(self._work, self._stopped, *times), name=self._name, daemon=True
