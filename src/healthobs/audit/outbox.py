@@ -74,8 +74,8 @@ class Outbox:
     def create_table(self) -> None:
         """Make the table where it is missing; of several that make it at once, one does."""
         with self._begin() as connection:
-            # PostgreSQL's IF NOT EXISTS fails where another makes it meanwhile.
-            if not _is_sqlite(connection):
+            # Its IF NOT EXISTS fails where another makes it meanwhile.
+            if _is_of(connection, "postgresql", "psycopg"):
                 _execute(connection, "SELECT pg_advisory_xact_lock(?)", (_ADVISORY_LOCK,))
             _execute(connection, _CREATE)
 
@@ -294,8 +294,14 @@ def _settle(connection: Any, name: object, key: object, *, recorded: bool) -> No
 
 def _is_sqlite(connection: Any) -> bool:
     """Return whether a SQLAlchemy or DB-API connection is one to SQLite."""
-    alchemy = hasattr(connection, "exec_driver_sql")
-    return "sqlite" in (connection.dialect.driver if alchemy else type(connection).__module__)
+    return _is_of(connection, "sqlite", "sqlite")
+
+
+def _is_of(connection: Any, dialect: str, module: str) -> bool:
+    """Return whether it is SQLAlchemy's of that dialect, or of a driver with that in its module's name."""
+    if hasattr(connection, "exec_driver_sql"):
+        return bool(connection.dialect.name == dialect)
+    return module in type(connection).__module__
 
 
 def _execute(connection: Any, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
