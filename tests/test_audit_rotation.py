@@ -19,6 +19,7 @@ from healthobs.audit import (
 )
 from healthobs.audit.checkpoint import NoteError, Signer, Verifier
 from healthobs.audit.command import main
+from healthobs.audit.copies import unfaithful
 from healthobs.audit.sqlite import SqliteStore
 from healthobs.exceptions import ConfigurationError
 
@@ -127,6 +128,15 @@ class TestRotation:
         keys.load_or_create(bench.key_file)
         with pytest.raises(ConfigurationError, match="does not hold the key"):
             open_trail(bench.url, service="s")
+
+    def test_not_restarted_yet(self, bench: Bench) -> None:
+        """What a process signs that was not restarted since a rotation is shown faithfully by one that was."""
+        bench.add(3)
+        keys.rotate(bench.key_file)
+        restarted = open_trail(bench.url, service="s")
+        bench.trail.append({"action": "a.b"})
+        assert unfaithful(restarted, 0, restarted.checkpoint().size - 1) == set()
+        restarted.close()
 
     def test_swapped_key_is_named(self, bench: Bench) -> None:
         """A key that somebody slipped in, with an entry that vouches for it but no known key over it, is named."""

@@ -434,7 +434,7 @@ class TestExport:
         checking = Thread(target=lambda: told.append(tiles.check(to, Verifier(vkey)).ok))
 
         def export() -> None:
-            with trail.connected() as connection:
+            with trail.connected() as connection, tiles.alone(to):
                 tiles.export(connection, trail.checkpoint(), to)
 
         def meanwhile(directory: Path, name: str, content: bytes) -> None:
@@ -450,6 +450,27 @@ class TestExport:
         checking.join()
         trail.close()
         assert told == [True]
+
+    def test_exported_meanwhile(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of two exports into one directory the one that knows less does not write behind the other."""
+        path, vkey = build(tmp_path, 6)
+        to, erased = tmp_path / "tiles", store.erased
+        other = Thread(target=main, args=(["export", str(path), "--tiles", str(to)],))
+
+        def meanwhile(connection: Any, size: int) -> Any:
+            monkeypatch.setattr(store, "erased", erased)
+            trail = open_trail(f"sqlite:///{path}", service="s")
+            trail.append({"action": "a.b"})
+            trail.close()
+            other.start()
+            other.join(1)
+            return erased(connection, size)
+
+        monkeypatch.setattr(store, "erased", meanwhile)
+        assert main(["export", str(path), "--tiles", str(to)]) == 0
+        other.join()
+        verdict = tiles.check(to, Verifier(vkey))
+        assert (verdict.ok, verdict.size) == (True, 7)
 
     @pytest.mark.parametrize("before", range(8))
     def test_pruned_meanwhile(

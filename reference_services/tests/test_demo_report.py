@@ -126,6 +126,14 @@ class TestEvidence:
         assert samples.total("a_total", x="1") == 5
         assert (samples.series("a_"), samples.series("b")) == (3, 0)
 
+    def test_series_of_a_histogram(self) -> None:
+        """Its buckets and its sum are no series of their own: one more label is one more."""
+        text = "".join(
+            f'h_bucket{{x="{x}",le="1"}} 1\nh_bucket{{x="{x}",le="+Inf"}} 1\nh_sum{{x="{x}"}} 1\nh_count{{x="{x}"}} 1\n'
+            for x in "ab"
+        )
+        assert Samples.parse(f"# TYPE h histogram\n{text}").series() == 2
+
     def test_what_is_no_json_object_is_left_out(self) -> None:
         """Bodies and log lines that are no JSON are None or skipped."""
         evidence = Evidence(logs={"s": ["{}", "[]", "x"]})

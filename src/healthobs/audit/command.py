@@ -284,6 +284,10 @@ class _Command:
 
     def _tiles(self) -> int:
         """Write tiles, and again where entries were erased meanwhile; as of one moment it would keep writers out all the while."""
+        with tiles.alone(self._chosen.tiles):
+            return self._tiles_alone()
+
+    def _tiles_alone(self) -> int:
         for _ in range(_TRIES):
             first, latest = reading.pruned(self._connection), self._latest()
             erased, fault = store.erased(self._connection, latest.size), None

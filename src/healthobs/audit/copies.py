@@ -1,6 +1,6 @@
 """Whether copies of entries show what was recorded, in every form that is handed out (21 CFR 11.10(b)).
 
-Electronic: JSON, from which each leaf is computed again, and C2SP tlog-proofs, each opened with nothing but the log's key.
+Electronic: JSON, from which each leaf is computed again, and C2SP tlog-proofs, each opened with nothing but the log's keys.
 Readable: CSV and AuditEvents, each held against the entry.
 
 Limits: of one whose body is gone a copy shows nothing but index and leaf, by whose order is for others to say.
@@ -46,7 +46,7 @@ def unfaithful(trail: AuditTrail, first: int, last: int) -> set[int]:
     Raises:
         AuditError: The store cannot be read, or its latest checkpoint is not this log's.
     """
-    verifier = Verifier(trail.vkey)
+    verifier = trail.verifier  # a process that was not restarted since a rotation signs with the key before
     with trail.connected() as connection, connection.reading():
         size, note = store.head(connection)
         open_checkpoint(note or "", verifier)

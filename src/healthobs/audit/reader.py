@@ -44,6 +44,11 @@ class LogReader:
         self._vouched: set[str] = set()
 
     @property
+    def verifier(self) -> Verifier:
+        """What opens the log's checkpoints, whichever of its keys signed them; for `healthobs.audit` only."""
+        return self._verifier
+
+    @property
     def subjects(self) -> SubjectMap | None:
         """The map of subjects, where there is one."""
         return None

@@ -58,31 +58,11 @@ def export(connection: ReadConnection, checkpoint: Checkpoint, directory: Path) 
     Args:
         connection: The log. Where others erase or prune meanwhile what they took can be missing without its order.
         checkpoint: A checkpoint of it; the file `checkpoint` is its note.
-        directory: Made when missing. One export at a time writes there.
+        directory: Made when missing. The caller reads the checkpoint, and calls this, within `alone`.
 
     Raises:
         AuditTamperedError: An entry below the checkpoint's size is missing, or is no hash; what can be written is.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory, fcntl.LOCK_EX):
-        return _export(connection, checkpoint, directory)
-
-
-@contextmanager
-def _locked(directory: Path, kind: int) -> Generator[None]:
-    """Let one process at a time write into a directory, and nobody check it meanwhile, where its file system has locks."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, kind)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has it, too
-        os.close(descriptor)
-
-
-def _export(connection: ReadConnection, checkpoint: Checkpoint, directory: Path) -> int:
     fetch = store.tiles(connection)
     gone = governance.erased(governance.orders(connection))
     count = 1
@@ -107,6 +87,31 @@ def _export(connection: ReadConnection, checkpoint: Checkpoint, directory: Path)
     if holes:
         raise holes[0]
     return count
+
+
+@contextmanager
+def alone(directory: Path) -> Generator[None]:
+    """Make a directory where it is missing, and be the only export that writes there.
+
+    A checkpoint that is read meanwhile is no older than the one that is there: what others export comes before, or after.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def _locked(directory: Path, kind: int) -> Generator[None]:
+    """Let one process at a time write into a directory, and nobody check it meanwhile, where its file system has locks."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has it, too
+        os.close(descriptor)
 
 
 def _tiles(size: int, first: int = 0) -> Iterable[tuple[int, int, int]]:

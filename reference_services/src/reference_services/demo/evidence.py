@@ -70,8 +70,9 @@ class Samples:
         )
 
     def series(self, prefix: str = "") -> int:
-        """Count the series whose name starts with `prefix`."""
-        return sum(1 for name, _ in self.values if name.startswith(prefix))
+        """Count the series whose name starts with `prefix`; those of one histogram with the same labels are one."""
+        own = (name for name, _ in self.values if not name.endswith(("_bucket", "_sum")))
+        return sum(name.startswith(prefix) for name in own)
 
 
 @dataclass(slots=True)
