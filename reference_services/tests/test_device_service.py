@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,27 @@ class TestCalibrations:
         answer = devices.post(f"/devices/{devices.device()}/calibrations", {**body, **changes})
         assert answer.status_code == 422
         assert refusal(answer)[2][0][0] == pointer
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("what", ["batch", "calibration"])
+def test_one_after_the_other(world: Any, tmp_path: Path, postgres: Any, what: str) -> None:
+    """On PostgreSQL, too, a batch or calibration waits for another of its device, and then sees what that wrote."""
+    import psycopg
+
+    database = postgres.database()
+    world.environ["medical-device"] = {"DATABASE_URL": postgres.url(database)}
+    devices = Devices(world, tmp_path)
+    device = devices.device()
+    with ThreadPoolExecutor(1) as thread, psycopg.connect(postgres.url(database)) as other:
+        other.execute("SELECT 1 FROM device FOR NO KEY UPDATE")
+        if what == "batch":
+            waiting = thread.submit(lambda: devices.observe(device, item()).status_code == 200)
+        else:
+            waiting = thread.submit(lambda: bool(devices.calibration(device)))
+        assert postgres.until_one_waits(database)
+        other.commit()
+        assert waiting.result(30)
 
 
 class TestSignatures:

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from healthobs.clock import Clock
-from reference_services._kit import Model, Problem
+from reference_services._kit import Model, Problem, idempotency
 from reference_services._kit.idempotency import ANSWERS, KEEP_NS, Idempotency, read_key
 from reference_services._kit.keys import load_secret
 
@@ -337,6 +337,19 @@ class TestConcurrency:
         assert (raised.value.status, raised.value.headers) == (409, {"Retry-After": "1"})
         with memory.exclusive("slot"):
             pass
+
+    def test_taken_away_meanwhile(self, client: Any, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An answer that another request takes away, a day old, between two statements of this one leaves a new key."""
+        add, tried = idempotency.add_new, list[bool]()
+
+        def gone(*arguments: Any, **values: Any) -> bool:
+            tried.append(bool(tried) and add(*arguments, **values))
+            return tried[-1]
+
+        monkeypatch.setattr(idempotency, "add_new", gone)
+        answer = pay(client, 5)
+        assert (answer.status_code, "Idempotent-Replayed" in answer.headers) == (201, False)
+        assert tried == [False, True]
 
     def test_two_processes_one_effect(self, make_bench: Any) -> None:
         """Two services on one database, called together with equal keys, make one payment per key."""

@@ -149,8 +149,10 @@ class Idempotency:
         """
         now = self._clock.wall_ns()
         connection.execute(ANSWERS.delete().where(ANSWERS.c.created_ns < now - KEEP_NS))
-        if not add_new(connection, ANSWERS, slot=slot, fingerprint=fingerprint, created_ns=now):
-            return self._recall(connection, slot, fingerprint), True
+        while not add_new(connection, ANSWERS, slot=slot, fingerprint=fingerprint, created_ns=now):
+            remembered = self._recall(connection, slot, fingerprint)
+            if remembered is not None:  # else it became a day old, and another request took it away meanwhile
+                return remembered, True
         answer = call()
         nonce = secrets.token_bytes(_NONCE_BYTES)
         sealed = nonce + self._aead.encrypt(nonce, answer.to_bytes(), slot.encode())
@@ -160,8 +162,10 @@ class Idempotency:
     def _digest(self, data: bytes) -> str:
         return hmac.new(self._hmac_key, data, hashlib.sha256).hexdigest()
 
-    def _recall(self, connection: Connection, slot: str, fingerprint: str) -> Answer:
-        row = connection.execute(sa.select(ANSWERS).where(ANSWERS.c.slot == slot)).one()
+    def _recall(self, connection: Connection, slot: str, fingerprint: str) -> Answer | None:
+        row = connection.execute(sa.select(ANSWERS).where(ANSWERS.c.slot == slot)).first()
+        if row is None:
+            return None
         if not hmac.compare_digest(row.fingerprint, fingerprint):
             raise Problem(
                 422,

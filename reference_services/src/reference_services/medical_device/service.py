@@ -85,7 +85,8 @@ class Service:
             except domain.ItemError as refused:
                 outcome[index] = refused.code
         with self.kit.transaction() as connection:
-            self._found(connection, key)
+            # Of batches and calibrations of one device one comes after the other: none waits for another in a circle.
+            self._found(connection, key, lock=True)
             calibrations = store.calibrations(connection, key)
             batch = [domain.judged(item, calibrations) for item in domain.first_of_each(read)]
             validities = [domain.validity(item.flags) for item in batch]
@@ -117,12 +118,12 @@ class Service:
         """Record a calibration."""
         if body.due <= self.kit.clock.now().date():
             raise invalid("The next calibration must be due in the future.", "/due", "not_in_the_future")
-        values = {
-            **body.model_dump(), "due": body.due.isoformat(), "id": str(uuid.uuid4()), "device_id": str(device_id),
-            "recorded_by": principal.subject, "recorded_ns": self.kit.clock.wall_ns(),
-        }  # fmt: skip
         with self.kit.transaction() as connection:
-            self._found(connection, str(device_id))
+            self._found(connection, str(device_id), lock=True)
+            values = {
+                **body.model_dump(), "due": body.due.isoformat(), "id": str(uuid.uuid4()), "device_id": str(device_id),
+                "recorded_by": principal.subject, "recorded_ns": self.kit.clock.wall_ns(),
+            }  # fmt: skip
             store.add(connection, store.CALIBRATIONS, values)
         annotate(details={"calibration": values["id"], "due": values["due"]})
         return models.Calibration.of(values, recorded=moment(values["recorded_ns"])), 201
