@@ -7,6 +7,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +63,7 @@ from healthobs.audit.subjects import SubjectMap
 
 folder, place, key = Path(sys.argv[1]), *sys.argv[2:]
 subjects = SubjectMap(place if "://" in place else Path(place), Path(key))
-trail = open_trail(f"sqlite:///{folder}/audit.db", service="s", subjects=subjects, timeout_seconds=0.5)
+trail = open_trail(f"sqlite:///{folder}/audit.db", service="s", subjects=subjects, timeout_seconds=10)
 trail.append({"action": "parent", "subject": "patient-1"})
 inside, rows, order = threading.Event(), subjects._rows, []
 connected = rows._connected
@@ -597,6 +598,28 @@ class TestErasure:
                 service.trail.forget(PATIENT)
         assert service.rows() == 1
         assert service.trail.forget(PATIENT)
+
+    def test_merged_by_another_meanwhile(self, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What another process had read from the spool, and is about to seal again, is no way back into the map."""
+        service.trail.append(READ)
+        back = service.lose_map()
+        service.trail.append_or_spool(CARE)
+        back()
+        settled, forgotten = SubjectMap.settled, list[bool]()
+        forgetting = threading.Thread(target=lambda: forgotten.append(service.trail.forget(PATIENT)))
+
+        def meanwhile(*arguments: Any) -> bytes:
+            monkeypatch.setattr(SubjectMap, "settled", settled)
+            forgetting.start()
+            forgetting.join(1)
+            return settled(*arguments)
+
+        with closing(service.open()) as other:
+            monkeypatch.setattr(SubjectMap, "settled", meanwhile)
+            other.append({"action": "service.begun"})
+        forgetting.join()
+        assert (forgotten, service.rows(), service.trail.refused_rows) == ([True], 0, 0)
+        assert len({body["subject"] for body in service.bodies()} - {None}) == 1
 
     def test_without_a_map(self, tmp_path: Path) -> None:
         """A trail without a map has nobody to forget."""

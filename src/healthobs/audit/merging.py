@@ -4,7 +4,7 @@ A merge that is cut off comes again; by its key each entry is in the log once. O
 tells (`audit.damage`), which waits in the spool itself and is signed there with the log's key: nobody else can make a line
 of the file say it.
 
-Limits: one thread of a process merges at a time (`healthobs.audit.turns`).
+Limits: one thread of a process merges at a time (`healthobs.audit.turns`); several processes may.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Merging:
         """Put what waits in the spool into the log.
 
         Args:
-            wait_seconds: How long to wait for another thread's merge, the map of subjects and the disk, each.
+            wait_seconds: How long to wait for another thread's merge, whoever forgets, the map of subjects and the disk, each.
             on_damage: Told how many acknowledged entries could not be read.
             deadline: Monotonic time by which it must be done, where there is one; then no merge is tried right after one
                 that failed.
@@ -59,7 +59,7 @@ class Merging:
             return
         here = process()
         turn = self._turns.get(here) or self._turns.setdefault(here, Turn())
-        with turn.taken(wait_seconds, insists=deadline is None):
+        with turn.taken(wait_seconds, insists=deadline is None), self._spool.merging(wait_seconds):
             if self._spool.waiting() and self._merge_once(wait_seconds, on_damage, deadline):
                 self._merge_once(wait_seconds, on_damage, deadline)  # the entry that says what was lost
 

@@ -26,6 +26,8 @@ from pathlib import Path
 from healthobs.audit.keys import sync_directory
 from healthobs.exceptions import AuditWriteError
 
+_POLL_SECONDS = 0.01
+
 Row = tuple[str, bytes]
 Rows = list[Row]
 
@@ -60,6 +62,44 @@ class Spool:
         """
         with self._locked():
             pass
+
+    @contextmanager
+    def merging(self, wait_seconds: float, *, alone: bool = False) -> Generator[None]:
+        """Merge beside others; `alone`, when no merge of any process is under way, and none begins meanwhile.
+
+        Args:
+            wait_seconds: How long to wait for whoever is alone, or for every merge.
+            alone: See above. What a merge had read is in the log by then, or still waits.
+
+        Raises:
+            AuditWriteError: That took too long, or the file beside the spool cannot be used.
+        """
+        deadline = time.monotonic() + wait_seconds
+        with self._beside() as descriptor:
+            while True:
+                try:
+                    fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise AuditWriteError("another process merges the audit spool; try again") from None
+                    time.sleep(_POLL_SECONDS)
+            yield
+
+    @contextmanager
+    def _beside(self) -> Generator[int]:
+        """Give the file that `merging` locks; another one than the spool, which is locked for each line that is added."""
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = self._path.with_name(f"{self._path.name}.lock")
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise _unusable(exc) from None
+        try:
+            yield descriptor
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor, too
+            os.close(descriptor)
 
     def merge(
         self,
@@ -168,10 +208,12 @@ class Spool:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor, too
                 os.close(descriptor)
         except OSError as exc:
-            reason = exc.strerror or type(exc).__name__
-            raise AuditWriteError(
-                f"the audit spool cannot be used ({reason}); check the file and its disk"
-            ) from None
+            raise _unusable(exc) from None
+
+
+def _unusable(exc: OSError) -> AuditWriteError:
+    reason = exc.strerror or type(exc).__name__
+    return AuditWriteError(f"the audit spool cannot be used ({reason}); check the file and its disk")
 
 
 def _read(descriptor: int) -> bytes:

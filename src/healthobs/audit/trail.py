@@ -236,9 +236,12 @@ class AuditTrail(LogReader):
         if self.subjects is None:
             raise AuditError("the audit trail has no map of subjects, so it can forget none")
         self._merge(self._timeout_seconds)
-        if self.spool is not None and self.spool.waiting():
-            raise AuditError("entries still wait in the spool, so nobody is forgotten; try again")
-        return self.subjects.erase(subject)
+        if self.spool is None:
+            return self.subjects.erase(subject)
+        with self.spool.merging(self._timeout_seconds, alone=True):
+            if self.spool.waiting():
+                raise AuditError("entries still wait in the spool, so nobody is forgotten; try again")
+            return self.subjects.erase(subject)
 
     @property
     def subjects(self) -> SubjectMap | None:
