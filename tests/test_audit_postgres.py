@@ -356,8 +356,9 @@ class TestDurability:
 
     def test_stopped_server_denies_in_time(self, log: Log, postgres: Postgres) -> None:
         """A server that hangs makes an append fail within its time, not wait for ever."""
-        trail = log.open(timeout_seconds=0.5)
+        trail = log.open()
         trail.append(READ)
+        trail._timeout_seconds = 0.5
         backend = log.as_owner("SELECT pid FROM pg_stat_activity WHERE usename = '" + log.role + "'")[0][0]
         os.kill(backend, signal.SIGSTOP)
         try:

@@ -355,7 +355,6 @@ class TestTrailWithSpool:
         self, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An entry that the store took after all, later than care would wait, is not doubled by the spool."""
-        monkeypatch.setattr("healthobs.audit.trail.SPOOL_AFTER_SECONDS", 0.2)
         trail.append({"action": "before"})
         entered, leave = threading.Event(), threading.Event()
         insert = __import__("healthobs.audit.store", fromlist=["insert"]).insert

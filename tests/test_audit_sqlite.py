@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 import stat
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.audit_trails import READ, MakeTrail, cut_off
 from tests.forked import is_locked, lingering
 
 from healthobs.audit.command import main
-from healthobs.audit.sqlite import SqliteConnection, SqliteStore, connect_pragmas, wal_is_safe
+from healthobs.audit.sqlite import SqliteConnection, SqliteStore, connect_pragmas, set_up, wal_is_safe
 
 
 class TestConnectPragmas:
@@ -54,6 +56,29 @@ class TestConnectPragmas:
         finally:
             connection.close()
         assert (mode, level, keys) == ("wal" if wal_is_safe(version) else journal.lower(), 2, 1)
+
+    @pytest.mark.parametrize("wait_seconds", [None, 30.0])
+    def test_wait_for_a_writer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_seconds: float | None
+    ) -> None:
+        """Whoever changes the journal mode waits until others have written, in WAL mode too, and no longer than is said."""
+        monkeypatch.setattr("healthobs.audit.sqlite.connect_pragmas", lambda **_: connect_pragmas((3, 51, 3)))
+        options: dict[str, Any] = {"timeout": 30.0, "isolation_level": None, "check_same_thread": False}
+        with (
+            closing(sqlite3.connect(tmp_path / "any.db", **options)) as writer,
+            closing(sqlite3.connect(tmp_path / "any.db", **options)) as connection,
+        ):
+            writer.execute("CREATE TABLE t (a)")
+            writer.execute("BEGIN IMMEDIATE")
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                set_up(connection, wait_seconds=0)
+            with ThreadPoolExecutor(1) as thread:
+                waiting = thread.submit(set_up, connection, wait_seconds=wait_seconds)
+                with pytest.raises(TimeoutError):
+                    waiting.result(0.3)
+                writer.execute("COMMIT")
+                waiting.result(30)
+            assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
     def test_every_connection_is_set(self, make_trail: MakeTrail) -> None:
         """The statements are run on each connection that may write."""

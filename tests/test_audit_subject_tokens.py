@@ -657,10 +657,10 @@ class TestAtOnce:
         place = FilePlace(tmp_path)
         mine, others, begin = place.open(), place.open(), subject_rows._begin
 
-        def late(connection: sqlite3.Connection) -> None:
+        def late(connection: sqlite3.Connection, wait_seconds: float) -> None:
             monkeypatch.undo()
             others.token(PATIENT)
-            begin(connection)
+            begin(connection, wait_seconds)
 
         monkeypatch.setattr(subject_rows, "_begin", late)
         assert mine.token(PATIENT) == others.find(PATIENT)

@@ -400,9 +400,10 @@ def test_worker_that_forks_its_pool(tmp_path: Path, replaced: bool, frameworks: 
         }
         line = ["-m", "celery", "-A", "ward", "worker", "--concurrency=2", "--without-mingle"]
         line += ["--max-tasks-per-child=4"] * replaced
+        # All is sent before the worker starts: this broker's files can be read before they are whole.
+        sent = {**os.environ, **environ, "AT": "0", "PROMETHEUS_MULTIPROC_DIR": ""}
+        subprocess.run([sys.executable, "ward.py"], cwd=tmp_path, env=sent, check=True)
         with serving(tmp_path, line, ready=False, **environ) as worker:
-            sent = {**os.environ, **environ, "AT": "0", "PROMETHEUS_MULTIPROC_DIR": ""}
-            subprocess.run([sys.executable, "ward.py"], cwd=tmp_path, env=sent, check=True)
             until(lambda: 'operation="ward.admit",outcome="ok"} 20.0' in _scrape(worker))
             until(lambda: 'operation="ward.fail",outcome="error"} 1.0' in _scrape(worker))
             metrics = _scrape(worker)

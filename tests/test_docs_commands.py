@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ def lines(page: str) -> list[list[str]]:
     """Return its command lines, as words."""
     found = "".join(blocks(page, "console")).replace("\\\n", "")
     return [shlex.split(line.removeprefix("$ "), comments=True) for line in found.splitlines()]
+
+
+def partial(status: str) -> list[str]:
+    """Return the controls that a status says are met in part."""
+    return re.findall(r"^  (\S+) +partial", status, re.MULTILINE)
 
 
 def test_the_tutorial_of_an_audited_service(tmp_path: Path) -> None:
@@ -52,11 +58,14 @@ def test_the_tutorial_of_an_audited_service(tmp_path: Path) -> None:
     with serving(tmp_path, ["-m", *words], **{name: value}) as server:
         here = [[word.replace(":8080", f":{server.port}") for word in line] for line in after]
         write, metrics, verify, export_entries, gate = map(run, here)
+        deadline = time.monotonic() + 60  # the worker that answers may not have ended its first round
+        while partial(gate.stdout) != ["H-312.c", "H-312.d"] and time.monotonic() < deadline:
+            gate = run(here[-1])
     assert (write.returncode, write.stdout) == (0, '{"bed":"b-1"}\n')
     assert 'ward_operations_total{operation="assign_bed",outcome="ok"} 1.0' in metrics.stdout
     assert (verify.returncode, verify.stdout.startswith("ok: ")) == (0, True)
     assert '"action": "bed.assign"' in export_entries.stdout
     assert gate.returncode == 1
-    assert re.findall(r"^  (\S+) +partial", gate.stdout, re.MULTILINE) == ["H-312.c", "H-312.d"]
+    assert partial(gate.stdout) == ["H-312.c", "H-312.d"]
     for said in (metrics, verify, export_entries, gate, server.log.read_text()):
         assert "0012345" not in str(said)

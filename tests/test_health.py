@@ -215,6 +215,7 @@ class TestReadiness:
             ticking.elapsed += 10
             assert health.readiness()[1]["checks"]["database"] == "timeout"
         threads = [thread for thread in threading.enumerate() if thread.name == "healthobs-check-database"]
+        assert hung.began.wait(30)
         assert (hung.runs, len(threads)) == (1, 1)
 
     def test_runs_again_after_the_hung_run_ended(self, health: Health, hung: Hung) -> None:
@@ -252,6 +253,7 @@ class TestReadiness:
             probe.start()
         for probe in probes:
             probe.join()
+        assert hung.began.wait(30)
         assert (hung.runs, hung.most) == (1, 1)
 
     def test_joining_caller_gets_the_result(self, health: Health, hung: Hung) -> None:

@@ -227,7 +227,7 @@ class TestControls:
         kit = Kit(bench.info, settings, controls=[control])
         kit.finish()
         assert kit.obs.controls.run(["X-1"]) == {"X-1": "pass"}
-        assert set(threading.enumerate()) > before
+        assert set(threading.enumerate()) - before
         kit.close()
         assert set(threading.enumerate()) <= before
 

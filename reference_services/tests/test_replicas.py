@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
 import sqlite3
 import threading
 import time
@@ -117,6 +120,20 @@ def replicas(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Replica
             made.close()
 
 
+def kill(service: cluster.Service) -> None:
+    """Kill a service's master, and its workers, which would end what they have in hand; return when all are gone."""
+    tasks = Path(f"/proc/{service.process.pid}/task").glob("*/children")
+    workers = [os.pidfd_open(int(pid)) for task in tasks for pid in task.read_text().split()]
+    assert workers
+    service.process.kill()
+    service.process.wait()
+    for worker in workers:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(worker, signal.SIGKILL)
+        assert select.select([worker], [], [], GIVE_UP_SECONDS)[0]
+        os.close(worker)
+
+
 def test_a_killed_replica_charges_nobody_twice(
     replicas: Replicas, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,9 +163,7 @@ def test_a_killed_replica_charges_nobody_twice(
         charges = [threads.submit(charge, (key, number)) for key in range(KEYS) for number in (1, 2)]
         for _ in range(KEYS // 2):
             answered.acquire(timeout=GIVE_UP_SECONDS)
-        replicas.gateways[1].process.kill()  # with requests in its hands
-        replicas.gateways[1].process.wait()
-        time.sleep(0.5)
+        kill(replicas.gateways[1])  # with requests in its hands
         replicas.gateways[1] = replicas.start(2)
         ids = {done.result() for done in charges}
 

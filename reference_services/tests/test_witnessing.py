@@ -23,7 +23,8 @@ from service_world import World
 
 PHI, AUTH = "phi-service", "auth-service"
 PEERS = [name for name in SERVICES if name != PHI]
-GIVE_UP_SECONDS = 60
+#: H-312.c asks its witness, within two seconds, once a minute or, where its round comes too early, every other round.
+GIVE_UP_SECONDS = 150
 
 
 def vouched(note: str, *vkeys: str) -> int:
@@ -143,7 +144,7 @@ class TestInOneProcess:
 
 
 @pytest.mark.server
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(500)
 class TestServers:
     """phi-service with two workers, witnessed by auth-service."""
 
@@ -182,25 +183,27 @@ class TestServers:
         file = tmp_path / PHI / "phi.audit.db"
         shutil.copy(file, tmp_path / "old.db")
         auth, phi = start(AUTH), start(PHI)
-        assert states(phi) == {"partial"}
+        assert state(phi, "unknown") == "partial"
         vkeys = json.loads((tmp_path / "known.json").read_text())
         log = vkeys[PHI]["log"]
         with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
-            shown = pool.request("GET", auth.url + checkpoint_path(log))
-        assert shown.status == 200
+            deadline = time.monotonic() + GIVE_UP_SECONDS
+            while (shown := pool.request("GET", auth.url + checkpoint_path(log))).status != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
         assert vouched(shown.data.decode(), log, vkeys[AUTH]["witness"]) > 0
         phi.restart(lambda _: shutil.copy(tmp_path / "old.db", file))
-        assert states(phi) == {"fail"}
+        assert state(phi, "unknown", "partial") == "fail"  # partial where the witness did not answer in time
 
 
-def states(service: cluster.Service) -> set[str]:
-    """Return the states of H-312.c that the workers show, once the first has observed it."""
+def state(service: cluster.Service, *passing: str) -> str:
+    """Return the state of H-312.c that a worker shows, once it is none of those that may come before."""
     with urllib3.PoolManager(retries=False, timeout=20.0) as pool:
         deadline = time.monotonic() + GIVE_UP_SECONDS
         while time.monotonic() < deadline:
             rows: Any = pool.request("GET", f"{service.url}/compliance/status").json()["controls"]
-            state = next(row["state"] for row in rows if row["id"] == "H-312.c")
-            if state != "unknown":
-                return {state}
+            shown = next(str(row["state"]) for row in rows if row["id"] == "H-312.c")
+            if shown not in passing:
+                return shown
             time.sleep(0.1)
-    return set()
+    raise AssertionError(f"still {shown}")

@@ -46,7 +46,8 @@ def unfaithful(trail: AuditTrail, first: int, last: int) -> set[int]:
     Raises:
         AuditError: The store cannot be read, or its latest checkpoint is not this log's.
     """
-    verifier = trail.verifier  # a process that was not restarted since a rotation signs with the key before
+    # Of all keys: a process that was not restarted since a rotation signs with the one before.
+    verifier = Verifier(*trail.vkeys)
     with trail.connected() as connection, connection.reading():
         size, note = store.head(connection)
         open_checkpoint(note or "", verifier)

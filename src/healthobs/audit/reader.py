@@ -44,9 +44,9 @@ class LogReader:
         self._vouched: set[str] = set()
 
     @property
-    def verifier(self) -> Verifier:
-        """What opens the log's checkpoints, whichever of its keys signed them; for `healthobs.audit` only."""
-        return self._verifier
+    def vkeys(self) -> tuple[str, ...]:
+        """The public keys by any of which a checkpoint of the log is known here."""
+        return self._verifier.vkeys
 
     @property
     def subjects(self) -> SubjectMap | None:

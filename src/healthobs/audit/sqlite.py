@@ -18,6 +18,7 @@ import fcntl
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,7 @@ GUARDS = {
     )
 }
 #: Those that erasing and pruning lift.
+_POLL_SECONDS = 0.01
 _LIFTED = ("entry_no_update", "entry_no_delete", "checkpoint_no_delete")
 
 
@@ -140,6 +142,36 @@ def connect_pragmas(
         "PRAGMA synchronous = FULL",
         "PRAGMA foreign_keys = ON",
     )
+
+
+def set_up(
+    connection: sqlite3.Connection, *, journal: str = "TRUNCATE", wait_seconds: float | None = None
+) -> None:
+    """Run `connect_pragmas`.
+
+    SQLite does not wait for whoever writes to change to WAL, but fails at once: that is tried again as long as anything else waits.
+
+    Args:
+        connection: A new one.
+        journal: As there.
+        wait_seconds: The busy timeout that the connection has; default that of `connect_pragmas`.
+
+    Raises:
+        sqlite3.Error: It cannot be done.
+    """
+    timeout, *pragmas = connect_pragmas(journal=journal)
+    if wait_seconds is None:
+        connection.execute(timeout).close()
+    deadline = time.monotonic() + (BUSY_TIMEOUT_MILLIS / 1000 if wait_seconds is None else wait_seconds)
+    for pragma in pragmas:
+        while True:
+            try:
+                connection.execute(pragma).close()
+                break
+            except sqlite3.OperationalError as exc:
+                if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
 
 
 def make_file(path: Path) -> None:
@@ -247,9 +279,10 @@ class SqliteConnection:
         self._connection.text_factory = _text
         try:
             # One that is live undoes what a killed writer had begun, as SQLite does when it may write.
-            pragmas = ("PRAGMA query_only = ON",) if read_only else connect_pragmas(journal="PERSIST")
-            for pragma in pragmas:
-                self._connection.execute(pragma)
+            if read_only:
+                self._connection.execute("PRAGMA query_only = ON")
+            else:
+                set_up(self._connection, journal="PERSIST")
         except BaseException:
             self._connection.close()
             raise

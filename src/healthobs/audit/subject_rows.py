@@ -14,7 +14,7 @@ from typing import Protocol
 
 from healthobs.audit import keys
 from healthobs.audit.forking import ForkGate, SqliteFile
-from healthobs.audit.sqlite import BUSY_TIMEOUT_MILLIS, connect_pragmas, forget, make_file, path_of
+from healthobs.audit.sqlite import BUSY_TIMEOUT_MILLIS, forget, make_file, path_of, set_up
 from healthobs.exceptions import AuditError, ConfigurationError
 
 #: Token, hash and sealed identifier.
@@ -117,7 +117,7 @@ class SqliteRows:
         with self._connected(wait_seconds) as connection:
             token = _known(connection, about)
             if token is None and make is not None:
-                _begin(connection)
+                _begin(connection, wait_seconds)
                 token = _known(connection, about)
                 if token is None:
                     row = make()
@@ -175,11 +175,11 @@ class SqliteRows:
             raise AuditError(f"the subject map cannot be used ({name}); check its file and disk") from None
 
 
-def _begin(connection: sqlite3.Connection) -> None:
+def _begin(connection: sqlite3.Connection, wait_seconds: float = WAIT_SECONDS) -> None:
     """Begin to write durably; who only reads, as most do, need not set all that."""
-    # The first of the pragmas is the timeout.
-    for statement in (*connect_pragmas()[1:], "PRAGMA secure_delete = ON", "BEGIN IMMEDIATE"):
-        connection.execute(statement)
+    set_up(connection, wait_seconds=wait_seconds)
+    connection.execute("PRAGMA secure_delete = ON")
+    connection.execute("BEGIN IMMEDIATE")
 
 
 def _known(connection: sqlite3.Connection, about: About) -> str | None:

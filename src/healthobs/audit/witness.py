@@ -34,7 +34,7 @@ from healthobs.audit.checkpoint import (
     to_base64,
 )
 from healthobs.audit.forking import ForkGate, SqliteFile
-from healthobs.audit.sqlite import connect_pragmas, make_file
+from healthobs.audit.sqlite import make_file, set_up
 from healthobs.clock import Clock
 from healthobs.exceptions import AuditError, ConfigurationError
 
@@ -129,8 +129,7 @@ class WitnessState:
                 self._gate,
                 contextlib.closing(SqliteFile(self._path)) as connection,
             ):
-                for pragma in connect_pragmas():
-                    connection.execute(pragma)
+                set_up(connection)
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, make_url
 
-from healthobs.audit.sqlite import connect_pragmas
+from healthobs.audit.sqlite import set_up
 from healthobs.clock import rfc3339
 from healthobs.exceptions import ConfigurationError
 
@@ -71,8 +71,7 @@ def make_engine(url: str) -> Engine:
     def _connect(dbapi_connection: Any, record: Any) -> None:
         record.info["inode"] = path.stat().st_ino
         dbapi_connection.isolation_level = None
-        for statement in connect_pragmas():
-            dbapi_connection.execute(statement).close()
+        set_up(dbapi_connection)
 
     @sa.event.listens_for(engine, "checkout")
     def _checkout(_connection: object, record: Any, _proxy: object) -> None:
