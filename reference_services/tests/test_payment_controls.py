@@ -13,6 +13,7 @@ from tests.another_writer import another_writer
 from healthobs.compliance import ProbeContext
 from payment_bench import Gateway
 from reference_services._kit import ServiceSettings
+from reference_services._kit import controls as kit_controls
 from reference_services.payment_gateway import cards, domain, store
 from reference_services.payment_gateway.api import INFO, create_app
 from reference_services.payment_gateway.controls import CANARY, _files, controls
@@ -120,6 +121,24 @@ class TestControls:
         (gateway.folder / "dumps" / "old").mkdir(parents=True)
         assert run("C-3.5.db")[0] == "pass"
         (gateway.folder / "dumps" / "old" / "core").write_bytes(b"\0" + CANARY.encode() + b"\0")
+        assert run("C-3.5.db")[0] == "fail"
+
+    def test_file_that_goes_meanwhile(
+        self, gateway: Gateway, run: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A file that is gone before it is read, as a draft or journal is, leaves the others to be searched."""
+        read = kit_controls.read_raw
+
+        def late(path: Path, most_bytes: int) -> bytes:
+            if path.name == "draft":
+                path.unlink()
+            return read(path, most_bytes)
+
+        monkeypatch.setattr(kit_controls, "read_raw", late)
+        (gateway.folder / "draft").write_bytes(b"x")
+        assert run("C-3.5.db")[0] == "pass"
+        (gateway.folder / "draft").write_bytes(b"x")
+        (gateway.folder / "left").write_bytes(CANARY.encode())
         assert run("C-3.5.db")[0] == "fail"
 
     def test_rule_switched_off(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

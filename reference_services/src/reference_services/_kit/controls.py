@@ -8,10 +8,12 @@ Limits: of a file its mode, owner and content are seen; not who has read it, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from healthobs.compliance import Control, Outcome, control
+from healthobs.files import read_raw
 
 if TYPE_CHECKING:
     from reference_services._kit.app import Kit
@@ -32,3 +34,18 @@ def custody(kit: Kit) -> Outcome:
     if faults:
         return Outcome("fail", "; ".join(faults), len(faults))
     return Outcome("pass", f"{len(kit.key_files)} key files are private and unchanged", len(kit.key_files))
+
+
+def contents(paths: Iterable[Path], most_bytes: int) -> Iterator[bytes]:
+    """Yield the first `most_bytes` of each file; one that goes meanwhile, as a journal does, is passed over.
+
+    Raises:
+        OSError: One is there and cannot be read.
+    """
+    for path in paths:
+        if path.is_file():
+            try:
+                content = read_raw(path, most_bytes)
+            except FileNotFoundError:
+                continue
+            yield content

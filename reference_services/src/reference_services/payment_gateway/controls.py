@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from healthobs.compliance import Control, Outcome, control
-from healthobs.files import read_raw
+from reference_services._kit.controls import contents
 from reference_services.payment_gateway import cards, domain, lifecycle, money, store
 
 if TYPE_CHECKING:
@@ -113,6 +113,4 @@ def no_card_stored(service: Service) -> Outcome:
 
 
 def _files(service: Service) -> Iterator[bytes]:
-    for path in sorted(service.kit.settings.data_dir.rglob("*")):
-        if path.is_file():
-            yield read_raw(path, MAX_SEARCHED_BYTES)
+    return contents(sorted(service.kit.settings.data_dir.rglob("*")), MAX_SEARCHED_BYTES)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from healthobs.compliance import Control, Outcome, ProbeContext, control
-from healthobs.files import read_raw
+from reference_services._kit.controls import contents
 from reference_services.phi import domain
 from reference_services.phi.crypto import SealError
 from reference_services.phi.store import Patient
@@ -129,9 +129,8 @@ def _stored(service: Service, rows: list[tuple[str, int, str, str]]) -> Iterator
         yield sealed.encode()
     database = service.kit.engine.url.database
     if service.kit.engine.dialect.name == "sqlite" and database:
-        for path in (Path(database), Path(f"{database}-wal"), Path(f"{database}-journal")):
-            if path.is_file():
-                yield read_raw(path, MAX_SEARCHED_BYTES)
+        beside = (Path(f"{database}{suffix}") for suffix in ("", "-wal", "-journal"))
+        yield from contents(beside, MAX_SEARCHED_BYTES)
 
 
 def minimum_necessary(service: Service, context: ProbeContext) -> Outcome:
