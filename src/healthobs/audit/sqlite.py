@@ -32,6 +32,7 @@ from healthobs.exceptions import AuditError, ConfigurationError
 CUT_OFF = "SQLITE_READONLY_ROLLBACK"
 #: How long a statement waits for another connection's lock.
 BUSY_TIMEOUT_MILLIS = 5_000
+_POLL_SECONDS = 0.01
 #: How long `attempting` waits.
 ATTEMPT_MILLIS = 250
 _TABLES = {
@@ -94,7 +95,6 @@ GUARDS = {
     )
 }
 #: Those that erasing and pruning lift.
-_POLL_SECONDS = 0.01
 _LIFTED = ("entry_no_update", "entry_no_delete", "checkpoint_no_delete")
 
 
